@@ -1,0 +1,391 @@
+"""The values that travel the line: git files in, objects and reports out.
+
+Everything here is frozen. Kubernetes objects are plain JSON dictionaries (``JsonObject``), shared
+between threads and caches: nobody edits one that somebody else made.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+JsonObject = dict[str, Any]
+"""A decoded JSON object. Immutable by convention: copy before changing."""
+
+GROUP = "mcp.example.com"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "MCPServer"
+PLURAL = "mcpservers"
+CRD_NAME = f"{PLURAL}.{GROUP}"
+
+FIELD_MANAGER = "gitops-mcp"
+SHUTDOWN_MANAGER = "gitops-mcp-shutdown"
+"""Field manager of a shutdown's writes: they take single fields and must not give up the rest."""
+FINALIZER = f"{GROUP}/finalizer"
+
+LABEL_NAME = "app.kubernetes.io/name"
+LABEL_INSTANCE = "app.kubernetes.io/instance"
+LABEL_COMPONENT = "app.kubernetes.io/component"
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+LABEL_TRANSPORT = f"{GROUP}/transport"
+LABEL_SOURCE = f"{GROUP}/source"
+APP_NAME = "mcp-server"
+
+ANNOTATION_SHUTDOWN = f"{GROUP}/graceful-shutdown"
+ANNOTATION_FILE = f"{GROUP}/file"
+ANNOTATION_PRUNE = f"{GROUP}/prune"
+ANNOTATION_ADOPT = f"{GROUP}/adopt"
+ANNOTATION_REPLICAS = f"{GROUP}/replicas"
+ANNOTATION_RECONCILE = f"{GROUP}/reconcile-requested-at"
+
+
+# --- identity -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class ServerKey:
+    """Names one MCP server; prints as ``namespace/name``."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class ObjectRef:
+    """Names one Kubernetes object; prints as kubectl does: ``deployment/web``."""
+
+    api_version: str
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind.lower()}/{self.name}"
+
+    @classmethod
+    def of(cls, body: JsonObject) -> ObjectRef:
+        """The reference of an object body that carries apiVersion, kind and metadata."""
+        metadata = body["metadata"]
+        return cls(
+            body["apiVersion"], body["kind"], metadata.get("namespace", ""), metadata["name"]
+        )
+
+
+# --- git ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """A commit, or a directory's content over it. ``sha`` is empty where there is no git."""
+
+    sha: str
+    dirty: bool = False
+
+    def __str__(self) -> str:
+        if not self.sha:
+            return "none"
+        return f"{self.sha}-dirty" if self.dirty else self.sha
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One file of the source. ``path`` is relative to the source's root, POSIX; ``blob`` is the
+    git object id of ``data`` (also for files that git does not hold): the cache key."""
+
+    path: str
+    blob: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A source at one moment.
+
+    ``files`` are the candidates below the source (yaml, yml, json; group_vars and the config file
+    included), sorted by path. ``skipped`` names what could not be read as a plain file (symlinks,
+    submodules, too large), each with the reason. ``root`` is the directory or repository as the
+    user named it, credentials removed.
+    """
+
+    revision: Revision
+    branch: str | None
+    files: tuple[SourceFile, ...]
+    skipped: tuple[tuple[str, str], ...] = ()
+    root: str = "."
+
+
+# --- load -----------------------------------------------------------------------------------
+
+Severity = Literal["error", "warning"]
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Problem:
+    """One mistake of the source, at its place (line and column 1-based, in characters).
+
+    ``server`` is ``namespace/name`` where it can be told; ``path`` is RFC 6901 from the document's
+    root, ``""`` for the whole document. ``message`` never holds a value that may be a secret.
+    """
+
+    file: str
+    line: int
+    column: int
+    server: str | None
+    path: str
+    message: str
+    severity: Severity = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class McpServer:
+    """One valid server as git wants it.
+
+    ``spec`` is the manifest's spec merged over group_vars, without API defaults. ``labels`` and
+    ``annotations`` are the manifest's own. ``file``/``line`` say where it stands.
+    ``digest`` is a hash of everything here: equal digests render equal objects.
+    """
+
+    key: ServerKey
+    spec: JsonObject
+    labels: Mapping[str, str]
+    annotations: Mapping[str, str]
+    file: str
+    line: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a source holds.
+
+    ``protected``: servers whose manifest exists but cannot be applied: they are neither changed
+    nor pruned. ``unknown``: a broken document's server could not be told, so nothing at all may be
+    pruned. ``variables`` are the template variables of group_vars. ``ignored`` are files and
+    documents that are not ours, for ``-v``, each ``(file, reason)``.
+    """
+
+    servers: Mapping[ServerKey, McpServer]
+    problems: tuple[Problem, ...] = ()
+    protected: frozenset[ServerKey] = frozenset()
+    unknown: bool = False
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    ignored: tuple[tuple[str, str], ...] = ()
+
+
+# --- probe ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """What the last MCP handshake with a server's pods said.
+
+    ``reason`` is a reason of the Verified condition (HandshakeSucceeded, AuthenticationRequired,
+    HandshakeFailed, HostRejected, ConnectionRefused, NotProbed, Unreachable). ``pods`` are the
+    uids that it speaks for.
+    """
+
+    reason: str
+    message: str
+    at: datetime
+    pods: frozenset[str] = frozenset()
+    server_info: JsonObject | None = None
+
+
+# --- decide ---------------------------------------------------------------------------------
+
+ChangeAction = Literal["create", "update", "replace", "delete", "blocked"]
+
+
+@dataclass(frozen=True, slots=True)
+class FieldChange:
+    """One field that differs: ``before`` is the live (or base) value, ``after`` the desired one;
+    absent is None. Secret-like values are masked already."""
+
+    path: str
+    before: Any
+    after: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One object that differs. ``before``/``after`` are masked bodies for a unified diff: of the
+    live and of the desired object, both narrowed to the fields that we mean (None: absent).
+    ``foreign`` are fields of other managers that stay, shown by ``diff -v``."""
+
+    action: ChangeAction
+    server: ServerKey
+    ref: ObjectRef
+    fields: tuple[FieldChange, ...] = ()
+    reason: str = ""
+    before: JsonObject | None = None
+    after: JsonObject | None = None
+    foreign: tuple[FieldChange, ...] = ()
+
+
+class Verb(enum.Enum):
+    """What an action asks of the API server; the executor has one request for each."""
+
+    APPLY = "apply"
+    """Forced server-side apply of ``body``."""
+    JSON_PATCH = "json-patch"
+    """``body`` is ``{"patch": [...]}``: only for moving ownership in managedFields."""
+    DELETE = "delete"
+
+
+Propagation = Literal["Background", "Foreground", "Orphan"]
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One request. ``uid`` and ``resource_version`` are its preconditions (written into the body
+    of an apply); ``why`` is for logs and reports: a verb phrase such as ``withdraw endpoints``."""
+
+    verb: Verb
+    ref: ObjectRef
+    why: str
+    body: JsonObject = field(default_factory=dict)
+    subresource: Literal["", "status"] = ""
+    manager: str = FIELD_MANAGER
+    uid: str | None = None
+    resource_version: str | None = None
+    propagation: Propagation = "Background"
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One metav1.Condition, without its times (``status.merge`` keeps those)."""
+
+    type: str
+    status: Literal["True", "False", "Unknown"]
+    reason: str
+    message: str
+
+
+Result = Literal["ok", "changed", "pruned", "failed", "blocked", "skipped"]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error that a server's last request ended with, kept until it is retried or overtaken.
+
+    ``category`` is the error's class name (Transient, Configuration, Permanent); ``reason`` is a
+    condition reason (ApplyFailed, NotOwned, ResourcesExhausted …); ``retry_at`` when to try again.
+    """
+
+    category: str
+    reason: str
+    message: str
+    attempts: int
+    retry_at: datetime
+
+
+Namespace = Literal["Active", "Terminating", "Absent"]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """All that ``planning.decide`` is told about one server: values, never handles.
+
+    ``desired`` is what git wants (None: nothing, or nothing that can be applied); ``protected``: a
+    manifest exists but is broken, ``problems`` are its mistakes; ``held``: why the prune guard keeps
+    a server that git no longer holds. ``cr``, ``children`` (by kind: Deployment, Service) and
+    ``pods`` are the live objects, found by the names and labels of the server whoever made them;
+    ``namespace`` is the phase of their namespace. ``probe`` is the last handshake, ``failure`` what
+    the last request ended with, ``status_written_at`` our last status write (this process only),
+    ``noise`` the apply keys that a dry-run showed to change nothing, ``sessions`` the drain gauge's
+    last answer (None: not known), ``now`` is UTC.
+    """
+
+    key: ServerKey
+    now: datetime
+    desired: McpServer | None = None
+    protected: bool = False
+    problems: tuple[Problem, ...] = ()
+    held: str = ""
+    cr: JsonObject | None = None
+    children: Mapping[str, JsonObject] = field(default_factory=dict)
+    pods: tuple[JsonObject, ...] = ()
+    namespace: Namespace = "Active"
+    probe: ProbeResult | None = None
+    failure: Failure | None = None
+    status_written_at: datetime | None = None
+    noise: frozenset[str] = frozenset()
+    sessions: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What holds for every server of a pass.
+
+    ``source`` is the source id, ``path`` the run's ``--path``, ``domain`` the cluster's DNS domain.
+    ``finalizer``: we place ours (the agent does, a single sync does not). ``probes``: handshakes are
+    made. ``kubectl_managers``: field managers whose fields count as drift.
+    """
+
+    source: str
+    cluster: str
+    revision: Revision
+    path: str = ""
+    domain: str = "cluster.local"
+    finalizer: bool = False
+    probes: bool = True
+    kubectl_managers: frozenset[str] = frozenset(
+        {
+            "kubectl",
+            "kubectl-edit",
+            "kubectl-patch",
+            "kubectl-set",
+            "kubectl-replace",
+            "kubectl-label",
+            "kubectl-annotate",
+            "kubectl-client-side-apply",
+        }
+    )
+
+
+# --- report ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one server ended a pass."""
+
+    server: ServerKey
+    result: Result
+    ready: bool | None = None
+    changes: tuple[Change, ...] = ()
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One pass over the fleet."""
+
+    revision: Revision
+    cluster: str
+    check: bool
+    outcomes: tuple[Outcome, ...]
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NoteRecord:
+    """One line of a git note. ``extra`` is appended after the fixed keys, in its own order."""
+
+    time: str
+    cluster: str
+    source: str
+    event: Literal["synced", "applied", "ready", "failed", "pruned", "blocked"]
+    server: str | None
+    result: str
+    message: str
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    commit: str = ""
+    """The commit that the note hangs on; not part of the line."""
