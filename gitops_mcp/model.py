@@ -293,8 +293,8 @@ Namespace = Literal["Active", "Terminating", "Absent"]
 class Facts:
     """All that ``planning.decide`` is told about one server: values, never handles.
 
-    ``desired`` is what git wants (None: nothing, or nothing that can be applied); ``protected``: a
-    manifest exists but is broken, ``problems`` are its mistakes; ``held``: why the prune guard keeps
+    ``desired`` is what git wants (None: nothing, or nothing that can be applied); ``protected``:
+    a manifest exists but is broken, ``problems`` are its mistakes; ``held``: why the guard keeps
     a server that git no longer holds. ``cr``, ``children`` (by kind: Deployment, Service) and
     ``pods`` are the live objects, found by the names and labels of the server whoever made them;
     ``namespace`` is the phase of their namespace. ``probe`` is the last handshake, ``failure`` what
@@ -324,9 +324,9 @@ class Facts:
 class Context:
     """What holds for every server of a pass.
 
-    ``source`` is the source id, ``path`` the run's ``--path``, ``domain`` the cluster's DNS domain.
-    ``finalizer``: we place ours (the agent does, a single sync does not). ``probes``: handshakes are
-    made. ``kubectl_managers``: field managers whose fields count as drift.
+    ``source`` is the source id, ``path`` the run's ``--path``, ``domain`` the cluster's DNS name.
+    ``finalizer``: we place ours (the agent does, a single sync does not). ``probes``: handshakes
+    are made. ``kubectl_managers``: field managers whose fields count as drift.
     """
 
     source: str
