@@ -272,6 +272,25 @@ Result = Literal["ok", "changed", "pruned", "failed", "blocked", "skipped"]
 
 
 @dataclass(frozen=True, slots=True)
+class Decision:
+    """What ``planning.decide`` makes of the facts.
+
+    ``actions`` are carried out in order, up to the first that fails; then it is decided again. None
+    left: the server is where it can be for now. ``changes`` is what those actions change, for
+    people. ``look_again``: when the answer may differ without any event. ``waiting``: what for, in
+    words (empty: for nothing). ``ready``: is it serving; None where nobody can say.
+    """
+
+    result: Result = "ok"
+    actions: tuple[Action, ...] = ()
+    changes: tuple[Change, ...] = ()
+    message: str = ""
+    look_again: datetime | None = None
+    waiting: str = ""
+    ready: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """An error that a server's last request ended with, kept until it is retried or overtaken.
 

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
+
+import durationpy
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,3 +98,37 @@ DEFAULT = "streamable-http"
 def of_spec(spec: Mapping[str, object]) -> Transport:
     """The row of a spec; the default's row where it names none that we know."""
     return TRANSPORTS.get(str(spec.get("transport", DEFAULT)), TRANSPORTS[DEFAULT])
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long one server's pods are given, after ``spec.drain`` had its say."""
+
+    pre_stop: timedelta
+    stop: timedelta
+    drain_timeout: timedelta
+
+    @property
+    def grace(self) -> timedelta:
+        """terminationGracePeriodSeconds."""
+        return self.pre_stop + self.stop
+
+
+def timing(spec: Mapping[str, Any]) -> Timing:
+    """The times of a spec: the transport's, or ``drain.preStop`` and ``drain.timeout`` instead.
+
+    The drain wait follows the preStop sleep unless it is set: both answer the question how long
+    clients need to leave.
+    """
+    row = of_spec(spec)
+    drain = spec.get("drain") or {}
+    pre_stop = _duration(drain.get("preStop"), row.pre_stop)
+    return Timing(
+        pre_stop=pre_stop,
+        stop=row.stop,
+        drain_timeout=_duration(drain.get("timeout"), pre_stop if row.networked else timedelta()),
+    )
+
+
+def _duration(text: object, default: timedelta) -> timedelta:
+    return default if text is None else durationpy.from_str(str(text))
