@@ -31,14 +31,16 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent / "plane"
 KUBERNETES = "1.36.1"
+# in the order of their start; etcd's program comes out of its module as "server"
 PROGRAMS = ("server", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok")
+BUILT = (*PROGRAMS, "kubectl")
 
 # Runs argv[2:] so that the kernel kills it when its parent (argv[1]) ends, however that ends.
 # The parent's *thread* counts: start planes from a thread that lives as long as they do.
@@ -64,21 +66,11 @@ clientConnection: {kubeconfig: %s, qps: 1000, burst: 2000}
 # nodes here have no kubelet: whether one is alive is nobody's business
 _CONTROLLERS = "*,-node-lifecycle-controller,-node-ipam-controller,-taint-eviction-controller"
 
-_ROOM = {"cpu": "1k", "memory": "1Ti", "pods": "100k"}
-_NODE = {
-    "apiVersion": "v1",
-    "kind": "Node",
-    "metadata": {"name": "node-0", "annotations": {"kwok.x-k8s.io/node": "fake"}},
-}
-_NODE_STATUS = {
-    "status": {
-        "allocatable": _ROOM,
-        "capacity": _ROOM,
-        "phase": "Running",
-        "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
-        "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady"}],
-    }
-}
+_NODE = "node-0"
+
+# controllers have a user of their own, so that the requests of `admin` are those of the test
+_CONTROLLER = "controller"
+_MASTERS = ("admin", _CONTROLLER)
 
 
 class Unavailable(Exception):
@@ -103,7 +95,7 @@ def binaries() -> Path:
     GITOPS_MCP_PLANE=require builds what is missing (five minutes of two cores, once).
     """
     target = directory()
-    if all((target / program).exists() for program in PROGRAMS):
+    if all((target / program).exists() for program in BUILT):
         return target
     if os.environ.get("GITOPS_MCP_PLANE") != "require":
         raise Unavailable(f"no control plane in {target}: `python tests/plane.py build` makes it")
@@ -119,7 +111,7 @@ def build() -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with (target.parent / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not all((target / program).exists() for program in PROGRAMS):
+        if not all((target / program).exists() for program in BUILT):
             fresh = Path(tempfile.mkdtemp(dir=target.parent))
             _compile(go, fresh)
             fresh.rename(target)
@@ -132,8 +124,9 @@ def _compile(go: str, target: Path) -> None:
     # kubectl refuses a server whose version is not stamped
     stamps = {"gitVersion": f"v{KUBERNETES}", "gitMajor": major, "gitMinor": minor}
     flags = "-s -w " + " ".join(f"-X {version}.{key}={value}" for key, value in stamps.items())
+    output = f"{target}/"
     subprocess.run(
-        [go, "build", "-buildvcs=false", "-trimpath", "-ldflags", flags, "-o", f"{target}/", "tool"],
+        [go, "build", "-buildvcs=false", "-trimpath", "-ldflags", flags, "-o", output, "tool"],
         cwd=HERE,
         env={**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly"},
         check=True,
@@ -182,7 +175,7 @@ class Plane:
         self.port, self._etcd_port, self._peer_port = _free_ports(3)
         self.url = f"https://127.0.0.1:{self.port}"
         self.ca = self.home / "certs" / "apiserver.crt"
-        self._tokens = {user: secrets.token_hex(16) for user in ("admin", *self.users)}
+        self._tokens = {user: secrets.token_hex(16) for user in (*_MASTERS, *self.users)}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._seen = 0
 
@@ -252,7 +245,7 @@ class Plane:
         return self._tokens[user]
 
     def grant(self, user: str, rules: Sequence[object], *, namespace: str | None = None) -> None:
-        """Give a token user these RBAC rules, cluster-wide or in one namespace; replaces earlier."""
+        """Give a user exactly these RBAC rules, cluster-wide or in one namespace."""
         kind = "Role" if namespace else "ClusterRole"
         where = f"/namespaces/{namespace}" if namespace else ""
         group = "rbac.authorization.k8s.io"
@@ -262,13 +255,12 @@ class Plane:
             "subjects": [{"apiGroup": group, "kind": "User", "name": user}],
         }
         for name, content in ((kind, role), (f"{kind}Binding", binding)):
-            status, answer = self.request(
+            self._must(
                 "PATCH",
                 f"/apis/{group}/v1{where}/{name.lower()}s/{user}?fieldManager=plane&force=true",
                 {"apiVersion": f"{group}/v1", "kind": name, "metadata": {"name": user}, **content},
-                content_type="application/apply-patch+yaml",
+                "application/apply-patch+yaml",
             )
-            assert status in {200, 201}, answer
 
     def requests(self, *, user: str | None = None) -> list[Request]:
         """The requests since the last call, oldest first, of one user or of all."""
@@ -304,10 +296,9 @@ class Plane:
 
     def _start(self) -> None:
         (self.home / "audit.yaml").write_text(_AUDIT_POLICY)
-        groups = {"admin": "system:masters"}
         (self.home / "tokens.csv").write_text(
             "".join(
-                f'{token},{user},{user},"{groups.get(user, "")}"\n'
+                f'{token},{user},{user},"{"system:masters" if user in _MASTERS else ""}"\n'
                 for user, token in self._tokens.items()
             )
         )
@@ -324,7 +315,7 @@ class Plane:
         )
         self._start_apiserver()
         self._wait_ready()
-        config = self.kubeconfig()
+        config = self.kubeconfig(_CONTROLLER)
         key = self.home / "certs" / "apiserver.key"
         self._spawn(
             "kube-controller-manager",
@@ -341,15 +332,16 @@ class Plane:
         scheduler = self.home / "scheduler.yaml"
         scheduler.write_text(_SCHEDULER % config)
         self._spawn("kube-scheduler", f"--config={scheduler}", "--secure-port=0")
-        self._register_node()
         self._spawn(
             "kwok",
             f"--kubeconfig={config}",
             f"--config={self.stages}",
             "--manage-all-nodes",
             "--node-lease-duration-seconds=0",
+            "--node-ip=127.0.0.1",
             "--server-address=127.0.0.1:0",
         )
+        self._register_node()
         self._wait(self._has_default_account, "the default ServiceAccount")
 
     def _start_apiserver(self) -> None:
@@ -385,15 +377,17 @@ class Plane:
             )
 
     def _register_node(self) -> None:
-        self.request("POST", "/api/v1/nodes", _NODE)
-        path = f"/api/v1/nodes/{_NODE['metadata']['name']}"  # type: ignore[index]
-        merge = "application/merge-patch+json"
+        metadata = {"name": _NODE, "annotations": {"kwok.x-k8s.io/node": "fake"}}
+        node = {"apiVersion": "v1", "kind": "Node", "metadata": metadata}
+        self._must("POST", "/api/v1/nodes", node, "application/json")
         # the taint that every new node gets is taken off by a controller that does not run here
-        self.request("PATCH", path, {"spec": {"taints": None}}, content_type=merge)
-        status, answer = self.request(
-            "PATCH", f"{path}/status", _NODE_STATUS, content_type=merge
-        )
-        assert status == 200, answer
+        merge = "application/merge-patch+json"
+        self._must("PATCH", f"/api/v1/nodes/{_NODE}", {"spec": {"taints": None}}, merge)
+
+    def _must(self, method: str, path: str, body: object, content_type: str) -> None:
+        status, answer = self.request(method, path, body, content_type=content_type)
+        if status >= 300:
+            raise RuntimeError(f"{method} {path}: {status} {answer}")
 
     def _has_default_account(self) -> bool:
         path = "/api/v1/namespaces/default/serviceaccounts/default"
@@ -402,7 +396,7 @@ class Plane:
     def _wait_ready(self) -> None:
         self._wait(lambda: self.ca.exists() and self.request("GET", "/readyz")[0] == 200, "ready")
 
-    def _wait(self, condition: Any, what: str) -> None:
+    def _wait(self, condition: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + 60
         while True:
             with contextlib.suppress(OSError):
@@ -462,13 +456,6 @@ def _free_ports(count: int) -> list[int]:
         return [int(one.getsockname()[1]) for one in sockets]
 
 
-@contextlib.contextmanager
-def _until_interrupted() -> Iterator[None]:
-    yield
-    with contextlib.suppress(KeyboardInterrupt):
-        signal.sigwait({signal.SIGINT, signal.SIGTERM})
-
-
 def main(arguments: Sequence[str]) -> int:
     """`build` or `run`; see the module's description."""
     if arguments == ["build"]:
@@ -476,9 +463,11 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     if arguments == ["run"]:
         build()
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-        with Plane() as plane, _until_interrupted():
+        with Plane() as plane:
+            ends = {signal.SIGINT, signal.SIGTERM}
+            signal.pthread_sigmask(signal.SIG_BLOCK, ends)
             print(f"export KUBECONFIG={plane.kubeconfig()}", flush=True)  # noqa: T201
+            signal.sigwait(ends)
         return 0
     print(__doc__, file=sys.stderr)  # noqa: T201
     return 64
