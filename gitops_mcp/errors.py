@@ -89,6 +89,10 @@ class Expired(Transient):
     """410: the resourceVersion or continue token is too old. List again."""
 
 
+class KindAbsent(Transient):
+    """404 of a whole kind: its CRD is not installed, or the server is too old to serve it."""
+
+
 class Terminating(Transient):
     """The namespace or the CRD is being deleted: no failure, but a wait for the watch."""
 

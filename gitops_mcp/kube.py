@@ -1,0 +1,744 @@
+"""Requests to a Kubernetes API server: plain dictionaries in, plain dictionaries out.
+
+The only module that imports ``kubernetes``, and that only when a connection is made: configuration,
+credentials and TLS are the official client's, everything above them is here. Every request has a
+time limit and is made once; whether and when to try again is the caller's decision, read from the
+class of the error. Nothing here caches objects, decides what to write, or writes a log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, Literal
+from urllib.parse import quote
+
+import orjson
+
+from gitops_mcp.errors import (
+    Configuration,
+    Conflict,
+    Expired,
+    Gone,
+    Immutable,
+    KindAbsent,
+    KubeError,
+    Permanent,
+    Terminating,
+    Transient,
+    UsageError,
+)
+from gitops_mcp.model import (
+    API_VERSION,
+    FIELD_MANAGER,
+    KIND,
+    PLURAL,
+    JsonObject,
+    ObjectRef,
+    Propagation,
+)
+
+if TYPE_CHECKING:
+    from kubernetes.client import ApiClient, Configuration as ClientConfiguration
+    from urllib3 import BaseHTTPResponse
+
+Objects = list[JsonObject]
+Query = dict[str, str]
+
+REQUEST_TIMEOUT: Final = 30.0
+"""Seconds for one request; the client itself would wait for ever."""
+PAGE: Final = 500
+"""Objects a LIST page: the API server's memory, and ours, stay flat."""
+WATCH_SECONDS: Final = 300
+"""How long the server keeps a watch open before we ask anew."""
+WATCH_SILENCE: Final = 90.0
+"""Seconds without a byte after which a watch counts as broken: bookmarks come every minute, and a
+server that was stopped leaves its watches silently open."""
+
+PLURALS: Final[Mapping[tuple[str, str], str]] = {
+    ("v1", "ConfigMap"): "configmaps",
+    ("v1", "Event"): "events",
+    ("v1", "Namespace"): "namespaces",
+    ("v1", "Pod"): "pods",
+    ("v1", "Secret"): "secrets",
+    ("v1", "Service"): "services",
+    ("v1", "ServiceAccount"): "serviceaccounts",
+    ("apps/v1", "Deployment"): "deployments",
+    ("apps/v1", "ReplicaSet"): "replicasets",
+    ("apiextensions.k8s.io/v1", "CustomResourceDefinition"): "customresourcedefinitions",
+    ("authorization.k8s.io/v1", "SelfSubjectAccessReview"): "selfsubjectaccessreviews",
+    ("coordination.k8s.io/v1", "Lease"): "leases",
+    ("discovery.k8s.io/v1", "EndpointSlice"): "endpointslices",
+    ("events.k8s.io/v1", "Event"): "events",
+    (API_VERSION, KIND): PLURAL,
+}
+"""Every kind that is ever asked for, so that no discovery request is needed."""
+
+
+# --- errors -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """One kind of answer. Every condition that is set must hold; the first rule that fits wins."""
+
+    code: int
+    error: type[KubeError]
+    message: str = ""
+    """A regular expression, searched for in the Status message."""
+    cause: str = ""
+    """A cause's reason."""
+    field: str = ""
+    """A cause's field."""
+    details: str = ""
+    """``details.kind``."""
+    condition: str = "ApplyFailed"
+    hint: str = ""
+    retry_after: timedelta | None = None
+
+    def fits(self, code: int, status: JsonObject) -> bool:
+        """Whether this rule describes the answer."""
+        details = status.get("details") or {}
+        causes = details.get("causes") or []
+        return (
+            code == self.code
+            and (not self.message or bool(re.search(self.message, status.get("message", ""))))
+            and (not self.cause or any(c.get("reason") == self.cause for c in causes))
+            and (not self.field or any(c.get("field") == self.field for c in causes))
+            and (not self.details or details.get("kind") == self.details)
+        )
+
+
+_RULES: Final = (
+    # The user's mistake, though the server says 500: no retry can help.
+    _Rule(500, Configuration, message=r"^failed to (create typed patch|convert new) object"),
+    _Rule(500, Configuration, message="request is too large", hint="make the object smaller"),
+    _Rule(403, Terminating, cause="NamespaceTerminating"),
+    _Rule(403, Terminating, message="because it is being terminated"),
+    _Rule(403, Terminating, message="custom resource definition is terminating"),
+    _Rule(
+        403,
+        Transient,
+        message="exceeded quota",
+        condition="ResourcesExhausted",
+        hint="raise the quota, or remove something",
+        retry_after=Transient.retry_cap,
+    ),
+    _Rule(409, Configuration, cause="FieldManagerConflict"),
+    _Rule(409, Gone, message=r"uid mismatch|UID in precondition"),
+    _Rule(422, Gone, field="metadata.uid"),
+    # Only a JSON patch is refused with this text, and only when its test did not hold.
+    _Rule(422, Conflict, message="rejected our request due to an error in our request"),
+    _Rule(422, Immutable, message=r"immutable|may not change once set"),
+    _Rule(404, KindAbsent, message=r"^404 page not found|could not find the requested resource"),
+    _Rule(
+        404,
+        Transient,
+        details="namespaces",
+        hint="create the namespace, or use --create-namespace",
+    ),
+    _Rule(404, Gone),
+    _Rule(409, Conflict),
+    _Rule(410, Expired),
+    _Rule(401, Permanent, hint="the credentials are not accepted: log in again"),
+    _Rule(403, Permanent),
+    *(_Rule(code, Configuration) for code in (400, 405, 406, 413, 414, 415, 422)),
+)
+
+_NAMES_ONLY: Final = frozenset({401, 403, 404, 409, 410, 429, 503, 504})
+"""Codes whose messages quote names of objects and users, never values."""
+
+_QUOTED = re.compile(r'(?P<kept>field |\[[\w.-]*=)?"(?:[^"\\]|\\.)*(?:"|$)')
+_VALUE = re.compile(r'(?:"(?:[^"\\]|\\.)*"|-?\d[\w.+-]*|true|false|null|<nil>)(?:: |$)')
+_OBJECT = re.compile(r"[{\[&]|map\[|\w+\.\w+\{")
+_LONGEST: Final = 600
+
+
+def _redact(text: str) -> str:
+    """The text without the values that it quotes; names of fields and of list keys stay."""
+    text = re.sub(r", got [^\n]*", "", text)
+    text = _QUOTED.sub(lambda match: match[0] if match["kept"] else '"…"', text)
+    return " ".join(text.split())[:_LONGEST]
+
+
+def _redact_cause(text: str) -> str:
+    """``Invalid value: "s3cret": must be shorter`` becomes ``Invalid value: must be shorter``."""
+    kind, separator, rest = text.partition(": ")
+    if not separator:
+        return _redact(text)
+    if value := _VALUE.match(rest):
+        rest = rest[value.end() :]
+    elif _OBJECT.match(rest) or rest.startswith('"'):
+        rest = ""  # a whole object, or a text cut off in its middle: no safe end to be found
+    rest = re.sub(r'(: "…")+$', "", _redact(rest))
+    return f"{kind}: {rest}" if rest else kind
+
+
+def _causes(status: JsonObject) -> tuple[tuple[str, str, str], ...]:
+    found = (status.get("details") or {}).get("causes") or []
+    return tuple(
+        (cause.get("reason", ""), cause.get("field", ""), _redact_cause(cause.get("message", "")))
+        for cause in found
+        # With CEL in the CRD every type error brings this companion along.
+        if "some validation rules were not checked" not in cause.get("message", "")
+    )
+
+
+def _cause_text(code: int, status: JsonObject, causes: tuple[tuple[str, str, str], ...]) -> str:
+    message = str(status.get("message", ""))
+    if code in _NAMES_ONLY:
+        return " ".join(message.split())[:_LONGEST]
+    if code == 422 and causes:
+        return "; ".join(f"{field}: {text}" if field else text for _, field, text in causes[:5])
+    typed = re.sub(
+        r"^failed to (?:create|convert)[^(]*\([^)]*\)(?: to \w+ typed)?:? *", "", message
+    )
+    return _redact(typed)
+
+
+def _retry_after(headers: Mapping[str, str], status: JsonObject) -> timedelta | None:
+    seconds = headers.get("Retry-After") or (status.get("details") or {}).get("retryAfterSeconds")
+    try:
+        return timedelta(seconds=float(seconds)) if seconds else None
+    except (TypeError, ValueError):
+        return None  # an HTTP date: our own backoff will do
+
+
+def _place(operation: str, ref: ObjectRef | None) -> str:
+    """``apply deployment/web in namespace ai``; a list has no name."""
+    if ref is None:
+        return operation
+    name = str(ref) if ref.name else _plural(ref.api_version, ref.kind)
+    return f"{operation} {name}" + (f" in namespace {ref.namespace}" if ref.namespace else "")
+
+
+def translate(
+    code: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    operation: str,
+    ref: ObjectRef | None,
+) -> KubeError:
+    """The error that an answer of the API server (status ``code``, not 2xx) means.
+
+    The body decides before the code. The message names the operation, the object and the cause;
+    values that the server quotes are left out, since they may be secrets.
+    """
+    try:
+        status = orjson.loads(body)
+    except ValueError:
+        status = {"message": body[:_LONGEST].decode(errors="replace").strip()}
+    if not isinstance(status, dict):
+        status = {}
+    rule = next((rule for rule in _RULES if rule.fits(code, status)), _Rule(code, Transient))
+    causes = _causes(status)
+    cause = _cause_text(code, status, causes) or f"HTTP {code}"
+    hint = rule.hint
+    own = ref is not None and (ref.api_version, ref.kind) == (API_VERSION, KIND)
+    if rule.error is KindAbsent and ref is not None:
+        cause = f"the API server serves no {ref.api_version} {ref.kind}"
+        if own:
+            hint = "install the CRD: gitops-mcp install --crd-only | kubectl apply -f -"
+    elif own and code == 500 and rule.error is Configuration and "not declared" in cause:
+        hint = (
+            "the CRD is older than this version: gitops-mcp install --crd-only prints the new one"
+        )
+    return rule.error(
+        f"{_place(operation, ref)}: {cause}",
+        code=code,
+        reason=status.get("reason", ""),
+        causes=causes,
+        retry_after=rule.retry_after or _retry_after(headers, status),
+        condition=rule.condition,
+        hint=hint,
+    )
+
+
+def _no_answer(error: Exception, operation: str, ref: ObjectRef | None) -> Transient:
+    """Translates what the HTTP library raises: no answer at all, or half of one."""
+    import urllib3.exceptions as http
+
+    cause: BaseException = getattr(error, "reason", None) or error
+    if not isinstance(cause, BaseException):
+        cause = error
+    text = {
+        http.ConnectTimeoutError: "no connection in time",
+        http.ReadTimeoutError: "no answer in time",
+        http.NameResolutionError: "the API server's name cannot be resolved",
+        http.NewConnectionError: "connection refused or no route",
+        http.SSLError: "the TLS handshake failed",
+        http.ProxyError: "the proxy could not be used",
+        http.ProtocolError: "the connection was lost",
+    }
+    known = next((words for kind, words in text.items() if isinstance(cause, kind)), "")
+    return Transient(
+        f"{_place(operation, ref)}: {known or type(cause).__name__}",
+        reason=type(cause).__name__,
+        hint="is the API server up, and is this the right context?",
+    )
+
+
+# --- configuration ----------------------------------------------------------------------------
+
+_SERVICE_ACCOUNT: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
+_DEFAULT_KUBECONFIG: Final = "~/.kube/config"
+_NO_CLUSTER_HINT: Final = (
+    "give --kubeconfig or set KUBECONFIG; `gitops-mcp sandbox` starts a cluster to try"
+)
+
+
+def _configure(
+    kubeconfig: str | None, context: str | None, pool_size: int
+) -> tuple[ClientConfiguration, str]:
+    """Reads the configuration as kubectl does; returns it with the context's namespace."""
+    import urllib3
+    from kubernetes.client import Configuration as ClientConfiguration
+    from kubernetes.config.config_exception import ConfigException
+    from kubernetes.config.incluster_config import load_incluster_config
+    from kubernetes.config.kube_config import KubeConfigLoader, KubeConfigMerger
+    from yaml import YAMLError
+
+    configuration = ClientConfiguration()
+    paths = kubeconfig or os.environ.get("KUBECONFIG") or ""
+    if not paths and os.path.exists(os.path.expanduser(_DEFAULT_KUBECONFIG)):
+        paths = _DEFAULT_KUBECONFIG
+    try:
+        if paths:
+            merged = KubeConfigMerger(paths).config
+            if merged is None:
+                raise UsageError(f"no kubeconfig at {paths}", hint=_NO_CLUSTER_HINT)
+            if context is not None:
+                known = [item["name"] for item in merged["contexts"].value]
+                if context not in known:
+                    raise UsageError(
+                        f"no context {context!r} in {paths}",
+                        hint=f"known contexts: {', '.join(sorted(known)) or 'none'}",
+                    )
+            # Credentials that a plugin renews are not written back into the user's file.
+            loader = KubeConfigLoader(merged, active_context=context, config_base_path=None)
+            loader.load_and_set(configuration)
+            namespace = loader.current_context["context"].get("namespace") or "default"
+        elif os.environ.get("KUBERNETES_SERVICE_HOST") and context is None:
+            load_incluster_config(configuration)
+            with open(f"{_SERVICE_ACCOUNT}/namespace", encoding="utf-8") as file:
+                namespace = file.read().strip() or "default"
+        else:
+            raise UsageError("no cluster is configured", hint=_NO_CLUSTER_HINT)
+    except (ConfigException, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        # The loader walks whatever YAML it was given; its own words for it name keys, not values.
+        reason = error if isinstance(error, ConfigException | OSError) else type(error).__name__
+        raise UsageError(
+            f"cannot use the kubeconfig {paths or 'of the pod'}: {reason}", hint=_NO_CLUSTER_HINT
+        ) from error
+    except YAMLError as error:
+        raise UsageError(f"the kubeconfig {paths} is not valid YAML") from error
+
+    renew = configuration.refresh_api_key_hook
+
+    def stripped(renewed: Any) -> None:
+        """Tokens read from files may end in a newline, which no HTTP header may hold."""
+        if renew is not None:
+            renew(renewed)
+        if token := renewed.api_key.get("BearerToken"):
+            renewed.api_key["BearerToken"] = token.strip()
+
+    configuration.refresh_api_key_hook = stripped
+    configuration.connection_pool_maxsize = pool_size
+    configuration.keep_alive = True
+    # Zero of everything, and the answer is handed over as it is: also redirects and 429.
+    configuration.retries = urllib3.Retry(
+        total=0, raise_on_redirect=False, raise_on_status=False, respect_retry_after_header=False
+    )
+    return configuration, namespace
+
+
+# --- requests ---------------------------------------------------------------------------------
+
+Observer = Callable[[str, str, int], None]
+"""Called after each request with the operation, the kind and the HTTP status (0: no answer)."""
+
+Event = tuple[Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK"], JsonObject]
+
+
+def _plural(api_version: str, kind: str) -> str:
+    return PLURALS[api_version, kind]
+
+
+def _path(ref: ObjectRef, subresource: str = "") -> str:
+    """The URL path of an object, or of its collection where the reference has no name."""
+    parts = ["apis" if "/" in ref.api_version else "api", ref.api_version]
+    if ref.namespace:
+        parts += ["namespaces", quote(ref.namespace, safe="")]
+    parts.append(_plural(ref.api_version, ref.kind))
+    if ref.name:
+        parts.append(quote(ref.name, safe=""))
+    if subresource:
+        parts.append(subresource)
+    return "/" + "/".join(parts)
+
+
+def _precondition(body: JsonObject, uid: str | None, resource_version: str | None) -> JsonObject:
+    """A copy of the body whose metadata names the object that it was made for."""
+    held = {"uid": uid, "resourceVersion": resource_version}
+    metadata = {**body.get("metadata", {}), **{k: v for k, v in held.items() if v}}
+    return {**body, "metadata": metadata}
+
+
+class Cluster:
+    """One API server, as one user. Shared by all threads of the process.
+
+    Every method makes its requests at once and raises a ``KubeError`` when one is refused or not
+    answered within ``timeout`` seconds. Returned objects carry apiVersion and kind.
+    """
+
+    def __init__(
+        self,
+        kubeconfig: str | None = None,
+        context: str | None = None,
+        *,
+        user_agent: str = FIELD_MANAGER,
+        pool_size: int = 32,
+        timeout: float = REQUEST_TIMEOUT,
+        observe: Observer | None = None,
+    ) -> None:
+        self._source = (kubeconfig, context, pool_size)
+        self._user_agent = user_agent
+        self._timeout = timeout
+        self._observe = observe or (lambda *_: None)
+        self._renewing = threading.Lock()
+        self._streams: set[BaseHTTPResponse] = set()
+        self._closed = threading.Event()
+        self._client, self.namespace = self._load()
+
+    @classmethod
+    def connect(
+        cls,
+        kubeconfig: str | None = None,
+        context: str | None = None,
+        *,
+        user_agent: str = FIELD_MANAGER,
+        pool_size: int = 32,
+        timeout: float = REQUEST_TIMEOUT,
+        observe: Observer | None = None,
+    ) -> Cluster:
+        """Reads the configuration as kubectl does, without a request.
+
+        ``kubeconfig`` (several paths as in KUBECONFIG), else $KUBECONFIG, else ~/.kube/config, else
+        the pod's service account. ``pool_size``: at least the threads plus the watches. Raises
+        UsageError where no configuration can be used.
+        """
+        return cls(
+            kubeconfig,
+            context,
+            user_agent=user_agent,
+            pool_size=pool_size,
+            timeout=timeout,
+            observe=observe,
+        )
+
+    def _load(self) -> tuple[ApiClient, str]:
+        from kubernetes.client import ApiClient
+
+        configuration, namespace = _configure(*self._source)
+        client = ApiClient(configuration)
+        client.user_agent = self._user_agent
+        return client, namespace
+
+    @property
+    def server(self) -> str:
+        """The API server's URL, for messages."""
+        return str(self._client.configuration.host)
+
+    def close(self) -> None:
+        """Ends every watch and closes the connections."""
+        self._closed.set()
+        for stream in list(self._streams):
+            with contextlib.suppress(ValueError, RuntimeError, OSError):
+                stream.shutdown()
+        self._client.close()
+
+    def _send(
+        self,
+        client: ApiClient,
+        method: str,
+        path: str,
+        query: Query | None,
+        body: Any,
+        content_type: str,
+        timeout: Any,
+    ) -> Any:
+        headers = {"Accept": "application/json"}
+        if body is not None:
+            headers["Content-Type"] = content_type
+        request = client.param_serialize(
+            method,
+            path,
+            query_params=query,
+            header_params=headers,
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        return client.call_api(*request, _request_timeout=timeout)
+
+    def _open(
+        self,
+        method: str,
+        path: str,
+        *,
+        operation: str,
+        ref: ObjectRef | None,
+        query: Query | None = None,
+        body: Any = None,
+        content_type: str = "application/json",
+        timeout: Any = None,
+    ) -> BaseHTTPResponse:
+        """Makes one request and returns its 2xx answer, unread. Raises KubeError."""
+        from urllib3.exceptions import HTTPError
+
+        kind = ref.kind if ref else ""
+        client = self._client
+        arguments = (method, path, query, body, content_type, timeout or self._timeout)
+        try:
+            answer = self._send(client, *arguments)
+            if answer.status == 401:
+                answer.read()
+                answer = self._send(self._renewed(client), *arguments)
+            if 200 <= answer.status < 300:
+                self._observe(operation, kind, answer.status)
+                response: BaseHTTPResponse = answer.response
+                return response
+            content = answer.read()
+        except (HTTPError, OSError) as error:
+            self._observe(operation, kind, 0)
+            raise _no_answer(error, operation, ref) from error
+        self._observe(operation, kind, answer.status)
+        raise translate(answer.status, answer.headers, content, operation=operation, ref=ref)
+
+    def _renewed(self, refused: ApiClient) -> ApiClient:
+        """A client whose credentials were read again, unless another thread has done so."""
+        with self._renewing:
+            if self._client is refused:
+                self._client, _ = self._load()
+            return self._client
+
+    def _request(
+        self, method: str, path: str, *, operation: str, ref: ObjectRef | None, **options: Any
+    ) -> JsonObject:
+        from urllib3.exceptions import HTTPError
+
+        response = self._open(method, path, operation=operation, ref=ref, **options)
+        try:
+            answer = orjson.loads(response.data)
+        except (HTTPError, OSError) as error:
+            raise _no_answer(error, operation, ref) from error
+        except ValueError as error:
+            raise Transient(f"{_place(operation, ref)}: the answer is not JSON") from error
+        if not isinstance(answer, dict):
+            raise Transient(f"{_place(operation, ref)}: the answer is not an object")
+        return answer
+
+    # --- reading ---
+
+    def version(self) -> tuple[int, int]:
+        """The server's version, e.g. ``(1, 36)``."""
+        info = self._request("GET", "/version", operation="ask for the version", ref=None)
+        parts = [re.match(r"\d*", str(info.get(key, "")))[0] for key in ("major", "minor")]  # type: ignore[index]
+        return int(parts[0] or 0), int(parts[1] or 0)
+
+    def get(self, ref: ObjectRef) -> JsonObject | None:
+        """The live object, or None where there is none. Raises KindAbsent where its CRD is."""
+        try:
+            return self._request("GET", _path(ref), operation="get", ref=ref)
+        except Gone:
+            return None
+
+    def list(
+        self,
+        api_version: str,
+        kind: str,
+        namespace: str | None,
+        *,
+        label_selector: str = "",
+        limit: int = PAGE,
+    ) -> tuple[Objects, str]:
+        """All objects of a kind (``namespace`` None: of all namespaces), and the resourceVersion
+        to watch from. Read page by page; when the pages expire meanwhile, all in one."""
+        try:
+            return self._pages(api_version, kind, namespace, label_selector, limit)
+        except Expired:
+            return self._pages(api_version, kind, namespace, label_selector, 0)
+
+    def _pages(
+        self, api_version: str, kind: str, namespace: str | None, selector: str, limit: int
+    ) -> tuple[Objects, str]:
+        ref = ObjectRef(api_version, kind, namespace or "", "")
+        path = _path(ref)
+        query: Query = {"limit": str(limit)} if limit else {}
+        if selector:
+            query["labelSelector"] = selector
+        items: Objects = []
+        while True:
+            page = self._request("GET", path, operation="list", ref=ref, query=query)
+            metadata = page.get("metadata", {})
+            # Items of built-in kinds do not say what they are.
+            items += [
+                {"apiVersion": api_version, "kind": kind, **item}
+                for item in page.get("items") or ()
+            ]
+            if not metadata.get("continue"):
+                return items, metadata.get("resourceVersion", "")
+            query = {**query, "continue": metadata["continue"]}
+
+    def can(
+        self, verb: str, group: str, resource: str, namespace: str | None, subresource: str = ""
+    ) -> bool:
+        """Whether we may (``namespace`` None: in all namespaces)."""
+        attributes = {"verb": verb, "group": group, "resource": resource}
+        if namespace:
+            attributes["namespace"] = namespace
+        if subresource:
+            attributes["subresource"] = subresource
+        review = self.create(
+            {
+                "apiVersion": "authorization.k8s.io/v1",
+                "kind": "SelfSubjectAccessReview",
+                "metadata": {},
+                "spec": {"resourceAttributes": attributes},
+            }
+        )
+        return bool(review.get("status", {}).get("allowed"))
+
+    # --- writing ---
+
+    def apply(
+        self,
+        body: JsonObject,
+        *,
+        manager: str = FIELD_MANAGER,
+        force: bool = True,
+        dry_run: bool = False,
+        subresource: str = "",
+        uid: str | None = None,
+        resource_version: str | None = None,
+    ) -> JsonObject:
+        """Server-side apply. With ``uid`` an object that has gone is not made anew (Gone); with
+        ``resource_version`` a write in between is a Conflict."""
+        ref = ObjectRef.of(body)
+        query: Query = {"fieldManager": manager, "force": "true" if force else "false"}
+        return self._request(
+            "PATCH",
+            _path(ref, subresource),
+            operation=f"apply {subresource} of".replace("  ", " ") if subresource else "apply",
+            ref=ref,
+            query=_dry(query, dry_run),
+            body=orjson.dumps(_precondition(body, uid, resource_version)),
+            content_type="application/apply-patch+yaml",
+        )
+
+    def json_patch(
+        self,
+        ref: ObjectRef,
+        ops: Objects,
+        *,
+        manager: str = FIELD_MANAGER,
+        dry_run: bool = False,
+        uid: str | None = None,
+        resource_version: str | None = None,
+    ) -> JsonObject:
+        """RFC 6902 patch, guarded like ``apply``: operations come after the tests of uid and
+        resourceVersion. A test that fails is a Conflict."""
+        held = {"uid": uid, "resourceVersion": resource_version}
+        tests = [
+            {"op": "test", "path": f"/metadata/{key}", "value": value}
+            for key, value in held.items()
+            if value
+        ]
+        return self._request(
+            "PATCH",
+            _path(ref),
+            operation="patch",
+            ref=ref,
+            query=_dry({"fieldManager": manager}, dry_run),
+            body=[*tests, *ops],
+            content_type="application/json-patch+json",
+        )
+
+    def merge_patch(
+        self,
+        ref: ObjectRef,
+        body: JsonObject,
+        *,
+        manager: str = FIELD_MANAGER,
+        subresource: str = "",
+        uid: str | None = None,
+        resource_version: str | None = None,
+    ) -> JsonObject:
+        """RFC 7386 patch, guarded like ``apply``."""
+        guarded = _precondition(body, uid, resource_version) if uid or resource_version else body
+        return self._request(
+            "PATCH",
+            _path(ref, subresource),
+            operation="patch",
+            ref=ref,
+            query={"fieldManager": manager},
+            body=guarded,
+            content_type="application/merge-patch+json",
+        )
+
+    def delete(
+        self,
+        ref: ObjectRef,
+        *,
+        uid: str | None,
+        resource_version: str | None = None,
+        propagation: Propagation = "Background",
+        dry_run: bool = False,
+    ) -> None:
+        """Deletes that very object: another one of its name (or none at all) is Gone."""
+        held = {"uid": uid, "resourceVersion": resource_version}
+        body: JsonObject = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "propagationPolicy": propagation,
+            "preconditions": {key: value for key, value in held.items() if value},
+        }
+        if dry_run:
+            body["dryRun"] = ["All"]
+        self._request("DELETE", _path(ref), operation="delete", ref=ref, body=body)
+
+    def create(self, body: JsonObject) -> JsonObject:
+        """POST: for what is made once and never applied (Events, reviews, Leases)."""
+        metadata = body.get("metadata", {})
+        ref = ObjectRef(body["apiVersion"], body["kind"], metadata.get("namespace", ""), "")
+        return self._request(
+            "POST",
+            _path(ref),
+            operation="create",
+            ref=ref,
+            query={"fieldManager": FIELD_MANAGER},
+            body=body,
+        )
+
+    def update(self, body: JsonObject) -> JsonObject:
+        """PUT of a whole object that was read before; its resourceVersion guards it."""
+        ref = ObjectRef.of(body)
+        return self._request(
+            "PUT",
+            _path(ref),
+            operation="update",
+            ref=ref,
+            query={"fieldManager": FIELD_MANAGER},
+            body=body,
+        )
+
+
+def _dry(query: Query, dry_run: bool) -> Query:
+    return {**query, "dryRun": "All"} if dry_run else query
