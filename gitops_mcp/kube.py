@@ -14,7 +14,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -46,7 +46,8 @@ from gitops_mcp.model import (
 )
 
 if TYPE_CHECKING:
-    from kubernetes.client import ApiClient, Configuration as ClientConfiguration
+    from kubernetes.client import ApiClient
+    from kubernetes.client import Configuration as ClientConfiguration
     from urllib3 import BaseHTTPResponse
 
 Objects = list[JsonObject]
@@ -61,6 +62,9 @@ WATCH_SECONDS: Final = 300
 WATCH_SILENCE: Final = 90.0
 """Seconds without a byte after which a watch counts as broken: bookmarks come every minute, and a
 server that was stopped leaves its watches silently open."""
+
+WATCH_BACKOFF_CAP: Final = 30.0
+"""The longest wait, in seconds, before a broken watch is tried again."""
 
 PLURALS: Final[Mapping[tuple[str, str], str]] = {
     ("v1", "ConfigMap"): "configmaps",
@@ -266,9 +270,8 @@ def _no_answer(error: Exception, operation: str, ref: ObjectRef | None) -> Trans
     """Translates what the HTTP library raises: no answer at all, or half of one."""
     import urllib3.exceptions as http
 
-    cause: BaseException = getattr(error, "reason", None) or error
-    if not isinstance(cause, BaseException):
-        cause = error
+    inner = getattr(error, "reason", None)
+    cause = inner if isinstance(inner, Exception) else error
     text = {
         http.ConnectTimeoutError: "no connection in time",
         http.ReadTimeoutError: "no answer in time",
@@ -301,18 +304,19 @@ def _configure(
     """Reads the configuration as kubectl does; returns it with the context's namespace."""
     import urllib3
     from kubernetes.client import Configuration as ClientConfiguration
+    from kubernetes.config import incluster_config, kube_config
     from kubernetes.config.config_exception import ConfigException
-    from kubernetes.config.incluster_config import load_incluster_config
-    from kubernetes.config.kube_config import KubeConfigLoader, KubeConfigMerger
     from yaml import YAMLError
 
+    in_pod: Any = incluster_config  # neither module is typed
+    in_file: Any = kube_config
     configuration = ClientConfiguration()
     paths = kubeconfig or os.environ.get("KUBECONFIG") or ""
     if not paths and os.path.exists(os.path.expanduser(_DEFAULT_KUBECONFIG)):
         paths = _DEFAULT_KUBECONFIG
     try:
         if paths:
-            merged = KubeConfigMerger(paths).config
+            merged = in_file.KubeConfigMerger(paths).config
             if merged is None:
                 raise UsageError(f"no kubeconfig at {paths}", hint=_NO_CLUSTER_HINT)
             if context is not None:
@@ -323,11 +327,11 @@ def _configure(
                         hint=f"known contexts: {', '.join(sorted(known)) or 'none'}",
                     )
             # Credentials that a plugin renews are not written back into the user's file.
-            loader = KubeConfigLoader(merged, active_context=context, config_base_path=None)
+            loader = in_file.KubeConfigLoader(merged, active_context=context, config_base_path=None)
             loader.load_and_set(configuration)
-            namespace = loader.current_context["context"].get("namespace") or "default"
+            namespace = str(loader.current_context["context"].get("namespace") or "default")
         elif os.environ.get("KUBERNETES_SERVICE_HOST") and context is None:
-            load_incluster_config(configuration)
+            in_pod.load_incluster_config(configuration)
             with open(f"{_SERVICE_ACCOUNT}/namespace", encoding="utf-8") as file:
                 namespace = file.read().strip() or "default"
         else:
@@ -341,7 +345,7 @@ def _configure(
     except YAMLError as error:
         raise UsageError(f"the kubeconfig {paths} is not valid YAML") from error
 
-    renew = configuration.refresh_api_key_hook
+    renew: Any = configuration.refresh_api_key_hook
 
     def stripped(renewed: Any) -> None:
         """Tokens read from files may end in a newline, which no HTTP header may hold."""
@@ -350,7 +354,8 @@ def _configure(
         if token := renewed.api_key.get("BearerToken"):
             renewed.api_key["BearerToken"] = token.strip()
 
-    configuration.refresh_api_key_hook = stripped
+    hooked: Any = configuration
+    hooked.refresh_api_key_hook = stripped
     configuration.connection_pool_maxsize = pool_size
     configuration.keep_alive = True
     # Zero of everything, and the answer is handed over as it is: also redirects and 429.
@@ -365,7 +370,8 @@ def _configure(
 Observer = Callable[[str, str, int], None]
 """Called after each request with the operation, the kind and the HTTP status (0: no answer)."""
 
-Event = tuple[Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK"], JsonObject]
+Event = tuple[str, JsonObject]
+"""ADDED, MODIFIED, DELETED or BOOKMARK, and the object (of a bookmark: only its version)."""
 
 
 def _plural(api_version: str, kind: str) -> str:
@@ -463,7 +469,7 @@ class Cluster:
         for stream in list(self._streams):
             with contextlib.suppress(ValueError, RuntimeError, OSError):
                 stream.shutdown()
-        self._client.close()
+        self._client.rest_client.close()
 
     def _send(
         self,
@@ -510,7 +516,8 @@ class Cluster:
             answer = self._send(client, *arguments)
             if answer.status == 401:
                 answer.read()
-                answer = self._send(self._renewed(client), *arguments)
+                with contextlib.suppress(UsageError):  # the file has gone: the refusal stands
+                    answer = self._send(self._renewed(client), *arguments)
             if 200 <= answer.status < 300:
                 self._observe(operation, kind, answer.status)
                 response: BaseHTTPResponse = answer.response
@@ -616,6 +623,116 @@ class Cluster:
         )
         return bool(review.get("status", {}).get("allowed"))
 
+    # --- watching ---
+
+    def watch(
+        self,
+        api_version: str,
+        kind: str,
+        namespace: str | None,
+        *,
+        resource_version: str,
+        stop: threading.Event,
+        label_selector: str = "",
+        opened: Callable[[], None] = lambda: None,
+    ) -> Iterator[Event]:
+        """What happened after ``resource_version``, until the server ends the watch.
+
+        Bookmarks included: an object's resourceVersion is where the next watch goes on. ``opened``
+        is called when the server has taken the watch. ``stop`` is looked at between events;
+        ``close`` ends a watch that is waiting. Raises Expired when the version is too old, and
+        Transient when the stream breaks or stays silent for WATCH_SILENCE.
+        """
+        from urllib3.exceptions import HTTPError
+
+        ref = ObjectRef(api_version, kind, namespace or "", "")
+        query: Query = {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(WATCH_SECONDS),
+            "resourceVersion": resource_version,
+        }
+        if label_selector:
+            query["labelSelector"] = label_selector
+        response = self._open(
+            "GET",
+            _path(ref),
+            operation="watch",
+            ref=ref,
+            query=query,
+            timeout=(self._timeout, WATCH_SILENCE),
+        )
+        self._streams.add(response)
+        try:
+            opened()
+            for line in _lines(response.stream()):
+                if stop.is_set() or self._closed.is_set():
+                    return
+                event = orjson.loads(line)
+                item: JsonObject = event["object"]
+                if event["type"] == "ERROR":
+                    code = item.get("code", 0)
+                    raise translate(code, {}, orjson.dumps(item), operation="watch", ref=ref)
+                yield event["type"], item
+        except (HTTPError, OSError) as error:
+            if not self._closed.is_set():
+                raise _no_answer(error, "watch", ref) from error
+        except (ValueError, KeyError) as error:
+            raise Transient(f"{_place('watch', ref)}: an event cannot be read") from error
+        finally:
+            self._streams.discard(response)
+            response.close()
+
+    def list_and_watch(
+        self,
+        api_version: str,
+        kind: str,
+        namespace: str | None,
+        *,
+        stop: threading.Event,
+        label_selector: str = "",
+        state: Callable[[KubeError | None], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+    ) -> Iterator[tuple[Literal["SYNC"], Objects] | tuple[Literal["EVENT"], Event]]:
+        """Everything of a kind, kept current until ``stop``: ``("SYNC", objects)`` replaces what
+        was known, ``("EVENT", (type, object))`` changes one object of it.
+
+        Never raises KubeError. A broken stream goes on where it ended, a version that is too old
+        (410) lists again; both after a wait that doubles, with jitter, up to WATCH_BACKOFF_CAP.
+        ``state`` hears each trouble, and None when the stream is whole (again).
+        """
+        wait = _Backoff(rng or random.Random())  # noqa: S311 - spreads requests, guards nothing
+        version = ""
+        while not stop.is_set() and not self._closed.is_set():
+            began = clock()
+            try:
+                if not version:
+                    items, version = self.list(
+                        api_version, kind, namespace, label_selector=label_selector
+                    )
+                    yield "SYNC", items
+                for name, item in self.watch(
+                    api_version,
+                    kind,
+                    namespace,
+                    label_selector=label_selector,
+                    resource_version=version,
+                    stop=stop,
+                    opened=lambda: state(None),
+                ):
+                    version = item["metadata"]["resourceVersion"]
+                    wait.reset()
+                    if name != "BOOKMARK":
+                        yield "EVENT", (name, item)
+                if clock() - began > 1.0:
+                    continue  # the server's ordinary end; at once would be a loop without a pause
+            except Expired:
+                version = ""
+            except KubeError as error:
+                state(error)
+            stop.wait(wait.next())
+
     # --- writing ---
 
     def apply(
@@ -636,7 +753,7 @@ class Cluster:
         return self._request(
             "PATCH",
             _path(ref, subresource),
-            operation=f"apply {subresource} of".replace("  ", " ") if subresource else "apply",
+            operation=f"apply {subresource} of" if subresource else "apply",
             ref=ref,
             query=_dry(query, dry_run),
             body=orjson.dumps(_precondition(body, uid, resource_version)),
@@ -740,5 +857,129 @@ class Cluster:
         )
 
 
+def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from (line for line in lines if line)
+
+
+class _Backoff:
+    """Waits in seconds: 0.2, 0.4 … WATCH_BACKOFF_CAP, each shortened at random by up to half."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self.reset()
+
+    def reset(self) -> None:
+        self._next = 0.2
+
+    def next(self) -> float:
+        wait, self._next = self._next, min(self._next * 2, WATCH_BACKOFF_CAP)
+        return wait * self._rng.uniform(0.5, 1.0)
+
+
 def _dry(query: Query, dry_run: bool) -> Query:
     return {**query, "dryRun": "All"} if dry_run else query
+
+
+# --- leases -----------------------------------------------------------------------------------
+
+
+def _micro(moment: datetime) -> str:
+    """A MicroTime: the API refuses any other number of decimals than six."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Lease:
+    """The right to be the only writer of something, kept in a coordination.k8s.io Lease.
+
+    Whether another holder is gone is judged by how long *we* have seen its record unchanged, never
+    by comparing its clock with ours. ``clock`` is monotonic, in seconds; ``now`` stamps the record.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        namespace: str,
+        name: str,
+        holder: str,
+        *,
+        duration: timedelta = timedelta(seconds=15),
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = _utc_now,
+    ) -> None:
+        self._cluster = cluster
+        self._ref = ObjectRef("coordination.k8s.io/v1", "Lease", namespace, name)
+        self._holder = holder
+        self._duration = duration
+        self._clock = clock
+        self._now = now
+        self._seen: tuple[JsonObject, float] = ({}, clock())
+        self._until = float("-inf")
+        self.holder = ""
+        """Who held it when we last looked; empty: nobody."""
+
+    @property
+    def held(self) -> bool:
+        """Whether nobody else can have taken it yet. False without a request once we failed to
+        renew it for ``duration``."""
+        return self._clock() < self._until
+
+    def acquire(self, *, take_over: bool = False) -> bool:
+        """Takes the lease, or renews it; False while another holder is alive (see ``holder``).
+
+        ``take_over`` takes it from a living holder. Raises KubeError where it cannot be asked.
+        """
+        asked = self._clock()
+        live = self._cluster.get(self._ref)
+        record: JsonObject = (live or {}).get("spec", {})
+        if record != self._seen[0]:
+            self._seen = (record, asked)
+        self.holder = record.get("holderIdentity") or ""
+        silent = asked - self._seen[1]
+        expired = silent >= record.get("leaseDurationSeconds", 0)
+        if self.holder not in ("", self._holder) and not expired and not take_over:
+            self._until = float("-inf")
+            return False
+        return self._write(live, record, asked)
+
+    def _write(self, live: JsonObject | None, record: JsonObject, asked: float) -> bool:
+        stamp = _micro(self._now())
+        ours = self.holder == self._holder
+        spec = {
+            "holderIdentity": self._holder,
+            "leaseDurationSeconds": max(1, int(self._duration.total_seconds())),
+            "acquireTime": record.get("acquireTime", stamp) if ours else stamp,
+            "renewTime": stamp,
+            "leaseTransitions": record.get("leaseTransitions", 0) + (not ours and bool(record)),
+        }
+        try:
+            if live is None:
+                metadata = {"name": self._ref.name, "namespace": self._ref.namespace}
+                body = {"apiVersion": self._ref.api_version, "kind": "Lease", "metadata": metadata}
+                written = self._cluster.create({**body, "spec": spec})
+            else:
+                written = self._cluster.update({**live, "spec": spec})
+        except (Conflict, Gone):
+            self._until = float("-inf")
+            return False
+        self._seen = (written["spec"], asked)
+        self._until = asked + self._duration.total_seconds()
+        self.holder = self._holder
+        return True
+
+    def release(self) -> None:
+        """Gives the lease up, if it is still ours, so that the next holder need not wait."""
+        self._until = float("-inf")
+        live = self._cluster.get(self._ref)
+        if live is None or live["spec"].get("holderIdentity") != self._holder:
+            return
+        freed = {**live["spec"], "holderIdentity": "", "renewTime": _micro(self._now())}
+        with contextlib.suppress(Conflict, Gone):
+            self._cluster.update({**live, "spec": freed})
+        self.holder = ""
