@@ -1,0 +1,85 @@
+"""What holds for every test: nothing of the user's leaks in, nothing leaves this machine.
+
+Git has an identity and reads no configuration of the user or the system, no kubeconfig and no
+setting of ours is inherited, and each test has its own empty home. A socket of the test process
+may reach loopback addresses only: anything else is refused, and fails the test that tried.
+(Programs that a test starts are not watched.)
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import plane
+import pytest
+
+_GIT = {
+    "GIT_AUTHOR_NAME": "Test",
+    "GIT_AUTHOR_EMAIL": "test@example.com",
+    "GIT_COMMITTER_NAME": "Test",
+    "GIT_COMMITTER_EMAIL": "test@example.com",
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_TERMINAL_PROMPT": "0",
+}
+# Where the real control plane is kept that some tests start: said while HOME is still the user's.
+_PLANE = {"GITOPS_MCP_PLANE_DIR": str(plane.directory())}
+_INHERITED = ("GITOPS_MCP_PLANE",)  # "require" builds it where it is missing
+
+for _name in list(os.environ):
+    if _name.startswith(("GIT_", "GITOPS_MCP_", "KUBECONFIG")) and _name not in _INHERITED:
+        del os.environ[_name]
+os.environ.update(_GIT | _PLANE)
+
+_strays: list[str] = []
+
+
+def _is_local(host: object) -> bool:
+    if host in (None, "", "localhost", b"localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(str(host)).is_loopback
+    except ValueError:
+        return False  # a name: to resolve it would already ask somebody else
+
+
+def _refuse_strangers(event: str, args: tuple[object, ...]) -> None:
+    if event in ("socket.connect", "socket.sendto"):
+        address = args[1]
+        host = address[0] if isinstance(address, tuple) else None  # a str is a UNIX socket's path
+    elif event == "socket.getaddrinfo":
+        host = args[0]
+    else:
+        return
+    if not _is_local(host):
+        _strays.append(f"{event} {host}")
+        # What a machine without a network answers: the code under test takes its usual way out.
+        raise OSError(101, f"tests reach loopback addresses only, not {host}")
+
+
+sys.addaudithook(_refuse_strangers)
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Beside the test's own directory, not in it: a test may make that one its repository.
+    monkeypatch.setenv("HOME", str(tmp_path.with_name(f"{tmp_path.name}-home")))
+    for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _no_strangers() -> Iterator[None]:
+    _strays.clear()
+    yield
+    assert not _strays, f"left this machine: {_strays}"
+
+
+@pytest.fixture
+def strays() -> list[str]:
+    """What tried to leave so far; a test that means to try clears it."""
+    return _strays
