@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from functools import lru_cache
 from itertools import cycle
 from operator import itemgetter
@@ -19,6 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import durationpy
 import orjson
 
 from gitops_mcp import __version__, transports
@@ -164,7 +166,14 @@ class Renderer:
         known = self._rendered.get(key)
         if known is not None and known[0] == inputs:
             return known[1]
-        context = self._context(key, spec, uid=uid, external=external)
+        try:
+            context = self._context(key, spec, uid=uid, external=external)
+        except durationpy.DurationError:
+            raise Configuration(
+                f"{key}: a time in spec.drain or spec.health is no duration",
+                condition="ConfigurationInvalid",
+                hint="write it as Go does: 90s, 1m30s",
+            ) from None
         rendered = tuple(
             _checked(body, template, key)
             for template, compiled in self._templates.items()
@@ -185,12 +194,8 @@ class Renderer:
             spec[group] = {**ABSENT[group], **spec[group]}
         spec["config"] = dict(sorted(spec["config"].items()))
         health, limits = spec["health"], spec["resources"]["limits"]
-        own_pre_stop = spec["drain"]["preStop"]
-        pre_stop = (
-            math.ceil(transport.pre_stop.total_seconds())
-            if own_pre_stop is None
-            else _seconds(own_pre_stop)
-        )
+        timing = transports.timing(given)
+        pre_stop = _whole(timing.pre_stop)
         replicas = 1 if spec["replicas"] is None else spec["replicas"]
         return {
             "name": key.name,
@@ -208,11 +213,12 @@ class Renderer:
             },
             "privileged": _privileged(spec["securityContext"]),
             "pre_stop": pre_stop,
-            "grace": pre_stop + math.ceil(transport.stop.total_seconds()),
+            "grace": pre_stop + _whole(timing.stop),
             # The interval of a handshake is the agent's; that of a plain TCP check is the probe's.
             "probe_period": _seconds(health["interval"])
             if health["mode"] == "tcp" and health["interval"]
             else _PROBE_PERIOD,
+            "probe_timeout": _seconds(health["timeout"]),
             # Without a handshake nobody would ever open the gate.
             "gated": health["gate"] and health["mode"] == "handshake" and transport.networked,
             "gate": READINESS_GATE,
@@ -260,7 +266,7 @@ def _privileged(security: JsonObject) -> bool:
     return bool(security.get("privileged")) or "CAP_SYS_ADMIN" in added
 
 
-# --- filters --------------------------------------------------------------------------------
+# --- values --------------------------------------------------------------------------------
 
 
 def _merged(defaults: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -275,17 +281,13 @@ def _merged(defaults: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, A
 
 @lru_cache(maxsize=1024)
 def _seconds(duration: str) -> int:
-    """A Go duration in whole seconds, rounded up: the API's times have no fraction."""
-    import durationpy
+    """A Go duration in whole seconds."""
+    return _whole(durationpy.from_str(duration))
 
-    try:
-        return math.ceil(durationpy.from_str(duration).total_seconds())
-    except ValueError:
-        raise Configuration(
-            "a duration in the spec cannot be read",
-            condition="ConfigurationInvalid",
-            hint="write it as Go does: 90s, 1m30s",
-        ) from None
+
+def _whole(time: timedelta) -> int:
+    """In whole seconds, rounded up: the API's times have no fraction."""
+    return math.ceil(time.total_seconds())
 
 
 # --- templates ------------------------------------------------------------------------------
@@ -323,7 +325,6 @@ def _compile(texts: Mapping[str, str]) -> dict[str, jinja2.Template]:
         auto_reload=False,
     )
     environment.filters["merged"] = _merged
-    environment.filters["seconds"] = _seconds
     # These turn rendered text into a value: it would be put in as a string, placeholders and all.
     captures = (nodes.Macro, nodes.CallBlock, nodes.FilterBlock, nodes.AssignBlock, nodes.Block)
     for name in CHILDREN:
@@ -440,7 +441,7 @@ def _plan(node: yaml.Node, construct: Callable[[yaml.Node], Any]) -> Fill:
         return _plan_map([(key, _plan(value, construct)) for key, value in node.value])
     if isinstance(node, yaml.SequenceNode):
         return _plan_list([_plan(item, construct) for item in node.value])
-    if _MARK in node.value:
+    if isinstance(node, yaml.ScalarNode) and _MARK in node.value:
         return _plan_value(node.value, plain=not node.style)
     return _Fixed(construct(node))
 
