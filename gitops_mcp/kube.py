@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 
 Objects = list[JsonObject]
 Query = dict[str, str]
+Causes = tuple[tuple[str, str, str], ...]
+"""Why a body was refused, each ``(reason, field, message)``."""
 
 REQUEST_TIMEOUT: Final = 30.0
 """Seconds for one request; the client itself would wait for ever."""
@@ -101,22 +103,24 @@ class _Rule:
     """A cause's reason."""
     field: str = ""
     """A cause's field."""
+    refusal: str = ""
+    """A regular expression, searched for in the causes without the values that they quote: a value
+    could say anything."""
     details: str = ""
     """``details.kind``."""
     condition: str = "ApplyFailed"
     hint: str = ""
     retry_after: timedelta | None = None
 
-    def fits(self, code: int, status: JsonObject) -> bool:
+    def fits(self, code: int, status: JsonObject, causes: Causes) -> bool:
         """Whether this rule describes the answer."""
-        details = status.get("details") or {}
-        causes = details.get("causes") or []
         return (
             code == self.code
             and (not self.message or bool(re.search(self.message, status.get("message", ""))))
-            and (not self.cause or any(c.get("reason") == self.cause for c in causes))
-            and (not self.field or any(c.get("field") == self.field for c in causes))
-            and (not self.details or details.get("kind") == self.details)
+            and (not self.cause or any(reason == self.cause for reason, _, _ in causes))
+            and (not self.field or any(field == self.field for _, field, _ in causes))
+            and (not self.refusal or any(re.search(self.refusal, text) for _, _, text in causes))
+            and (not self.details or (status.get("details") or {}).get("kind") == self.details)
         )
 
 
@@ -136,11 +140,11 @@ _RULES: Final = (
         retry_after=Transient.retry_cap,
     ),
     _Rule(409, Configuration, cause="FieldManagerConflict"),
-    _Rule(409, Gone, message=r"uid mismatch|UID in precondition"),
+    _Rule(409, Gone, message=r"uid mismatch|UID in (the )?precondition"),
     _Rule(422, Gone, field="metadata.uid"),
     # Only a JSON patch is refused with this text, and only when its test did not hold.
     _Rule(422, Conflict, message="rejected our request due to an error in our request"),
-    _Rule(422, Immutable, message=r"immutable|may not change once set"),
+    _Rule(422, Immutable, refusal="field is immutable|may not change once set"),
     _Rule(404, KindAbsent, message=r"^404 page not found|could not find the requested resource"),
     _Rule(
         404,
@@ -180,12 +184,14 @@ def _redact_cause(text: str) -> str:
     if value := _VALUE.match(rest):
         rest = rest[value.end() :]
     elif _OBJECT.match(rest) or rest.startswith('"'):
-        rest = ""  # a whole object, or a text cut off in its middle: no safe end to be found
+        # What follows the last bracket is the rule; a text cut off in its middle has none.
+        tail = re.search(r"[}\]]: (?!.*[}\]]: )(.*)$", rest, re.DOTALL)
+        rest = tail[1] if tail else ""
     rest = re.sub(r'(: "…")+$', "", _redact(rest))
     return f"{kind}: {rest}" if rest else kind
 
 
-def _causes(status: JsonObject) -> tuple[tuple[str, str, str], ...]:
+def _causes(status: JsonObject) -> Causes:
     found = (status.get("details") or {}).get("causes") or []
     return tuple(
         (cause.get("reason", ""), cause.get("field", ""), _redact_cause(cause.get("message", "")))
@@ -195,7 +201,7 @@ def _causes(status: JsonObject) -> tuple[tuple[str, str, str], ...]:
     )
 
 
-def _cause_text(code: int, status: JsonObject, causes: tuple[tuple[str, str, str], ...]) -> str:
+def _cause_text(code: int, status: JsonObject, causes: Causes) -> str:
     message = str(status.get("message", ""))
     if code in _NAMES_ONLY:
         return " ".join(message.split())[:_LONGEST]
@@ -242,8 +248,8 @@ def translate(
         status = {"message": body[:_LONGEST].decode(errors="replace").strip()}
     if not isinstance(status, dict):
         status = {}
-    rule = next((rule for rule in _RULES if rule.fits(code, status)), _Rule(code, Transient))
     causes = _causes(status)
+    rule = next((r for r in _RULES if r.fits(code, status, causes)), _Rule(code, Transient))
     cause = _cause_text(code, status, causes) or f"HTTP {code}"
     hint = rule.hint
     own = ref is not None and (ref.api_version, ref.kind) == (API_VERSION, KIND)
@@ -273,10 +279,10 @@ def _no_answer(error: Exception, operation: str, ref: ObjectRef | None) -> Trans
     inner = getattr(error, "reason", None)
     cause = inner if isinstance(inner, Exception) else error
     text = {
-        http.ConnectTimeoutError: "no connection in time",
-        http.ReadTimeoutError: "no answer in time",
         http.NameResolutionError: "the API server's name cannot be resolved",
         http.NewConnectionError: "connection refused or no route",
+        http.ConnectTimeoutError: "no connection in time",  # the parent of the two above
+        http.ReadTimeoutError: "no answer in time",
         http.SSLError: "the TLS handshake failed",
         http.ProxyError: "the proxy could not be used",
         http.ProtocolError: "the connection was lost",
@@ -351,6 +357,7 @@ def _configure(
         """Tokens read from files may end in a newline, which no HTTP header may hold."""
         if renew is not None:
             renew(renewed)
+            renewed.refresh_api_key_hook = stripped  # the library's hook has put itself back
         if token := renewed.api_key.get("BearerToken"):
             renewed.api_key["BearerToken"] = token.strip()
 

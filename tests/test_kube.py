@@ -1,0 +1,748 @@
+"""Requests to API servers: a real control plane, and scripted ones for what it never does."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import plane as rig
+import pytest
+import yaml
+from scripted import Answer, Asked, Scripted, scripted
+
+from gitops_mcp import errors, kube
+from gitops_mcp.kube import Cluster, Lease
+from gitops_mcp.model import JsonObject, ObjectRef
+
+DATA = Path(__file__).parent / "data" / "kube"
+
+
+def kubeconfig(
+    path: Path, url: str, *, token: str = "right", namespace: str = "", context: str = "test"
+) -> str:
+    names = {"cluster": "c", "user": "u"} | ({"namespace": namespace} if namespace else {})
+    content = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "test",
+        "clusters": [{"name": "c", "cluster": {"server": url}}],
+        "contexts": [{"name": context, "context": names}],
+        "users": [{"name": "u", "user": {"token": token}}],
+    }
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+# --- what an answer means ---------------------------------------------------------------------
+
+ANSWERS: list[dict[str, Any]] = yaml.safe_load((DATA / "answers.yaml").read_text())
+
+
+@pytest.mark.parametrize("row", ANSWERS, ids=lambda row: row["case"])
+def test_answers_become_errors_of_the_right_class_and_words(row: dict[str, Any]) -> None:
+    ref = ObjectRef(*row.get("ref", ["mcp.example.com/v1alpha1", "MCPServer", "ai", "web"]))
+    body = row.get("text", json.dumps({"kind": "Status", **row.get("status", {})})).encode()
+    operation = row.get("operation", "apply")
+    error = kube.translate(row["code"], row.get("headers", {}), body, operation=operation, ref=ref)
+    assert row["error"] == type(error).__name__
+    assert row["code"] == error.code
+    assert row.get("message", error.message) == error.message
+    assert row.get("condition", "ApplyFailed") == error.condition
+    assert row.get("hint", "") in error.hint
+    assert row.get("retry_after") == (error.retry_after and error.retry_after.total_seconds())
+    for secret in row.get("lacks", ()):
+        assert secret not in f"{error.message} {error.hint} {error.causes}"
+
+
+def test_an_immutable_field_is_named() -> None:
+    row = next(row for row in ANSWERS if row["error"] == "Immutable")
+    error = kube.translate(422, {}, json.dumps(row["status"]).encode(), operation="apply", ref=None)
+    assert [field for _, field, _ in error.causes] == ["spec.selector"]
+
+
+# --- configuration ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("KUBECONFIG", "KUBERNETES_SERVICE_HOST"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("nowhere")
+class TestConfiguration:
+    def test_none_at_all_says_how_to_give_one(self) -> None:
+        with pytest.raises(errors.UsageError, match="no cluster is configured") as caught:
+            Cluster.connect()
+        assert "--kubeconfig" in caught.value.hint
+
+    def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(errors.UsageError, match=r"no kubeconfig at .*absent"):
+            Cluster.connect(str(tmp_path / "absent"))
+
+    def test_an_unknown_context_lists_the_known_ones(self, tmp_path: Path) -> None:
+        file = kubeconfig(tmp_path / "config", "http://127.0.0.1:1")
+        with pytest.raises(errors.UsageError, match="no context 'prod'") as caught:
+            Cluster.connect(file, "prod")
+        assert caught.value.hint == "known contexts: test"
+
+    @pytest.mark.parametrize(
+        "content", ["a: [", "42", "- x", "{}", "contexts: 5", "clusters: [{}]", "\x00"]
+    )
+    @pytest.mark.parametrize("context", [None, "test"])
+    def test_a_file_that_is_no_kubeconfig_is_a_usage_error(
+        self, tmp_path: Path, content: str, context: str | None
+    ) -> None:
+        (tmp_path / "config").write_text(content)
+        with pytest.raises(errors.UsageError, match="config"):
+            Cluster.connect(str(tmp_path / "config"), context)
+
+    def test_an_unreadable_file_is_a_usage_error(self, tmp_path: Path) -> None:
+        (tmp_path / "config").mkdir()
+        with pytest.raises(errors.UsageError, match="cannot use the kubeconfig"):
+            Cluster.connect(str(tmp_path / "config"))
+
+    def test_the_environment_and_the_home_directory_are_looked_at(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / ".kube").mkdir()
+        kubeconfig(tmp_path / ".kube" / "config", "http://127.0.0.1:1", namespace="home")
+        assert Cluster.connect().namespace == "home"
+        file = kubeconfig(tmp_path / "other", "http://127.0.0.1:1", namespace="other")
+        monkeypatch.setenv("KUBECONFIG", file)
+        assert Cluster.connect().namespace == "other"
+
+    def test_a_context_needs_no_current_one_and_its_namespace_is_default(
+        self, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "config"
+        content = yaml.safe_load(Path(kubeconfig(file, "http://127.0.0.1:1")).read_text())
+        del content["current-context"]
+        file.write_text(yaml.safe_dump(content))
+        assert Cluster.connect(str(file), "test").namespace == "default"
+
+    def test_a_pods_service_account_is_used_and_its_token_may_end_in_a_newline(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from kubernetes.config import incluster_config
+
+        for file, content in {"token": "t0ken\n", "ca.crt": "x", "namespace": "agents\n"}.items():
+            (tmp_path / file).write_text(content)
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "1")
+        monkeypatch.setattr(kube, "_SERVICE_ACCOUNT", str(tmp_path))
+        monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+        monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
+        cluster = Cluster.connect()
+        assert (cluster.namespace, cluster.server) == ("agents", "https://127.0.0.1:1")
+        configuration = cluster._client.configuration
+        for _ in range(2):
+            assert configuration.get_api_key_with_prefix("BearerToken") == "bearer t0ken"
+
+    def test_a_client_that_needs_no_cluster_does_not_import_the_library(self) -> None:
+        import subprocess
+        import sys
+
+        code = "import sys, gitops_mcp.kube; sys.exit('kubernetes' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- a server that does as it is told ---------------------------------------------------------
+
+DEPLOYMENT = ObjectRef("apps/v1", "Deployment", "ai", "web")
+
+
+@pytest.fixture
+def connect(tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
+    made: list[Cluster] = []
+
+    def _connect(server: Scripted, **options: Any) -> Cluster:
+        cluster = Cluster.connect(kubeconfig(tmp_path / "config", server.url), **options)
+        made.append(cluster)
+        return cluster
+
+    yield _connect
+    for cluster in made:
+        cluster.close()
+
+
+Connect = Callable[..., Cluster]
+
+
+def test_a_server_that_does_not_answer_is_given_up_after_the_time_limit_without_a_retry(
+    connect: Connect,
+) -> None:
+    with scripted(lambda _: Answer(wait=threading.Event())) as server:
+        cluster = connect(server, timeout=0.2)
+        with pytest.raises(errors.Transient, match=r"get deployment/web .*no answer in time"):
+            cluster.get(DEPLOYMENT)
+        assert len(server.asked) == 1
+
+
+def test_a_server_that_is_not_there_is_transient(connect: Connect) -> None:
+    with scripted(lambda _: Answer()) as server:
+        cluster = connect(server)
+    seen: list[tuple[str, str, int]] = []
+    cluster._observe = lambda *what: seen.append(what)
+    with pytest.raises(errors.Transient, match="connection refused") as caught:
+        cluster.get(DEPLOYMENT)
+    assert caught.value.code == 0
+    assert seen == [("get", "Deployment", 0)]
+
+
+def test_a_connection_lost_in_the_middle_of_an_answer_is_transient(connect: Connect) -> None:
+    with (
+        scripted(lambda _: Answer(chunks=['{"a": '], cut=True)) as server,
+        pytest.raises(errors.Transient, match="the connection was lost"),
+    ):
+        connect(server).get(DEPLOYMENT)
+
+
+@pytest.mark.parametrize("body", ["<html>", "[]"])
+def test_an_answer_that_is_no_object_is_transient(connect: Connect, body: str) -> None:
+    with (
+        scripted(lambda _: Answer(body=body)) as server,
+        pytest.raises(errors.Transient, match="the answer is not"),
+    ):
+        connect(server).get(DEPLOYMENT)
+
+
+def test_a_redirect_is_not_followed(connect: Connect) -> None:
+    with scripted(lambda _: Answer(302, headers={"Location": "/elsewhere"})) as server:
+        with pytest.raises(errors.Transient):
+            connect(server).get(DEPLOYMENT)
+        assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("code", [429, 503])
+def test_too_many_requests_are_not_repeated_by_the_library(connect: Connect, code: int) -> None:
+    with scripted(lambda _: Answer(code, "slow down", {"Retry-After": "7"})) as server:
+        with pytest.raises(errors.Transient) as caught:
+            connect(server).get(DEPLOYMENT)
+        assert caught.value.retry_after == timedelta(seconds=7)
+        assert len(server.asked) == 1
+
+
+def test_a_refused_token_is_read_again_and_tried_once_more(
+    connect: Connect, tmp_path: Path
+) -> None:
+    def answer(request: Asked) -> Answer:
+        right = request.headers["authorization"] == "Bearer new"
+        return Answer(200, {"x": 1}) if right else Answer(401, {"message": "Unauthorized"})
+
+    with scripted(answer) as server:
+        cluster = connect(server)
+        kubeconfig(tmp_path / "config", server.url, token="new\n")
+        assert cluster.get(DEPLOYMENT) == {"x": 1}
+        assert cluster.get(DEPLOYMENT) == {"x": 1}
+        assert [r.headers["authorization"] for r in server.asked] == [
+            "Bearer right",
+            "Bearer new",
+            "Bearer new",
+        ]
+
+
+def test_a_token_that_stays_wrong_is_permanent_and_not_shown(connect: Connect) -> None:
+    with scripted(lambda _: Answer(401, {"message": "Unauthorized"})) as server:
+        with pytest.raises(errors.Permanent) as caught:
+            connect(server).get(DEPLOYMENT)
+        assert "right" not in str(caught.value)
+        assert len(server.asked) == 2
+
+
+def test_pages_that_expire_are_read_again_in_one(connect: Connect) -> None:
+    def answer(request: Asked) -> Answer:
+        if "continue" in request.path:
+            return Answer(410, {"reason": "Expired", "message": "too old"})
+        if "limit" in request.path:
+            return Answer(body={"metadata": {"continue": "c"}, "items": [{"n": 1}]})
+        return Answer(body={"metadata": {"resourceVersion": "9"}, "items": [{"n": 1}, {"n": 2}]})
+
+    with scripted(answer) as server:
+        items, version = connect(server).list("v1", "Pod", None, label_selector="a=b,c")
+    assert [item["n"] for item in items] == [1, 2]
+    assert items[0]["kind"] == "Pod"
+    assert version == "9"
+    assert all("labelSelector=a%3Db%2Cc" in r.path for r in server.asked)
+
+
+def test_requests_are_told_to_the_observer(connect: Connect) -> None:
+    seen: list[tuple[str, str, int]] = []
+    with scripted(lambda _: Answer(404, {"message": "x"})) as server:
+        connect(server, observe=lambda *what: seen.append(what)).get(DEPLOYMENT)
+    assert seen == [("get", "Deployment", 404)]
+
+
+def test_names_cannot_leave_their_place_in_the_path(connect: Connect) -> None:
+    with scripted(lambda _: Answer()) as server:
+        connect(server).get(ObjectRef("v1", "Pod", "a/../b", "x?y#z"))
+    assert server.asked[0].path == "/api/v1/namespaces/a%2F..%2Fb/pods/x%3Fy%23z"
+
+
+# --- watches ----------------------------------------------------------------------------------
+
+
+def pod(name: str, version: int) -> JsonObject:
+    return {"kind": "Pod", "metadata": {"name": name, "resourceVersion": str(version)}}
+
+
+def event(kind: str, name: str, version: int) -> JsonObject:
+    return {"type": kind, "object": pod(name, version)}
+
+
+EXPIRED = {"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old"}}
+
+
+class Quick(random.Random):
+    """Waits that are no waits."""
+
+    def uniform(self, a: float, b: float) -> float:  # noqa: ARG002 - the base class's names
+        return 0.0
+
+
+def watched(cluster: Cluster, count: int, **options: Any) -> list[Any]:
+    stop = threading.Event()
+    stream = cluster.list_and_watch("v1", "Pod", None, stop=stop, rng=Quick(), **options)
+    found = list(itertools.islice(stream, count))
+    stop.set()
+    stream.close()  # type: ignore[attr-defined]
+    return found
+
+
+def versions(server: Scripted) -> list[str]:
+    """For each request, the version that it watches from; "list" for a list."""
+    return [
+        r.path.split("resourceVersion=")[1].split("&")[0] if "watch=true" in r.path else "list"
+        for r in server.asked
+    ]
+
+
+def script(*answers: Answer) -> Callable[[Asked], Answer]:
+    left = iter(answers)
+    return lambda _: next(left, Answer(wait=threading.Event()))
+
+
+LISTED = Answer(body={"metadata": {"resourceVersion": "5"}, "items": [pod("a", 3)]})
+
+
+def test_a_watch_begins_with_all_objects_and_goes_on_with_events(connect: Connect) -> None:
+    events = [event("ADDED", "b", 6), event("DELETED", "a", 7)]
+    with scripted(script(LISTED, Answer(chunks=events))) as server:
+        found = watched(connect(server), 3)
+    assert found == [
+        ("SYNC", [{"apiVersion": "v1", **pod("a", 3)}]),
+        ("EVENT", ("ADDED", pod("b", 6))),
+        ("EVENT", ("DELETED", pod("a", 7))),
+    ]
+
+
+def test_a_broken_stream_goes_on_after_its_last_event_or_bookmark(connect: Connect) -> None:
+    first = Answer(chunks=[event("ADDED", "b", 6), event("BOOKMARK", "", 8)], cut=True)
+    with scripted(script(LISTED, first, Answer(chunks=[event("ADDED", "c", 9)]))) as server:
+        found = watched(connect(server), 3)
+        assert [what for what, _ in found] == ["SYNC", "EVENT", "EVENT"]
+        assert versions(server) == ["list", "5", "8"]
+
+
+def test_a_version_that_is_too_old_lists_again(connect: Connect) -> None:
+    again = Answer(body={"metadata": {"resourceVersion": "20"}, "items": []})
+    with scripted(script(LISTED, Answer(chunks=[EXPIRED]), again)) as server:
+        assert [what for what, _ in watched(connect(server), 2)] == ["SYNC", "SYNC"]
+
+
+def test_events_split_over_chunks_are_put_together(connect: Connect) -> None:
+    text = json.dumps(event("ADDED", "ü", 6), ensure_ascii=False) + "\n"
+    with scripted(script(LISTED, Answer(chunks=[text[:9], text[9:]]))) as server:
+        assert watched(connect(server), 2)[1] == ("EVENT", ("ADDED", pod("ü", 6)))
+
+
+def test_trouble_is_told_and_so_is_its_end(connect: Connect) -> None:
+    told: list[str] = []
+    refused = Answer(403, {"message": "forbidden"})
+    garbled = Answer(chunks=["{]\n"])
+    answers = script(refused, LISTED, garbled, Answer(chunks=[event("ADDED", "b", 6)]))
+    with scripted(answers) as server:
+        watched(connect(server), 2, state=lambda e: told.append(e.category if e else "well"))
+    assert told == ["Permanent", "well", "Transient", "well"]
+
+
+def test_a_server_that_ends_each_watch_at_once_is_asked_more_and_more_slowly(
+    connect: Connect,
+) -> None:
+    waits: list[float] = []
+
+    class Patience(threading.Event):
+        """Never waits, and is over after the twelfth time."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout or 0.0)
+            return self.is_set()
+
+        def is_set(self) -> bool:
+            return len(waits) >= 12
+
+    with scripted(script(LISTED, *[Answer(chunks=[])] * 12)) as server:
+        list(connect(server).list_and_watch("v1", "Pod", None, stop=Patience()))
+    assert waits[0] <= 0.2
+    assert 15 <= waits[-1] <= 30
+    assert all(a / 4 < b for a, b in itertools.pairwise(waits))
+
+
+def test_closing_ends_a_watch_that_is_waiting(connect: Connect) -> None:
+    with scripted(script(LISTED, Answer(chunks=[], wait=threading.Event()))) as server:
+        cluster = connect(server)
+        opened = threading.Event()
+        stop = threading.Event()
+        stream = cluster.list_and_watch("v1", "Pod", None, stop=stop, state=lambda _: opened.set())
+        thread = threading.Thread(target=lambda: list(stream))
+        thread.start()
+        assert opened.wait(5)
+        cluster.close()
+        thread.join(5)
+        assert not thread.is_alive()
+
+
+# --- a real control plane ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plane() -> Iterator[rig.Plane]:
+    try:
+        started = rig.Plane()
+    except rig.Unavailable as reason:
+        pytest.skip(str(reason))
+    with started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def cluster(plane: rig.Plane) -> Iterator[Cluster]:
+    connected = Cluster.connect(str(plane.kubeconfig("admin")))
+    yield connected
+    connected.close()
+
+
+_names = itertools.count()
+
+
+@pytest.fixture
+def name() -> str:
+    return f"web-{next(_names)}"
+
+
+def deployment(name: str, **spec: Any) -> JsonObject:
+    labels = {"app": name}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {
+            "replicas": 0,
+            "selector": {"matchLabels": labels},
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": {"containers": [{"name": "c", "image": "example.com/x"}]},
+            },
+            **spec,
+        },
+    }
+
+
+def config(name: str, **data: str) -> JsonObject:
+    """An object that nobody else writes to."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": name, "namespace": "default"},
+        "data": {"a": "1", **data},
+    }
+
+
+class TestRealServer:
+    def test_says_its_version(self, cluster: Cluster) -> None:
+        assert cluster.version() >= (1, 30)
+
+    def test_applied_objects_are_read_back_and_deleted(self, cluster: Cluster, name: str) -> None:
+        body = config(name)
+        ref = ObjectRef.of(body)
+        assert cluster.get(ref) is None
+        made = cluster.apply(body)
+        live = cluster.get(ref)
+        assert live is not None
+        assert (live["kind"], live["metadata"]["uid"]) == ("ConfigMap", made["metadata"]["uid"])
+        assert (
+            cluster.apply(body)["metadata"]["resourceVersion"]
+            == made["metadata"]["resourceVersion"]
+        )
+        cluster.delete(ref, uid=live["metadata"]["uid"])
+        assert cluster.get(ref) is None
+
+    def test_a_dry_run_changes_nothing(self, cluster: Cluster, name: str) -> None:
+        body = config(name)
+        assert cluster.apply(body, dry_run=True)["metadata"]["uid"]
+        assert cluster.get(ObjectRef.of(body)) is None
+        made = cluster.apply(body)
+        cluster.delete(ObjectRef.of(body), uid=made["metadata"]["uid"], dry_run=True)
+        assert cluster.get(ObjectRef.of(body)) is not None
+
+    def test_lists_page_by_page_and_says_the_kind(self, cluster: Cluster, name: str) -> None:
+        for index in range(3):
+            body = config(f"{name}-{index}")
+            body["metadata"]["labels"] = {"list": name}
+            cluster.apply(body)
+        items, version = cluster.list(
+            "v1", "ConfigMap", None, label_selector=f"list={name}", limit=1
+        )
+        assert [item["metadata"]["name"] for item in items] == [f"{name}-{i}" for i in range(3)]
+        assert {(item["apiVersion"], item["kind"]) for item in items} == {("v1", "ConfigMap")}
+        assert version.isdigit()
+
+    def test_a_write_for_an_object_that_has_gone_makes_none(
+        self, cluster: Cluster, name: str
+    ) -> None:
+        body = config(name)
+        ref = ObjectRef.of(body)
+        uid = cluster.apply(body)["metadata"]["uid"]
+        cluster.delete(ref, uid=uid)
+        with pytest.raises(errors.Gone):
+            cluster.apply(body, uid=uid)
+        with pytest.raises(errors.Gone):
+            cluster.delete(ref, uid=uid)
+        with pytest.raises(errors.Gone):
+            cluster.merge_patch(ref, {"data": {"b": "2"}}, uid=uid)
+        with pytest.raises(errors.Gone):
+            cluster.json_patch(ref, [], uid=uid)
+        assert cluster.get(ref) is None
+
+    def test_a_write_for_another_object_of_the_name_is_refused(
+        self, cluster: Cluster, name: str
+    ) -> None:
+        body = config(name)
+        ref = ObjectRef.of(body)
+        old = cluster.apply(body)["metadata"]["uid"]
+        cluster.delete(ref, uid=old)
+        new = cluster.apply(body)["metadata"]
+        with pytest.raises(errors.Gone):
+            cluster.apply(config(name, b="2"), uid=old)
+        with pytest.raises(errors.Gone):
+            cluster.delete(ref, uid=old)
+        with pytest.raises(errors.Gone):
+            cluster.merge_patch(ref, {"data": {"b": "2"}}, uid=old)
+        with pytest.raises(errors.Conflict):
+            cluster.json_patch(ref, [{"op": "add", "path": "/data/b", "value": "2"}], uid=old)
+        live = cluster.get(ref)
+        assert live is not None
+        assert live["metadata"]["resourceVersion"] == new["resourceVersion"]
+
+    def test_a_write_on_an_old_version_is_a_conflict(self, cluster: Cluster, name: str) -> None:
+        body = config(name)
+        ref = ObjectRef.of(body)
+        old = cluster.apply(body)["metadata"]
+        version = old["resourceVersion"]
+        patched = cluster.json_patch(
+            ref,
+            [{"op": "add", "path": "/data/b", "value": "2"}],
+            uid=old["uid"],
+            resource_version=version,
+        )
+        assert patched["data"] == {"a": "1", "b": "2"}
+        for write in (
+            lambda: cluster.apply(body, uid=old["uid"], resource_version=version),
+            lambda: cluster.merge_patch(ref, {"data": {}}, resource_version=version),
+            lambda: cluster.json_patch(ref, [], resource_version=version),
+            lambda: cluster.delete(ref, uid=old["uid"], resource_version=version),
+            lambda: cluster.create(body),
+        ):
+            with pytest.raises(errors.Conflict):
+                write()
+
+    def test_a_mistake_in_the_body_is_the_users(self, cluster: Cluster, name: str) -> None:
+        with pytest.raises(errors.Configuration, match="field not declared") as caught:
+            cluster.apply(deployment(name, zzz="hunter2"))
+        assert caught.value.code == 500
+        wrong = deployment(name)
+        wrong["metadata"]["labels"] = {"a": "hunter2 with blanks"}
+        with pytest.raises(
+            errors.Configuration, match=r"metadata\.labels: Invalid value"
+        ) as caught:
+            cluster.apply(wrong)
+        assert "hunter2" not in f"{caught.value.message}{caught.value.causes}"
+
+    def test_a_patch_of_a_wrong_type_does_not_show_the_object(
+        self, cluster: Cluster, name: str
+    ) -> None:
+        secret = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": name, "namespace": "default"},
+            "data": {"token": "aHVudGVyMg=="},
+        }
+        cluster.apply(secret)
+        with pytest.raises(errors.Configuration) as caught:
+            cluster.merge_patch(ObjectRef.of(secret), {"data": {"x": 5}})
+        assert "aHVudGVyMg" not in f"{caught.value.message}{caught.value.causes}"
+
+    def test_an_immutable_field_is_told_from_other_mistakes(
+        self, cluster: Cluster, name: str
+    ) -> None:
+        cluster.apply(deployment(name))
+        other = deployment(name)
+        other["spec"]["selector"]["matchLabels"] = {"app": "other"}
+        other["spec"]["template"]["metadata"]["labels"] = {"app": "other"}
+        with pytest.raises(errors.Immutable, match=r"spec\.selector.*immutable") as caught:
+            cluster.apply(other)
+        assert [field for _, field, _ in caught.value.causes] == ["spec.selector"]
+
+    def test_a_field_of_another_manager_is_a_mistake_unless_forced(
+        self, cluster: Cluster, name: str
+    ) -> None:
+        cluster.apply(deployment(name))
+        with pytest.raises(errors.Configuration, match=r"gitops-mcp.*\.spec\.replicas"):
+            cluster.apply(deployment(name, replicas=2), manager="other", force=False)
+        assert cluster.apply(deployment(name, replicas=2), manager="o")["spec"]["replicas"] == 2
+
+    def test_the_status_is_written_apart(self, cluster: Cluster, name: str) -> None:
+        body = deployment(name)
+        cluster.apply(body)
+        status = {key: body[key] for key in ("apiVersion", "kind", "metadata")}
+        status["status"] = {"collisionCount": 7}
+        assert cluster.apply(status, subresource="status")["status"]["collisionCount"] == 7
+
+    def test_a_missing_namespace_and_a_missing_kind_have_their_own_words(
+        self, cluster: Cluster
+    ) -> None:
+        body = deployment("web")
+        body["metadata"]["namespace"] = "nowhere"
+        with pytest.raises(errors.Transient, match='namespaces "nowhere" not found') as caught:
+            cluster.apply(body)
+        assert "--create-namespace" in caught.value.hint
+        ours = ObjectRef("mcp.example.com/v1alpha1", "MCPServer", "default", "web")
+        with pytest.raises(errors.KindAbsent) as absent:
+            cluster.get(ours)
+        assert "install --crd-only" in absent.value.hint
+
+    def test_a_namespace_that_is_going_is_no_failure(self, cluster: Cluster, name: str) -> None:
+        space = cluster.apply(
+            {
+                "apiVersion": "v1",
+                "kind": "Namespace",
+                "metadata": {"name": name},
+            }
+        )
+        cluster.delete(ObjectRef("v1", "Namespace", "", name), uid=space["metadata"]["uid"])
+        body = deployment("web")
+        body["metadata"]["namespace"] = name
+        with pytest.raises(errors.Terminating):
+            cluster.apply(body)
+
+    def test_rights_are_told(self, cluster: Cluster, plane: rig.Plane) -> None:
+        bob = Cluster.connect(str(plane.kubeconfig("bob")))
+        assert cluster.can("patch", "apps", "deployments", "default")
+        assert cluster.can("patch", "mcp.example.com", "mcpservers", None, "status")
+        assert not bob.can("patch", "apps", "deployments", "default")
+        with pytest.raises(errors.Permanent, match='User "bob" cannot get'):
+            bob.get(ObjectRef("apps/v1", "Deployment", "default", "web"))
+        bob.close()
+
+    def test_a_watch_sees_what_happens(self, cluster: Cluster, name: str) -> None:
+        stop = threading.Event()
+        stream = cluster.list_and_watch(
+            "v1", "ConfigMap", "default", stop=stop, label_selector=f"watch={name}"
+        )
+        assert next(stream) == ("SYNC", [])
+        body = {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": name, "namespace": "default", "labels": {"watch": name}},
+        }
+        made = cluster.apply(body)
+        assert next(stream) == ("EVENT", ("ADDED", made))
+        cluster.delete(ObjectRef.of(body), uid=made["metadata"]["uid"])
+        what, (kind, _) = next(stream)
+        assert (what, kind) == ("EVENT", "DELETED")
+        stop.set()
+
+
+def held(lease: Lease) -> bool:
+    """A call, since a type checker takes a property for a constant."""
+    return lease.held
+
+
+class TestLease:
+    @pytest.fixture
+    def pair(self, cluster: Cluster, name: str) -> tuple[Lease, Lease, list[float]]:
+        clock = [0.0]
+
+        def lease(holder: str, today: datetime) -> Lease:
+            return Lease(
+                cluster,
+                "default",
+                name,
+                holder,
+                duration=timedelta(seconds=15),
+                clock=lambda: clock[0],
+                now=lambda: today,
+            )
+
+        # The clocks of the two are a day apart: no decision may rest on them.
+        mine = lease("mine", datetime(2026, 1, 1, tzinfo=UTC))
+        return mine, lease("other", datetime(2026, 1, 2, tzinfo=UTC)), clock
+
+    def test_only_one_holds_it_and_a_release_frees_it(
+        self, pair: tuple[Lease, Lease, list[float]]
+    ) -> None:
+        mine, other, _ = pair
+        assert mine.acquire()
+        assert not other.acquire()
+        assert (other.holder, other.held, mine.held) == ("mine", False, True)
+        other.release()
+        assert mine.acquire()
+        mine.release()
+        assert not mine.held
+        assert other.acquire()
+        assert not mine.acquire()
+
+    def test_it_is_stolen_when_seen_unchanged_for_its_duration(
+        self, pair: tuple[Lease, Lease, list[float]]
+    ) -> None:
+        mine, other, clock = pair
+        assert mine.acquire()
+        assert not other.acquire()
+        clock[0] = 14.9
+        assert not other.acquire()
+        assert mine.held
+        clock[0] = 15.0
+        assert not held(mine)
+        assert other.acquire()
+        assert not mine.acquire()
+        assert mine.holder == "other"
+
+    def test_a_renewal_keeps_it(self, pair: tuple[Lease, Lease, list[float]]) -> None:
+        mine, other, clock = pair
+        assert mine.acquire()
+        assert not other.acquire()
+        clock[0] = 10.0
+        mine._now = lambda: datetime(2026, 1, 1, 0, 0, 10, tzinfo=UTC)
+        assert mine.acquire()
+        clock[0] = 20.0
+        assert not other.acquire()
+
+    def test_it_is_taken_over_where_that_is_wanted(
+        self, pair: tuple[Lease, Lease, list[float]], cluster: Cluster
+    ) -> None:
+        mine, other, _ = pair
+        assert mine.acquire()
+        assert other.acquire(take_over=True)
+        assert not mine.acquire()
+        live = cluster.get(other._ref)
+        assert live is not None
+        assert live["spec"]["leaseTransitions"] == 1
+        assert live["spec"]["holderIdentity"] == "other"
+        assert live["spec"]["renewTime"] == "2026-01-02T00:00:00.000000Z"
