@@ -2,11 +2,41 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
+
+EDGES = ("aiohttp", "apscheduler", "git", "kubernetes", "prometheus_client", "pydantic", "rich")
+"""What costs a start-up time that only some verbs should pay."""
+
+STARTS = [
+    pytest.param(["--version"], {*EDGES, "jinja2", "jsonschema", "yaml"}, id="version"),
+    pytest.param(["validate", "repo-example"], {*EDGES, "jinja2"}, id="validate"),
+]
+
+RUN = """
+import sys
+from gitops_mcp.cli import main
+try:
+    main()
+finally:
+    print(*{name.partition(".")[0] for name in sys.modules}, file=sys.stderr)
+"""
+
+needs_verbs = pytest.mark.skipif(
+    "click" not in (ROOT / "gitops_mcp" / "cli.py").read_text(), reason="the verbs are not there"
+)
+
+
+def unmeasured() -> dict[str, str]:
+    """The environment without what makes a started Python measure its coverage."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
 
 
 def test_imports_point_from_pure_to_edge() -> None:
@@ -15,3 +45,38 @@ def test_imports_point_from_pure_to_edge() -> None:
         [*lint, "--no-cache", "--no-logo"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+@needs_verbs
+@pytest.mark.parametrize(("arguments", "unwanted"), STARTS)
+def test_a_verb_imports_nothing_that_it_does_not_need(
+    arguments: list[str], unwanted: set[str]
+) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", RUN, *arguments],
+        cwd=ROOT,
+        env=unmeasured(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert unwanted & set(run.stderr.splitlines()[-1].split()) == set()
+
+
+@needs_verbs
+@pytest.mark.parametrize("arguments", [each.values[0] for each in STARTS])
+def test_a_verb_starts_well_under_half_a_second(arguments: list[str]) -> None:
+    spent = []
+    for _ in range(3):  # the best of three: a busy machine only ever adds
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(
+            [sys.executable, "-m", "gitops_mcp", *arguments],
+            cwd=ROOT,
+            env=unmeasured(),
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(spent) < 0.4
