@@ -1,12 +1,18 @@
 # Everything sets itself up: in a fresh clone `make demo` and `make test` need Python 3.11 or newer,
 # git and make. The environment is made once, from the pinned and hashed sets in requirements/, and
-# again only when those or pyproject.toml change.
+# again only when the content of those or of pyproject.toml changes.
 
 VENV := .venv
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 ARGS :=
+
+# Stamps carry a checksum of what they stand for: a new date on a file is not a change.
+key = $(firstword $(shell cat $(1) | cksum))
+TOOLS := $(VENV)/.tools-$(call key,requirements/build.txt)
+RUN := $(VENV)/.run-$(call key,requirements/build.txt requirements/run.txt pyproject.toml)
+DEV := $(VENV)/.dev-$(call key,requirements/*.txt pyproject.toml)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test plane bench lint types format build lock clean
@@ -16,40 +22,40 @@ help: ## List the targets
 	  | while IFS='|' read -r target text; do printf '  make %-8s %s\n' "$$target" "$$text"; done
 	@echo '  PYTHON=python3.12 picks the interpreter, ARGS="-k drift -x" goes to pytest'
 
-demo: $(VENV)/.run ## From git push to Ready, healed and pruned, on an embedded cluster
+demo: $(RUN) ## From git push to Ready, healed and pruned, on an embedded cluster
 	@$(PY) -m gitops_mcp demo
 
-test: $(VENV)/.dev ## Run the tests on all cores and report the coverage
+test: $(DEV) ## Run the tests on all cores and report the coverage
 	@rm -f .coverage .coverage.*
 	@$(PY) -m coverage run -m pytest -n auto --dist loadgroup $(ARGS)
 	@$(PY) -m coverage combine --quiet && $(PY) -m coverage report
 
-plane: $(VENV)/.dev ## Build the real control plane that some tests start (Go; five minutes, once)
+plane: $(DEV) ## Build the real control plane that some tests start (Go; five minutes, once)
 	@$(PY) tests/plane.py build
 
-bench: $(VENV)/.dev ## Run the benchmarks and print their tables
+bench: $(DEV) ## Run the benchmarks and print their tables
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(PY) "$$file"; done
 
-lint: $(VENV)/.dev ## Check style, layout and the direction of imports
+lint: $(DEV) ## Check style, layout and the direction of imports
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports --no-cache --no-logo
 
-types: $(VENV)/.dev ## Check the types
+types: $(DEV) ## Check the types
 	@$(PY) -m mypy
 
-format: $(VENV)/.dev ## Rewrite style and layout
+format: $(DEV) ## Rewrite style and layout
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-build: $(VENV)/.dev ## Build the sdist, and the wheel from it, into dist/
+build: $(DEV) ## Build the sdist, and the wheel from it, into dist/
 	@rm -rf dist
 	@$(PY) -m build --no-isolation
 
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
   --no-emit-index-url --custom-compile-command 'make lock' --upgrade
 
-lock: $(VENV)/.tools ## Pin the newest dependencies that pyproject.toml allows (for maintainers)
+lock: $(TOOLS) ## Pin the newest dependencies that pyproject.toml allows (for maintainers)
 	@$(COMPILE) pyproject.toml -o requirements/run.txt
 	@$(COMPILE) --group build -c requirements/run.txt -o requirements/build.txt
 	@$(COMPILE) pyproject.toml --group dev -c requirements/run.txt -c requirements/build.txt \
@@ -70,19 +76,22 @@ FIND_PYTHON = python=; for each in $(PYTHONS); do \
 
 # uv takes seconds where pip takes half a minute; pip knows mirrors that uv was not told of.
 INSTALL = install() { $(BIN)/uv pip install --quiet --python $(PY) "$$@" \
-  || $(PY) -m pip install --quiet --disable-pip-version-check "$$@"; }; install
+  || { echo 'uv could not; pip tries' >&2; \
+  $(PY) -m pip install --quiet --disable-pip-version-check "$$@"; }; }; install
 
-$(VENV)/.tools: requirements/build.txt
+$(TOOLS):
 	@$(FIND_PYTHON); echo "Making $(VENV) with $$python (once)" >&2; \
 	  rm -rf $(VENV) && $$python -m venv $(VENV)
-	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes \
+	  -r requirements/build.txt
 	@touch $@
 
-$(VENV)/.run: $(VENV)/.tools requirements/run.txt pyproject.toml
+$(RUN): | $(TOOLS)
+	@rm -f $(VENV)/.run-* $(VENV)/.dev-*
 	@$(INSTALL) --require-hashes -r requirements/run.txt
 	@$(INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.run requirements/dev.txt
+$(DEV): | $(RUN)
 	@$(INSTALL) --require-hashes -r requirements/dev.txt
 	@touch $@
