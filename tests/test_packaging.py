@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import tomllib
 import zipfile
 from collections.abc import Iterator, Mapping
 from email.parser import Parser
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -126,6 +128,31 @@ def test_the_pins_are_what_the_project_asks_for(name: str, wanted: list[Requirem
         if not each.specifier.contains(pinned.get(canonicalize_name(each.name), "0"))
     ]
     assert stale == [], f"run `make lock`: requirements/{name}.txt does not answer {stale}"
+
+
+def test_every_library_that_is_imported_is_asked_for() -> None:
+    asked = {
+        canonicalize_name(Requirement(each).name) for each in PROJECT["project"]["dependencies"]
+    }
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "gitops_mcp").rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    imported = {
+        alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names
+    }
+    imported |= {
+        node.module
+        for node in nodes
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level
+    }
+    foreign = {name.partition(".")[0] for name in imported}
+    foreign -= sys.stdlib_module_names | {"gitops_mcp"}
+    homes = packages_distributions()
+    unasked = {
+        name
+        for name in foreign
+        if not asked & {canonicalize_name(each) for each in homes.get(name, [])}
+    }
+    assert unasked == set()
 
 
 def test_one_environment_can_hold_all_sets() -> None:
