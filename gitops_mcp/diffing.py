@@ -1,0 +1,844 @@
+"""Compares what we want of an object with what is stored.
+
+Receives a desired body (as rendered) and a live one (as the API server returned it), or two
+rendered ones; returns a ``Difference``: the fields that a server-side apply would change, what
+other controllers added, and whose ownership has to be moved before the apply. Pure.
+It compares by value, since the server stores other spellings than it was sent, and reads from
+``metadata.managedFields`` who put a field there. Nothing that it returns holds a secret.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import orjson
+
+from gitops_mcp.masking import hides, mask, mask_pair, masked
+from gitops_mcp.model import (
+    ANNOTATION_RECONCILE,
+    FIELD_MANAGER,
+    KIND,
+    FieldChange,
+    JsonObject,
+)
+
+FieldPath = tuple[str, ...]
+"""A place in a FieldsV1 tree, e.g. ``("f:spec", "f:ports", 'k:{"port":80,"protocol":"TCP"}')``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What differs between a desired and a live object; false when nothing does.
+
+    ``fields``: all that a sync would change; indices are those of the live list (what is missing
+    there counts on from its end), those of the desired one where the object is created.
+    ``foreign``: fields of other controllers, which stay. ``before`` and ``after``: both bodies,
+    masked and narrowed to the fields that we mean (None: no such object). ``seize``: fields whose
+    ownership ``ownership_patch`` must first move to us, so that the apply removes them. ``key``:
+    equal for equal desired bodies that meet equal live values at the differing places.
+    """
+
+    fields: tuple[FieldChange, ...]
+    foreign: tuple[FieldChange, ...]
+    before: JsonObject | None
+    after: JsonObject | None
+    seize: tuple[FieldPath, ...]
+    key: str
+
+    def __bool__(self) -> bool:
+        return bool(self.fields)
+
+
+def compare(
+    desired: JsonObject | None,
+    live: JsonObject | None,
+    *,
+    kubectl_managers: frozenset[str],
+    manager: str = FIELD_MANAGER,
+) -> Difference:
+    """What applying ``desired`` as ``manager`` changes; None: the object is not there, or shall go.
+
+    Drift is a desired value that is not live, a field that we own and no longer want, and a field
+    that one of ``kubectl_managers`` added, except where nobody may tell people what to do
+    (finalizers, owner references, annotations that are requests). Status is never compared.
+    """
+    if live is None:
+        return _difference(desired, None, ())
+    return _difference(desired, live, _owners(live, manager, kubectl_managers))
+
+
+def between(base: JsonObject | None, head: JsonObject | None) -> Difference:
+    """What differs between two rendered bodies, where nobody but us has written."""
+    return _difference(head, base, _ALL_OURS)
+
+
+def same_content(one: JsonObject, two: JsonObject) -> bool:
+    """Whether two answers of the API server hold the same object, status and bookkeeping aside.
+
+    The answer to a dry-run apply against the live object tells a change from another spelling.
+    """
+    return _content(one) == _content(two)
+
+
+# --- FieldsV1 ---------------------------------------------------------------------------------
+
+
+def owns(live: JsonObject, *path: str, manager: str = FIELD_MANAGER) -> bool:
+    """Whether an apply of ``manager`` owns a field: ``owns(cr, "metadata", "labels", "a")``."""
+    for entry in _entries(live):
+        if _is_apply_of(entry, manager):
+            tree: Any = entry.get("fieldsV1", {})
+            for name in path:
+                tree = tree.get(f"f:{name}") if isinstance(tree, dict) else None
+            return tree is not None
+    return False
+
+
+def ownership_patch(
+    live: JsonObject, paths: tuple[FieldPath, ...], *, manager: str = FIELD_MANAGER
+) -> list[JsonObject]:
+    """The JSON patch that makes ``manager``'s Apply entry the one owner of ``paths``.
+
+    The apply that follows removes them, if it does not mention them. The caller guards the patch
+    with the live object's resourceVersion, since it replaces ``managedFields`` as a whole.
+    """
+    entries = [dict(entry) for entry in _entries(live)]
+    ours = next((entry for entry in entries if _is_apply_of(entry, manager)), None)
+    if ours is None:
+        ours = {
+            "manager": manager,
+            "operation": "Apply",
+            "apiVersion": live["apiVersion"],
+            "time": next((entry["time"] for entry in entries if "time" in entry), None),
+            "fieldsType": "FieldsV1",
+            "fieldsV1": {},
+        }
+        entries.append({name: value for name, value in ours.items() if value is not None})
+        ours = entries[-1]
+    for path in paths:
+        moved: JsonObject = {".": {}} if path[-1].startswith("k:") else {}
+        for entry in entries:
+            if entry is not ours:
+                taken, entry["fieldsV1"] = _without(entry.get("fieldsV1", {}), path)
+                moved = _merged(moved, taken)
+        for element in reversed(path):
+            moved = {element: moved}
+        ours["fieldsV1"] = _merged(ours["fieldsV1"], moved)
+    kept = [entry for entry in entries if entry["fieldsV1"]]
+    return [{"op": "replace", "path": "/metadata/managedFields", "value": kept}]
+
+
+def _entries(live: JsonObject) -> list[JsonObject]:
+    entries: list[JsonObject] = live.get("metadata", {}).get("managedFields") or []
+    return entries
+
+
+def _is_apply_of(entry: JsonObject, manager: str) -> bool:
+    return (
+        entry.get("manager") == manager
+        and entry.get("operation") == "Apply"
+        and not entry.get("subresource")
+    )
+
+
+def _without(tree: JsonObject, path: FieldPath) -> tuple[JsonObject, JsonObject]:
+    """What ``tree`` holds at ``path``, and the tree without it and without parents left empty."""
+    head, rest = path[0], path[1:]
+    if head not in tree:
+        return {}, tree
+    if not rest:
+        return tree[head], {name: below for name, below in tree.items() if name != head}
+    taken, left = _without(tree[head], rest)
+    # An empty tree would mean that the parent itself is owned.
+    kept = {name: left if name == head else below for name, below in tree.items()}
+    if not left and tree[head]:
+        del kept[head]
+    return taken, kept
+
+
+def _merged(one: JsonObject, two: JsonObject) -> JsonObject:
+    return one | {name: _merged(one.get(name, {}), below) for name, below in two.items()}
+
+
+class _Owner(enum.Enum):
+    OURS = 1
+    """Our applies: what we no longer want goes by itself."""
+    PERSON = 2
+    """Somebody's kubectl (or a stray update of our own): drift."""
+    OTHER = 3
+    """Another controller: stays."""
+
+
+_Owners = tuple[tuple[_Owner, Mapping[str, Any]], ...]
+"""Who owns what below a place: subtrees of the FieldsV1 trees."""
+
+_EVERYTHING: Mapping[str, Any] = MappingProxyType({})
+"""A FieldsV1 tree that holds every field."""
+_ALL_OURS: _Owners = ((_Owner.OURS, _EVERYTHING),)
+
+
+def _owners(live: JsonObject, manager: str, people: frozenset[str]) -> _Owners:
+    def owner(entry: JsonObject) -> _Owner:
+        name = entry.get("manager", "")
+        if _is_apply_of(entry, manager):
+            return _Owner.OURS
+        if (name in people or name == manager) and not entry.get("subresource"):
+            return _Owner.PERSON
+        return _Owner.OTHER
+
+    return tuple((owner(entry), entry.get("fieldsV1") or {}) for entry in _entries(live))
+
+
+def _below(owners: _Owners, element: str, *, whole: bool = False) -> _Owners:
+    """The owners one step down. ``whole``: who owns the parent as a leaf owns all that it holds."""
+    result = []
+    for owner, tree in owners:
+        if tree is _EVERYTHING or (whole and not tree):
+            result.append((owner, tree))
+        elif element in tree:
+            result.append((owner, tree[element]))
+    return tuple(result)
+
+
+@lru_cache(maxsize=8192)
+def _element_key(element: str, keys: tuple[str, ...]) -> tuple[Any, ...]:
+    """The values of a list item's keys, from its path element ``k:{…}``."""
+    values = json.loads(element[2:])
+    return tuple(values.get(name) for name in keys)
+
+
+# --- the structure of the kinds ---------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What has to be known of a field to compare it."""
+
+    children: Mapping[str, _Shape] = field(default_factory=dict)
+    """The fields of a structure, or of the items of a list that is one value."""
+    each: _Shape | None = None
+    """A map with free keys, its values of this shape; the server drops it when empty."""
+    item: _Shape | None = None
+    """A list whose items have an identity; any other list is one value."""
+    identity: tuple[str, ...] = ()
+    """The fields by which an item of a list is known."""
+    ordered: bool = False
+    """Another order of such a list is a change: it rolls the pods."""
+    exclusive: bool = False
+    """Such a list is ours alone: a foreign item in it is drift."""
+    members: bool = False
+    """A list that is a set."""
+    atomic: bool = False
+    """A map that is one value: nobody else may add to it."""
+    quantity: bool = False
+    zero: bool = False
+    """False and 0 are stored as absent."""
+    default: Any = None
+    shared: bool = False
+    """People may add to it as controllers may."""
+    kept: bool = False
+    """Not git's where git leaves it out, whoever wrote it."""
+
+    @property
+    def nothing(self) -> Any:
+        """What an absent one is compared as, so that its parts differ one by one."""
+        if self.item or self.members:
+            return []
+        return {} if self.each and not self.atomic else None
+
+    def child(self, name: str) -> _Shape:
+        return self.children.get(name) or self.each or _PLAIN
+
+
+_PLAIN = _Shape()
+_SET = _Shape(members=True, shared=True)
+_MEMBER = _Shape(shared=True)
+_ZERO = _Shape(zero=True)
+_ATOMIC = _Shape(atomic=True)
+_KEPT = _Shape(kept=True)
+_QUANTITY = _Shape(quantity=True)
+_QUANTITIES = _Shape(each=_QUANTITY)
+_MAP = _Shape(each=_PLAIN)
+_PROTOCOL = _Shape(default="TCP")
+_LABEL_SELECTOR = _Shape(atomic=True, children={"matchLabels": _MAP})
+_FIELD_REF = _Shape(atomic=True, children={"apiVersion": _Shape(default="v1")})
+_RESOURCE_REF = _Shape(atomic=True, children={"divisor": _Shape(quantity=True, default="0")})
+
+
+def _keyed(
+    *identity: str,
+    children: Mapping[str, _Shape] | None = None,
+    ordered: bool = False,
+    exclusive: bool = False,
+    shared: bool = False,
+) -> _Shape:
+    item = _Shape(children=children or {}, identity=identity, shared=shared)
+    return _Shape(item=item, ordered=ordered, exclusive=exclusive, shared=shared)
+
+
+_RESOURCES = _Shape(
+    children={"requests": _QUANTITIES, "limits": _QUANTITIES, "claims": _keyed("name")}
+)
+_ENV = _keyed(
+    "name",
+    ordered=True,
+    children={
+        "valueFrom": _Shape(
+            children={
+                "configMapKeyRef": _ATOMIC,
+                "fieldRef": _FIELD_REF,
+                "fileKeyRef": _ATOMIC,
+                "resourceFieldRef": _RESOURCE_REF,
+                "secretKeyRef": _ATOMIC,
+            }
+        )
+    },
+)
+_CONTAINERS = _keyed(
+    "name",
+    ordered=True,
+    children={
+        "env": _ENV,
+        "ports": _keyed(
+            "containerPort",
+            "protocol",
+            ordered=True,
+            exclusive=True,
+            children={"protocol": _PROTOCOL},
+        ),
+        "resources": _RESOURCES,
+        "stdin": _ZERO,
+        "stdinOnce": _ZERO,
+        "tty": _ZERO,
+        "volumeDevices": _keyed("devicePath", ordered=True),
+        "volumeMounts": _keyed("mountPath", ordered=True, children={"readOnly": _ZERO}),
+        **{
+            probe: _Shape(children={"initialDelaySeconds": _ZERO})
+            for probe in ("livenessProbe", "readinessProbe", "startupProbe")
+        },
+    },
+)
+_DOWNWARD = _Shape(children={"fieldRef": _FIELD_REF, "resourceFieldRef": _RESOURCE_REF})
+_VOLUME = {
+    "downwardAPI": _Shape(children={"items": _DOWNWARD}),
+    "emptyDir": _Shape(children={"sizeLimit": _QUANTITY}),
+    "ephemeral": _Shape(
+        children={
+            "volumeClaimTemplate": _Shape(
+                children={"spec": _Shape(children={"resources": _RESOURCES, "selector": _ATOMIC})}
+            )
+        }
+    ),
+    "nfs": _Shape(children={"readOnly": _ZERO}),
+    "persistentVolumeClaim": _Shape(children={"readOnly": _ZERO}),
+    "projected": _Shape(
+        children={
+            "sources": _Shape(
+                children={
+                    "downwardAPI": _Shape(children={"items": _DOWNWARD}),
+                    "serviceAccountToken": _Shape(
+                        children={"expirationSeconds": _Shape(default=3600)}
+                    ),
+                }
+            )
+        }
+    ),
+    **{
+        name: _Shape(children={"secretRef": _ATOMIC, "nodePublishSecretRef": _ATOMIC})
+        for name in (
+            "cephfs",
+            "cinder",
+            "csi",
+            "flexVolume",
+            "iscsi",
+            "rbd",
+            "scaleIO",
+            "storageos",
+        )
+    },
+}
+_AFFINITY = _Shape(
+    children={
+        "nodeAffinity": _Shape(children={"requiredDuringSchedulingIgnoredDuringExecution": _ATOMIC})
+    }
+)
+_POD = _Shape(
+    children={
+        "affinity": _AFFINITY,
+        "containers": _CONTAINERS,
+        "hostAliases": _keyed("ip", ordered=True),
+        "hostIPC": _ZERO,
+        "hostNetwork": _ZERO,
+        "hostPID": _ZERO,
+        "imagePullSecrets": _keyed("name", ordered=True),
+        "initContainers": _CONTAINERS,
+        "nodeSelector": _Shape(atomic=True, each=_PLAIN),
+        "resourceClaims": _keyed("name", ordered=True),
+        "resources": _RESOURCES,
+        "schedulingGates": _keyed("name", ordered=True),
+        "topologySpreadConstraints": _keyed(
+            "topologyKey",
+            "whenUnsatisfiable",
+            ordered=True,
+            children={"labelSelector": _LABEL_SELECTOR},
+        ),
+        "volumes": _keyed("name", ordered=True, children=_VOLUME),
+    }
+)
+_ANNOTATIONS = _Shape(
+    each=_PLAIN,
+    children={
+        "deployment.kubernetes.io/revision": _KEPT,
+        "kubectl.kubernetes.io/last-applied-configuration": _KEPT,
+        "kubectl.kubernetes.io/restartedAt": _KEPT,
+        ANNOTATION_RECONCILE: _KEPT,
+    },
+)
+_METADATA = _Shape(
+    children={
+        "annotations": _ANNOTATIONS,
+        "finalizers": _SET,
+        "labels": _MAP,
+        "ownerReferences": _keyed("uid", shared=True, children={}),
+    }
+)
+_SHAPES: Mapping[str, _Shape] = {
+    "Deployment": _Shape(
+        children={
+            "metadata": _METADATA,
+            "spec": _Shape(
+                children={
+                    "minReadySeconds": _ZERO,
+                    "paused": _ZERO,
+                    "selector": _LABEL_SELECTOR,
+                    "template": _Shape(children={"metadata": _METADATA, "spec": _POD}),
+                }
+            ),
+        }
+    ),
+    "Service": _Shape(
+        children={
+            "metadata": _METADATA,
+            "spec": _Shape(
+                children={
+                    "ports": _keyed(
+                        "port", "protocol", exclusive=True, children={"protocol": _PROTOCOL}
+                    ),
+                    "publishNotReadyAddresses": _ZERO,
+                    "selector": _Shape(atomic=True, each=_PLAIN),
+                }
+            ),
+        }
+    ),
+    KIND: _Shape(
+        children={
+            "metadata": _METADATA,
+            "spec": _Shape(
+                children={
+                    "config": _MAP,
+                    "env": _ENV,
+                    "nodeSelector": _MAP,
+                    "podAnnotations": _MAP,
+                    "podLabels": _MAP,
+                    "replicas": _KEPT,
+                    "resources": _RESOURCES,
+                    "suspend": _KEPT,
+                }
+            ),
+        }
+    ),
+}
+"""By kind: what the API server's own schemas say of its lists and maps (list-type, list-map-keys,
+map-type, quantities), for the kinds that we render. Any other kind is compared field by field."""
+
+_OTHER_KIND = _Shape(children={"metadata": _METADATA})
+_METADATA_WE_MEAN = ("labels", "annotations", "finalizers", "ownerReferences")
+
+
+# --- the walk ---------------------------------------------------------------------------------
+
+
+class _At(NamedTuple):
+    """A place: its JSON pointer, its path in FieldsV1, and whether its scalars are secret."""
+
+    pointer: str = ""
+    fields: FieldPath = ()
+    hidden: bool = False
+
+    def key(self, name: str, *parents: Mapping[str, Any]) -> _At:
+        token = name.replace("~", "~0").replace("/", "~1")
+        hidden = any(hides(parent, name, hidden=self.hidden) for parent in parents)
+        return _At(f"{self.pointer}/{token}", (*self.fields, f"f:{name}"), hidden)
+
+    def item(self, index: int, element: str) -> _At:
+        return _At(f"{self.pointer}/{index}", (*self.fields, element), self.hidden)
+
+
+class _Child(NamedTuple):
+    name: str | int
+    value: Any
+    shape: _Shape
+    at: _At
+    owners: _Owners
+
+
+class _Walk:
+    """One comparison: goes through both bodies at once and collects what it finds.
+
+    The methods return both sides masked and narrowed, None where nothing of a side is meant.
+    """
+
+    def __init__(self) -> None:
+        self.fields: list[FieldChange] = []
+        self.foreign: list[FieldChange] = []
+        self.seize: list[FieldPath] = []
+        self.found: list[Any] = []
+
+    def both(
+        self, desired: Any, live: Any, shape: _Shape, at: _At, owners: _Owners
+    ) -> tuple[Any, Any]:
+        if desired is None:
+            return self.surplus(live, shape, at, owners), None
+        if live is None:
+            live = shape.nothing
+        if isinstance(desired, dict) and isinstance(live, dict):
+            return self.maps(desired, live, shape, at, _ALL_OURS if shape.atomic else owners)
+        if isinstance(desired, list) and isinstance(live, list):
+            if shape.members:
+                return self.sets(desired, live, at, owners)
+            if shape.item:
+                wanted, stored = _index(desired, shape.item), _index(live, shape.item)
+                if wanted is not None and stored is not None:
+                    return self.items((desired, wanted), (live, stored), shape, at, owners)
+        if _canonical(desired, shape) == _canonical(live, shape):
+            same = mask(live, hidden=at.hidden)
+            return same, same
+        return self.changed(live, desired, at)
+
+    def changed(self, live: Any, desired: Any, at: _At) -> tuple[Any, Any]:
+        before, after = mask_pair(live, desired, hidden=at.hidden)
+        self.fields.append(FieldChange(at.pointer, before, after))
+        self.found.append(live)
+        return before, after
+
+    def maps(
+        self, desired: JsonObject, live: JsonObject, shape: _Shape, at: _At, owners: _Owners
+    ) -> tuple[JsonObject, JsonObject]:
+        before, after = {}, {}
+        for name in desired | live:
+            inner = shape.child(name)
+            wanted, stored = desired.get(name), live.get(name)
+            if _empty(wanted, inner) and (_empty(stored, inner) or name in shape.identity):
+                continue
+            one, two = self.both(
+                wanted, stored, inner, at.key(name, desired, live), _below(owners, f"f:{name}")
+            )
+            if one is not None:
+                before[name] = one
+            if two is not None:
+                after[name] = two
+        return before, after
+
+    def items(
+        self,
+        desired: tuple[list[Any], _Index],
+        live: tuple[list[Any], _Index],
+        shape: _Shape,
+        at: _At,
+        owners: _Owners,
+    ) -> tuple[list[Any], list[Any]]:
+        (wanted, wanted_index), (stored, stored_index) = desired, live
+        children = dict(zip(stored_index, _children(stored, shape, at, owners), strict=True))
+        before: dict[_ItemKey, Any] = {}
+        after: dict[_ItemKey, Any] = {}
+        end = len(stored)
+        for key, position in wanted_index.items():
+            if key in children:
+                child = children[key]
+                before[key], after[key] = self.both(
+                    wanted[position], child.value, child.shape, child.at, child.owners
+                )
+            else:
+                after[key] = self.changed(None, wanted[position], at.item(end, ""))[1]
+                end += 1
+        for key, child in children.items():
+            if key not in wanted_index:
+                one = self.surplus(*child[1:], exclusive=shape.exclusive)
+                if one is not None:
+                    before[key] = one
+        common = [key for key in wanted_index if key in stored_index]
+        placed = sorted(common, key=stored_index.__getitem__)
+        if shape.ordered and common != placed:
+            self.changed([_shown(key) for key in placed], [_shown(key) for key in common], at)
+        in_order = sorted(before, key=stored_index.__getitem__)
+        return (
+            [before[key] for key in in_order],
+            list(after.values())
+            if shape.ordered
+            else [after[key] for key in (*placed, *(k for k in after if k not in stored_index))],
+        )
+
+    def sets(
+        self, desired: list[Any], live: list[Any], at: _At, owners: _Owners
+    ) -> tuple[list[Any], list[Any]]:
+        before, after = [], []
+        for child in _children(live, _SET, at, owners):
+            if child.value in desired:
+                before.append(child.value)
+                after.append(child.value)
+            elif self.surplus(*child[1:]) is not None:
+                before.append(child.value)
+        for end, member in enumerate((m for m in desired if m not in live), len(live)):
+            after.append(self.changed(None, member, at.item(end, ""))[1])
+        return before, after
+
+    def surplus(
+        self, live: Any, shape: _Shape, at: _At, owners: _Owners, *, exclusive: bool = False
+    ) -> Any:
+        """A live value that is not desired: what of it goes; None where all of it stays."""
+        if _empty(live, shape) or (
+            shape.default is not None
+            and _canonical(live, shape) == _canonical(shape.default, shape)
+        ):
+            return None
+        if shape.kept and owners != _ALL_OURS:
+            return None
+        whose = _whose(live, shape, at, owners)
+        if exclusive and whose != {_Owner.OURS}:
+            self.seize.append(at.fields)
+            return self.changed(live, None, at)[0]
+        if not whose:
+            return None
+        if shape.nothing is not None:
+            return self.surplus_parts(live, shape, at, owners)
+        if whose == {_Owner.OTHER}:
+            shown = mask(live, hidden=at.hidden)
+            self.foreign.append(FieldChange(at.pointer, shown, shown))
+            return None
+        if _Owner.OTHER not in whose:
+            if _Owner.PERSON in whose:
+                self.seize.append(at.fields)
+            return self.changed(live, None, at)[0]
+        return self.surplus_parts(live, shape, at, owners)
+
+    def surplus_parts(self, live: Any, shape: _Shape, at: _At, owners: _Owners) -> Any:
+        gone = {
+            child.name: part
+            for child in _children(live, shape, at, owners, whole=True)
+            if (part := self.surplus(*child[1:])) is not None
+        }
+        return (list(gone.values()) if isinstance(live, list) else gone) or None
+
+
+_ItemKey = tuple[Any, ...]
+_Index = dict[_ItemKey, int]
+
+
+def _children(
+    value: Any, shape: _Shape, at: _At, owners: _Owners, *, whole: bool = False
+) -> Iterator[_Child]:
+    """The parts of a map, or of a list whose items have keys; none of any other value."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if name not in shape.identity:
+                below = _below(owners, f"f:{name}", whole=whole)
+                yield _Child(name, inner, shape.child(name), at.key(name, value), below)
+    elif isinstance(value, list) and shape.members:
+        for position, member in enumerate(value):
+            element = f"v:{_compact(member)}"
+            below = _below(owners, element, whole=whole)
+            yield _Child(position, member, _MEMBER, at.item(position, element), below)
+    elif isinstance(value, list) and shape.item and (index := _index(value, shape.item)):
+        names = shape.item.identity
+        elements = {
+            _element_key(element, names): element
+            for _, tree in owners
+            for element in tree
+            if element.startswith("k:")
+        }
+        for key, position in index.items():
+            spelt = _compact(dict(sorted(zip(names, key, strict=True))))
+            element = elements.get(key, f"k:{spelt}")
+            below = _below(owners, element, whole=whole)
+            yield _Child(position, value[position], shape.item, at.item(position, element), below)
+
+
+def _owned(value: Any, shape: _Shape, at: _At, owners: _Owners) -> Any:
+    """The part of a live value that has an owner."""
+    parts = {
+        child.name: _owned(*child[1:])
+        for child in _children(value, shape, at, owners, whole=True)
+        if child.owners
+    }
+    if shape.atomic or not (parts or shape.nothing is not None):
+        return value
+    if isinstance(value, list):
+        return list(parts.values())
+    return {name: value[name] for name in shape.identity if name in value} | parts
+
+
+def _whose(live: Any, shape: _Shape, at: _At, owners: _Owners) -> set[_Owner]:
+    """Who put the parts of a live value there; empty: the server itself."""
+    if not owners:
+        return set()
+    result: set[_Owner] = set()
+    if not shape.atomic and any(tree for _, tree in owners):
+        for child in _children(live, shape, at, owners, whole=True):
+            if not _empty(child.value, child.shape):
+                result |= _whose(child.value, child.shape, child.at, child.owners)
+    if result:
+        return result
+    found = {owner for owner, _ in owners}
+    if _Owner.OTHER in found or (shape.shared and _Owner.PERSON in found):
+        return {_Owner.OTHER}
+    return {_Owner.PERSON if _Owner.PERSON in found else _Owner.OURS}
+
+
+def _index(items: list[Any], item: _Shape) -> _Index | None:
+    """Where each identity stands in a list; None where one is missing, or there twice."""
+    index: _Index = {}
+    for position, value in enumerate(items):
+        if not isinstance(value, dict):
+            return None
+        key = tuple(value.get(name, item.child(name).default) for name in item.identity)
+        if not all(isinstance(part, str | int) for part in key) or key in index:
+            return None
+        index[key] = position
+    return index
+
+
+def _shown(key: _ItemKey) -> Any:
+    return key[0] if len(key) == 1 else "/".join(map(str, key))
+
+
+# --- values -----------------------------------------------------------------------------------
+
+
+def _empty(value: Any, shape: _Shape) -> bool:
+    """What the server stores as absent. An empty structure is something: ``emptyDir: {}``."""
+    if isinstance(value, bool | int):
+        return shape.zero and not value
+    return value is None or value in ("", []) or (value == {} and shape.each is not None)
+
+
+def _canonical(value: Any, shape: _Shape) -> Any:
+    """Equal for values that the server takes for equal."""
+    if isinstance(value, dict):
+        return {
+            name: _canonical(inner, shape.child(name))
+            for name, inner in value.items()
+            if not _empty(inner, shape.child(name)) and inner != shape.child(name).default
+        }
+    if isinstance(value, list):
+        return [_canonical(item, shape.item or shape) for item in value]
+    if isinstance(value, bool):
+        return (value,)  # or it would equal a number
+    return quantity(value) if shape.quantity else value
+
+
+_QUANTITY_TEXT = re.compile(
+    r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)([numkMGTPE]|[KMGTPE]i)?", re.ASCII
+)
+_SUFFIXES = {"": Decimal(1), "n": Decimal("1e-9"), "u": Decimal("1e-6"), "m": Decimal("1e-3")}
+_SUFFIXES |= {suffix: Decimal(1000) ** (power + 1) for power, suffix in enumerate("kMGTPE")}
+_SUFFIXES |= {f"{suffix}i": Decimal(1024) ** (power + 1) for power, suffix in enumerate("KMGTPE")}
+
+
+def quantity(value: Any) -> Any:
+    """A Kubernetes quantity (``1``, ``"1000m"``, ``"1.5Gi"``, ``"1e3"``) as a number.
+
+    What is none comes back as it is: the API server will say so.
+    """
+    parts = _QUANTITY_TEXT.fullmatch(str(value))
+    try:
+        return Decimal(parts[1]) * _SUFFIXES[parts[2] or ""] if parts else value
+    except ArithmeticError:  # 1e999999999
+        return value
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+# --- whole objects ----------------------------------------------------------------------------
+
+
+def _difference(desired: JsonObject | None, live: JsonObject | None, owners: _Owners) -> Difference:
+    walk = _Walk()
+    identity = _identity(desired or live or {})
+    before = after = None
+    if live is None and desired is not None:
+        after = identity(masked(_meant(desired)))
+        walk.fields = list(_leaves(_meant(desired), _At()))
+    elif live is not None:
+        shape = _SHAPES.get(live["kind"], _OTHER_KIND)
+        if desired is None:
+            ours = tuple(owner for owner in owners if owner[0] is _Owner.OURS)
+            part = _owned(_meant(live), shape, _At(), ours) if ours else {}
+            one, _ = walk.maps({}, part, shape, _At(), _ALL_OURS)
+        else:
+            one, two = walk.maps(_meant(desired), _meant(live), shape, _At(), owners)
+            after = identity(two)
+        before = identity(one)
+    return Difference(
+        fields=tuple(walk.fields),
+        foreign=tuple(walk.foreign),
+        before=before,
+        after=after,
+        seize=tuple(walk.seize),
+        key=hashlib.sha256(
+            orjson.dumps([desired, walk.found], option=orjson.OPT_SORT_KEYS)
+        ).hexdigest(),
+    )
+
+
+def _meant(body: JsonObject) -> JsonObject:
+    """The part of a body that an apply can mean."""
+    metadata = body.get("metadata", {})
+    ours = {name: metadata[name] for name in _METADATA_WE_MEAN if name in metadata}
+    rest = {
+        name: value
+        for name, value in body.items()
+        if name not in ("apiVersion", "kind", "metadata", "status")
+    }
+    return {"metadata": ours, **rest}
+
+
+def _identity(body: JsonObject) -> Any:
+    """A function that puts the body's apiVersion, kind, name and namespace to a narrowed one."""
+    names = {k: v for k, v in body.get("metadata", {}).items() if k in ("name", "namespace")}
+
+    def put(narrowed: JsonObject) -> JsonObject:
+        return {
+            **{k: body[k] for k in ("apiVersion", "kind") if k in body},
+            **narrowed,
+            "metadata": {**names, **narrowed.get("metadata", {})},
+        }
+
+    return put
+
+
+def _leaves(value: Any, at: _At) -> Iterator[FieldChange]:
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _leaves(inner, at.key(name, value))
+    elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        for position, item in enumerate(value):
+            yield from _leaves(item, at.item(position, ""))
+    elif value is not None:
+        yield FieldChange(at.pointer, None, mask(value, hidden=at.hidden))
+
+
+def _content(body: JsonObject) -> JsonObject:
+    bookkeeping = ("managedFields", "resourceVersion", "generation")
+    metadata = {k: v for k, v in body.get("metadata", {}).items() if k not in bookkeeping}
+    return {**{k: v for k, v in body.items() if k != "status"}, "metadata": metadata}

@@ -1,0 +1,367 @@
+"""What differs, told from values and owners: pure cases, and stories played on an API server."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import time
+from collections.abc import Iterator
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import plane as rig
+import pytest
+import yaml
+
+from gitops_mcp import diffing
+from gitops_mcp.diffing import between, compare, ownership_patch, owns, same_content
+from gitops_mcp.model import Context, FieldChange, JsonObject, Revision
+
+DATA = Path(__file__).parent / "data" / "diffing"
+OBJECTS: dict[str, JsonObject] = {
+    f"{body['kind']}/{body['metadata']['name']}": body
+    for body in yaml.safe_load((DATA / "objects.yaml").read_text())
+}
+STORIES: list[JsonObject] = yaml.safe_load((DATA / "stories.yaml").read_text())
+PEOPLE = Context("default", "default", Revision("")).kubectl_managers
+COLLECTIONS = {
+    "Deployment": "/apis/apps/v1/namespaces/default/deployments",
+    "Service": "/api/v1/namespaces/default/services",
+    "MCPServer": "/apis/mcp.example.com/v1alpha1/namespaces/default/mcpservers",
+}
+CONTENT_TYPES = {
+    "apply": "application/apply-patch+yaml",
+    "json": "application/json-patch+json",
+    "merge": "application/merge-patch+json",
+    "strategic": "application/strategic-merge-patch+json",
+}
+
+
+def merged(one: Any, two: Any) -> Any:
+    """A JSON merge patch."""
+    if not (isinstance(one, dict) and isinstance(two, dict)):
+        return two
+    result = {name: value for name, value in one.items() if two.get(name, "") is not None}
+    return result | {k: merged(result.get(k), v) for k, v in two.items() if v is not None}
+
+
+def fields(difference: diffing.Difference) -> dict[str, list[Any]]:
+    return {change.path: [change.before, change.after] for change in difference.fields}
+
+
+# --- on an API server -------------------------------------------------------------------------
+
+
+class Server:
+    """An API server with our kind, spoken to raw."""
+
+    def __init__(self, cluster: Any) -> None:
+        self.cluster = cluster
+        crd = yaml.safe_load((DATA / "crd.yaml").read_text())
+        crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+        assert cluster.request("POST", crds, crd)[0] == 201
+        for _ in range(100):  # until it is served
+            if cluster.request("GET", COLLECTIONS["MCPServer"])[0] == 200:
+                break
+            time.sleep(0.05)
+
+    def get(self, body: JsonObject) -> JsonObject:
+        status, live = self.cluster.request("GET", self.url(body))
+        assert status == 200, live
+        result: JsonObject = live
+        return result
+
+    def send(self, kind: str, patch: Any, url: str, manager: str) -> tuple[int, JsonObject]:
+        force = "&force=true" if kind == "apply" else ""
+        query = f"?fieldManager={manager}{force}"
+        answer: tuple[int, JsonObject] = self.cluster.request(
+            "PATCH", f"{url}{query}", patch, content_type=CONTENT_TYPES[kind]
+        )
+        return answer
+
+    def apply(self, body: JsonObject) -> JsonObject:
+        status, live = self.send("apply", body, self.url(body), "gitops-mcp")
+        assert status < 300, live["message"]
+        return live
+
+    def act(self, body: JsonObject, deed: JsonObject) -> None:
+        """Let somebody (``manager``) do one thing of a story to an object."""
+        kind, patch = next((k, v) for k, v in deed.items() if k != "manager")
+        url = self.url(body)
+        if kind == "scale":
+            kind, url, patch = "merge", f"{url}/scale", {"spec": {"replicas": patch}}
+        elif kind == "apply":
+            identity = {k: body[k] for k in ("apiVersion", "kind")}
+            patch = merged(identity | {"metadata": {"name": body["metadata"]["name"]}}, patch)
+        elif kind == "disown":
+            entries = self.get(body)["metadata"]["managedFields"]
+            left = [entry for entry in entries if entry["manager"] != patch]
+            kind = "json"
+            patch = [{"op": "replace", "path": "/metadata/managedFields", "value": left}]
+        status, answer = self.send(kind, patch, url, deed["manager"])
+        assert status == 200, answer["message"]
+
+    @staticmethod
+    def url(body: JsonObject) -> str:
+        return f"{COLLECTIONS[body['kind']]}/{body['metadata']['name']}"
+
+
+@pytest.fixture(scope="module", params=["plane"])
+def server() -> Iterator[Server]:
+    with contextlib.ExitStack() as stack:
+        try:
+            cluster = stack.enter_context(rig.Plane())
+        except rig.Unavailable as reason:
+            pytest.skip(str(reason))
+        yield Server(cluster)
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_what_the_server_makes_of_a_body_is_no_difference(server: Server, name: str) -> None:
+    body = OBJECTS[name]
+    live = server.apply(body)
+    found = compare(body, live, kubectl_managers=PEOPLE)
+    assert found.fields == ()
+    assert found.foreign == ()
+    assert found.before == found.after
+
+
+@pytest.mark.parametrize("story", STORIES, ids=[story["story"] for story in STORIES])
+def test_a_story_is_told_by_its_fields_and_undone_by_one_apply(
+    server: Server, story: JsonObject
+) -> None:
+    desired = copy.deepcopy(OBJECTS[story["object"]])
+    desired["metadata"]["name"] = f"story-{STORIES.index(story)}"
+    desired = merged(desired, story.get("start", {}))
+    server.apply(desired)
+    for deed in story.get("by", ()):
+        server.act(desired, deed)
+    desired = merged(desired, story.get("wanted", {}))
+
+    live = server.get(desired)
+    found = compare(desired, live, kubectl_managers=PEOPLE)
+    told = {k: v for k, v in fields(found).items() if k not in story.get("ignore", ())}
+    assert told == story.get("fields", {})
+    assert [change.path for change in found.foreign] == story.get("foreign", [])
+    assert bool(found.seize) == story.get("seize", False)
+
+    if found.seize:
+        move_ownership(server, desired, found.seize)
+    server.apply(desired)
+    after = server.get(desired)
+    again = compare(desired, after, kubectl_managers=PEOPLE)
+    assert again.fields == ()
+    assert [c.after for c in again.foreign] == [c.after for c in found.foreign]
+
+
+def move_ownership(server: Server, body: JsonObject, seize: tuple[diffing.FieldPath, ...]) -> None:
+    for _ in range(50):  # a controller writes the status in between
+        live = server.get(body)
+        version = live["metadata"]["resourceVersion"]
+        guard = {"op": "test", "path": "/metadata/resourceVersion", "value": version}
+        patch = [guard, *ownership_patch(live, seize)]
+        status, moved = server.send("json", patch, server.url(body), "gitops-mcp")
+        if status == 200:
+            assert same_content(moved, live)
+            managers = [
+                (entry["manager"], entry["operation"])
+                for entry in moved["metadata"]["managedFields"]
+            ]
+            assert ("gitops-mcp", "Apply") in managers
+            return
+    pytest.fail("the object never stood still")
+
+
+# --- without one ------------------------------------------------------------------------------
+
+
+def test_a_new_object_is_told_leaf_by_leaf() -> None:
+    found = compare(OBJECTS["Service/affine"], None, kubectl_managers=PEOPLE)
+    assert fields(found) == {
+        "/metadata/labels/a": [None, "b"],
+        "/spec/type": [None, "ClusterIP"],
+        "/spec/sessionAffinity": [None, "ClientIP"],
+        "/spec/selector/app": [None, "everything"],
+        "/spec/ports/0/name": [None, "mcp"],
+        "/spec/ports/0/port": [None, 8080],
+        "/spec/ports/0/targetPort": [None, "mcp"],
+    }
+    assert found.before is None
+    assert found.after == OBJECTS["Service/affine"]
+
+
+def test_between_two_rendered_bodies_everything_is_ours() -> None:
+    base = OBJECTS["MCPServer/full"]
+    head = merged(base, {"spec": {"replicas": None, "config": {"A": None, "C": "3"}}})
+    assert fields(between(base, head)) == {
+        "/spec/replicas": [2, None],
+        "/spec/config/A": ["1", None],
+        "/spec/config/C": [None, "3"],
+    }
+    assert not between(base, copy.deepcopy(base))
+
+
+def test_an_object_that_goes_is_told_by_what_was_ours() -> None:
+    base = OBJECTS["Service/affine"]
+    live = copy.deepcopy(base)
+    live["metadata"]["annotations"] = {"cloud": "x"}
+    live["spec"]["clusterIP"] = "10.0.0.1"
+    live["metadata"]["managedFields"] = [
+        {
+            "manager": "gitops-mcp",
+            "operation": "Apply",
+            "fieldsV1": {"f:spec": {"f:type": {}, "f:selector": {}}},
+        }
+    ]
+    gone = compare(None, live, kubectl_managers=PEOPLE)
+    assert gone.after is None
+    assert gone.before is not None
+    assert gone.before["spec"] == {"type": "ClusterIP", "selector": {"app": "everything"}}
+    assert gone.before["metadata"] == {"name": "affine", "namespace": "default"}
+    assert between(base, None).before == base
+
+
+def test_bodies_for_people_hold_what_we_mean_in_one_spelling() -> None:
+    desired = OBJECTS["MCPServer/full"]
+    live = merged(
+        desired,
+        {
+            "metadata": {"uid": "u", "resourceVersion": "5", "labels": {"other": "x"}},
+            "spec": {"path": "/mcp", "replicas": 5, "resources": {"limits": {"cpu": "1"}}},
+            "status": {"phase": "Ready"},
+        },
+    )
+    found = compare(desired, live, kubectl_managers=PEOPLE)
+    assert found.before is not None
+    assert found.after is not None
+    assert found.before == merged(found.after, {"spec": {"replicas": 5}})
+    assert found.after["spec"]["resources"]["limits"]["cpu"] == "1"
+    assert "path" not in found.after["spec"]
+    assert found.after["metadata"]["labels"] == desired["metadata"]["labels"]
+
+
+def test_a_hidden_value_that_changed_is_told_without_being_shown() -> None:
+    base = merged(OBJECTS["MCPServer/full"], {"spec": {"config": {"DB_PASSWORD": "hunter2"}}})
+    head = merged(base, {"spec": {"config": {"DB_PASSWORD": "hunter3"}}})
+    found = between(base, head)
+    assert found.fields == (FieldChange("/spec/config/DB_PASSWORD", "***", "*** (changed)"),)
+    assert "hunter" not in json.dumps([found.before, found.after, found.key])
+
+
+def test_the_key_follows_desired_and_the_live_values_that_differ() -> None:
+    desired = OBJECTS["MCPServer/full"]
+
+    def key(live: JsonObject, wanted: JsonObject = desired) -> str:
+        return compare(wanted, merged(desired, live), kubectl_managers=PEOPLE).key
+
+    drifted = {"spec": {"image": "evil"}}
+    assert key(drifted) == key(merged(drifted, {"metadata": {"resourceVersion": "7"}}))
+    assert key(drifted) != key({"spec": {"image": "other"}})
+    assert key(drifted) != key(drifted, merged(desired, {"spec": {"replicas": 3}}))
+
+
+def test_ownership_is_read_from_applies_of_our_name_only() -> None:
+    tree: JsonObject = {"f:metadata": {"f:labels": {"f:a": {}}}}
+
+    def live(**entry: str) -> JsonObject:
+        return {"metadata": {"managedFields": [{"fieldsV1": tree, **entry}]}}
+
+    path = ("metadata", "labels", "a")
+    assert owns(live(manager="gitops-mcp", operation="Apply"), *path)
+    assert not owns(live(manager="gitops-mcp", operation="Apply"), "metadata", "labels", "b")
+    assert not owns(live(manager="gitops-mcp", operation="Update"), *path)
+    assert not owns(live(manager="gitops-mcp", operation="Apply", subresource="status"), *path)
+    assert not owns(live(manager="kubectl", operation="Apply"), *path)
+    assert not owns({"metadata": {}}, *path)
+
+
+def test_the_same_content_means_all_but_bookkeeping_and_status() -> None:
+    one = {"metadata": {"name": "a", "generation": 1, "resourceVersion": "1"}, "status": {}}
+    assert same_content(one, {"metadata": {"name": "a", "managedFields": [{}]}})
+    assert not same_content(one, {"metadata": {"name": "a", "labels": {"x": "y"}}})
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        (1, "1000m"),
+        (0.5, "500m"),
+        ("1.5Gi", "1536Mi"),
+        ("1e3", "1k"),
+        ("1E", "1000P"),
+        ("2147483648", "2Gi"),
+        ("0", "0m"),
+        ("-1", "-1000m"),
+    ],
+)
+def test_quantities_are_compared_by_value(one: Any, two: Any) -> None:
+    assert diffing.quantity(one) == diffing.quantity(two)
+
+
+@pytest.mark.parametrize("text", ["", "1KiB", "m", "abc", "1 Gi", "1e", True])
+def test_what_is_no_quantity_stays_what_it_is(text: Any) -> None:
+    assert diffing.quantity(text) == text
+
+
+# --- the table of structures ------------------------------------------------------------------
+
+
+def documents() -> JsonObject:
+    folder = Path(diffing.__file__).parent / "sandbox" / "openapi"
+    texts = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    schemas: JsonObject = reduce(lambda a, b: a | b, (t["components"]["schemas"] for t in texts))
+    return schemas
+
+
+def resolved(schema: JsonObject, schemas: JsonObject) -> JsonObject:
+    schema = schema | schema.get("allOf", [{}])[0]
+    if reference := schema.get("$ref"):
+        schema = schemas[reference.rsplit("/", 1)[1]] | schema
+    return schema
+
+
+# Pods of a template have none of these, or nobody renders them.
+UNUSED = ("ephemeralContainers", "ephemeral")
+
+
+def disagreements(
+    schema: JsonObject, shape: Any, path: str, schemas: JsonObject, depth: int = 0
+) -> Iterator[str]:
+    schema = resolved(schema, schemas)
+    if depth > 12 or path.rsplit(".", 1)[-1] in UNUSED:
+        return
+    list_type = schema.get("x-kubernetes-list-type")
+    if list_type == "map":
+        keys = set(schema["x-kubernetes-list-map-keys"])
+        if shape.item is None or set(shape.item.identity) != keys:
+            yield f"{path} is a list known by {sorted(keys)}"
+            return
+    elif schema.get("type") == "array":  # one value, or a set: its items are not looked into
+        if shape.item or shape.members != (list_type == "set"):
+            yield f"{path} is a list of type {list_type}"
+        return
+    atomic = schema.get("x-kubernetes-map-type") == "atomic" and list_type != "map"
+    if atomic != shape.atomic:
+        yield f"{path} is {'' if atomic else 'not '}atomic"
+    below = shape
+    if list_type == "map":
+        schema, below = resolved(schema["items"], schemas), shape.item
+    for name, inner in schema.get("properties", {}).items() if not atomic else ():
+        if path or name != "status":
+            yield from disagreements(inner, below.child(name), f"{path}.{name}", schemas, depth + 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "schema"),
+    [
+        ("Deployment", "io.k8s.api.apps.v1.Deployment"),
+        ("Service", "io.k8s.api.core.v1.Service"),
+    ],
+)
+def test_lists_and_maps_have_the_structure_that_the_server_gives_them(
+    kind: str, schema: str
+) -> None:
+    schemas = documents()
+    assert list(disagreements(schemas[schema], diffing._SHAPES[kind], "", schemas)) == []
