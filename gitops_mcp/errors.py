@@ -66,8 +66,8 @@ class KubeError(GitOpsError):
 
     @property
     def category(self) -> str:
-        """The class's name, as statuses and notes write it."""
-        return type(self).__name__
+        """Transient, Configuration or Permanent, also for the finer classes below those."""
+        return next(kind.__name__ for kind in type(self).__mro__ if KubeError in kind.__bases__)
 
 
 class Transient(KubeError):
