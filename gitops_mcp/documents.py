@@ -1,0 +1,423 @@
+"""YAML and JSON text → plain values that know where they stand.
+
+Receives the text of one file, returns one :class:`Document` for each document in it: the value, the
+place of every key and value, and the flaws, which are what the text must not do whatever it is
+about (syntax errors, duplicate keys, anchors, tags, scalars that two YAML readers read
+differently). Whether a flaw matters is the caller's decision: in a document that is not ours it
+does not. A syntax error ends its document only; the others of the file are still read.
+
+Reads the parser's events in a loop and builds the values itself, for three reasons: nesting cannot
+overflow a stack, aliases are never expanded, and no second pass is needed for the places. Never
+raises for what a file holds, never reads a file, and never puts a value into a message.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import yaml
+from yaml import events
+from yaml.cyaml import CParser  # type: ignore[attr-defined]  # its stub forgets it
+
+from gitops_mcp.model import Severity
+
+MAX_DEPTH = 64
+"""Levels of nesting. A Kubernetes object needs about 20."""
+MAX_FLAWS = 1000
+"""Flaws kept of one document; a hostile file could hold a million."""
+
+Path = tuple[str | int, ...]
+"""Keys and indices from a document's root."""
+
+
+At = Literal["value", "key", "parent"]
+
+
+class Place(NamedTuple):
+    """1-based, in characters."""
+
+    line: int
+    column: int
+
+
+class Finding(NamedTuple):
+    """One mistake. ``path`` is from the document's root; ``at`` says whether the value there is
+    wrong, or the key itself, or whether nothing is there and its parent misses it."""
+
+    path: Path
+    message: str
+    at: At = "value"
+    severity: Severity = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Flaw:
+    """``silent``: another flaw already speaks for it; it only says that the value at ``path`` is
+    not what its author meant."""
+
+    path: Path
+    place: Place
+    message: str
+    silent: bool = False
+
+
+@dataclass(slots=True)
+class Document:
+    """One document. ``broken``: it could not be read to its end, and ``value`` is what came before;
+    ``open`` is the path of what was being read then. ``odd``: it holds a null or a fraction, which
+    need a closer look."""
+
+    line: int
+    value: Any = None
+    flaws: list[Flaw] = field(default_factory=list)
+    broken: bool = False
+    open: Path = ()
+    odd: bool = False
+    start: Place = field(default_factory=lambda: Place(1, 1))
+    marks: dict[int, dict[Any, tuple[Any, Any]]] = field(default_factory=dict)
+    """By id of a container: by key or index, the events of the key and of the value."""
+
+    def place(self, path: Path, *, key: bool = False) -> Place | None:
+        """Where the value at ``path`` stands (or its key); None where the document has none."""
+        value, found = self.value, None
+        for step in path:
+            found = self.marks.get(id(value), {}).get(step)
+            if found is None:
+                return None
+            value = value[step]
+        if found is None:
+            return self.start
+        return self.place_of(found[0 if key else 1])
+
+    def place_of(self, event: Any) -> Place:
+        """Where an event of this document begins."""
+        mark = event.start_mark
+        return Place(mark.line + self.line, mark.column + 1)
+
+    def has(self, path: Path) -> bool:
+        """Whether the document itself says something at ``path``."""
+        value = self.value
+        for step in path:
+            if step not in self.marks.get(id(value), {}):
+                return False
+            value = value[step]
+        return True
+
+
+def parse(text: str, *, json_syntax: bool = False) -> list[Document]:
+    """The documents of a file. ``json_syntax``: it is JSON, and must be."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    bad = _UNPRINTABLE.search(text)
+    if bad:
+        message = f"the character U+{ord(bad[0]):04X} is not allowed"
+        return [_unreadable(_place_of(text, bad.start()), message)]
+    if json_syntax:
+        return _parse_json(text)
+    if "\n---" not in text:
+        return _parse_chunk(text, 1)
+    documents: list[Document] = []
+    for line, chunk in _chunks(text):
+        documents += _parse_chunk(chunk, line)
+    return documents
+
+
+def decode(data: bytes) -> str | Document:
+    """The text of a file, without a byte order mark; a broken document where it is not UTF-8."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as exc:
+        before = data[: exc.start].decode("utf-8-sig")
+        return _unreadable(_place_of(before, len(before)), "not UTF-8 text")
+
+
+# --- the file -------------------------------------------------------------------------------
+
+_UNPRINTABLE = re.compile("[^\t\n\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_MARKER = re.compile(r"^---(?=\s|$)", re.MULTILINE)
+_ONLY_DIRECTIVES = re.compile(r"(?:(?:[%#].*|\s*)(?:\n|\Z))*\Z")
+_SURROGATES = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
+
+
+def _place_of(text: str, index: int) -> Place:
+    line_start = text.rfind("\n", 0, index) + 1
+    return Place(text.count("\n", 0, index) + 1, index - line_start + 1)
+
+
+def _unreadable(place: Place, message: str) -> Document:
+    return Document(1, flaws=[Flaw((), place, message)], broken=True, start=place)
+
+
+def _chunks(text: str) -> Iterator[tuple[int, str]]:
+    """The parts between ``---`` lines. YAML lets no scalar hold such a line, so the cut is exact,
+    and a syntax error in one part cannot hide the others."""
+    starts = [match.start() for match in _MARKER.finditer(text)]
+    if not starts or starts[0] > 0:
+        starts.insert(0, 0)
+    line = 1
+    for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
+        chunk = text[start:end]
+        if not (chunk.lstrip().startswith("%") and _ONLY_DIRECTIVES.match(chunk)):
+            yield line, chunk
+        line += chunk.count("\n")
+
+
+def _parse_json(text: str) -> list[Document]:
+    """The standard decoder judges the syntax; the places then come from the YAML reader, which
+    takes all JSON but tabs between tokens and escaped surrogate pairs."""
+    as_yaml = _SURROGATES.sub(lambda pair: str(json.loads(f'"{pair[0]}"')), text.replace("\t", " "))
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as exc:
+        # What YAML makes of it may tell whose manifest it was meant to be.
+        first = next(iter(_parse_chunk(as_yaml, 1)), Document(1))
+        first.flaws = [Flaw((), Place(exc.lineno, exc.colno), f"not JSON: {exc.msg}")]
+        first.broken = True
+        return [first]
+    except (RecursionError, ValueError):
+        return [_unreadable(Place(1, 1), "nested too deeply, or a number too long")]
+    return _parse_chunk(as_yaml, 1, _json_scalar)
+
+
+def _parse_chunk(text: str, line: int, scalar: _Scalar | None = None) -> list[Document]:
+    documents: list[Document] = []
+    parser = CParser(text)
+    builder: _Builder | None = None
+    try:
+        event = parser.get_event()
+        while not isinstance(event, events.StreamEndEvent):
+            if isinstance(event, events.DocumentStartEvent):
+                document = Document(line)
+                documents.append(document)
+                builder = _Builder(document, scalar or _yaml_scalar)
+                builder.build(parser.get_event)
+                builder = None
+            event = parser.get_event()
+    except yaml.MarkedYAMLError as exc:
+        if builder is None:
+            documents.append(Document(line))
+            builder = _Builder(documents[-1], _yaml_scalar)
+        builder.stop(*_explain(exc, text, line))
+    except _TooDeep:
+        pass  # the builder has said so
+    finally:
+        parser.dispose()
+    return documents
+
+
+def _explain(exc: yaml.MarkedYAMLError, text: str, line: int) -> tuple[Place, str]:
+    """Where and what. libyaml's texts name tokens, never values."""
+    lines = text.rstrip().split("\n")
+    mark = exc.problem_mark or exc.context_mark
+    row, column = (mark.line, mark.column) if mark else (0, 0)
+    if row >= len(lines):  # it wants something after the end
+        row, column = len(lines) - 1, len(lines[-1])
+    if lines[row][column : column + 1] == "\t":
+        message = "a tab cannot indent YAML: use spaces"
+    else:
+        context = f" ({exc.context})" if exc.context else ""
+        message = f"not YAML: {exc.problem or 'cannot be read'}{context}"
+    return Place(row + line, column + 1), message
+
+
+# --- scalars --------------------------------------------------------------------------------
+
+_WORDS: dict[str, Any] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
+_AMBIGUOUS_WORDS = frozenset(
+    form
+    for word in ("y", "n", "yes", "no", "on", "off")
+    for form in (word, word.capitalize(), word.upper())
+)
+_AMBIGUOUS_NUMBER = re.compile(
+    r"""[-+]?0[0-9_]+                                     # 012: octal or not
+      | [-+]?0[xXoObB][0-9a-fA-F_]+                       # 0o12, 0x1f, 0b1
+      | [-+]?(?:[0-9][0-9_]*)?\.?[0-9][0-9_]*[eE][-+]?[0-9]+   # 1e3
+      | [-+]?[0-9][0-9_]*\.[eE][-+]?[0-9]+
+      | [-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?  # 1:30
+      | [-+]?[0-9][0-9.]*_[0-9_.]*                        # 1_000
+      | [-+]?\.(?:inf|Inf|INF) | \.(?:nan|NaN|NAN)
+      | [0-9]{4}-[0-9]{1,2}-[0-9]{1,2}(?:[Tt \t].*)?      # a date
+    """,
+    re.VERBOSE,
+)
+_INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,17})")
+_LONG_INTEGER = re.compile(r"[-+]?[1-9][0-9]{18,}")
+_FRACTION = re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)")
+
+_Scalar = Callable[[str], tuple[Any, str]]
+"""The text of an unquoted scalar → its value, and what is wrong with it ("": nothing)."""
+
+
+def _yaml_scalar(text: str) -> tuple[Any, str]:
+    """Only what YAML 1.1, YAML 1.2 and kubectl read alike has a type of its own."""
+    if text in _WORDS:
+        return _WORDS[text], ""
+    if text in _AMBIGUOUS_WORDS:
+        return text, "ambiguous: write it in quotes, or true or false"
+    if text[0] not in "0123456789+-.":
+        return text, ""
+    if _INTEGER.fullmatch(text):
+        return int(text), ""
+    if _FRACTION.fullmatch(text) and not text.lstrip("+-").startswith("00"):
+        return float(text), ""
+    if _LONG_INTEGER.fullmatch(text):
+        return text, "a number too long to be exact: write it in quotes"
+    if _AMBIGUOUS_NUMBER.fullmatch(text):
+        return text, "ambiguous: some readers take it for a number or a date; write it in quotes"
+    return text, ""
+
+
+def _json_scalar(text: str) -> tuple[Any, str]:
+    value = json.loads(text)
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return text, "a number too long to be exact: write it in quotes"
+    return value, ""
+
+
+# --- the document ---------------------------------------------------------------------------
+
+
+class _TooDeep(Exception):
+    pass
+
+
+_NO_KEY: Any = object()
+"""A map waits for a key, not for a value."""
+_SILENT = "\0"
+
+
+class _Frame(NamedTuple):
+    """A container that waits while one of its children is read."""
+
+    container: Any
+    marks: dict[Any, tuple[Any, Any]]
+    step: str | int
+    """The child's key or index."""
+    key: Any
+    """The key that stands when the child has ended."""
+    key_event: Any
+
+
+class _Builder:
+    """Turns the events of one document into its value."""
+
+    def __init__(self, document: Document, scalar: _Scalar) -> None:
+        self.document = document
+        self.scalar = scalar
+        self.anchors: dict[str, Any] = {}
+        self.stack: list[_Frame] = []
+
+    def stop(self, place: Place, message: str) -> None:
+        """The document ends here, unread."""
+        self.document.broken = True
+        self.document.open = self._path()
+        self.document.flaws.append(Flaw((), place, message))
+
+    def build(self, get_event: Callable[[], Any]) -> None:
+        """Reads up to the document's end. This loop is most of the cost of a load."""
+        document, scalar, stack = self.document, self.scalar, self.stack
+        container: Any = None
+        marks: dict[Any, tuple[Any, Any]] = {}
+        key: Any = _NO_KEY
+        key_event: Any = None
+        step: str | int
+        while True:
+            event = get_event()
+            kind = event.__class__
+            wrong = ""
+            opens = False
+            if kind is events.ScalarEvent:
+                value = event.value
+                if event.implicit[0]:
+                    value, wrong = scalar(value)
+                    if value is None or value.__class__ is float:
+                        document.odd = True
+            elif kind is events.MappingStartEvent:
+                value, opens = {}, True
+            elif kind is events.SequenceStartEvent:
+                value, opens = [], True
+            elif kind is events.AliasEvent:
+                value, wrong = self._alias(event)
+            elif kind is events.DocumentEndEvent:
+                return
+            else:
+                container, marks, _, key, key_event = stack.pop()
+                continue
+            if kind is not events.AliasEvent and (event.anchor or event.tag):
+                wrong = self._decorated(event, None if opens else value)
+
+            # Put the value where it belongs.
+            after = _NO_KEY
+            if container is None:
+                step = ""
+                document.value = value
+                document.start = document.place_of(event)
+            elif container.__class__ is list:
+                step = len(container)
+                marks[step] = (event, event)
+                container.append(value)
+            elif key is not _NO_KEY:
+                step = key
+                marks[step] = (key_event, event)
+                container[step] = value
+                key = _NO_KEY
+            else:
+                step = value if value.__class__ is str else getattr(event, "value", "?")
+                wrong = wrong or self._wrong_key(event, value, marks)
+                key, key_event = step, event
+                after = step  # a collection as a key is read past, and filed nowhere
+            if wrong:
+                self._flaw(event, wrong, None if container is None else step)
+
+            if opens:
+                stack.append(_Frame(container, marks, step, after, key_event))
+                if len(stack) > MAX_DEPTH:
+                    self.stop(document.place_of(event), "nested too deeply")
+                    raise _TooDeep
+                container, key = value, _NO_KEY
+                document.marks[id(value)] = marks = {}
+
+    def _wrong_key(self, event: Any, value: Any, marks: dict[Any, tuple[Any, Any]]) -> str:
+        if not isinstance(value, str):
+            return "a key must be text: write it in quotes"
+        if value == "<<" and event.implicit[0]:
+            # The rest of this map is not what its author sees.
+            self._flaw(event, _SILENT, None)
+        if value in marks:
+            first = self.document.place_of(marks[value][0])
+            return f'duplicate key "{value}" (first on line {first.line})'
+        return ""
+
+    def _decorated(self, event: Any, value: Any) -> str:
+        if event.anchor:
+            self.anchors[event.anchor] = value
+            return "anchors and aliases are not supported: write the value out"
+        return "tags are not supported: write plain values, text in quotes"
+
+    def _alias(self, event: Any) -> tuple[Any, str]:
+        """Scalars are repeated, collections are not: no bomb, no circle."""
+        if event.anchor in self.anchors:
+            return self.anchors[event.anchor], _SILENT  # its anchor has been reported
+        return None, "anchors and aliases are not supported: write the value out"
+
+    def _flaw(self, event: Any, message: str, step: str | int | None) -> None:
+        if len(self.document.flaws) < MAX_FLAWS:
+            path = self._path() if step is None else (*self._path(), step)
+            place = self.document.place_of(event)
+            silent = message == _SILENT
+            self.document.flaws.append(Flaw(path, place, "" if silent else message, silent))
+
+    def _path(self) -> Path:
+        return tuple(frame.step for frame in self.stack if frame.container is not None)
+
+
+def pointer(path: Sequence[str | int]) -> str:
+    """RFC 6901."""
+    return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in path)
