@@ -137,9 +137,13 @@ _TYPES: Mapping[str, str] = {
 def _type_of(value: object) -> str:
     if isinstance(value, bool):
         return "true or false"
-    if isinstance(value, (int, float)):
-        return "a number"
-    kinds: dict[type, str] = {str: "text", dict: "a map", list: "a list"}
+    kinds: dict[type, str] = {
+        str: "text",
+        int: "a number",
+        float: "a fraction",
+        dict: "a map",
+        list: "a list",
+    }
     return kinds.get(type(value), "null")
 
 
