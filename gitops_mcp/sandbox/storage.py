@@ -63,6 +63,7 @@ class Storage:
         self._order: dict[KindKey, list[tuple[str, str]]] = {}
         self._history: deque[WatchEvent] = deque()
         self._subscribers: list[Callable[[WatchEvent], None]] = []
+        self._untold: deque[WatchEvent] = deque()
         self._log = None
         if state is not None:
             state.mkdir(parents=True, exist_ok=True)
@@ -116,6 +117,14 @@ class Storage:
         self._tell(WatchEvent("DELETED", kind, obj, old.object, stored.rv, stored.data))
         return stored
 
+    def refresh(self, kind: KindKey, change: Callable[[Object], Object]) -> None:
+        """Show the kind's objects as `change` makes them, without counting it as a change."""
+        items = self._items.get(kind, {})
+        for key, stored in items.items():
+            obj = change(stored.object)
+            if obj != stored.object:
+                items[key] = Stored(obj, dumps(obj), stored.rv)
+
     def since(self, rv: int) -> list[WatchEvent]:
         """The changes after `rv`, oldest first. The caller has checked `rv >= oldest`."""
         first = bisect_right(self._history, rv, key=lambda event: event.rv)
@@ -144,8 +153,13 @@ class Storage:
         if self._log is not None:
             self._log.write(_line(event.kind, event.data, gone=event.type == "DELETED"))
             self._log.flush()
-        for callback in tuple(self._subscribers):
-            callback(event)
+        self._untold.append(event)
+        if len(self._untold) > 1:
+            return  # a subscriber's own write: told after the change that it answers
+        while self._untold:
+            for callback in tuple(self._subscribers):
+                callback(self._untold[0])
+            self._untold.popleft()
 
     def _load(self, path: Path) -> None:
         """Replay the log, then write it anew without what was overwritten since."""

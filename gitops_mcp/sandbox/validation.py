@@ -1,0 +1,437 @@
+"""The value rules of metadata and of built-in kinds.
+
+Receives decoded objects (and what they were before); returns field errors as `Cause`s. Custom
+kinds have their schema instead (`structural`), and share the rules of metadata.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from typing import Any
+
+from gitops_mcp.sandbox import quantity
+from gitops_mcp.sandbox.errors import Cause
+from gitops_mcp.sandbox.kinds import Kind
+from gitops_mcp.sandbox.schema import MICRO_TIME
+from gitops_mcp.sandbox.storage import Object, KindKey
+from gitops_mcp.sandbox.structural import quoted
+
+Causes = Iterator[Cause]
+
+LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+NAME_PART = re.compile(r"([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]")
+LABEL_VALUE = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
+CONFIG_KEY = re.compile(r"[-._a-zA-Z0-9]+")
+SUBDOMAIN_TEXT = (
+    "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or "
+    "'.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used "
+    r"for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')"
+)
+LABEL_TEXT = (
+    "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and "
+    "must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used "
+    "for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')"
+)
+DNS_1035_TEXT = (
+    "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an "
+    "alphabetic character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', "
+    "regex used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')"
+)
+NAME_PART_TEXT = (
+    "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end "
+    "with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for "
+    "validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')"
+)
+LABEL_VALUE_TEXT = (
+    "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or "
+    "'.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  "
+    "or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')"
+)
+
+
+def required(path: str, why: str = "") -> Cause:
+    return Cause("FieldValueRequired", f"Required value: {why}" if why else "Required value", path)
+
+
+def invalid(path: str, value: Any, why: str) -> Cause:
+    return Cause("FieldValueInvalid", f"Invalid value: {quoted(value)}: {why}", path)
+
+
+def unsupported(path: str, value: Any, allowed: tuple[str, ...]) -> Cause:
+    listed = ", ".join(quoted(one) for one in sorted(allowed))
+    return Cause(
+        "FieldValueNotSupported",
+        f"Unsupported value: {quoted(value)}: supported values: {listed}",
+        path,
+    )
+
+
+def forbidden(path: str, why: str) -> Cause:
+    return Cause("FieldValueForbidden", f"Forbidden: {why}", path)
+
+
+def duplicate(path: str, value: Any) -> Cause:
+    return Cause("FieldValueDuplicate", f"Duplicate value: {quoted(value)}", path)
+
+
+IMMUTABLE = "field is immutable"
+MAX_ANNOTATIONS = 256 * 1024
+
+# --- metadata -----------------------------------------------------------------------------------
+
+NAMES: dict[KindKey, tuple[re.Pattern[str], str, int]] = {
+    ("", "services"): (DNS_1035, DNS_1035_TEXT, 63),
+    ("", "namespaces"): (LABEL, LABEL_TEXT, 63),
+}
+PATH_NAMED = "rbac.authorization.k8s.io"
+"""The group whose names may be anything that fits into a path."""
+
+
+def metadata(kind: Kind, new: Object, old: Object | None) -> Causes:
+    """The rules of every object's metadata."""
+    meta = new["metadata"]
+    if old is None and kind.group != PATH_NAMED:
+        pattern, text, longest = NAMES.get(kind.key, (SUBDOMAIN, SUBDOMAIN_TEXT, 253))
+        name = meta.get("name", "")
+        if len(name) > longest:
+            yield invalid("metadata.name", name, f"must be no more than {longest} bytes")
+        if not pattern.fullmatch(name):
+            yield invalid("metadata.name", name, text)
+    yield from labels(meta.get("labels", {}), "metadata.labels")
+    annotations = meta.get("annotations", {})
+    for key in annotations:
+        yield from qualified_name(key.lower(), "metadata.annotations")
+    if sum(len(key) + len(value) for key, value in annotations.items()) > MAX_ANNOTATIONS:
+        yield Cause(
+            "FieldValueTooLong",
+            f"Too long: may not be more than {MAX_ANNOTATIONS} bytes",
+            "metadata.annotations",
+        )
+    for finalizer in meta.get("finalizers", []):
+        if "/" not in finalizer and kind.definition is None and finalizer not in STANDARD:
+            yield invalid(
+                "metadata.finalizers",
+                finalizer,
+                "name is neither a standard finalizer name nor is it fully qualified",
+            )
+    if old is None:
+        return
+    before = old["metadata"]
+    if meta.get("uid") not in (None, "", before["uid"]):
+        yield invalid("metadata.uid", meta["uid"], IMMUTABLE)
+    if "deletionTimestamp" in before:
+        added = sorted(set(meta.get("finalizers", [])) - set(before.get("finalizers", [])))
+        if added:
+            listed = ", ".join(quoted(one) for one in added)
+            yield forbidden(
+                "metadata.finalizers",
+                "no new finalizers can be added if the object is being deleted, found new"
+                f" finalizers []string{{{listed}}}",
+            )
+
+
+STANDARD = frozenset({"orphan", "foregroundDeletion", "kubernetes"})
+
+
+def qualified_name(key: str, path: str) -> Causes:
+    prefix, slash, name = key.rpartition("/")
+    if slash and not SUBDOMAIN.fullmatch(prefix):
+        yield invalid(path, key, f"prefix part {SUBDOMAIN_TEXT}")
+    if len(name) > 63:
+        yield invalid(path, key, "name part must be no more than 63 bytes")
+    if not NAME_PART.fullmatch(name):
+        yield invalid(path, key, NAME_PART_TEXT)
+
+
+def labels(values: dict[str, str], path: str) -> Causes:
+    for key, value in values.items():
+        yield from qualified_name(key, path)
+        if len(value) > 63:
+            yield invalid(path, value, "must be no more than 63 bytes")
+        if not LABEL_VALUE.fullmatch(value):
+            yield invalid(path, value, LABEL_VALUE_TEXT)
+
+
+# --- pods ---------------------------------------------------------------------------------------
+
+
+def pod_spec(spec: Object, path: str) -> Causes:
+    volumes = {volume.get("name", "") for volume in spec.get("volumes", [])}
+    if not spec.get("containers"):
+        yield required(f"{path}.containers")
+    seen: set[str] = set()
+    for field in ("initContainers", "containers"):
+        for index, container in enumerate(spec.get(field, [])):
+            at = f"{path}.{field}[{index}]"
+            name = container.get("name", "")
+            if not name:
+                yield required(f"{at}.name")
+            elif not LABEL.fullmatch(name):
+                yield invalid(f"{at}.name", name, LABEL_TEXT)
+            if name in seen:
+                yield duplicate(f"{at}.name", name)
+            seen.add(name)
+            yield from _container(container, at, volumes)
+    if spec.get("restartPolicy") not in ("Always", "OnFailure", "Never"):
+        allowed = ("Always", "OnFailure", "Never")
+        yield unsupported(f"{path}.restartPolicy", spec.get("restartPolicy"), allowed)
+    if spec.get("terminationGracePeriodSeconds", 0) < 0:
+        value = spec["terminationGracePeriodSeconds"]
+        at = f"{path}.terminationGracePeriodSeconds"
+        yield invalid(at, value, "must be greater than or equal to 0")
+
+
+PULL_POLICIES = ("Always", "IfNotPresent", "Never")
+
+
+def _container(container: Object, path: str, volumes: set[str]) -> Causes:
+    if not container.get("image"):
+        yield required(f"{path}.image")
+    if container.get("imagePullPolicy") not in PULL_POLICIES:
+        policy = container.get("imagePullPolicy")
+        yield unsupported(f"{path}.imagePullPolicy", policy, PULL_POLICIES)
+    for index, port in enumerate(container.get("ports", [])):
+        number = port.get("containerPort", 0)
+        if not 0 < number < 65536:
+            at = f"{path}.ports[{index}].containerPort"
+            yield required(at) if not number else invalid(at, number, PORT_TEXT)
+    for index, variable in enumerate(container.get("env", [])):
+        if not variable.get("name"):
+            yield required(f"{path}.env[{index}].name")
+        if variable.get("value") and variable.get("valueFrom"):
+            yield invalid(
+                f"{path}.env[{index}].valueFrom",
+                "",
+                "may not be specified when `value` is not empty",
+            )
+    for index, mount in enumerate(container.get("volumeMounts", [])):
+        if mount.get("name") not in volumes:
+            yield Cause(
+                "FieldValueNotFound",
+                f"Not found: {quoted(mount.get('name', ''))}",
+                f"{path}.volumeMounts[{index}].name",
+            )
+    resources = container.get("resources", {})
+    limits = resources.get("limits", {})
+    for name, requested in resources.get("requests", {}).items():
+        if name in limits and amount(requested) > amount(limits[name]):
+            yield invalid(
+                f"{path}.resources.requests",
+                requested,
+                f"must be less than or equal to {name} limit of {limits[name]}",
+            )
+
+
+PORT_TEXT = "must be between 1 and 65535, inclusive"
+
+
+def amount(text: str) -> Decimal:
+    """A quantity's value."""
+    match = quantity.PATTERN.match(text)
+    assert match is not None  # stored quantities are valid
+    number, suffix = Decimal(match[1]), match[2]
+    if suffix in quantity.BINARY:
+        return number * 1024 ** quantity.BINARY[suffix]
+    power = quantity.DECIMAL[suffix] if suffix in quantity.DECIMAL else int(suffix[1:])
+    return number.scaleb(power)
+
+
+def _pod(new: Object, old: Object | None) -> Causes:
+    yield from pod_spec(new.get("spec", {}), "spec")
+    if old is None:
+        return
+    changed = {
+        key
+        for key in {**new["spec"], **old["spec"]}
+        if new["spec"].get(key) != old["spec"].get(key)
+    } - {"activeDeadlineSeconds", "tolerations", "terminationGracePeriodSeconds", "nodeName"}
+    if changed == {"containers"} and len(new["spec"]["containers"]) == len(
+        old["spec"]["containers"]
+    ):
+        pairs = zip(new["spec"]["containers"], old["spec"]["containers"], strict=True)
+        if all({**one, "image": ""} == {**other, "image": ""} for one, other in pairs):
+            return
+    if changed:
+        yield forbidden(
+            "spec",
+            "pod updates may not change fields other than `spec.containers[*].image`,"
+            "`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only"
+            " additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to"
+            " be set to 1 if it was previously negative)",
+        )
+
+
+# --- workloads ----------------------------------------------------------------------------------
+
+
+def _workload(new: Object, old: Object | None) -> Causes:
+    spec = new.get("spec", {})
+    if spec.get("replicas", 0) < 0:
+        yield invalid("spec.replicas", spec["replicas"], "must be greater than or equal to 0")
+    selector = spec.get("selector")
+    template = spec.get("template", {})
+    if selector is None:
+        yield required("spec.selector")
+    else:
+        if not selector.get("matchLabels") and not selector.get("matchExpressions"):
+            yield invalid("spec.selector", selector, f"empty selector is invalid for {new['kind'].lower()}")
+        found = template.get("metadata", {}).get("labels", {})
+        if not matches(selector, found):
+            yield invalid(
+                "spec.template.metadata.labels",
+                found,
+                "`selector` does not match template `labels`",
+            )
+        if old is not None and selector != old["spec"]["selector"]:
+            yield invalid("spec.selector", selector, IMMUTABLE)
+    yield from labels(template.get("metadata", {}).get("labels", {}), "spec.template.labels")
+    yield from pod_spec(template.get("spec", {}), "spec.template.spec")
+    policy = template.get("spec", {}).get("restartPolicy")
+    if policy in ("OnFailure", "Never"):
+        yield unsupported("spec.template.spec.restartPolicy", policy, ("Always",))
+
+
+def _deployment(new: Object, old: Object | None) -> Causes:
+    yield from _workload(new, old)
+    spec = new.get("spec", {})
+    strategy = spec.get("strategy", {})
+    kinds = ("Recreate", "RollingUpdate")
+    if strategy.get("type") not in kinds:
+        yield unsupported("spec.strategy.type", strategy.get("type"), kinds)
+    rolling = strategy.get("rollingUpdate")
+    if strategy.get("type") == "Recreate" and rolling is not None:
+        yield forbidden(
+            "spec.strategy.rollingUpdate",
+            "may not be specified when strategy `type` is 'Recreate'",
+        )
+    zero = (0, "0%")
+    if rolling and rolling.get("maxSurge") in zero and rolling.get("maxUnavailable") in zero:
+        yield invalid(
+            "spec.strategy.rollingUpdate.maxUnavailable",
+            rolling["maxUnavailable"],
+            "may not be 0 when `maxSurge` is 0",
+        )
+    ready, deadline = spec.get("minReadySeconds", 0), spec.get("progressDeadlineSeconds", 600)
+    if deadline <= ready:
+        yield invalid(
+            "spec.progressDeadlineSeconds", deadline, "must be greater than minReadySeconds"
+        )
+
+
+def matches(selector: Object, found: dict[str, str]) -> bool:
+    """True if a `metav1.LabelSelector` selects these labels."""
+    for key, value in selector.get("matchLabels", {}).items():
+        if found.get(key) != value:
+            return False
+    for term in selector.get("matchExpressions", []):
+        present, value = term["key"] in found, found.get(term["key"])
+        fits = {
+            "In": present and value in term.get("values", []),
+            "NotIn": not present or value not in term.get("values", []),
+            "Exists": present,
+            "DoesNotExist": not present,
+        }
+        if not fits.get(term["operator"], False):
+            return False
+    return True
+
+
+# --- services and the rest ----------------------------------------------------------------------
+
+SERVICE_TYPES = ("ClusterIP", "ExternalName", "LoadBalancer", "NodePort")
+
+
+def _service(new: Object, old: Object | None) -> Causes:
+    spec = new.get("spec", {})
+    kind = spec.get("type")
+    if kind not in SERVICE_TYPES:
+        yield unsupported("spec.type", kind, SERVICE_TYPES)
+    ports = spec.get("ports", [])
+    if not ports and kind != "ExternalName" and spec.get("clusterIP") != "None":
+        yield required("spec.ports")
+    if spec.get("sessionAffinity") not in ("ClientIP", "None"):
+        yield unsupported("spec.sessionAffinity", spec.get("sessionAffinity"), ("ClientIP", "None"))
+    seen: set[tuple[Any, ...]] = set()
+    names: set[str] = set()
+    for index, port in enumerate(ports):
+        at = f"spec.ports[{index}]"
+        number = port.get("port", 0)
+        if not 0 < number < 65536:
+            yield invalid(f"{at}.port", number, PORT_TEXT)
+        name = port.get("name", "")
+        if len(ports) > 1 and not name:
+            yield required(f"{at}.name")
+        if name and name in names:
+            yield duplicate(f"{at}.name", name)
+        names.add(name)
+        pair = (number, port.get("protocol"))
+        if pair in seen:
+            yield duplicate(at, {"port": number, "protocol": port.get("protocol")})
+        seen.add(pair)
+        if "nodePort" in port and kind == "ClusterIP":
+            yield forbidden(f"{at}.nodePort", "may not be used when `type` is 'ClusterIP'")
+    if old is not None and kind != "ExternalName" and old["spec"].get("type") != "ExternalName":
+        before = old["spec"].get("clusterIPs", [])
+        if before and spec.get("clusterIPs") != before:
+            value = spec.get("clusterIPs", [])
+            yield invalid("spec.clusterIPs[0]", value, "may not change once set")
+
+
+def _lease(new: Object, _old: Object | None) -> Causes:
+    spec = new.get("spec", {})
+    if spec.get("leaseDurationSeconds", 1) <= 0:
+        value = spec["leaseDurationSeconds"]
+        yield invalid("spec.leaseDurationSeconds", value, "must be greater than 0")
+    for field in ("acquireTime", "renewTime"):
+        assert field not in spec or MICRO_TIME.match(spec[field])  # checked when it was read
+
+
+def _data(new: Object, old: Object | None) -> Causes:
+    for field in ("data", "binaryData"):
+        for key in new.get(field, {}):
+            if not CONFIG_KEY.fullmatch(key) or key in (".", ".."):
+                yield invalid(
+                    f"{field}[{key}]",
+                    key,
+                    "a valid config key must consist of alphanumeric characters, '-', '_' or '.'"
+                    " (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation"
+                    " is '[-._a-zA-Z0-9]+')",
+                )
+    if old is None:
+        return
+    if new.get("type") != old.get("type"):
+        yield invalid("type", new.get("type"), IMMUTABLE)
+    if old.get("immutable") and new.get("data") != old.get("data"):
+        yield forbidden("data", "field is immutable when `immutable` is set")
+
+
+def _new_event(new: Object, _old: Object | None) -> Causes:
+    for field in ("action", "reportingController", "reportingInstance"):
+        if not new.get(field):
+            yield required(field)
+    if not new.get("eventTime"):
+        yield required("eventTime")
+
+
+def _core_event(new: Object, _old: Object | None) -> Causes:
+    involved = new.get("involvedObject", {}).get("namespace", "")
+    if involved != new["metadata"].get("namespace") and involved:
+        yield invalid("involvedObject.namespace", involved, "does not match event.namespace")
+
+
+KINDS: dict[KindKey, Callable[[Object, Object | None], Causes]] = {
+    ("", "configmaps"): _data,
+    ("", "events"): _core_event,
+    ("", "pods"): _pod,
+    ("", "secrets"): _data,
+    ("", "services"): _service,
+    ("apps", "deployments"): _deployment,
+    ("apps", "replicasets"): _workload,
+    ("coordination.k8s.io", "leases"): _lease,
+    ("events.k8s.io", "events"): _new_event,
+}
+"""The rules of one kind each; a kind without an entry has only its structure and its metadata."""
