@@ -116,17 +116,17 @@ class Sandbox:
     def _run(self) -> None:
         try:
             asyncio.run(self._serve())
-        except BaseException as exc:  # noqa: BLE001 - handed to the thread that waits
+        except BaseException as exc:
             self._failure = exc
         finally:
             self._ready.set()
 
     async def _serve(self) -> None:
         # Imported here, so that a verb which needs no cluster does not pay for one.
-        from aiohttp import web  # noqa: PLC0415
+        from aiohttp import web
 
-        from gitops_mcp.sandbox.server import Server  # noqa: PLC0415
-        from gitops_mcp.sandbox.store import Store  # noqa: PLC0415
+        from gitops_mcp.sandbox.server import Server
+        from gitops_mcp.sandbox.store import Store
 
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         self.store = Store(self._state)

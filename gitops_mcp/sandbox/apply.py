@@ -51,10 +51,7 @@ NEVER_OWNED: frozenset[Path] = frozenset(
     {("f:apiVersion",), ("f:kind",), ("f:metadata",)}
     | {
         ("f:metadata", f"f:{key}")
-        for key in (
-            "name namespace creationTimestamp selfLink uid clusterName generation"
-            " managedFields resourceVersion"
-        ).split()
+        for key in ["name", "namespace", "creationTimestamp", "selfLink", "uid", "clusterName", "generation", "managedFields", "resourceVersion"]
     }
 )
 

@@ -68,9 +68,7 @@ def _integer(text: str) -> int:
 def parse(raw: bytes, content_type: str, accepted: tuple[str, ...], decoding: Decoding) -> Any:
     """The body; ApiError 400, 413 or 415. Duplicate keys are noted in `decoding`."""
     if len(raw) > LIMIT:
-        raise ApiError(
-            413, "RequestEntityTooLarge", f"Request entity too large: limit is {LIMIT}"
-        )
+        raise ApiError(413, "RequestEntityTooLarge", f"Request entity too large: limit is {LIMIT}")
     kind = content_type.partition(";")[0].strip() or JSON
     if kind not in accepted:
         raise ApiError(

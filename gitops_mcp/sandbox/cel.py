@@ -19,8 +19,8 @@ class Failed(Exception):
 @cache
 def _environment() -> Any:
     # Imported here: 10 ms and a large library that only CRDs with rules need.
-    from cel_expr_python import cel  # noqa: PLC0415
-    from cel_expr_python.ext import ext_strings  # noqa: PLC0415
+    from cel_expr_python import cel
+    from cel_expr_python.ext import ext_strings
 
     dynamic = cel.Type.DYN
     return cel.NewEnv(

@@ -175,9 +175,7 @@ DEFAULTS: dict[str, Callable[[Struct], None]] = {
     CORE + "ServicePort": _service_port,
     CORE + "ServiceSpec": _service_spec,
     CORE + "Volume": _volume,
-    APPS + "DeploymentSpec": fill(
-        replicas=1, revisionHistoryLimit=10, progressDeadlineSeconds=600
-    ),
+    APPS + "DeploymentSpec": fill(replicas=1, revisionHistoryLimit=10, progressDeadlineSeconds=600),
     APPS + "DeploymentStrategy": _rolling_update,
     APPS + "ReplicaSetSpec": fill(replicas=1),
     "io.k8s.api.admissionregistration.v1.MatchResources": fill(

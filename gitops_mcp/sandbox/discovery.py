@@ -131,9 +131,7 @@ def openapi(registry: Registry, path: str) -> bytes:
     if path in schema.documents():
         return schema.documents()[path]
     kinds = [
-        kind
-        for kind in registry
-        if kind.definition and f"apis/{kind.group}/{kind.version}" == path
+        kind for kind in registry if kind.definition and f"apis/{kind.group}/{kind.version}" == path
     ]
     if not kinds:
         raise page_not_found()

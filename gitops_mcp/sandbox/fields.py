@@ -288,9 +288,7 @@ def same(one: Any, other: Any) -> bool:
 
 def exclude(paths: Iterable[Path], prefixes: tuple[Path, ...]) -> set[Path]:
     """The paths that are not at or below one of the prefixes."""
-    return {
-        path for path in paths if not any(path[: len(prefix)] == prefix for prefix in prefixes)
-    }
+    return {path for path in paths if not any(path[: len(prefix)] == prefix for prefix in prefixes)}
 
 
 def with_parents(node: Node, paths: Iterable[Path]) -> set[Path]:

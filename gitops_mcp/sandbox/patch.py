@@ -19,7 +19,9 @@ class Rejected(Exception):
 
 def rejected() -> ApiError:
     """422: the document is not what the patch expects."""
-    return ApiError(422, "Invalid", "the server rejected our request due to an error in our request")
+    return ApiError(
+        422, "Invalid", "the server rejected our request due to an error in our request"
+    )
 
 
 def merge(document: Any, patch: Any) -> Any:
@@ -78,7 +80,9 @@ def _split(pointer: str) -> list[str]:
 
 def _look(document: Any, path: list[str]) -> Any:
     for part in path:
-        document = document[_index(document, part)] if isinstance(document, list) else document[part]
+        document = (
+            document[_index(document, part)] if isinstance(document, list) else document[part]
+        )
     return document
 
 
@@ -154,7 +158,9 @@ def strategic(node: Node, document: Any, patch: Any) -> Any:
     return out
 
 
-def _merge_list(node: Node, live: list[Any], patch: list[Any], order: list[Any] | None) -> list[Any]:
+def _merge_list(
+    node: Node, live: list[Any], patch: list[Any], order: list[Any] | None
+) -> list[Any]:
     key, item_node = node.merge_key, node.items
     assert item_node is not None
     if not key:
@@ -165,9 +171,7 @@ def _merge_list(node: Node, live: list[Any], patch: list[Any], order: list[Any] 
     out = list(live)
     for item in patch:
         if not isinstance(item, dict) or key not in item:
-            raise bad_request(
-                f"map: {item} does not contain declared merge key: {key}"
-            )
+            raise bad_request(f"map: {item} does not contain declared merge key: {key}")
         at = next((at for at, one in enumerate(out) if one.get(key) == item[key]), None)
         if item.get(DIRECTIVE) == "delete":
             if at is not None:

@@ -34,9 +34,7 @@ def canonical(text: str) -> str:
         number = value
     if suffix in DECIMAL:
         value = number.scaleb(DECIMAL[suffix]).quantize(Decimal("1e-9"), ROUND_UP)
-        return _scaled(
-            value, [(name, Decimal(10) ** power) for name, power in DECIMAL.items()]
-        )
+        return _scaled(value, [(name, Decimal(10) ** power) for name, power in DECIMAL.items()])
     value = number.scaleb(int(suffix[1:]))
     if value == 0:
         return "0"

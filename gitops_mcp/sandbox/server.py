@@ -342,19 +342,19 @@ class Server:
         bookmarks = query.get("allowWatchBookmarks") in ("true", "1")
         timeout = float(query.get("timeoutSeconds") or WATCH_LONGEST)
         watcher = Watcher(target, fits, storage.rv, asyncio.Queue())
-        fresh = asked in ("", "0") and initial != "false" or initial == "true"
+        fresh = (asked in ("", "0") and initial != "false") or initial == "true"
         backlog: list[WatchEvent] = []
         first: list[Stored] = []
         if fresh:
             first = [
-                one
-                for one in storage.list(target.kind.key, target.namespace)
-                if fits(one.object)
+                one for one in storage.list(target.kind.key, target.namespace) if fits(one.object)
             ]
         elif asked not in ("", "0"):
             watcher.after = _number(asked)
             if watcher.after >= storage.oldest:
-                backlog = [one for one in storage.since(watcher.after) if one.kind == target.kind.key]
+                backlog = [
+                    one for one in storage.since(watcher.after) if one.kind == target.kind.key
+                ]
         encode = self._encoder(request, target.kind)
         response = web.StreamResponse(headers={"Content-Type": bodies.JSON})
         response.enable_chunked_encoding()
@@ -480,9 +480,7 @@ class Server:
             Decoding(strictness or "Warn"),
         )
 
-    async def _body(
-        self, request: web.Request, writing: Writing, accepted: tuple[str, ...]
-    ) -> Any:
+    async def _body(self, request: web.Request, writing: Writing, accepted: tuple[str, ...]) -> Any:
         try:
             raw = await request.read()
         except web.HTTPRequestEntityTooLarge:
@@ -569,7 +567,7 @@ class Server:
                 raise errors.not_found(kind, target.name)
             patched = change(scale_of(kind, obj, strict=False))
             return self._scale(request, target, patched, writing)
-        if isinstance(body, dict) and how == bodies.MERGE_PATCH or how == bodies.STRATEGIC:
+        if (isinstance(body, dict) and how == bodies.MERGE_PATCH) or how == bodies.STRATEGIC:
             if not isinstance(body, dict):
                 raise errors.bad_request("json: cannot unmarshal array into Go value of type map")
         trial = writing
@@ -782,16 +780,18 @@ def _review(kind: str) -> web.Response:
 def _object(body: Any, kind: Kind) -> Object:
     """The body of a create or update, checked to be an object of the URL's kind."""
     if not isinstance(body, dict):
-        raise errors.bad_request(f"couldn't get version/kind; json parse error: not an object")
+        raise errors.bad_request("couldn't get version/kind; json parse error: not an object")
     version, name = body.get("apiVersion"), body.get("kind")
     if version not in (None, "", kind.api_version) or name not in (None, "", kind.name):
         group, _, version = str(version or "").rpartition("/")
         raise errors.bad_request(
-            f"{name} in version \"{version}\" cannot be handled as a {kind.name}: no kind"
+            f'{name} in version "{version}" cannot be handled as a {kind.name}: no kind'
             f' "{name}" is registered for version "{body.get("apiVersion")}"'
         )
     if kind.definition is not None and (not version or not name):
-        raise errors.bad_request("Object 'Kind' is missing" if not name else "Object 'apiVersion' is missing")
+        raise errors.bad_request(
+            "Object 'Kind' is missing" if not name else "Object 'apiVersion' is missing"
+        )
     metadata = body.get("metadata")
     if metadata is not None and not isinstance(metadata, dict):
         raise errors.bad_request("metadata must be an object")

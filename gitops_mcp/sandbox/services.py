@@ -62,7 +62,9 @@ def _carry_over(spec: dict[str, Any], old: dict[str, Any]) -> None:
         kept = numbers.get((port.get("port"), port.get("protocol")))
         if spec["type"] in EXPOSED and kept:
             port.setdefault("nodePort", kept)
-        elif spec["type"] == "ClusterIP" and old["type"] in EXPOSED and kept == port.get("nodePort"):
+        elif (
+            spec["type"] == "ClusterIP" and old["type"] in EXPOSED and kept == port.get("nodePort")
+        ):
             port.pop("nodePort", None)
     if spec["type"] == "ClusterIP" and old["type"] in EXPOSED:
         for field in ("externalTrafficPolicy", "allocateLoadBalancerNodePorts"):

@@ -48,6 +48,12 @@ class Stored:
     rv: int
 
 
+# Named, since inside a class with a method `list` that word is the method.
+Stores = list[Stored]
+Keys = list[KindKey]
+Events = list[WatchEvent]
+
+
 def dumps(value: Any) -> bytes:
     """Compact JSON."""
     return orjson.dumps(value)
@@ -75,7 +81,7 @@ class Storage:
         """The stored object, or None."""
         return self._items.get(kind, {}).get((namespace or "", name))
 
-    def list(self, kind: KindKey, namespace: str | None = None) -> list[Stored]:
+    def list(self, kind: KindKey, namespace: str | None = None) -> Stores:
         """Every object of the kind (of one namespace), by namespace and name."""
         items = self._items.get(kind, {})
         if kind not in self._order:
@@ -84,7 +90,7 @@ class Storage:
             return [items[key] for key in self._order[kind]]
         return [items[key] for key in self._order[kind] if key[0] == namespace]
 
-    def kinds(self) -> list[KindKey]:
+    def kinds(self) -> Keys:
         """The kinds of which there are objects."""
         return [kind for kind, items in self._items.items() if items]
 
@@ -125,7 +131,7 @@ class Storage:
             if obj != stored.object:
                 items[key] = Stored(obj, dumps(obj), stored.rv)
 
-    def since(self, rv: int) -> list[WatchEvent]:
+    def since(self, rv: int) -> Events:
         """The changes after `rv`, oldest first. The caller has checked `rv >= oldest`."""
         first = bisect_right(self._history, rv, key=lambda event: event.rv)
         return [self._history[index] for index in range(first, len(self._history))]

@@ -15,9 +15,8 @@ from copy import deepcopy
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
-from gitops_mcp.sandbox import apply, crds, errors, fields, patch, schema, structural, validation
+from gitops_mcp.sandbox import apply, crds, errors, fields, schema, structural, validation
 from gitops_mcp.sandbox import services as service_rules
 from gitops_mcp.sandbox.apply import Manager, Managers
 from gitops_mcp.sandbox.errors import ApiError, Cause
@@ -26,6 +25,8 @@ from gitops_mcp.sandbox.schema import MISSING, Decoding, Mismatch, Node
 from gitops_mcp.sandbox.storage import KindKey, Object, Storage, Stored, WatchEvent, dumps
 
 __all__ = ["ApiError", "KindKey", "Object", "Store", "WatchEvent", "timestamp"]
+
+Objects = list[Object]
 
 PODS: KindKey = ("", "pods")
 SERVICES: KindKey = ("", "services")
@@ -85,7 +86,7 @@ class Store:
         stored = self.storage.get(kind, namespace, name)
         return stored.object if stored else None
 
-    def list(self, kind: KindKey, namespace: str | None = None) -> list[Object]:
+    def list(self, kind: KindKey, namespace: str | None = None) -> Objects:
         """Every object of the kind (in one namespace), by namespace and name."""
         return [stored.object for stored in self.storage.list(kind, namespace)]
 
@@ -167,7 +168,9 @@ class Store:
     def insert(self, kind: Kind, obj: Object, writing: Writing) -> Object:
         """Create from a full body."""
         new = self.decode(kind, obj, writing.reader())
-        return self._insert(kind, new, writing, lambda: self._updated(kind, self._nothing(kind), new, writing))
+        return self._insert(
+            kind, new, writing, lambda: self._updated(kind, self._nothing(kind), new, writing)
+        )
 
     def replace(self, kind: Kind, obj: Object, writing: Writing) -> Object:
         """Update from a full body: PUT."""
@@ -252,7 +255,8 @@ class Store:
         if old is not None and not managers:
             unknown = Manager("before-first-apply", "Update", kind.api_version)
             managers = apply.update(
-                node, self._nothing(kind), live, {}, unknown, api_version=kind.api_version)
+                node, self._nothing(kind), live, {}, unknown, api_version=kind.api_version
+            )
         merged, managers = apply.apply(
             node,
             live,
@@ -347,10 +351,7 @@ class Store:
         self, kind: Kind, new: Object, writing: Writing, managers: Callable[[], Managers]
     ) -> Object:
         meta = new["metadata"]
-        for field in (
-            "uid resourceVersion creationTimestamp deletionTimestamp generation selfLink"
-            " deletionGracePeriodSeconds managedFields"
-        ).split():
+        for field in ["uid", "resourceVersion", "creationTimestamp", "deletionTimestamp", "generation", "selfLink", "deletionGracePeriodSeconds", "managedFields"]:
             meta.pop(field, None)
         if not meta.get("name") and meta.get("generateName"):
             meta["name"] = meta["generateName"] + self._suffix()
@@ -416,10 +417,7 @@ class Store:
         if meta.get("resourceVersion") not in (None, "", "0", before["resourceVersion"]):
             raise errors.conflict(kind, name)
         _restore(kind, new, old, writing.subresource)
-        for field in (
-            "name namespace creationTimestamp deletionTimestamp deletionGracePeriodSeconds"
-            " generation resourceVersion generateName"
-        ).split():
+        for field in ["name", "namespace", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "resourceVersion", "generateName"]:
             meta.pop(field, None)
             if field in before:
                 meta[field] = before[field]
@@ -448,7 +446,10 @@ class Store:
         if kind.definition is not None and kind.definition.terminating:
             why = "create not allowed while custom resource definition is terminating"
             raise ApiError(
-                403, "Forbidden", f"{why}", details={"name": name, "group": kind.group, "kind": kind.plural}
+                403,
+                "Forbidden",
+                f"{why}",
+                details={"name": name, "group": kind.group, "kind": kind.plural},
             ) from None
         if not kind.namespaced:
             return
@@ -553,7 +554,11 @@ def _restore(kind: Kind, new: Object, old: Object, subresource: str) -> None:
             if key in old:
                 new[key] = old[key]
         if kind.definition is not None:
-            own = {key: new["metadata"][key] for key in ("uid", "resourceVersion") if key in new["metadata"]}
+            own = {
+                key: new["metadata"][key]
+                for key in ("uid", "resourceVersion")
+                if key in new["metadata"]
+            }
             new["metadata"] = {**_without_managers(old)["metadata"], **own}
         elif kind.key == DEPLOYMENTS:
             new["metadata"].pop("labels", None)
@@ -597,9 +602,7 @@ def _spec_changed(kind: Kind, new: Object, old: Object, subresource: str) -> boo
         if one != other:
             return True
     ignored = {"metadata", "status"} if "status" in kind.subresources else {"metadata"}
-    return any(
-        not fields.same(new.get(key), old.get(key)) for key in {*new, *old} - ignored
-    )
+    return any(not fields.same(new.get(key), old.get(key)) for key in {*new, *old} - ignored)
 
 
 def _precondition(kind: Kind, old: Object, uid: str | None, rv: str | None) -> None:

@@ -195,7 +195,9 @@ def quoted(value: Any) -> str:
 
 
 def _invalid(value: Any, path: str, text: str) -> Cause:
-    return Cause("FieldValueInvalid", f"Invalid value: {quoted(value)}: {_subject(path)} {text}", path)
+    return Cause(
+        "FieldValueInvalid", f"Invalid value: {quoted(value)}: {_subject(path)} {text}", path
+    )
 
 
 def _enum(raw: dict[str, Any], value: Any, path: str) -> Iterator[Cause]:
@@ -359,9 +361,7 @@ def _duplicates(node: Node, value: Any, path: str) -> Iterator[Cause]:
     for index, item in enumerate(value):
         name = _name(node, item)
         if name in seen:
-            yield Cause(
-                "FieldValueDuplicate", f"Duplicate value: {name[2:]}", f"{path}[{index}]"
-            )
+            yield Cause("FieldValueDuplicate", f"Duplicate value: {name[2:]}", f"{path}[{index}]")
         seen.add(name)
 
 

@@ -15,7 +15,7 @@ from gitops_mcp.sandbox import quantity
 from gitops_mcp.sandbox.errors import Cause
 from gitops_mcp.sandbox.kinds import Kind
 from gitops_mcp.sandbox.schema import MICRO_TIME
-from gitops_mcp.sandbox.storage import Object, KindKey
+from gitops_mcp.sandbox.storage import KindKey, Object
 from gitops_mcp.sandbox.structural import quoted
 
 Causes = Iterator[Cause]
@@ -278,7 +278,9 @@ def _workload(new: Object, old: Object | None) -> Causes:
         yield required("spec.selector")
     else:
         if not selector.get("matchLabels") and not selector.get("matchExpressions"):
-            yield invalid("spec.selector", selector, f"empty selector is invalid for {new['kind'].lower()}")
+            yield invalid(
+                "spec.selector", selector, f"empty selector is invalid for {new['kind'].lower()}"
+            )
         found = template.get("metadata", {}).get("labels", {})
         if not matches(selector, found):
             yield invalid(
