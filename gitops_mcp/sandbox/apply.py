@@ -47,12 +47,19 @@ class Owned:
 
 Managers = Mapping[Manager, Owned]
 
+UNOWNED_METADATA = (
+    "name",
+    "namespace",
+    "creationTimestamp",
+    "selfLink",
+    "uid",
+    "generation",
+    "managedFields",
+    "resourceVersion",
+)
 NEVER_OWNED: frozenset[Path] = frozenset(
-    {("f:apiVersion",), ("f:kind",), ("f:metadata",)}
-    | {
-        ("f:metadata", f"f:{key}")
-        for key in ["name", "namespace", "creationTimestamp", "selfLink", "uid", "clusterName", "generation", "managedFields", "resourceVersion"]
-    }
+    [("f:apiVersion",), ("f:kind",), ("f:metadata",)]
+    + [("f:metadata", f"f:{key}") for key in UNOWNED_METADATA]
 )
 
 

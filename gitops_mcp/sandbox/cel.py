@@ -19,8 +19,8 @@ class Failed(Exception):
 @cache
 def _environment() -> Any:
     # Imported here: 10 ms and a large library that only CRDs with rules need.
-    from cel_expr_python import cel
-    from cel_expr_python.ext import ext_strings
+    from cel_expr_python import cel  # type: ignore[import-untyped]
+    from cel_expr_python.ext import ext_strings  # type: ignore[import-untyped]
 
     dynamic = cel.Type.DYN
     return cel.NewEnv(

@@ -40,7 +40,7 @@ def kinds(crd: Object) -> tuple[list[Kind], Kind]:
     """The kinds of the served versions, and the one in which objects are stored."""
     spec = crd["spec"]
     names = spec["names"]
-    served, stored = [], None
+    served = []
     for version in spec["versions"]:
         schema = version.get("schema", {}).get("openAPIV3Schema", {})
         node = _root(schema)
@@ -70,8 +70,7 @@ def kinds(crd: Object) -> tuple[list[Kind], Kind]:
         if version.get("served"):
             served.append(kind)
         if version.get("storage"):
-            stored = kind
-    assert stored is not None  # checked when the CRD was written
+            stored = kind  # there is exactly one: checked when the CRD was written
     return served, stored
 
 

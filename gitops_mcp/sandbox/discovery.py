@@ -139,18 +139,18 @@ def openapi(registry: Registry, path: str) -> bytes:
     schemas = {name: one for name, one in meta.items() if name.startswith(schema.META)}
     paths: dict[str, Any] = {}
     for kind in kinds:
-        assert kind.definition is not None
+        structure = kind.definition.schema if kind.definition else {}
         gvk = {"group": kind.group, "version": kind.version, "kind": kind.name}
         name = ".".join([*reversed(kind.group.split(".")), kind.version, kind.name])
         properties = {
-            **kind.definition.schema.get("properties", {}),
+            **structure.get("properties", {}),
             "apiVersion": {"type": "string"},
             "kind": {"type": "string"},
             "metadata": {"allOf": [{"$ref": f"#/components/schemas/{schema.OBJECT_META}"}]},
         }
         schemas[name] = {
             "type": "object",
-            **kind.definition.schema,
+            **structure,
             "properties": properties,
             "x-kubernetes-group-version-kind": [gvk],
         }

@@ -46,7 +46,7 @@ def element(node: Node, item: Any) -> str:
     for name in node.keys:
         if name in item:
             key[name] = item[name]
-        elif (child := (node.items or ANY).child(name)) and child.default not in (MISSING, "", 0):
+        elif (child := node.item.child(name)) and child.default not in (MISSING, "", 0):
             key[name] = child.default
     if not key:
         names = " ".join(f'"{name}"' for name in node.keys)
@@ -111,7 +111,7 @@ def _check_items(node: Node, value: list[Any], path: str, at: str) -> Iterator[s
                 yield f"{at}duplicate entries for key {pretty((name,))}"
             seen.add(name)
             where = path + pretty((name,))
-        yield from check(node.items or ANY, item, where)
+        yield from check(node.item, item, where)
 
 
 def _scalar_error(kind: str, value: Any) -> str:
@@ -187,7 +187,7 @@ def field_set(node: Node, value: Any, path: Path = ()) -> set[Path]:
     if form == "list":
         for item in value or ():
             at = (*path, element(node, item))
-            paths |= field_set(node.items or ANY, item, at)
+            paths |= field_set(node.item, item, at)
             paths.add(at)
         return paths
     for key, item in (value or {}).items():
@@ -261,7 +261,7 @@ class Comparison:
                 self._leaf(olds or MISSING, news or MISSING, at)
             else:
                 self._walk(
-                    node.items or ANY,
+                    node.item,
                     olds[0] if olds else MISSING,
                     news[0] if news else MISSING,
                     at,
@@ -306,7 +306,7 @@ def with_parents(node: Node, paths: Iterable[Path]) -> set[Path]:
                 if name.startswith("f:"):
                     known = child_of(parent, name[2:]), name[2:] in parent.properties
                 else:
-                    known = parent.items or ANY, False
+                    known = parent.item, False
                 parents[prefix] = known
             if known[1]:
                 out.add(prefix)
@@ -337,7 +337,7 @@ def merge(node: Node, live: Any, patch: Any) -> Any:
 
 def _merge_lists(node: Node, live: list[Any], patch: list[Any]) -> list[Any]:
     """Items in the patch's order, the live list's other items kept near their neighbours."""
-    item_node = node.items or ANY
+    item_node = node.item
     live_names = [element(node, item) for item in live]
     patch_names = [element(node, item) for item in patch]
     live_items: dict[str, Any] = {}
@@ -395,7 +395,7 @@ def _remove(node: Node, value: Any, tree: dict[str, Any]) -> Any:
         for item in value:
             branch = tree.get(element(node, item), {})
             if "" not in branch:
-                items.append(_remove(node.items or ANY, item, branch) if branch else item)
+                items.append(_remove(node.item, item, branch) if branch else item)
         return items
     if form == "map" and value:
         out = {}

@@ -29,6 +29,8 @@ NAMESPACE_POLL = 0.5
 
 MANAGER = "kube-controller-manager"
 
+Place = tuple[KindKey, str, str]
+"""Kind, namespace and name of an object."""
 Step = Callable[[], None]
 
 
@@ -40,7 +42,7 @@ class Lifecycle:
         self._speed = speed
         self._due: list[tuple[datetime, int, Step]] = []
         self._order = count()
-        self._children: dict[str, set[tuple[KindKey, str, str]]] = {}
+        self._children: dict[str, set[Place]] = {}
         self.wake: Callable[[], None] = lambda: None
         for kind in store.storage.kinds():
             for obj in store.list(kind):
@@ -89,9 +91,9 @@ class Lifecycle:
             self._later(COLLECT, lambda: self._propagate(*place))
         if kind == CRDS:
             self._see_crd(event)
-        elif kind == NAMESPACES and "deletionTimestamp" in meta and not gone:
-            if "deletionTimestamp" not in before["metadata"]:
-                self._later(NAMESPACE_QUIET, lambda: self._empty(meta["name"]))
+        ending = "deletionTimestamp" in meta and "deletionTimestamp" not in before["metadata"]
+        if kind == NAMESPACES and ending and not gone:
+            self._later(NAMESPACE_QUIET, lambda: self._empty(meta["name"]))
 
     # --- custom kinds -----------------------------------------------------------------------------
 
@@ -190,30 +192,26 @@ class Lifecycle:
                 self._disown(*child, meta["uid"])
             self._unhold(kind, obj, "orphan")
         elif "foregroundDeletion" in finalizers:
-            blocked = False
-            for child_kind, child_namespace, child_name in children:
-                child = self._store.get(child_kind, child_namespace, child_name)
-                if child is None:
-                    continue
-                blocked |= any(
-                    one["uid"] == meta["uid"] and one.get("blockOwnerDeletion")
-                    for one in child["metadata"]["ownerReferences"]
-                )
-                others = [
-                    one
-                    for one in child["metadata"]["ownerReferences"]
-                    if one["uid"] != meta["uid"] and self._owner(one, child_namespace)
-                ]
-                if others:
-                    self._disown(child_kind, child_namespace, child_name, meta["uid"])
-                elif "deletionTimestamp" not in child["metadata"]:
-                    self._store.delete(
-                        child_kind, child_namespace, child_name,
-                        uid=child["metadata"]["uid"], propagation="Foreground",
-                    )  # fmt: skip
-            still = [child for child in children if self._store.get(*child)]
-            if not (blocked and still):
+            held = [child for child in children if self._delete_child(child, meta["uid"])]
+            if not held:
                 self._unhold(kind, obj, "foregroundDeletion")
+
+    def _delete_child(self, place: Place, uid: str) -> bool:
+        """Delete a child of an owner that goes first; True while it holds its owner."""
+        kind, namespace, name = place
+        child = self._store.get(kind, namespace, name)
+        if child is None:
+            return False
+        meta = child["metadata"]
+        mine = [one for one in meta["ownerReferences"] if one["uid"] == uid]
+        others = [one for one in meta["ownerReferences"] if one["uid"] != uid]
+        if any(self._owner(one, namespace) for one in others):
+            self._disown(kind, namespace, name, uid)
+            return False
+        if "deletionTimestamp" not in meta:
+            self._store.delete(kind, namespace, name, uid=meta["uid"], propagation="Foreground")
+        still = self._store.get(kind, namespace, name) is not None
+        return still and any(one.get("blockOwnerDeletion") for one in mine)
 
     def _release(self, uid: str) -> None:
         """A child has gone: its owner may be waiting for that."""

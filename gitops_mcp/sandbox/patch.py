@@ -161,8 +161,7 @@ def strategic(node: Node, document: Any, patch: Any) -> Any:
 def _merge_list(
     node: Node, live: list[Any], patch: list[Any], order: list[Any] | None
 ) -> list[Any]:
-    key, item_node = node.merge_key, node.items
-    assert item_node is not None
+    key, item_node = node.merge_key, node.item
     if not key:
         out = live + [item for item in patch if item not in live]
         return out if order is None else _ordered(node, out, order)

@@ -15,6 +15,17 @@ BAD = (
 )
 
 
+def amount(text: str) -> Decimal:
+    """A quantity's value; ValueError for what is no quantity."""
+    match = PATTERN.match(text)
+    if match is None:
+        raise ValueError(BAD)
+    number, suffix = Decimal(match[1]), match[2]
+    if suffix in BINARY:
+        return number * Decimal(1024) ** BINARY[suffix]
+    return number.scaleb(DECIMAL[suffix] if suffix in DECIMAL else int(suffix[1:]))
+
+
 @lru_cache(maxsize=4096)
 def canonical(text: str) -> str:
     """The stored spelling of a quantity: the largest suffix that leaves no fraction.
@@ -22,20 +33,13 @@ def canonical(text: str) -> str:
     The form is kept (binary, decimal or exponent); what is finer than a nano is rounded up.
     Raises ValueError for what is no quantity.
     """
-    match = PATTERN.match(text)
-    if match is None:
-        raise ValueError(BAD)
-    number, suffix = Decimal(match[1]), match[2]
-    if suffix in BINARY:
-        value = number * 1024 ** BINARY[suffix]
-        if abs(value) >= 1024 and value == value.to_integral_value():
-            return _scaled(value, [(name, 1024**power) for name, power in BINARY.items()])
-        suffix = ""
-        number = value
-    if suffix in DECIMAL:
-        value = number.scaleb(DECIMAL[suffix]).quantize(Decimal("1e-9"), ROUND_UP)
+    value = amount(text)
+    suffix = PATTERN.sub(r"\2", text)
+    if suffix in BINARY and abs(value) >= 1024 and value == value.to_integral_value():
+        return _scaled(value, [(name, 1024**power) for name, power in BINARY.items()])
+    if suffix in BINARY or suffix in DECIMAL:
+        value = value.quantize(Decimal("1e-9"), ROUND_UP)
         return _scaled(value, [(name, Decimal(10) ** power) for name, power in DECIMAL.items()])
-    value = number.scaleb(int(suffix[1:]))
     if value == 0:
         return "0"
     exponent = 0

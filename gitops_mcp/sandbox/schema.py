@@ -52,6 +52,11 @@ class Node:
     strategies: tuple[str, ...] = ()
     raw: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def item(self) -> Node:
+        """The node of a list's items."""
+        return self.items or ANY
+
     def child(self, key: str) -> Node | None:
         """The node of a field or map entry; None if the structure does not have it."""
         return self.properties.get(key) or self.values
@@ -264,9 +269,7 @@ def _read_map(node: Node, value: Any, path: str, decoding: Decoding, owner: str)
         raise _mismatch(node, value, path, owner)
     out = {}
     for key, item in value.items():
-        child = node.child(key)
-        assert child is not None  # a map has a node for every key
-        read_item = read(child, item, f"{path}.{key}", decoding, owner)
+        read_item = read(node.child(key) or ANY, item, f"{path}.{key}", decoding, owner)
         out[key] = "" if read_item is MISSING else read_item
     return out
 
@@ -274,9 +277,8 @@ def _read_map(node: Node, value: Any, path: str, decoding: Decoding, owner: str)
 def _read_array(node: Node, value: Any, path: str, decoding: Decoding, owner: str) -> Any:
     if not isinstance(value, list):
         raise _mismatch(node, value, path, owner)
-    assert node.items is not None
     return [
-        {} if item is None else read(node.items, item, f"{path}[{index}]", decoding, owner)
+        {} if item is None else read(node.item, item, f"{path}[{index}]", decoding, owner)
         for index, item in enumerate(value)
     ]
 

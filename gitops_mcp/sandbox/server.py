@@ -20,7 +20,7 @@ from aiohttp import web
 
 from gitops_mcp.sandbox import bodies, discovery, errors, patch, selectors, tables, validation
 from gitops_mcp.sandbox.errors import ApiError
-from gitops_mcp.sandbox.kinds import Kind
+from gitops_mcp.sandbox.kinds import CRDS, Kind
 from gitops_mcp.sandbox.lifecycle import Lifecycle
 from gitops_mcp.sandbox.schema import Decoding
 from gitops_mcp.sandbox.storage import KindKey, Object, Stored, WatchEvent, dumps
@@ -104,7 +104,8 @@ class Server:
         try:
             return await self._route(request)
         except ApiError as exc:
-            headers = {} if exc.retry_after is None else {"Retry-After": str(exc.retry_after)}
+            retry = exc.retry_after
+            headers = [] if retry is None else [("Retry-After", str(retry))]
             if exc.text:
                 return web.Response(status=exc.code, text=exc.message + "\n", headers=headers)
             return _json(exc.status(), exc.code, headers)
@@ -242,10 +243,7 @@ class Server:
             items = self.store.storage.list(kind.key, target.namespace)
             if asked == "0":
                 limit = 0
-        if fits is not None:
-            chosen = [one for one in items if fits(one.object)]
-        else:
-            chosen = items
+        chosen = items if fits is None else [one for one in items if fits(one.object)]
         metadata: dict[str, Any] = {"resourceVersion": str(rv)}
         page = chosen[start:]
         if limit and len(page) > limit:
@@ -279,12 +277,8 @@ class Server:
                 for one in page
                 for obj, same in [_in_version(kind, one.object)]
             )
-        head = {
-            "kind": f"{kind.name}List",
-            "apiVersion": kind.api_version,
-            "metadata": metadata,
-        }
-        return _raw(dumps(head)[:-1] + b',"items":[' + joined + b"]}")
+        listing = {"kind": f"{kind.name}List", "apiVersion": kind.api_version, "metadata": metadata}
+        return _raw(dumps(listing)[:-1] + b',"items":[' + joined + b"]}")
 
     def _remember(self, rv: int, items: list[Stored], start: int, last: Object) -> str:
         key = f"{rv}/{id(items)}"
@@ -322,11 +316,10 @@ class Server:
     def _spread(self, event: WatchEvent) -> None:
         for watcher in tuple(self._watchers.get(event.kind, ())):
             watcher.queue.put_nowait(event)
-        if event.kind == ("apiextensions.k8s.io", "customresourcedefinitions"):
-            if event.type == "DELETED":
-                spec = event.object["spec"]
-                for watcher in self._watchers.get((spec["group"], spec["names"]["plural"]), ()):
-                    watcher.queue.put_nowait(None)
+        if event.kind == CRDS and event.type == "DELETED":
+            spec = event.object["spec"]
+            for watcher in self._watchers.get((spec["group"], spec["names"]["plural"]), ()):
+                watcher.queue.put_nowait(None)
 
     async def _watch(self, request: web.Request, target: Target) -> web.StreamResponse:
         query, storage = request.query, self.store.storage
@@ -432,9 +425,8 @@ class Server:
         if fits:
             return [encode("MODIFIED" if was else "ADDED", obj, event.data)]
         if was:
-            assert event.old is not None
-            version = str(event.rv)
-            left = {**event.old, "metadata": {**event.old["metadata"], "resourceVersion": version}}
+            before = event.old or {}
+            left = {**before, "metadata": {**before["metadata"], "resourceVersion": str(event.rv)}}
             return [encode("DELETED", left, dumps(left))]
         return []
 
@@ -503,7 +495,8 @@ class Server:
             raise errors.invalid(kind.group, kind.name, "", [cause])
         text = f"strict decoding error: {joined}"
         if kind.definition is None:
-            text = f'{kind.name} in version "{kind.version}" cannot be handled as a {kind.name}: {text}'
+            what = f'{kind.name} in version "{kind.version}"'
+            text = f"{what} cannot be handled as a {kind.name}: {text}"
         raise errors.bad_request(text)
 
     async def _create(self, request: web.Request, target: Target) -> web.Response:
@@ -522,7 +515,7 @@ class Server:
         writing = self._writing(request, target, "UpdateOptions")
         body = await self._body(request, writing, (bodies.JSON, bodies.YAML))
         if target.subresource == "scale":
-            return self._scale(request, target, body, writing)
+            return self._scale(target, body, writing)
         body = _object(body, kind)
         _place_in(body, target)
         name = body["metadata"].get("name")
@@ -566,11 +559,9 @@ class Server:
             if obj is None:
                 raise errors.not_found(kind, target.name)
             patched = change(scale_of(kind, obj, strict=False))
-            return self._scale(request, target, patched, writing)
-        if (isinstance(body, dict) and how == bodies.MERGE_PATCH) or how == bodies.STRATEGIC:
-            if not isinstance(body, dict):
-                raise errors.bad_request("json: cannot unmarshal array into Go value of type map")
-        trial = writing
+            return self._scale(target, patched, writing)
+        if how != bodies.JSON_PATCH and not isinstance(body, dict):
+            raise errors.bad_request("json: cannot unmarshal array into Go value of type map")
         if writing.reader().validation != "Ignore":
             old = self.store.get(kind.key, target.namespace, target.name)
             if old is not None:
@@ -593,9 +584,12 @@ class Server:
         group, _, version = str(body.get("apiVersion", "")).rpartition("/")
         name = str(body.get("kind", ""))
         if target.subresource == "scale" and name == "Scale":
-            replicas = (body.get("spec") or {}).get("replicas", 0)
-            body = {"apiVersion": kind.api_version, "kind": kind.name,
-                    "metadata": body.get("metadata", {}), "spec": {"replicas": replicas}}  # fmt: skip
+            body = {
+                "apiVersion": kind.api_version,
+                "kind": kind.name,
+                "metadata": body.get("metadata", {}),
+                "spec": {"replicas": (body.get("spec") or {}).get("replicas", 0)},
+            }
         elif (body.get("apiVersion"), name) != (kind.api_version, kind.name):
             raise errors.bad_request(f"invalid object type: {group}/{version}, Kind={name}")
         metadata = body.get("metadata")
@@ -620,9 +614,7 @@ class Server:
             return _json(scale_of(kind, obj))
         return self._show(request, kind, obj, code=201 if created else 200)
 
-    def _scale(
-        self, request: web.Request, target: Target, body: Any, writing: Writing
-    ) -> web.Response:
+    def _scale(self, target: Target, body: Any, writing: Writing) -> web.Response:
         kind = target.kind
         if not isinstance(body, dict) or not isinstance(body.get("spec", {}), dict):
             raise errors.bad_request("Scale: the body is not an object")
@@ -676,10 +668,11 @@ class Server:
         options = await self._delete_options(request)
         kind = target.kind
         old = self.store.get(kind.key, target.namespace, target.name)
+        if old is None:
+            raise errors.not_found(kind, target.name)
         left = self._delete_one(kind, target.namespace, target.name, options)
         if left is not None:
             return self._show(request, kind, left)
-        assert old is not None  # what was not there could not be deleted
         details = {
             "name": target.name,
             "group": kind.group,
@@ -782,15 +775,13 @@ def _object(body: Any, kind: Kind) -> Object:
     if not isinstance(body, dict):
         raise errors.bad_request("couldn't get version/kind; json parse error: not an object")
     version, name = body.get("apiVersion"), body.get("kind")
+    for key, given in (("apiVersion", version), ("kind", name)):
+        if kind.definition is not None and not given:
+            raise errors.bad_request(f"Object '{key[0].upper()}{key[1:]}' is missing")
     if version not in (None, "", kind.api_version) or name not in (None, "", kind.name):
-        group, _, version = str(version or "").rpartition("/")
         raise errors.bad_request(
-            f'{name} in version "{version}" cannot be handled as a {kind.name}: no kind'
-            f' "{name}" is registered for version "{body.get("apiVersion")}"'
-        )
-    if kind.definition is not None and (not version or not name):
-        raise errors.bad_request(
-            "Object 'Kind' is missing" if not name else "Object 'apiVersion' is missing"
+            f'{name} in version "{str(version or "").rpartition("/")[2]}" cannot be handled as a'
+            f' {kind.name}: no kind "{name}" is registered for version "{version}"'
         )
     metadata = body.get("metadata")
     if metadata is not None and not isinstance(metadata, dict):
@@ -859,15 +850,15 @@ def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"')
 
 
-Headers = Mapping[str, str] | list[tuple[str, str]]
+Headers = list[tuple[str, str]] | tuple[()]
 
 
-def _json(body: Any, code: int = 200, headers: Headers = ()) -> web.Response:  # type: ignore[assignment]
+def _json(body: Any, code: int = 200, headers: Headers = ()) -> web.Response:
     return _raw(dumps(body), code, headers)
 
 
-def _raw(body: bytes, code: int = 200, headers: Headers = ()) -> web.Response:  # type: ignore[assignment]
+def _raw(body: bytes, code: int = 200, headers: Headers = ()) -> web.Response:
     response = web.Response(body=body, status=code, content_type=bodies.JSON)
-    for name, value in dict(headers).items() if isinstance(headers, dict) else headers or ():
+    for name, value in headers:
         response.headers.add(name, value)
     return response

@@ -181,9 +181,9 @@ class Store:
             raise errors.conflict(
                 kind,
                 meta["name"],
-                "StorageError: invalid object, Code: 4, Key: , ResourceVersion: 0, AdditionalErrorMsg:"
-                f" Precondition failed: UID in precondition: {meta['uid']}, UID in object meta:"
-                f" {old['metadata']['uid']}",
+                "StorageError: invalid object, Code: 4, Key: , ResourceVersion: 0,"
+                " AdditionalErrorMsg: Precondition failed: UID in precondition:"
+                f" {meta['uid']}, UID in object meta: {old['metadata']['uid']}",
             )
         if not meta.get("resourceVersion") and not kind.unconditional:
             cause = validation.invalid(
@@ -231,6 +231,9 @@ class Store:
     ) -> tuple[Object, bool]:
         """Server-side apply; returns the object and whether it was created."""
         node = self.node(kind)
+        if not isinstance(config.get("metadata") or {}, dict):
+            (problem,) = fields.check(node, {"metadata": config["metadata"]})
+            raise errors.unclassified(f"failed to create typed patch object: {problem}")
         config = dict(config)
         metadata = config["metadata"] = {**(config.get("metadata") or {}), "name": name}
         who = f"({metadata.get('namespace', '')}/{name}; {kind.api_version}, Kind={kind.name})"
@@ -351,7 +354,16 @@ class Store:
         self, kind: Kind, new: Object, writing: Writing, managers: Callable[[], Managers]
     ) -> Object:
         meta = new["metadata"]
-        for field in ["uid", "resourceVersion", "creationTimestamp", "deletionTimestamp", "generation", "selfLink", "deletionGracePeriodSeconds", "managedFields"]:
+        for field in [
+            "uid",
+            "resourceVersion",
+            "creationTimestamp",
+            "deletionTimestamp",
+            "generation",
+            "selfLink",
+            "deletionGracePeriodSeconds",
+            "managedFields",
+        ]:
             meta.pop(field, None)
         if not meta.get("name") and meta.get("generateName"):
             meta["name"] = meta["generateName"] + self._suffix()
@@ -417,7 +429,16 @@ class Store:
         if meta.get("resourceVersion") not in (None, "", "0", before["resourceVersion"]):
             raise errors.conflict(kind, name)
         _restore(kind, new, old, writing.subresource)
-        for field in ["name", "namespace", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "resourceVersion", "generateName"]:
+        for field in [
+            "name",
+            "namespace",
+            "creationTimestamp",
+            "deletionTimestamp",
+            "deletionGracePeriodSeconds",
+            "generation",
+            "resourceVersion",
+            "generateName",
+        ]:
             meta.pop(field, None)
             if field in before:
                 meta[field] = before[field]
@@ -448,7 +469,7 @@ class Store:
             raise ApiError(
                 403,
                 "Forbidden",
-                f"{why}",
+                why,
                 details={"name": name, "group": kind.group, "kind": kind.plural},
             ) from None
         if not kind.namespaced:
@@ -630,9 +651,9 @@ def _hold(kind: Kind, new: Object, propagation: str | None) -> None:
         finalizers = [one for one in finalizers if one not in ("orphan", "foregroundDeletion")]
         if chosen:
             finalizers.append(chosen)
-    if kind.key == CRDS and crds.CLEANUP not in finalizers:
-        if "deletionTimestamp" not in meta:
-            finalizers.append(crds.CLEANUP)
+    starting = "deletionTimestamp" not in meta
+    if kind.key == CRDS and starting and crds.CLEANUP not in finalizers:
+        finalizers.append(crds.CLEANUP)
     meta.pop("finalizers", None)
     if finalizers:
         meta["finalizers"] = finalizers

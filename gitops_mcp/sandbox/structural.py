@@ -17,13 +17,13 @@ import orjson
 from gitops_mcp.sandbox import cel
 from gitops_mcp.sandbox.errors import Cause
 from gitops_mcp.sandbox.fields import element, same
-from gitops_mcp.sandbox.schema import MISSING, TIME, Decoding, Node, json_type
+from gitops_mcp.sandbox.schema import ANY, MISSING, TIME, Decoding, Node, json_type
 
 
 def prune(node: Node, value: Any, path: str, decoding: Decoding) -> Any:
     """The value without fields that the schema does not have, and without needless nulls."""
     if isinstance(value, dict) and node.kind in ("object", "map"):
-        out = {}
+        out: dict[str, Any] = {}
         for key, item in value.items():
             where = f"{path}.{key}" if path else key
             child = node.child(key)
@@ -54,9 +54,7 @@ def default(node: Node, value: Any) -> Any:
                     out[key] = deepcopy(child.default)
         for key, item in out.items():
             if key in node.properties or node.values is not None:
-                child = node.child(key)
-                assert child is not None
-                out[key] = default(child, item)
+                out[key] = default(node.child(key) or ANY, item)
         return out
     if isinstance(value, list) and node.items is not None:
         return [default(node.items, item) for item in value]
