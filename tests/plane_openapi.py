@@ -5,23 +5,20 @@ Receives a running plane; writes one OpenAPI v3 document per API version into th
 of each description, and for each path and verb what clients look for in it. Run it again when the
 Kubernetes version of the plane changes:
 
-    python tests/plane/openapi.py
+    python tests/plane_openapi.py
 """
 
 from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 from plane import Plane
 
-TARGET = Path(__file__).parents[2] / "gitops_mcp" / "sandbox" / "openapi"
+TARGET = Path(__file__).parents[1] / "gitops_mcp" / "sandbox" / "openapi"
 
 KINDS = {
     "api/v1": [
