@@ -183,13 +183,13 @@ class Controllers:
         try:
             wait = self._handlers[kind](namespace, name)
         except ApiError as error:
-            # a namespace that ends, or a change in between: the next look sees what is true
+            # its own earlier write in this pass, or a namespace that ends: look again
             _log.debug("%s %s/%s: %s", kind[1], namespace, name, error)
             wait = RETRY
         except Exception:
             _log.exception("%s %s/%s", kind[1], namespace, name)
             wait = RETRY
-        if wait is not None:
+        if wait is not None and key not in self._queue:
             real = max(wait, 0.0) / self._speed
             self._timers[key] = self._later(real, lambda: self._add(kind, namespace, name))
         return True
@@ -211,33 +211,34 @@ class Controllers:
         if "deletionTimestamp" in deployment["metadata"]:
             self._write_status(DEPLOYMENTS, deployment, self._counted(deployment, owned))
             return None
-        deployment = self._note_pause(deployment)
+        self._note_pause(deployment)
         if deployment["spec"].get("paused") or deployments.is_scaled(deployment, owned):
             self._sync_size(deployment, owned)
             return None
         if deployment["spec"].get("strategy", {}).get("type") == "Recreate":
             return self._recreate(deployment, owned)
-        deployment, owned = self._ensure_new(deployment, owned, create=True)
+        owned = self._ensure_new(deployment, owned, create=True)
         new, old = _split(deployment, owned)
         if new is not None:
-            owned = self._scale(deployment, owned, deployments.roll(deployment, new, old))
+            self._scale(deployment, owned, deployments.roll(deployment, new, old))
         return self._finish(deployment, owned)
 
     def _recreate(self, deployment: Object, owned: list[Object]) -> float | None:
-        deployment, owned = self._ensure_new(deployment, owned, create=False)
+        owned = self._ensure_new(deployment, owned, create=False)
         _, old = _split(deployment, owned)
         ends = [deployments.Scale(rs["metadata"]["name"], 0) for rs in old if size(rs) > 0]
         if not ends and not any(self._children(PODS, rs) for rs in old):
-            deployment, owned = self._ensure_new(deployment, owned, create=True)
+            owned = self._ensure_new(deployment, owned, create=True)
             new, _ = _split(deployment, owned)
             if new is not None and size(new) != size(deployment):
                 ends = [deployments.Scale(new["metadata"]["name"], size(deployment))]
-        return self._finish(deployment, self._scale(deployment, owned, ends))
+        self._scale(deployment, owned, ends)
+        return self._finish(deployment, owned)
 
     def _sync_size(self, deployment: Object, owned: list[Object]) -> None:
-        deployment, owned = self._ensure_new(deployment, owned, create=False)
+        owned = self._ensure_new(deployment, owned, create=False)
         new, old = _split(deployment, owned)
-        owned = self._scale(deployment, owned, deployments.scale(deployment, new, old))
+        self._scale(deployment, owned, deployments.scale(deployment, new, old))
         if deployment["spec"].get("paused"):
             self._drop_outdated(deployment, owned)
         self._write_status(DEPLOYMENTS, deployment, self._counted(deployment, owned))
@@ -248,8 +249,8 @@ class Controllers:
         status = deployments.rollout_status(deployment, new, old, now, self._speed)
         if deployments.complete(deployment, deployment.get("status", {})):
             self._drop_outdated(deployment, owned)
-        deployment = self._write_status(DEPLOYMENTS, deployment, status)
-        current = condition(deployment, "Progressing")
+        self._write_status(DEPLOYMENTS, deployment, status)
+        current = condition(status, "Progressing")
         ended = {"NewReplicaSetAvailable", "ProgressDeadlineExceeded"}
         if current is None or current["reason"] in ended:
             return None
@@ -258,49 +259,47 @@ class Controllers:
     def _counted(self, deployment: Object, owned: list[Object]) -> Object:
         return deployments.status(deployment, *_split(deployment, owned), self._now())
 
-    def _note_pause(self, deployment: Object) -> Object:
+    def _note_pause(self, deployment: Object) -> None:
         current = condition(deployment, "Progressing")
         reason = current["reason"] if current else ""
         paused = bool(deployment["spec"].get("paused"))
         if deployments.deadline(deployment) is None or reason == "ProgressDeadlineExceeded":
-            return deployment
+            return
         if paused == (reason == "DeploymentPaused"):
-            return deployment
+            return
         status = {"conditions": [], **deployment.get("status", {})}
         word = "paused" if paused else "resumed"
         reason, text = f"Deployment{word.title()}", f"Deployment is {word}"
         deployments.set_condition(status, "Progressing", "Unknown", reason, text, self._now())
-        return self._write_status(DEPLOYMENTS, deployment, status)
+        self._write_status(DEPLOYMENTS, deployment, status)
 
-    def _ensure_new(
-        self, deployment: Object, owned: list[Object], *, create: bool
-    ) -> tuple[Object, list[Object]]:
-        """The new ReplicaSet made or brought up to date; the Deployment with its revision."""
+    def _ensure_new(self, deployment: Object, owned: list[Object], *, create: bool) -> list[Object]:
+        """The ReplicaSets, the new one made or brought up to date; its revision noted."""
         new, old = _split(deployment, owned)
         number = max(map(deployments.revision, old), default=0) + 1
+        status = {"conditions": [], **deployment.get("status", {})}
+        told = condition(status, "Progressing") is None
         reason, text = "FoundNewReplicaSet", "Found new replica set"
-        if new is None:
-            if not create:
-                return deployment, owned
+        if new is not None:
+            new = self._update_new(deployment, new, number)
+        elif not create:
+            return owned
+        else:
             body = deployments.replica_set(deployment, owned, number)
             try:
                 new = self._store.create(REPLICA_SETS, body, manager=MANAGER)
             except ApiError as error:
-                return self._refused_new(deployment, error), owned
-            reason, text = "NewReplicaSetCreated", "Created new replica set"
+                self._refused_new(deployment, error)
+                raise
             if size(new):
                 self._tell_scaled(deployment, new, 0)
-        else:
-            new = self._update_new(deployment, new, number)
-        owned = [new, *old]
-        status = {"conditions": [], **deployment.get("status", {})}
-        if deployments.deadline(deployment) is not None and (
-            reason == "NewReplicaSetCreated" or condition(status, "Progressing") is None
-        ):
+            told, reason, text = True, "NewReplicaSetCreated", "Created new replica set"
+        if told and deployments.deadline(deployment) is not None:
             text = f'{text} "{new["metadata"]["name"]}"'
             deployments.set_condition(status, "Progressing", "True", reason, text, self._now())
         annotations = {deployments.REVISION: str(deployments.revision(new))}
-        return self._write_status(DEPLOYMENTS, deployment, status, annotations), owned
+        self._write_status(DEPLOYMENTS, deployment, status, annotations)
+        return [new, *old]
 
     def _update_new(self, deployment: Object, new: Object, number: int) -> Object:
         present = new["metadata"].get("annotations", {})
@@ -318,27 +317,27 @@ class Controllers:
             del spec["minReadySeconds"]
         return self._change(REPLICA_SETS, new, {**present, **wanted}, spec)
 
-    def _refused_new(self, deployment: Object, error: ApiError) -> Object:
+    def _refused_new(self, deployment: Object, error: ApiError) -> None:
         status = {"conditions": [], **deployment.get("status", {})}
         if error.reason == "AlreadyExists":  # another template with the same hash: hash differently
             status["collisionCount"] = status.get("collisionCount", 0) + 1
         else:
             texts = "False", "ReplicaSetCreateError", f"Failed to create new replica set: {error}"
             deployments.set_condition(status, "Progressing", *texts, self._now())
-        return self._write_status(DEPLOYMENTS, deployment, status)
+        self._write_status(DEPLOYMENTS, deployment, status)
 
     def _scale(
         self, deployment: Object, owned: list[Object], steps: Iterable[deployments.Scale]
-    ) -> list[Object]:
+    ) -> None:
+        """Resize ReplicaSets. The status of this pass still counts them as they were before."""
         by_name = {rs["metadata"]["name"]: rs for rs in owned}
         for one in steps:
             rs = by_name[one.name]
             annotations = rs["metadata"].get("annotations", {})
             annotations = {**annotations, **deployments.size_annotations(deployment)}
             spec = {**rs["spec"], "replicas": one.replicas}
-            by_name[one.name] = self._change(REPLICA_SETS, rs, annotations, spec)
-            self._tell_scaled(deployment, by_name[one.name], size(rs))
-        return list(by_name.values())
+            resized = self._change(REPLICA_SETS, rs, annotations, spec)
+            self._tell_scaled(deployment, resized, size(rs))
 
     def _tell_scaled(self, deployment: Object, rs: Object, before: int) -> None:
         direction = "up" if size(rs) > before else "down"
@@ -525,18 +524,22 @@ class Controllers:
         kind: KindKey,
         obj: Object,
         status: Object,
-        annotations: Object | None = None,
+        annotations: Mapping[str, str] | None = None,
         *,
         manager: str = MANAGER,
-    ) -> Object:
+    ) -> None:
+        """Write a status if it changes. A second write in one pass is refused, as the real ones are
+
+        (the object is no longer the one that was read), and decided anew in the next pass.
+        """
+        present = obj["metadata"].get("annotations", {})
+        wanted = {**present, **(annotations or {})}
+        if wanted == present and status == obj.get("status", {"conditions": []}):
+            return
         changed = {**obj, "status": status}
         if annotations:
-            present = obj["metadata"].get("annotations", {})
-            metadata = {**obj["metadata"], "annotations": {**present, **annotations}}
-            changed["metadata"] = metadata
-        if changed == obj or (not annotations and status == obj.get("status", {})):
-            return obj
-        return self._store.update(kind, changed, manager=manager, subresource="status")
+            changed["metadata"] = {**obj["metadata"], "annotations": wanted}
+        self._store.update(kind, changed, manager=manager, subresource="status")
 
     def _event(self, about: Object, kind: str, reason: str, message: str, source: str) -> None:
         metadata, now = about["metadata"], stamp(self._now())
