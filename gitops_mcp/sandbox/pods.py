@@ -338,7 +338,7 @@ def _condition(pod: Object, kind: str, content: Object, now: datetime) -> Object
     before = condition(pod, kind)
     same = before is not None and before["status"] == content["status"]
     since = before["lastTransitionTime"] if before and same else stamp(now)
-    return {"type": kind, "lastProbeTime": None, "lastTransitionTime": since, **content}
+    return {"type": kind, "lastTransitionTime": since, **content}
 
 
 def _stopping(pod: Object, waited: float, now: datetime) -> Step:
