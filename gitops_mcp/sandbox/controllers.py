@@ -5,27 +5,26 @@ kube-scheduler and a kubelet would have written. One queue of object keys, handl
 server's event loop; timers where only time can change something; no polling, no second source of
 truth: what is kept here is an index of the store and since when a pod is in its stage.
 
-What to write is decided by pure functions: `deployments` and `pods`, and `status_of`, `surplus`,
-`endpoint_slice` and `endpoints` here. Garbage collection, namespaces and defaults are the server's.
+What to write is decided by pure functions: `deployments`, `pods`, `endpoints`, and for ReplicaSets
+`status_of` and `surplus` here. Garbage collection, namespaces and defaults are the server's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from gitops_mcp.sandbox import deployments, pods
-from gitops_mcp.sandbox.deployments import Object, condition, parse, size, stamp
+from gitops_mcp.sandbox import deployments, endpoints, pods
+from gitops_mcp.sandbox.deployments import Object, condition, is_ready, parse, size, stamp
+from gitops_mcp.sandbox.index import PODS, SERVICES, Index, controller
 from gitops_mcp.sandbox.store import ApiError, KindKey, Store, WatchEvent
 
 DEPLOYMENTS: KindKey = ("apps", "deployments")
 REPLICA_SETS: KindKey = ("apps", "replicasets")
-PODS: KindKey = ("", "pods")
-SERVICES: KindKey = ("", "services")
 ENDPOINTS: KindKey = ("", "endpoints")
 SLICES: KindKey = ("discovery.k8s.io", "endpointslices")
 EVENTS: KindKey = ("", "events")
@@ -38,8 +37,6 @@ BALANCER_DELAY = 0.2
 """Simulated seconds until a Service of type LoadBalancer has its address."""
 RETRY = 1.0
 """Simulated seconds before something that the server refused is tried again."""
-SLICE_NAME = "kubernetes.io/service-name"
-HEADLESS = "service.kubernetes.io/headless"
 
 Key = tuple[KindKey, str, str]
 _log = logging.getLogger(__name__)
@@ -82,12 +79,14 @@ class Controllers:
         self._later = later
         self._queue: dict[Key, None] = {}
         self._timers: dict[Key, Any] = {}
-        # the controlled objects by (kind, namespace, owner's uid); "" for those without an owner
-        self._owned: defaultdict[tuple[KindKey, str, str], dict[str, Object]] = defaultdict(dict)
+        self._index = Index()
         # per pod uid: its stage and since when; and since when it is ready, finer than a second
         self._stages: dict[str, tuple[Hashable, datetime]] = {}
         self._ready: dict[str, datetime] = {}
+        # per pod uid its address: each pod of a run gets the next one that was free at its start
         self._addresses: dict[str, str] = {}
+        self._numbers = itertools.count(1)
+        self._taken: set[str] = set()
         self._handlers: Mapping[KindKey, Callable[[str, str], float | None]] = {
             DEPLOYMENTS: self._deployment,
             REPLICA_SETS: self._replica_set,
@@ -99,9 +98,10 @@ class Controllers:
 
     def start(self) -> None:
         """Index and queue everything that exists."""
-        for kind in self._handlers:
+        self._taken = {pod["status"].get("podIP", "") for pod in self._store.list(PODS)}
+        for kind in (*self._handlers, SLICES):
             for obj in self._store.list(kind):
-                self._index(kind, obj, None)
+                self._take_in(kind, obj, None)
                 self._add(kind, obj["metadata"]["namespace"], obj["metadata"]["name"])
 
     def stop(self) -> None:
@@ -113,12 +113,14 @@ class Controllers:
     def observe(self, event: WatchEvent) -> None:
         """Queue whatever a change in the store is news for."""
         kind, obj = event.kind, event.object
-        if kind not in self._handlers:
+        if kind not in self._handlers and kind != SLICES:
             return
         deleted = event.type == "DELETED"
-        self._index(kind, None if deleted else obj, obj if deleted else event.old)
+        self._take_in(kind, None if deleted else obj, obj if deleted else event.old)
         namespace = obj["metadata"]["namespace"]
         self._add(kind, namespace, obj["metadata"]["name"])
+        if kind == SLICES:
+            self._add_owner(obj, SERVICES)
         if kind == REPLICA_SETS:
             self._add_owner(obj, DEPLOYMENTS)
         if kind == PODS:
@@ -135,14 +137,14 @@ class Controllers:
             for rs in self._store.list(REPLICA_SETS, namespace):
                 if matches(rs["spec"]["selector"], pod):
                     self._add(REPLICA_SETS, namespace, rs["metadata"]["name"])
-        if event.old and (before := _controller(event.old)) != _controller(pod) and before:
+        if event.old and (before := controller(event.old)) != controller(pod) and before:
             self._add(REPLICA_SETS, namespace, before["name"])
-        for service in self._store.list(SERVICES, namespace):
-            if any(_selects(service, version) for version in versions):
+        for version in versions:
+            for service in self._index.services_of(version):
                 self._add(SERVICES, namespace, service["metadata"]["name"])
 
     def _add_owner(self, obj: Object, kind: KindKey) -> Object | None:
-        reference = _controller(obj)
+        reference = controller(obj)
         if reference is None:
             return None
         namespace = obj["metadata"]["namespace"]
@@ -150,21 +152,13 @@ class Controllers:
         return self._store.get(kind, namespace, reference["name"])
 
     def _add(self, kind: KindKey, namespace: str, name: str) -> None:
+        if kind not in self._handlers:
+            return
         self._queue[kind, namespace, name] = None
         self.notify()
 
-    def _index(self, kind: KindKey, new: Object | None, old: Object | None) -> None:
-        for obj, present in ((old, False), (new, True)):
-            if obj is None:
-                continue
-            owner = _controller(obj)
-            group = kind, obj["metadata"]["namespace"], owner["uid"] if owner else ""
-            if present:
-                self._owned[group][obj["metadata"]["name"]] = obj
-            else:
-                self._owned[group].pop(obj["metadata"]["name"], None)
-                if not self._owned[group]:
-                    del self._owned[group]
+    def _take_in(self, kind: KindKey, new: Object | None, old: Object | None) -> None:
+        self._index.put(kind, new, old)
         if new is None and old is not None:
             for known in (self._stages, self._ready, self._addresses):
                 known.pop(old["metadata"]["uid"], None)
@@ -227,7 +221,7 @@ class Controllers:
         owned = self._ensure_new(deployment, owned, create=False)
         _, old = _split(deployment, owned)
         ends = [deployments.Scale(rs["metadata"]["name"], 0) for rs in old if size(rs) > 0]
-        if not ends and not any(self._children(PODS, rs) for rs in old):
+        if not ends and not any(self._index.children(PODS, rs) for rs in old):
             owned = self._ensure_new(deployment, owned, create=True)
             new, _ = _split(deployment, owned)
             if new is not None and size(new) != size(deployment):
@@ -414,16 +408,13 @@ class Controllers:
         if known != stage:
             since = now
         self._stages[uid] = stage, since
-        address = self._addresses.get(uid) or self._free_address()
-        step = pods.step(pod, self._since(since), now, address)
+        step = pods.step(pod, self._since(since), now, self._address(uid))
         if step.placed:
             spec = {**pod["spec"], "nodeName": pods.NODE}
             text = f"Successfully assigned {namespace}/{name} to {pods.NODE}"
             self._store.update(PODS, {**pod, "spec": spec}, manager=SCHEDULER)
             self._event(pod, "Normal", "Scheduled", text, SCHEDULER)
         elif step.status is not None:
-            if "podIP" in step.status:
-                self._addresses[uid] = step.status["podIP"]
             self._write_status(PODS, pod, step.status, manager=KUBELET)
         if step.event:
             self._event(pod, *step.event, KUBELET)
@@ -431,11 +422,12 @@ class Controllers:
             self._store.delete(PODS, namespace, name, uid=uid, grace=0)
         return step.wait
 
-    def _free_address(self) -> str:
-        """A loopback address that no pod has: nothing here is ever sent to another machine."""
-        used = set(self._addresses.values())
-        number = next(one for one in range(1, 2**16) if _address(one) not in used)
-        return _address(number)
+    def _address(self, uid: str) -> str:
+        """A loopback address of the pod's own: nothing here is ever sent to another machine."""
+        if uid not in self._addresses:
+            free = (one for one in map(loopback, self._numbers) if one not in self._taken)
+            self._addresses[uid] = next(free)
+        return self._addresses[uid]
 
     # --- Services
 
@@ -446,14 +438,10 @@ class Controllers:
                 self._store.delete(ENDPOINTS, namespace, name)
             return None
         if service["spec"].get("selector") and "deletionTimestamp" not in service["metadata"]:
-            chosen = [pod for pod in self._store.list(PODS, namespace) if _selects(service, pod)]
-            self._put(ENDPOINTS, endpoints(service, chosen))
-            slices = (
-                one
-                for one in self._store.list(SLICES, namespace)
-                if (_controller(one) or {}).get("uid") == service["metadata"]["uid"]
-            )
-            self._put(SLICES, endpoint_slice(service, chosen), next(slices, None))
+            chosen = self._index.pods_of(service)
+            self._put(ENDPOINTS, endpoints.endpoints(service, chosen))
+            present = next(iter(self._index.children(SLICES, service)), None)
+            self._put(SLICES, endpoints.endpoint_slice(service, chosen), present)
         return self._balance(service)
 
     def _balance(self, service: Object) -> float | None:
@@ -483,15 +471,11 @@ class Controllers:
 
     # --- writes that several controllers make
 
-    def _children(self, kind: KindKey, owner: Object) -> list[Object]:
-        metadata = owner["metadata"]
-        return list(self._owned.get((kind, metadata["namespace"], metadata["uid"]), {}).values())
-
     def _claim(self, kind: KindKey, owners: KindKey, owner: Object) -> list[Object]:
         """What `owner` controls: orphans that fit are adopted, what no longer fits is released."""
         namespace, uid = owner["metadata"]["namespace"], owner["metadata"]["uid"]
         claimed = []
-        for child in self._children(kind, owner):
+        for child in self._index.children(kind, owner):
             if matches(owner["spec"]["selector"], child):
                 claimed.append(child)
             else:
@@ -500,7 +484,7 @@ class Controllers:
         present = self._store.get(owners, namespace, owner["metadata"]["name"])
         if present is None or "deletionTimestamp" in present["metadata"]:
             return claimed
-        for child in list(self._owned.get((kind, namespace, ""), {}).values()):
+        for child in self._index.orphans(kind, namespace):
             going = "deletionTimestamp" in child["metadata"]
             if not going and matches(owner["spec"]["selector"], child):
                 own = deployments.controller_reference(owner)
@@ -570,7 +554,7 @@ class Controllers:
             _log.debug("event %s: %s", reason, error)
 
 
-# --- pure: selectors and owners -------------------------------------------------------------
+# --- pure: selectors, owners, addresses -------------------------------------------------------------
 
 
 def matches(selector: Object, obj: Object) -> bool:
@@ -591,23 +575,14 @@ def _holds(expression: Object, labels: Mapping[str, str]) -> bool:
     }[expression["operator"]]
 
 
-def _controller(obj: Object) -> Object | None:
-    references = obj["metadata"].get("ownerReferences", ())
-    return next((one for one in references if one.get("controller")), None)
-
-
-def _selects(service: Object, pod: Object) -> bool:
-    wanted = service["spec"].get("selector")
-    return bool(wanted) and wanted.items() <= (pod["metadata"].get("labels") or {}).items()
+def loopback(number: int) -> str:
+    """The loopback address of a pod, by its number from 1 up; never 127.0.x.x."""
+    return f"127.{1 + (number >> 16)}.{number >> 8 & 255}.{number & 255}"
 
 
 def _split(deployment: Object, owned: list[Object]) -> tuple[Object | None, list[Object]]:
     new = deployments.new_replica_set(deployment, owned)
     return new, [rs for rs in owned if rs is not new]
-
-
-def _address(number: int) -> str:
-    return f"127.1.{number >> 8}.{number & 255}"
 
 
 # --- pure: ReplicaSets ----------------------------------------------------------------------
@@ -616,11 +591,6 @@ def _address(number: int) -> str:
 def _is_active(pod: Object) -> bool:
     phase = pod.get("status", {}).get("phase")
     return "deletionTimestamp" not in pod["metadata"] and phase not in {"Succeeded", "Failed"}
-
-
-def _is_ready(pod: Object) -> bool:
-    found = condition(pod, "Ready")
-    return found is not None and found["status"] == "True"
 
 
 def pod_of(rs: Object) -> Object:
@@ -647,7 +617,7 @@ def surplus(active: Sequence[Object], number: int) -> list[Object]:
         return (
             bool(pod["spec"].get("nodeName")),
             phases.get(pod.get("status", {}).get("phase", "Pending"), 2),
-            _is_ready(pod),
+            is_ready(pod),
             int(cost) if cost.lstrip("-").isdigit() else 0,
             -max((one["restartCount"] for one in statuses), default=0),
         )
@@ -668,7 +638,7 @@ def status_of(
     wanted = rs["spec"]["template"].get("metadata", {}).get("labels", {}).items()
     counts = {
         "fullyLabeledReplicas": sum(wanted <= pod["metadata"]["labels"].items() for pod in active),
-        "readyReplicas": sum(map(_is_ready, active)),
+        "readyReplicas": sum(map(is_ready, active)),
         "availableReplicas": available,
     }
     result: Object = {
@@ -691,97 +661,3 @@ def status_of(
             }
         ]
     return result
-
-
-# --- pure: endpoints ------------------------------------------------------------------------
-
-
-def _with_address(service: Object, chosen: Iterable[Object]) -> list[Object]:
-    """The pods that a Service's endpoints speak of, by name."""
-    addressed = (
-        pod
-        for pod in chosen
-        if pod.get("status", {}).get("podIP") and pod["status"]["phase"] in {"Pending", "Running"}
-    )
-    known = (pod for pod in addressed if _ports(service, pod) or not service["spec"].get("ports"))
-    return sorted(known, key=lambda pod: str(pod["metadata"]["name"]))
-
-
-def _ports(service: Object, pod: Object) -> list[Object]:
-    """A Service's ports as numbers of a pod; a name that the pod does not know is left out."""
-    named = {
-        port["name"]: port["containerPort"]
-        for container in pod["spec"]["containers"]
-        for port in container.get("ports", ())
-        if "name" in port
-    }
-    found = []
-    for port in service["spec"].get("ports", ()):
-        target = port.get("targetPort") or port["port"]
-        number = target if isinstance(target, int) else named.get(target)
-        if number is not None:
-            protocol = port.get("protocol", "TCP")
-            found.append({"name": port.get("name", ""), "port": number, "protocol": protocol})
-    return found
-
-
-def _target(pod: Object) -> Object:
-    metadata = {key: pod["metadata"][key] for key in ("name", "namespace", "uid")}
-    return {"nodeName": pod["spec"].get("nodeName"), "targetRef": {"kind": "Pod", **metadata}}
-
-
-def endpoint_slice(service: Object, chosen: Iterable[Object]) -> Object:
-    """The EndpointSlice of a Service and the pods that it selects."""
-    metadata = service["metadata"]
-    labels = {
-        **metadata.get("labels", {}),
-        SLICE_NAME: metadata["name"],
-        "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io",
-        **({HEADLESS: ""} if service["spec"].get("clusterIP") == "None" else {}),
-    }
-    all_ready = bool(service["spec"].get("publishNotReadyAddresses"))
-    known = _with_address(service, chosen)
-    found = []
-    for pod in known:
-        ending, serving = "deletionTimestamp" in pod["metadata"], _is_ready(pod)
-        ready = all_ready or (serving and not ending)
-        conditions = {"ready": ready, "serving": serving, "terminating": ending}
-        found.append(
-            {"addresses": [pod["status"]["podIP"]], "conditions": conditions, **_target(pod)}
-        )
-    return {
-        "metadata": {
-            "generateName": f"{metadata['name']}-",
-            "namespace": metadata["namespace"],
-            "labels": labels,
-            "ownerReferences": [deployments.controller_reference(service)],
-        },
-        "addressType": "IPv4",
-        "endpoints": found,
-        "ports": _ports(service, known[0]) if known else [],
-    }
-
-
-def endpoints(service: Object, chosen: Iterable[Object]) -> Object:
-    """The Endpoints of a Service: the older form, without pods that are ending."""
-    metadata = service["metadata"]
-    all_ready = bool(service["spec"].get("publishNotReadyAddresses"))
-    living = [pod for pod in chosen if all_ready or "deletionTimestamp" not in pod["metadata"]]
-    known = _with_address(service, living)
-    groups: dict[str, list[Object]] = {"addresses": [], "notReadyAddresses": []}
-    for pod in known:
-        group = "addresses" if all_ready or _is_ready(pod) else "notReadyAddresses"
-        groups[group].append({"ip": pod["status"]["podIP"], **_target(pod)})
-    ports = _ports(service, known[0]) if known else []
-    unnamed = [{key: value for key, value in port.items() if value != ""} for port in ports]
-    subset = {**{key: value for key, value in groups.items() if value}, "ports": unnamed}
-    headless = {HEADLESS: ""} if service["spec"].get("clusterIP") == "None" else {}
-    managed = {"endpoints.kubernetes.io/managed-by": "endpoint-controller"}
-    return {
-        "metadata": {
-            "name": metadata["name"],
-            "namespace": metadata["namespace"],
-            "labels": {**metadata.get("labels", {}), **headless, **managed},
-        },
-        "subsets": [subset] if known else [],
-    }

@@ -101,6 +101,12 @@ def condition(obj_or_status: Mapping[str, Any], kind: str) -> Object | None:
     return next(found, None)
 
 
+def is_ready(pod: Object) -> bool:
+    """Whether a pod's Ready condition is True."""
+    found = condition(pod, "Ready")
+    return found is not None and found["status"] == "True"
+
+
 def fenceposts(deployment: Object) -> tuple[int, int]:
     """(maxSurge, maxUnavailable) in pods; both 0 with Recreate."""
     strategy = deployment["spec"].get("strategy", {})
