@@ -554,7 +554,7 @@ class Controllers:
             _log.debug("event %s: %s", reason, error)
 
 
-# --- pure: selectors, owners, addresses -------------------------------------------------------------
+# --- pure: selectors, owners, addresses ------------------------------------------------------
 
 
 def matches(selector: Object, obj: Object) -> bool:
