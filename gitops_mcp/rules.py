@@ -256,6 +256,12 @@ def _drain(spec: JsonObject) -> Iterator[Finding]:
         )
 
 
+def _gate(spec: JsonObject) -> Iterator[Finding]:
+    health = spec.get("health", {})
+    if health.get("gate") and health.get("mode", "handshake") != "handshake":
+        yield Finding(("health", "gate"), "only a handshake opens the gate: mode must be handshake")
+
+
 # --- rules of the Kubernetes API ------------------------------------------------------------
 
 _SUFFIXES: Mapping[str, Decimal] = {
@@ -355,6 +361,7 @@ _RULES: tuple[Rule, ...] = (
     _mounts,
     _times,
     _drain,
+    _gate,
     _resources,
     _tolerations,
     _expressions,

@@ -1,0 +1,224 @@
+"""The CRD says what the schema says, and a real API server understands it so."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import plane as rig
+import pytest
+import yaml
+
+from gitops_mcp import manifests, schemas
+from gitops_mcp.crd import custom_resource_definition
+from gitops_mcp.model import API_VERSION, KIND, JsonObject
+
+ROOT = Path(__file__).parents[1]
+DATA = Path(__file__).parent / "data"
+JUDGED = yaml.safe_load((DATA / "crd" / "judged.yaml").read_text())
+BASE = {"image": "example/web:1"}
+
+
+@pytest.fixture(scope="module")
+def definition() -> JsonObject:
+    return custom_resource_definition(schemas.schema())
+
+
+def nodes(schema: JsonObject, path: str = "") -> Iterator[tuple[str, JsonObject]]:
+    """Every node of a structural schema."""
+    yield path, schema
+    for name, child in schema.get("properties", {}).items():
+        yield from nodes(child, f"{path}/{name}")
+    for below in ("items", "additionalProperties"):
+        if below in schema:
+            yield from nodes(schema[below], f"{path}/*")
+
+
+def openapi(definition: JsonObject) -> JsonObject:
+    found: JsonObject = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    return found
+
+
+def test_the_copy_in_the_repository_is_what_the_schema_gives(definition: JsonObject) -> None:
+    kept = yaml.safe_load((ROOT / "deploy" / "crd.yaml").read_text())
+    assert kept == definition, "run: python -m gitops_mcp crd > deploy/crd.yaml"
+
+
+def test_every_node_has_a_type_and_no_keyword_that_an_api_server_refuses(
+    definition: JsonObject,
+) -> None:
+    refused = {"$ref", "propertyNames", "examples", "const", "uniqueItems", "patternErrorMessage"}
+    for path, node in nodes(openapi(definition)):
+        assert "type" in node or node.get("x-kubernetes-int-or-string"), path
+        assert not refused & node.keys(), path
+        assert not ("properties" in node and "additionalProperties" in node), path
+        assert "x-kubernetes-preserve-unknown-fields" not in node, path
+
+
+def test_every_list_of_the_spec_says_how_it_is_merged_and_how_long_it_may_be(
+    definition: JsonObject,
+) -> None:
+    lists = {path: node for path, node in nodes(openapi(definition)) if "items" in node}
+    assert all("maxItems" in node for node in lists.values())
+    keyed = {
+        path: node["x-kubernetes-list-map-keys"]
+        for path, node in lists.items()
+        if node["x-kubernetes-list-type"] == "map"
+    }
+    assert keyed == {"/spec/env": ["name"], "/status/conditions": ["type"]}
+
+
+def test_defaults_are_the_static_ones_only(definition: JsonObject) -> None:
+    defaults = {
+        path: node["default"] for path, node in nodes(openapi(definition)) if "default" in node
+    }
+    assert defaults == {
+        "/spec/transport": "streamable-http",
+        "/spec/port": 8080,
+        "/spec/path": "/mcp",
+        "/spec/service/type": "ClusterIP",
+        "/spec/health/interval": "60s",
+        "/spec/health/timeout": "5s",
+        "/spec/health/gate": False,
+        "/spec/drain/gauge/path": "/metrics",
+        "/spec/suspend": False,
+    }
+
+
+def test_an_unknown_keyword_is_refused_rather_than_lost() -> None:
+    schema = copy.deepcopy(schemas.schema())
+    schema["properties"]["spec"]["properties"]["port"]["multipleOf"] = 2
+    with pytest.raises(ValueError, match="multipleOf"):
+        custom_resource_definition(schema)
+
+
+@pytest.mark.parametrize("row", JUDGED, ids=lambda row: row["case"])
+def test_load_judges_a_spec_as_the_table_says(row: JsonObject) -> None:
+    found = "\n".join(manifests.check(BASE | row["spec"]))
+    if row.get("check"):
+        assert row["check"] in found
+        assert found.count("\n") == 0, "one mistake is one problem"
+    else:
+        assert found == ""
+
+
+@pytest.fixture(scope="module")
+def plane(definition: JsonObject) -> Iterator[rig.Plane]:
+    try:
+        started = rig.Plane()
+    except rig.Unavailable as reason:
+        pytest.skip(str(reason))
+    with started:
+        status, answer = started.request(
+            "POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition
+        )
+        assert status == 201, answer
+        eventually_served(started)
+        yield started
+
+
+def eventually_served(plane: rig.Plane) -> None:
+    """The first create waits by itself until the new kind is served; until it is routed, 404."""
+    for _ in range(100):
+        status, _answer = create(plane, "first", BASE)
+        if status == 201:
+            return
+    pytest.fail("the kind was never served")
+
+
+def create(plane: rig.Plane, name: str, spec: JsonObject) -> tuple[int, Any]:
+    body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "spec": spec}
+    return plane.request(
+        "PATCH",
+        f"/apis/{API_VERSION}/namespaces/default/mcpservers/{name}?fieldManager=test&force=true",
+        body,
+        content_type="application/apply-patch+yaml",
+    )
+
+
+@pytest.mark.xdist_group("plane")
+class TestOnARealApiServer:
+    @pytest.mark.parametrize("row", JUDGED, ids=lambda row: row["case"])
+    def test_it_judges_a_spec_as_the_table_says(self, plane: rig.Plane, row: JsonObject) -> None:
+        name = "case-" + "".join(c if c.isalnum() else "-" for c in row["case"].lower())
+        status, answer = create(plane, name, BASE | row["spec"])
+        if row.get("refused"):
+            assert status in (422, 500), answer
+            assert row["refused"] in answer["message"]
+        else:
+            assert status == 201, answer
+            written = {"metadata": {}, "spec": BASE | row["spec"]}
+            assert schemas.defaulted(written)["spec"] == answer["spec"], "defaults as offline"
+
+    def test_it_keeps_every_field_that_the_templates_know(self, plane: rig.Plane) -> None:
+        table = yaml.safe_load((DATA / "rendering" / "fields.yaml").read_text())
+        for index, row in enumerate(table["fields"]):
+            spec = table["base"] | row["spec"]
+            status, answer = create(plane, f"field-{index}", spec)
+            assert status == 201, (row["field"], answer)
+            assert schemas.defaulted({"spec": spec})["spec"] == answer["spec"], row["field"]
+
+    def test_it_refuses_a_name_that_no_service_can_have(self, plane: rig.Plane) -> None:
+        assert create(plane, "a" * 63, BASE)[0] == 201
+        for name in ("a" * 64, "1st", "a.b"):
+            status, answer = create(plane, name, BASE)
+            assert status == 422
+            assert "metadata.name must be at most 63" in answer["message"]
+
+    def test_scale_reads_and_writes_the_replicas(self, plane: rig.Plane) -> None:
+        path = f"/apis/{API_VERSION}/namespaces/default/mcpservers/scaled"
+        assert create(plane, "scaled", {**BASE, "replicas": 1})[0] == 201
+        status, _ = plane.request(
+            "PATCH",
+            f"{path}/scale",
+            {"spec": {"replicas": 3}},
+            content_type="application/merge-patch+json",
+        )
+        assert status == 200
+        assert plane.request("GET", path)[1]["spec"]["replicas"] == 3
+
+    def test_a_status_with_everything_is_kept(self, plane: rig.Plane) -> None:
+        path = f"/apis/{API_VERSION}/namespaces/default/mcpservers/first/status"
+        now = "2026-01-02T03:04:05Z"
+        status = {
+            "phase": "Ready",
+            "replicas": 2,
+            "readyReplicas": 2,
+            "selector": "app.kubernetes.io/instance=first",
+            "endpoint": "http://first.default.svc.cluster.local:8080/mcp",
+            "observedGeneration": 1,
+            "lastTransitionTime": now,
+            "source": {"revision": "0123abc-dirty", "path": "servers/first.yaml"},
+            "lastHandledReconcileAt": "again",
+            "serverInfo": {
+                "name": "first",
+                "version": "1",
+                "protocolVersion": "2025-06-18",
+                "era": "x",
+            },
+            "shutdown": {
+                "step": "Draining",
+                "startedAt": now,
+                "deadline": now,
+                "activeSessions": 0,
+                "endedBy": "Timeout",
+            },
+            "conditions": [
+                {
+                    "type": "Ready",
+                    "status": "True",
+                    "reason": "MCPServerReady",
+                    "message": "",
+                    "observedGeneration": 1,
+                    "lastTransitionTime": now,
+                }
+            ],
+        }
+        code, answer = plane.request(
+            "PATCH", path, {"status": status}, content_type="application/merge-patch+json"
+        )
+        assert code == 200, answer
+        assert json.dumps(answer["status"], sort_keys=True) == json.dumps(status, sort_keys=True)
