@@ -14,8 +14,10 @@ not loopback ones, so an agent under test runs with `--probes off`.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -133,6 +135,17 @@ def _compile(go: str, target: Path) -> None:
     )
 
 
+@functools.cache
+def shared() -> Plane:
+    """The one plane of this test process, for tests that leave its API server running.
+
+    Tests keep apart by namespaces of their own; it ends with the process.
+    """
+    plane = Plane()
+    atexit.register(plane.stop)
+    return plane.__enter__()
+
+
 # --- a running plane ------------------------------------------------------------------------
 
 
@@ -191,6 +204,16 @@ class Plane:
         self.stop()
 
     # --- for tests
+
+    def namespace(self, prefix: str = "test") -> str:
+        """The name of a new namespace in which pods can be created."""
+        body = {"metadata": {"generateName": f"{prefix}-"}}
+        status, answer = self.request("POST", "/api/v1/namespaces", body)
+        if status != 201:
+            raise RuntimeError(f"no namespace: {status} {answer}")
+        name = str(answer["metadata"]["name"])
+        self._wait(lambda: self._has_default_account(name), "its default ServiceAccount")
+        return name
 
     def kubeconfig(self, user: str = "admin", *, namespace: str = "default") -> Path:
         """Path of a kubeconfig for one of the users."""
@@ -389,8 +412,8 @@ class Plane:
         if status >= 300:
             raise RuntimeError(f"{method} {path}: {status} {answer}")
 
-    def _has_default_account(self) -> bool:
-        path = "/api/v1/namespaces/default/serviceaccounts/default"
+    def _has_default_account(self, namespace: str = "default") -> bool:
+        path = f"/api/v1/namespaces/{namespace}/serviceaccounts/default"
         return self.request("GET", path)[0] == 200
 
     def _wait_ready(self) -> None:

@@ -151,4 +151,6 @@ class Sandbox:
 
     def _jobs(self) -> list[Coroutine[Any, Any, None]]:
         """What runs beside the server."""
-        return []
+        from gitops_mcp.sandbox import controllers
+
+        return [controllers.run(self.store, speed=self._speed)] if self._controllers else []
