@@ -211,7 +211,7 @@ class Renderer:
                 **{name: q for name, q in transport.requests.items() if name not in limits},
                 **spec["resources"]["requests"],
             },
-            "privileged": _privileged(spec["securityContext"]),
+            "may_escalate": _may_escalate(spec["securityContext"]),
             "pre_stop": pre_stop,
             "grace": pre_stop + _whole(timing.stop),
             # The interval of a handshake is the agent's; that of a plain TCP check is the probe's.
@@ -260,8 +260,8 @@ def _owners(name: str, uid: str | None) -> list[JsonObject]:
     ]
 
 
-def _privileged(security: JsonObject) -> bool:
-    """The API refuses ``allowPrivilegeEscalation: false`` beside either of these."""
+def _may_escalate(security: JsonObject) -> bool:
+    """Whether the API refuses ``allowPrivilegeEscalation: false`` beside these settings."""
     added = (security.get("capabilities") or {}).get("add") or ()
     return bool(security.get("privileged")) or "CAP_SYS_ADMIN" in added
 
@@ -274,8 +274,9 @@ def _merged(defaults: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, A
     result = dict(defaults)
     for name, value in over.items():
         below = result.get(name)
-        both = isinstance(below, Mapping) and isinstance(value, Mapping)
-        result[name] = _merged(below, value) if both else value  # type: ignore[arg-type]
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            value = _merged(below, value)
+        result[name] = value
     return result
 
 
@@ -489,6 +490,10 @@ def _plan_value(text: str, *, plain: bool) -> Fill:
         return itemgetter(int(parts[1]))
     # Split at both marks: literal text has the even places, numbers of slots the odd ones.
     return lambda slots: "".join(
-        str(slots[int(part)]) if odd else part
+        _text(slots[int(part)]) if odd else part
         for part, odd in zip(parts, cycle((False, True)), strict=False)
     )
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else orjson.dumps(value).decode()

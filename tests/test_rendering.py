@@ -344,6 +344,7 @@ def service(text: str, **variables: Any) -> JsonObject:
         ("x: {{ vars.zone }}", "eu\n1"),
         ("x: {{ vars.zone }}-{{ name }}", "eu\n1-web"),
         ('x: "{{ spec.port }}"', "8080"),
+        ("x: on {{ spec.suspend }} {{ [name] }}", 'on false ["web"]'),
         ("x: {{ spec.port }}", 8080),
         ("x: [{{ spec.port }}, {{ name }}]", [8080, "web"]),
         ("x: {{ endpoint }}", "http://web.ai.svc.cluster.local:8080/mcp"),
