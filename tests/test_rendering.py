@@ -23,6 +23,7 @@ DATA = Path(__file__).parent / "data" / "rendering"
 TABLE = yaml.safe_load((DATA / "fields.yaml").read_text())
 CASES = yaml.safe_load((DATA / "cases.yaml").read_text())
 BASE: JsonObject = TABLE["base"]
+SCHEMA: JsonObject = json.loads((ROOT / "schemas" / "mcpserver.schema.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +92,32 @@ def test_a_field_changes_exactly_the_places_of_the_table(
     assert lands or row["lands"] or row["reads"]
 
 
-def test_every_field_that_templates_see_is_in_the_table() -> None:
-    known = {
-        f"/{name}/{sub}" if isinstance(value, dict) and value else f"/{name}"
-        for name, value in rendering.ABSENT.items()
-        for sub in (value if isinstance(value, dict) and value else [""])
+def properties(schema: JsonObject) -> dict[str, JsonObject]:
+    """The fields of spec by path; of the groups among them, the fields within."""
+    return {
+        f"/{name}/{sub}" if sub else f"/{name}": part
+        for name, field in schema["properties"]["spec"]["properties"].items()
+        for sub, part in (field.get("properties") or {"": field}).items()
     }
-    assert {row["field"] for row in TABLE["fields"]} == known
+
+
+def test_the_table_holds_every_field_of_the_schema() -> None:
+    assert {row["field"] for row in TABLE["fields"]} == set(properties(SCHEMA))
+
+
+def test_templates_see_the_defaults_of_the_schema_and_nothing_where_it_has_none() -> None:
+    seen = {
+        f"/{name}/{sub}" if sub else f"/{name}": default
+        for name, value in rendering.ABSENT.items()
+        for sub, default in (value if isinstance(value, dict) and value else {"": value}).items()
+    }
+    static = {
+        path: part["default"] for path, part in properties(SCHEMA).items() if "default" in part
+    }
+    assert set(seen) == set(properties(SCHEMA))
+    assert {path: seen[path] for path in static} == static
+    dynamic = {path: default for path, default in seen.items() if path not in static and default}
+    assert dynamic == {"/health/mode": "handshake"}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
@@ -223,6 +243,8 @@ NASTY = [
     "=",
     "@a",
     "`a",
+    "items",
+    "name",
     "\t",
 ]
 

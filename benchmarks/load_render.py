@@ -1,0 +1,98 @@
+"""Load and render a fleet: cold, again, and after a change; beside the parsing of its YAML alone.
+
+    python benchmarks/load_render.py [--servers 5000]
+
+Prints a table and ends with 1 where a bar is broken: 3 s for 5,000 servers from nothing (imports
+of what is used included), 0.1 s for one changed manifest. Ratios are to the floor, so they can be
+compared between machines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import yaml  # noqa: E402
+from fleet import files  # noqa: E402
+
+from gitops_mcp import manifests  # noqa: E402
+from gitops_mcp.model import SourceFile  # noqa: E402
+from gitops_mcp.rendering import Renderer  # noqa: E402
+
+COLD_BAR = 3.0
+CHANGE_BAR = 0.1
+
+
+class Pipeline:
+    """The first two steps of the line, with the caches that a long-lived process keeps."""
+
+    def __init__(self) -> None:
+        self._cache = manifests.Cache()
+        self._renderer: Renderer | None = None
+
+    def run(self, source: tuple[SourceFile, ...]) -> int:
+        """Load and render everything; the number of objects."""
+        loaded = manifests.load(source, cluster="default", namespace="default", cache=self._cache)
+        assert not loaded.problems, loaded.problems[:3]
+        if self._renderer is None:
+            self._renderer = Renderer(ROOT / "templates", source="b", variables=loaded.variables)
+        objects = 0
+        for server in loaded.servers.values():
+            cr = manifests.defaulted(self._renderer.custom_resource(server))
+            objects += 1 + len(self._renderer.children(cr))
+        return objects
+
+
+def parse(source: tuple[SourceFile, ...]) -> int:
+    """The floor: nothing but what the YAML parser needs for these bytes."""
+    return sum(1 for file in source for _ in yaml.parse(file.data, Loader=yaml.CSafeLoader))
+
+
+def timed(work: Callable[[], int]) -> tuple[float, int]:
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+
+def resident() -> int:
+    """The process's highest memory use so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--servers", type=int, default=5000)
+    count = parser.parse_args().servers
+
+    source = files(count)
+    floor, _ = timed(lambda: parse(source))
+    before = resident()
+    pipeline = Pipeline()
+    cold, objects = timed(lambda: pipeline.run(source))
+    after = resident()
+    again, _ = timed(lambda: pipeline.run(source))
+    one, _ = timed(lambda: pipeline.run(files(count, changed=1)))
+    fifty, _ = timed(lambda: pipeline.run(files(count, changed=50)))
+
+    print(f"{count} servers, {objects} objects; {after - before} MiB for all of it")
+    print(f"{'':28}{'seconds':>9}{'x floor':>9}{'bar':>7}")
+    for what, seconds, bar in (
+        ("YAML parsing alone (floor)", floor, None),
+        ("cold", cold, COLD_BAR),
+        ("nothing changed", again, CHANGE_BAR),
+        ("one manifest changed", one, CHANGE_BAR),
+        ("fifty manifests changed", fifty, None),
+    ):
+        print(f"{what:28}{seconds:9.3f}{seconds / floor:9.2f}{bar or '':>7}")
+    return int(cold > COLD_BAR or max(again, one) > CHANGE_BAR)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
