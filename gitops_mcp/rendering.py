@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from datetime import timedelta
 from functools import lru_cache
 from itertools import cycle
@@ -90,6 +91,14 @@ ABSENT: Mapping[str, Any] = MappingProxyType(
 or nothing. None means that the transport table decides."""
 
 _GROUPS = tuple(name for name, value in ABSENT.items() if isinstance(value, dict) and value)
+
+_ROWS = {
+    row.name: {field.name: getattr(row, field.name) for field in fields(row)}
+    for row in transports.TRANSPORTS.values()
+}
+"""The transport table as templates see it."""
+
+_TMP = frozenset({"/tmp", "/tmp/"})  # noqa: S108 - of the container, not of this machine
 
 _PROBE_PERIOD = 5
 """Seconds between two TCP readiness probes: a stuck server leaves the endpoints after 15 s."""
@@ -203,7 +212,7 @@ class Renderer:
             "labels": _labels(key.name, given),
             "selector": _selector(key.name),
             "owners": _owners(key.name, uid),
-            "transport": transport,
+            "transport": _ROWS[transport.name],
             "spec": spec,
             "replicas": None if external else replicas,
             # The API fills a missing request from its limit: a default beside it may exceed it.
@@ -211,6 +220,9 @@ class Renderer:
                 **{name: q for name, q in transport.requests.items() if name not in limits},
                 **spec["resources"]["requests"],
             },
+            "own_home": "HOME" in spec["config"] or _names("HOME", spec["env"]),
+            "own_tmp": any(mount.get("mountPath") in _TMP for mount in spec["volumeMounts"]),
+            "tmp_volume": "mcp-server-tmp" if _names("tmp", spec["volumes"]) else "tmp",
             "may_escalate": _may_escalate(spec["securityContext"]),
             "pre_stop": pre_stop,
             "grace": pre_stop + _whole(timing.stop),
@@ -258,6 +270,10 @@ def _owners(name: str, uid: str | None) -> list[JsonObject]:
             "blockOwnerDeletion": True,
         }
     ]
+
+
+def _names(name: str, items: list[JsonObject]) -> bool:
+    return any(item.get("name") == name for item in items)
 
 
 def _may_escalate(security: JsonObject) -> bool:
@@ -317,7 +333,14 @@ def _compile(texts: Mapping[str, str]) -> dict[str, jinja2.Template]:
     from jinja2 import DictLoader, StrictUndefined, TemplateSyntaxError, nodes
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    environment = ImmutableSandboxedEnvironment(
+    class Environment(ImmutableSandboxedEnvironment):
+        def getattr(self, obj: Any, attribute: str) -> Any:
+            """A field before a method of the dictionary: quicker, and fields may have any name."""
+            if type(obj) is dict and attribute in obj:
+                return obj[attribute]
+            return super().getattr(obj, attribute)
+
+    environment = Environment(
         loader=DictLoader(texts),
         undefined=StrictUndefined,
         finalize=_placeholder(),
@@ -340,9 +363,13 @@ def _compile(texts: Mapping[str, str]) -> dict[str, jinja2.Template]:
                     "not supported",
                     hint="write the lines out, or use {% include %}",
                 )
-        return {name: environment.get_template(name) for name in CHILDREN}
+        templates = {name: environment.get_template(name) for name in CHILDREN}
     except TemplateSyntaxError as error:
         raise UsageError(f"template {error.name}, line {error.lineno}: {error.message}") from error
+    for template in templates.values():
+        # Jinja2 copies them for every rendering: from its ChainMap that takes as long as the rest.
+        template.globals = dict(template.globals)
+    return templates
 
 
 def _placeholder() -> Callable[..., str]:
@@ -353,9 +380,9 @@ def _placeholder() -> Callable[..., str]:
 
     @pass_context
     def finalize(context: Context, value: object) -> str:
-        if isinstance(value, Undefined):
-            str(value)  # raises, naming what is undefined
         if type(value) not in _JSON:
+            if isinstance(value, Undefined):
+                str(value)  # raises, naming what is undefined
             raise TemplateRuntimeError(f"a {type(value).__name__} is no JSON value")
         slots: list[object] = context.parent[_SLOTS]
         slots.append(value)
