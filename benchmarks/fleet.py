@@ -63,7 +63,9 @@ def _files(count: int, version: int, changed: int) -> Iterator[SourceFile]:
             transport=transport,
             replicas="replicas: 1" if number % 7 == 0 else f"replicas: {1 + number % 4}",
             timeout=5 + number % 50,
-            settings="\n".join(f"    SETTING_{index}: value-{index}" for index in range(number % 6)),
+            settings="\n".join(
+                f"    SETTING_{index}: value-{index}" for index in range(number % 6)
+            ),
         )
         yield _file(f"team-{number % 40}/tools-{number}.yaml", text)
 

@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 import yaml  # noqa: E402
 from fleet import files  # noqa: E402
 
-from gitops_mcp import manifests  # noqa: E402
+from gitops_mcp import manifests, schemas, settings  # noqa: E402
 from gitops_mcp.model import SourceFile  # noqa: E402
 from gitops_mcp.rendering import Renderer  # noqa: E402
 
@@ -42,10 +42,12 @@ class Pipeline:
         loaded = manifests.load(source, cluster="default", namespace="default", cache=self._cache)
         assert not loaded.problems, loaded.problems[:3]
         if self._renderer is None:
-            self._renderer = Renderer(ROOT / "templates", source="b", variables=loaded.variables)
+            self._renderer = Renderer(
+                settings.resource("templates"), source="b", variables=loaded.variables
+            )
         objects = 0
         for server in loaded.servers.values():
-            cr = manifests.defaulted(self._renderer.custom_resource(server))
+            cr = schemas.defaulted(self._renderer.custom_resource(server))
             objects += 1 + len(self._renderer.children(cr))
         return objects
 
@@ -71,15 +73,15 @@ def main() -> int:
     parser.add_argument("--servers", type=int, default=5000)
     count = parser.parse_args().servers
 
-    source = files(count)
+    source, one_changed, fifty_changed = (files(count, changed=changed) for changed in (0, 1, 50))
     floor, _ = timed(lambda: parse(source))
     before = resident()
     pipeline = Pipeline()
     cold, objects = timed(lambda: pipeline.run(source))
     after = resident()
     again, _ = timed(lambda: pipeline.run(source))
-    one, _ = timed(lambda: pipeline.run(files(count, changed=1)))
-    fifty, _ = timed(lambda: pipeline.run(files(count, changed=50)))
+    one, _ = timed(lambda: pipeline.run(one_changed))
+    fifty, _ = timed(lambda: pipeline.run(fifty_changed))
 
     print(f"{count} servers, {objects} objects; {after - before} MiB for all of it")
     print(f"{'':28}{'seconds':>9}{'x floor':>9}{'bar':>7}")
