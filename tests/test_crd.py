@@ -80,7 +80,6 @@ def test_defaults_are_the_static_ones_only(definition: JsonObject) -> None:
         "/spec/port": 8080,
         "/spec/path": "/mcp",
         "/spec/service/type": "ClusterIP",
-        "/spec/health/interval": "60s",
         "/spec/health/timeout": "5s",
         "/spec/health/gate": False,
         "/spec/drain/gauge/path": "/metrics",
