@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from gitops_mcp import settings
 from gitops_mcp.manifests import load
 from gitops_mcp.model import Loaded, Problem, ServerKey, SourceFile
 
@@ -63,3 +64,26 @@ def test_a_source_gives_these_problems_and_servers(case: dict[str, Any]) -> None
         assert result.servers[ServerKey(*server.split("/"))].spec == spec
     if "variables" in case:
         assert result.variables == case["variables"]
+
+
+EXAMPLE = settings.resource("repo-example")
+
+
+@pytest.mark.parametrize("cluster", ["default", "staging", "production"])
+def test_the_example_is_valid_for_every_cluster(cluster: str) -> None:
+    files = {
+        str(file.relative_to(EXAMPLE)): file.read_bytes()
+        for file in EXAMPLE.rglob("*.yaml")
+        if file.is_file()
+    }
+    result = loaded(files, cluster=cluster)
+    assert [line_of(problem) for problem in result.problems] == []
+    assert len(result.servers) == 12
+    transports = {
+        server.spec.get("transport", "streamable-http") for server in result.servers.values()
+    }
+    assert transports == {"stdio", "http", "streamable-http"}
+    assert {server.spec["config"]["LOG_LEVEL"] for server in result.servers.values()} == {
+        {"default": "info", "staging": "debug", "production": "warning"}[cluster]
+    }
+    assert result.ignored == ()
