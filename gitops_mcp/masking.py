@@ -65,6 +65,8 @@ _SHAPES: tuple[tuple[re.Pattern[str], str], ...] = (
         MASK,
     ),
 )
+_SUSPECT = re.compile(r"[@=\s'\"]|gh|glpat-|xox|sk-|AKIA|eyJ")
+"""Without any of these no shape matches: most values are let through by one look."""
 _FLAG = re.compile(rf"--?{_NAME}", re.I)
 """An argument whose value is the next argument."""
 _HEADER = re.compile(rf"\A({_NAME}:\s*)\S.*", re.I | re.S)
@@ -79,6 +81,8 @@ def secretive(name: str) -> bool:
 
 def scrub(text: str) -> str:
     """``text`` without the secrets that its shape gives away, e.g. ``https://***@host/path``."""
+    if not _SUSPECT.search(text):
+        return text
     for pattern, replacement in _SHAPES:
         text = pattern.sub(replacement, text)
     return text
@@ -108,7 +112,9 @@ def mask(value: Any, *, hidden: bool = False) -> Any:
         return value
     if hidden:
         return MASK
-    return scrub(_HEADER.sub(rf"\1{MASK}", value)) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    return scrub(_HEADER.sub(rf"\1{MASK}", value) if ":" in value else value)
 
 
 def masked(body: JsonObject) -> JsonObject:
