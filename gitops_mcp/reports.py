@@ -1,0 +1,766 @@
+"""Turns what happened into what people, scripts, pull requests and notes read.
+
+Receives model values; returns text (ending in a newline) or note records. It prints nothing, reads
+no clock and knows no terminal: colours come as a ``Style``. The keys and shapes of the JSON
+documents are the command line's promise. Every value may come from a hostile manifest: secrets are
+masked, control characters made visible, and nothing can break out of Markdown or of an annotation.
+"""
+
+from __future__ import annotations
+
+import difflib
+import html
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, get_args
+
+import orjson
+import yaml
+
+from gitops_mcp.masking import scrub
+from gitops_mcp.model import (
+    API_VERSION,
+    KIND,
+    Change,
+    ChangeAction,
+    JsonObject,
+    Loaded,
+    NoteRecord,
+    ObjectRef,
+    Outcome,
+    Problem,
+    Report,
+    Result,
+    Revision,
+    ServerKey,
+)
+
+Look = Literal["plain", "bold", "dim", "red", "green", "yellow", "cyan"]
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How text is painted: with ANSI colours, or not at all."""
+
+    color: bool = False
+
+    def __call__(self, look: Look, text: str) -> str:
+        code = _ANSI[look]
+        return f"\x1b[{code}m{text}\x1b[0m" if self.color and code and text else text
+
+
+_ANSI: Mapping[Look, str] = {
+    "plain": "",
+    "bold": "1",
+    "dim": "2",
+    "red": "31",
+    "green": "32",
+    "yellow": "33",
+    "cyan": "36",
+}
+PLAIN = Style()
+
+_RESULT_LOOKS: Mapping[Result, Look] = {
+    "ok": "green",
+    "changed": "yellow",
+    "pruned": "yellow",
+    "failed": "red",
+    "blocked": "red",
+    "skipped": "cyan",
+}
+_ACTIONS: Mapping[ChangeAction, tuple[str, Look]] = {
+    "create": ("+", "green"),
+    "update": ("~", "yellow"),
+    "replace": ("±", "yellow"),
+    "delete": ("-", "red"),
+    "blocked": ("!", "red"),
+}
+_PHASE_LOOKS: Mapping[str, Look] = {"Ready": "green", "Failed": "red"}
+
+
+# --- validate ---------------------------------------------------------------------------------
+
+
+def validation(loaded: Loaded, *, output: str = "text", style: Style = PLAIN) -> str:
+    """What ``validate`` found. ``output``: text, json, or github (workflow annotations)."""
+    valid = not any(problem.severity == "error" for problem in loaded.problems)
+    count = len(loaded.servers.keys() | loaded.protected)
+    if output == "json":
+        listed = [_problem(problem) for problem in loaded.problems]
+        return _json({"valid": valid, "servers": count, "problems": listed})
+    if output == "github":
+        return "".join(f"{_annotation(problem)}\n" for problem in loaded.problems)
+    kinds = Counter(problem.severity for problem in loaded.problems)
+    counts = ", ".join(_plural(kinds[kind], kind) for kind in ("error", "warning") if kinds[kind])
+    verdict = style("green", "valid") if valid else style("red", "not valid")
+    summary = f"{_plural(count, 'server')}: {verdict}" + (f" ({counts})" if counts else "")
+    return f"{problems(loaded.problems, style=style)}{summary}\n"
+
+
+def problems(found: Iterable[Problem], *, style: Style = PLAIN) -> str:
+    """One line a problem, as compilers write them."""
+    lines = []
+    for problem in found:
+        look: Look = "red" if problem.severity == "error" else "yellow"
+        place = " ".join(_line(part) for part in (problem.server, problem.path) if part)
+        lines.append(
+            style("bold", f"{_line(problem.file)}:{problem.line}:{problem.column}: ")
+            + style(look, f"{problem.severity}: ")
+            + _line(scrub(problem.message))
+            + (style("dim", f" [{place}]") if place else "")
+        )
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _problem(problem: Problem) -> JsonObject:
+    return {
+        "file": problem.file,
+        "line": problem.line,
+        "column": problem.column,
+        "server": problem.server,
+        "path": problem.path,
+        "message": scrub(problem.message),
+        "severity": problem.severity,
+    }
+
+
+def _annotation(problem: Problem) -> str:
+    def escaped(text: str) -> str:
+        text = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+        return _visible(text)
+
+    title = " ".join(part for part in (problem.server, problem.path) if part)
+    values = {
+        "file": problem.file,
+        "line": str(problem.line),
+        "col": str(problem.column),
+        "title": title,
+    }
+    properties = ",".join(
+        f"{name}={escaped(value).replace(':', '%3A').replace(',', '%2C')}"
+        for name, value in values.items()
+        if value
+    )
+    return f"::{problem.severity} {properties}::{escaped(scrub(problem.message))}"
+
+
+# --- diff -------------------------------------------------------------------------------------
+
+
+def diff(
+    report: Report,
+    *,
+    base: str | None = None,
+    output: str = "text",
+    style: Style = PLAIN,
+    verbose: bool = False,
+) -> str:
+    """What a sync would do; with ``base``, what merging would change against that revision.
+
+    ``output``: text (unified diffs), json, or markdown (a pull-request comment). ``verbose`` adds
+    the fields of other controllers, which stay. Problems are part of the JSON and the comment;
+    beside the text they belong on stderr.
+    """
+    if output == "json":
+        return _json(
+            {
+                "base": base,
+                "head": _revision(report.revision),
+                "changes": [_change(c) for outcome in report.outcomes for c in _told(outcome)],
+                "problems": [_problem(problem) for problem in report.problems],
+                "summary": summary(report),
+            }
+        )
+    if output == "markdown":
+        return _markdown(report, base)
+    shown = "".join(
+        change_text(change, style=style, base=base, verbose=verbose)
+        for outcome in report.outcomes
+        for change in _told(outcome)
+    )
+    return f"{shown}{_summary_line(report)}\n"
+
+
+def summary(report: Report) -> dict[str, int]:
+    """How many servers would be created, updated, … ``blocked``."""
+    actions = Counter(_server_action(outcome) for outcome in report.outcomes)
+    kinds = ("create", "update", "replace", "delete", "unchanged", "blocked")
+    return {kind: actions[kind] for kind in kinds}
+
+
+def change_text(
+    change: Change, *, style: Style = PLAIN, base: str | None = None, verbose: bool = False
+) -> str:
+    """One change: a headline, and a unified diff with three lines of context."""
+    sign, look = _ACTIONS[change.action]
+    ref = change.ref
+    headline = f"{sign} {change.server}: {change.action} {ref.kind} {ref.name}"
+    reason = f" ({_line(scrub(change.reason))})" if change.reason else ""
+    lines = [style(look, _line(headline)) + reason]
+    for number, line in enumerate(_unified(change, base)):
+        painted = "bold" if number < 2 else _DIFF_LOOKS.get(line[:1], "plain")
+        lines.append(style(painted, line))
+    if verbose:
+        lines += [
+            style("dim", f"  kept, of another controller: {_line(kept.path)}: {_value(kept.after)}")
+            for kept in change.foreign
+        ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+_DIFF_LOOKS: Mapping[str, Look] = {"+": "green", "-": "red", "@": "cyan"}
+
+
+def _unified(change: Change, base: str | None) -> Iterator[str]:
+    where = _line(f"{change.ref.kind}/{change.ref.namespace}/{change.ref.name}")
+    sides = (f"{_line(base[:12]) if base else 'live'}/{where}", f"git/{where}")
+    one, two = (
+        side if body is not None else "/dev/null"
+        for side, body in zip(sides, (change.before, change.after), strict=True)
+    )
+    before, after = (
+        _yaml(body).splitlines() if body is not None else []
+        for body in (change.before, change.after)
+    )
+    for line in difflib.unified_diff(before, after, one, two, lineterm="", n=3):
+        yield _visible(line)
+
+
+def _told(outcome: Outcome) -> Sequence[Change]:
+    """A server's changes; what cannot be done is told as blocked."""
+    stopped = outcome.result in ("blocked", "failed")
+    if not stopped or any(change.action == "blocked" for change in outcome.changes):
+        return outcome.changes
+    ref = ObjectRef(API_VERSION, KIND, outcome.server.namespace, outcome.server.name)
+    return (*outcome.changes, Change("blocked", outcome.server, ref, reason=outcome.message))
+
+
+def _server_action(outcome: Outcome) -> str:
+    told = _told(outcome)
+    actions = {change.action for change in told}
+    own = {change.action for change in told if change.ref.kind == KIND}
+    for action, among in (
+        ("blocked", actions),
+        ("replace", actions),
+        ("delete", own),
+        ("create", own),
+    ):
+        if action in among:
+            return action
+    return "update" if actions else "unchanged"
+
+
+def _summary_line(report: Report) -> str:
+    counts = summary(report)
+    if counts["unchanged"] == sum(counts.values()):
+        return f"no changes ({_plural(counts['unchanged'], 'server')})"
+    return ", ".join(f"{number} {_SUMMARY[kind]}" for kind, number in counts.items() if number)
+
+
+_SUMMARY = {
+    "create": "to create",
+    "update": "to update",
+    "replace": "to replace",
+    "delete": "to delete",
+    "unchanged": "unchanged",
+    "blocked": "blocked",
+}
+
+
+def _change(change: Change) -> JsonObject:
+    return {
+        "action": change.action,
+        "server": str(change.server),
+        "kind": change.ref.kind,
+        "namespace": change.ref.namespace,
+        "name": change.ref.name,
+        "fields": [
+            {"path": one.path, "from": one.before, "to": one.after} for one in change.fields
+        ],
+        "reason": scrub(change.reason),
+    }
+
+
+# --- markdown ---------------------------------------------------------------------------------
+
+_COMMENT = 60_000
+"""Characters of a pull-request comment; GitHub refuses one of more than 65,536."""
+_ROWS = 20_000
+_FIELDS = 5
+"""How many fields a row of the table names."""
+
+
+def _markdown(report: Report, base: str | None) -> str:
+    cluster = re.sub(r"[^\w.-]", "_", report.cluster)
+    against = f"against {_code(base[:12])}" if base else "against the cluster"
+    # The first line lets a workflow find its comment again.
+    parts = [
+        f"<!-- gitops-mcp diff {cluster} -->\n",
+        f"**gitops-mcp** ({_code(cluster)}, {against}): {_summary_line(report)}\n\n",
+    ]
+    if report.problems:
+        parts.append("| Problem | Where |\n|---|---|\n")
+        parts += _within(
+            _ROWS,
+            (
+                f"| {problem.severity}: {_cell(scrub(problem.message))} "
+                f"| {_cell(f'{problem.file}:{problem.line}:{problem.column}')} |\n"
+                for problem in report.problems
+            ),
+            "problems",
+        )
+        parts.append("\n")
+    told = [change for outcome in report.outcomes for change in _told(outcome)]
+    if told:
+        parts.append("| | Server | Object | Fields |\n|---|---|---|---|\n")
+        parts += _within(_ROWS, (_row(change) for change in told), "objects")
+        parts.append("\n")
+        used = sum(map(len, parts))
+        shown = (_details(change, base) for change in told if change.before or change.after)
+        parts += _within(_COMMENT - used, shown, "diffs")
+    return "".join(parts)
+
+
+def _within(budget: int, parts: Iterable[str], what: str) -> Iterator[str]:
+    left_out = 0
+    for part in parts:
+        budget -= len(part)
+        if budget >= 0:
+            yield part
+        else:
+            left_out += 1
+    if left_out:
+        yield f"\n_{left_out} more {what} are left out here._\n"
+
+
+def _row(change: Change) -> str:
+    named = [
+        f"{_cell(one.path)} {_cell(_value(one.before))} → {_cell(_value(one.after))}"
+        for one in (change.fields[:_FIELDS] if change.action == "update" else ())
+    ]
+    if change.action == "update" and len(change.fields) > _FIELDS:
+        named.append(f"and {len(change.fields) - _FIELDS} more")
+    if change.reason:
+        named.append(_cell(scrub(change.reason)))
+    cells = (
+        change.action,
+        _cell(str(change.server)),
+        _cell(f"{change.ref.kind} {change.ref.name}"),
+        "<br>".join(named),
+    )
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _details(change: Change, base: str | None) -> str:
+    text = "\n".join(_unified(change, base))
+    fence = "`" * (max(2, *map(len, re.findall("`+", text) or [""])) + 1)
+    title = html.escape(f"{change.ref.kind} {change.ref.name}")
+    server = html.escape(_line(str(change.server)))
+    return (
+        f"<details><summary><code>{server}</code> {change.action} <code>{_line(title)}</code>"
+        f"</summary>\n\n{fence}diff\n{text}\n{fence}\n\n</details>\n"
+    )
+
+
+def _code(text: str) -> str:
+    """A code span: nothing in it is markup, a mention or a link."""
+    text = _line(text)
+    text = text if len(text) <= 200 else f"{text[:200]}…"
+    if not text:
+        return ""
+    fence = "`" * (max(0, *map(len, re.findall("`+", text) or [""])) + 1)
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def _cell(text: str) -> str:
+    return _code(text).replace("|", "\\|")
+
+
+# --- sync -------------------------------------------------------------------------------------
+
+
+def sync(
+    report: Report,
+    *,
+    output: str = "text",
+    style: Style = PLAIN,
+    diffs: bool = False,
+    verbose: bool = False,
+) -> str:
+    """How a pass ended. Text: a line a server (what is as git says only with ``verbose``), with
+    ``diffs`` its changes before it, and the recap as the last line."""
+    if output == "json":
+        return _json(
+            {
+                "revision": _revision(report.revision),
+                "cluster": report.cluster,
+                "check": report.check,
+                "servers": [_outcome(outcome) for outcome in report.outcomes],
+                "problems": [_problem(problem) for problem in report.problems],
+                "recap": recap(report),
+            }
+        )
+    lines = []
+    for outcome in report.outcomes:
+        if diffs:
+            lines += [change_text(c, style=style, verbose=verbose) for c in outcome.changes]
+        if verbose or outcome.result != "ok" or outcome.message:
+            lines.append(f"{outcome_line(outcome, style=style)}\n")
+    return "".join(lines) + f"{recap_line(report)}\n"
+
+
+def outcome_line(outcome: Outcome, *, style: Style = PLAIN) -> str:
+    """One server's result, e.g. ``changed: [ai/web] update Deployment, create Service``."""
+    head = style(_RESULT_LOOKS[outcome.result], f"{outcome.result}: [{_line(str(outcome.server))}]")
+    return f"{head} {_deeds(outcome)}".rstrip()
+
+
+def _deeds(outcome: Outcome) -> str:
+    done: dict[ChangeAction, list[str]] = {}
+    for change in outcome.changes:
+        done.setdefault(change.action, []).append(change.ref.kind)
+    words = [f"{action} {', '.join(kinds)}" for action, kinds in done.items()]
+    return "; ".join([*words, _line(scrub(outcome.message))] if outcome.message else words)
+
+
+def recap(report: Report) -> dict[Result, int]:
+    """How many servers ended how."""
+    results = Counter(outcome.result for outcome in report.outcomes)
+    return {result: results[result] for result in get_args(Result)}
+
+
+def recap_line(report: Report) -> str:
+    """``ok=12 changed=2 pruned=1 failed=0 blocked=0 skipped=0``."""
+    return " ".join(f"{result}={number}" for result, number in recap(report).items())
+
+
+def _outcome(outcome: Outcome) -> JsonObject:
+    return {
+        "server": str(outcome.server),
+        "result": outcome.result,
+        "ready": outcome.ready,
+        "changes": [_change(change) for change in outcome.changes],
+        "message": scrub(outcome.message),
+    }
+
+
+# --- notes and history ------------------------------------------------------------------------
+
+
+def notes_of(
+    report: Report, *, source: str, time: datetime, ready: Collection[ServerKey] = ()
+) -> tuple[NoteRecord, ...]:
+    """What a pass leaves behind on its commit: a record for each server that changed, failed, was
+    pruned or blocked, one for each error of the source, and then ``synced``. A server that is ready
+    after a change, or is named in ``ready`` (it turned ready since an earlier pass changed it), has
+    a record of that.
+
+    None from a dry pass, a dirty tree or a plain directory, nor when nothing happened. That the
+    same fact is not written twice is seen to where the notes are known.
+    """
+    if report.check or report.revision.dirty or not report.revision.sha:
+        return ()
+
+    def record(event: _Event, server: str | None, result: str, message: str, **extra: Any) -> None:
+        fixed = (note_time(time), report.cluster, source, event, server, result, scrub(message))
+        records.append(NoteRecord(*fixed, extra=extra, commit=report.revision.sha))
+
+    records: list[NoteRecord] = []
+    for problem in report.problems:
+        if problem.severity == "error":
+            place = {"file": problem.file, "line": problem.line}
+            record("failed", problem.server, "failed", problem.message, **place)
+    told = {record.server for record in records}
+    for outcome in report.outcomes:
+        server = str(outcome.server)
+        event = _EVENTS.get(outcome.result)
+        if event and not (server in told and outcome.result in ("failed", "blocked")):
+            changes = [_noted(change) for change in outcome.changes]
+            extra = {"changes": changes} if changes else {}
+            record(event, server, outcome.result, _deeds(outcome), **extra)
+        if outcome.ready and (event == "applied" or outcome.server in ready):
+            record("ready", server, "ok", outcome.message)
+    if any(one.event != "ready" for one in records):
+        failed = any(r.event in ("failed", "blocked") for r in records)
+        record(
+            "synced", None, "failed" if failed else "ok", recap_line(report), recap=recap(report)
+        )
+    return tuple(records)
+
+
+def _noted(change: Change) -> JsonObject:
+    """A change without its values; of a new object or of one that goes not even the fields."""
+    paths = [one.path for one in change.fields] if change.action in ("update", "replace") else []
+    names = {"action": change.action, "kind": change.ref.kind, "name": change.ref.name}
+    return names | ({"fields": paths} if paths else {})
+
+
+_Event = Literal["synced", "applied", "ready", "failed", "pruned", "blocked"]
+_EVENTS: Mapping[Result, _Event] = {
+    "changed": "applied",
+    "pruned": "pruned",
+    "failed": "failed",
+    "blocked": "blocked",
+}
+
+
+def note_time(time: datetime) -> str:
+    """``YYYY-MM-DDThh:mm:ss.ffffffZ``, always with its six decimals."""
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def history(records: Iterable[NoteRecord], *, output: str = "text", style: Style = PLAIN) -> str:
+    """Note records, newest first: a line each, or (json) an array, each with its commit."""
+    newest = sorted(records, key=lambda record: record.time, reverse=True)
+    if output == "json":
+        return _json([_note(record) for record in newest])
+    rows = [
+        (
+            _line(record.time[:19]) + "Z",
+            _line(record.commit[:12]),
+            _line(record.event),
+            _line(record.server or "-"),
+            _line(f"{scrub(record.message)}{_place(record)}"),
+        )
+        for record in newest
+    ]
+    looks = [_EVENT_LOOKS.get(record.event, "plain") for record in newest]
+    return _columns(rows, style=style, looks=looks, column=2)
+
+
+_EVENT_LOOKS: Mapping[str, Look] = {
+    "applied": "yellow",
+    "pruned": "yellow",
+    "ready": "green",
+    "synced": "green",
+    "failed": "red",
+    "blocked": "red",
+}
+
+
+def _place(record: NoteRecord) -> str:
+    file, line = record.extra.get("file"), record.extra.get("line")
+    return f" ({file}:{line})" if file else ""
+
+
+def _note(record: NoteRecord) -> JsonObject:
+    fixed = ("time", "cluster", "source", "event", "server", "result", "message")
+    commit = {"commit": record.commit} if record.commit else {}
+    return {name: getattr(record, name) for name in fixed} | dict(record.extra) | commit
+
+
+# --- status -----------------------------------------------------------------------------------
+
+
+def status(
+    servers: Sequence[JsonObject],
+    *,
+    now: datetime,
+    output: str = "text",
+    style: Style = PLAIN,
+    all_namespaces: bool = False,
+) -> str:
+    """MCPServer objects as a table. ``output``: text, wide, or json and yaml (a v1 List)."""
+    if output in ("json", "yaml"):
+        return objects(servers, output=output, as_list=True)
+    rows = [_status_row(server, now, wide=output == "wide") for server in servers]
+    titles = [*_STATUS_COLUMNS, *(("VERIFIED",) if output == "wide" else ())]
+    first = 0 if all_namespaces else 1
+    looks: list[Look] = ["plain"]
+    looks += [_PHASE_LOOKS.get(row[2], "yellow") for row in rows]
+    table = [titles, *rows]
+    return _columns(
+        [tuple(row[first:]) for row in table], style=style, looks=looks, column=2 - first
+    )
+
+
+_STATUS_COLUMNS = (
+    "NAMESPACE",
+    "NAME",
+    "PHASE",
+    "READY",
+    "REPLICAS",
+    "TRANSPORT",
+    "ENDPOINT",
+    "AGE",
+    "REVISION",
+)
+
+
+def _status_row(server: JsonObject, now: datetime, *, wide: bool) -> list[str]:
+    metadata, spec = server["metadata"], server.get("spec") or {}
+    said = server.get("status") or {}
+    created = metadata.get("creationTimestamp")
+    verified: JsonObject = next(
+        (c for c in said.get("conditions", ()) if c.get("type") == "Verified"), {}
+    )
+    cells = [
+        metadata.get("namespace", ""),
+        metadata["name"],
+        said.get("phase", ""),
+        said.get("readyReplicas", 0),
+        spec.get("replicas", ""),
+        spec.get("transport", ""),
+        said.get("endpoint", ""),
+        human_duration(now - datetime.fromisoformat(created)) if created else "",
+        _short(said.get("source", {}).get("revision", "")),
+        *([verified.get("reason", "")] if wide else ()),
+    ]
+    return [_line(str(cell)) for cell in cells]
+
+
+def status_heading(
+    source: str, revision: str, seen: datetime | None, *, now: datetime, stale: timedelta
+) -> str:
+    """The line over the table: ``source default at 1a2b3c4d5e6f, agent seen 12s ago``."""
+    parts = f"source {_line(source)}" + (f" at {_short(_line(revision))}" if revision else "")
+    if seen is None:
+        return f"{parts}, no agent\n"
+    age = now - seen
+    warning = " (stale: does it still run?)" if age > stale else ""
+    return f"{parts}, agent seen {human_duration(age)} ago{warning}\n"
+
+
+def human_duration(duration: timedelta) -> str:
+    """An age as kubectl writes it: ``7m11s``, ``3h``, ``2d4h``, ``400d``."""
+    seconds = int(duration.total_seconds())
+    if seconds < 0:
+        return "0s" if seconds == -1 else "<invalid>"  # clocks differ a little
+    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
+    for below, whole, unit, rest, small in (
+        (120, seconds, "s", 0, ""),
+        (600, minutes, "m", seconds % 60, "s"),
+        (3 * 3600, minutes, "m", 0, ""),
+        (8 * 3600, hours, "h", minutes % 60, "m"),
+        (48 * 3600, hours, "h", 0, ""),
+        (8 * 86400, days, "d", hours % 24, "h"),
+        (730 * 86400, days, "d", 0, ""),
+        (8 * 365 * 86400, days // 365, "y", days % 365, "d"),
+    ):
+        if seconds < below:
+            return f"{whole}{unit}{rest}{small}" if rest else f"{whole}{unit}"
+    return f"{days // 365}y"
+
+
+def _short(revision: str) -> str:
+    sha, dash, dirty = revision.partition("-")
+    return f"{sha[:12]}{dash}{dirty}"
+
+
+# --- objects ----------------------------------------------------------------------------------
+
+
+def objects(bodies: Sequence[JsonObject], *, output: str = "text", as_list: bool = False) -> str:
+    """Kubernetes objects for ``kubectl apply -f -``: a YAML stream, or one v1 List (json, or
+    ``as_list``)."""
+    whole = {"apiVersion": "v1", "kind": "List", "items": list(bodies)}
+    if output == "json":
+        return _json(whole)
+    return "---\n".join(_yaml(body) for body in ([whole] if as_list else bodies))
+
+
+class _Dumper(yaml.CSafeDumper):
+    """Plain block YAML that Go's parser reads as it was meant."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - PyYAML's hook
+        return True
+
+
+# What PyYAML would leave unquoted, being a string to it, and the API server takes for a number or
+# a boolean.
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"[-+]?(?:\.\d[\d_]*|\d[\d_]*(?:\.[\d_]*)?)(?:[eE][-+]?[\d_]+)?$|[-+]?0[oO][0-7_]+$",
+        re.ASCII,
+    ),
+    list("-+.0123456789"),
+)
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"[yYnN]$"), list("yYnN"))
+
+
+def _text_node(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in text.rstrip("\n") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text_node)
+
+
+def _yaml(body: JsonObject) -> str:
+    text: str = yaml.dump(
+        body,
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=False,
+        width=1 << 20,
+    )
+    return text
+
+
+# --- text -------------------------------------------------------------------------------------
+
+
+def _json(value: Any) -> str:
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode()
+
+
+def _value(value: Any) -> str:
+    return _visible(orjson.dumps(value).decode()) if value is not None else "absent"
+
+
+def _revision(revision: Revision) -> str | None:
+    return str(revision) if revision.sha else None
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _line(text: str) -> str:
+    """``text`` on one line."""
+    return _visible(" ".join(text.splitlines()) if len(text.splitlines()) > 1 else text.strip())
+
+
+def _visible(text: str) -> str:
+    """``text`` with its control and direction characters written out: a manifest must not be able
+    to move the cursor or to reorder what people read."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        char
+        if unicodedata.category(char) not in ("Cc", "Cf", "Zl", "Zp")
+        else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
+def _columns(
+    rows: Sequence[Sequence[str]], *, style: Style, looks: Sequence[Look], column: int
+) -> str:
+    """Left-aligned columns, three blanks apart as kubectl's; ``looks`` paint one ``column``."""
+    widths = [max(map(_width, cells), default=0) for cells in zip(*rows, strict=True)]
+    lines = []
+    for row, look in zip(rows, looks, strict=True):
+        line = ""
+        for position, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            painted = style(look, cell) if position == column else cell
+            line += painted + " " * (width - _width(cell) + 3)
+        lines.append(f"{line.rstrip()}\n")
+    return "".join(lines)
+
+
+def _width(text: str) -> int:
+    """Terminal cells; East Asian wide characters take two, combining ones none."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(char) else 1 + (unicodedata.east_asian_width(char) in ("W", "F"))
+        for char in text
+    )
