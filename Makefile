@@ -27,7 +27,7 @@ demo: $(RUN) ## From git push to Ready, healed and pruned, on an embedded cluste
 
 test: $(DEV) ## Run the tests on all cores and report the coverage
 	@rm -f .coverage .coverage.*
-	@$(PY) -m coverage run -m pytest -n auto --dist loadgroup $(ARGS)
+	@$(PY) -m coverage run -m pytest -n auto --dist loadfile $(ARGS)
 	@$(PY) -m coverage combine --quiet && $(PY) -m coverage report
 
 plane: $(DEV) ## Build the real control plane that some tests start (Go; five minutes, once)
