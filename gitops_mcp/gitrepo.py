@@ -1017,7 +1017,7 @@ class Repository:
         with self._mirror.locked():
             answer = self._talk(*command)
             if answer.status and "File exists" in answer.err:
-                # A lock of a process that was killed: while we hold ours, nobody works here.
+                # A process was killed here.
                 self._mirror.unlock()
                 answer = self._talk(*command)
         if answer.status:
@@ -1056,8 +1056,12 @@ class _Mirror:
             yield
 
     def unlock(self) -> None:
+        """Remove git's locks that are older than any command may run."""
+        oldest = time.time() - _REMOTE_LIMIT - _LOCAL_LIMIT
         for lock in Path(self.folder).rglob("*.lock"):
-            lock.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                if lock.stat().st_mtime < oldest:
+                    lock.unlink()
 
     def remove(self) -> None:
         if self._temporary is not None:
@@ -1137,12 +1141,15 @@ class Notes:
             git = self._git()
             if not self._target(git):
                 return ""
-            answer = self._talk(git, "fetch", *_FETCH, refs=(f"+{self.ref}:{self._theirs}",))
+            for attempt in range(_WRITE_ATTEMPTS):
+                answer = self._talk(git, "fetch", *_FETCH, refs=(f"+{self.ref}:{self._theirs}",))
+                if not (answer.status and _RACES.search(answer.err)):
+                    break
+                _wait(attempt)
+            if answer.status and "couldn't find remote ref" not in answer.err:
+                raise _complaint(answer.err, self._repository.root)
         except (GitOpsError, OSError) as error:
             return f"the deployment notes could not be fetched: {_why(error)}"
-        if answer.status and "couldn't find remote ref" not in answer.err:
-            cause = _complaint(answer.err, self._repository.root)
-            return f"the deployment notes could not be fetched: {cause}"
         self._fetched = True
         return ""
 
@@ -1153,16 +1160,14 @@ class Notes:
             return []
         git = self._git()
         found = {
-            line: commit
+            (line, commit)
             for tip in (git.commit(self.ref), git.commit(self._theirs))
             if tip
             for commit, lines in self._lines(git, tip).items()
             for line in lines
         }
-        records = [
-            record for line, commit in found.items() if (record := _parse(line, commit)) is not None
-        ]
-        return sorted(records, key=lambda record: record.time, reverse=True)
+        records = [record for line, commit in found if (record := _parse(line, commit)) is not None]
+        return sorted(records, key=lambda record: (record.time, _line(record)), reverse=True)
 
     # -- the local ref
 
@@ -1200,7 +1205,9 @@ class Notes:
         chosen = tree if commits is None else {c: tree[c] for c in commits if c in tree}
         blobs = git.blobs([blob for _, blob in chosen.values()]) if chosen else {}
         return {
-            commit: [line for line in blobs[blob].decode("utf-8", "replace").split("\n") if line]
+            commit: [
+                line for line in blobs[blob].decode("utf-8", "surrogateescape").split("\n") if line
+            ]
             for commit, (_, blob) in chosen.items()
         }
 
@@ -1225,20 +1232,21 @@ class Notes:
             return ["the deployment notes could not be written: other writers were always faster"]
         return [f"commit {c[:12]} is not in this repository: no note was written" for c in unknown]
 
-    def _join(self, git: _Git) -> bool:
-        """Add the other writers' lines to ours. False when our ref moved meanwhile."""
+    def _join(self, git: _Git) -> None:
+        """Add the other writers' lines to ours. Nothing happens when our ref moves meanwhile: the
+        push is then refused, and we are back here."""
         ours, theirs = git.commit(self.ref), git.commit(self._theirs)
         if not theirs or (ours and git.is_ancestor(theirs, ours)):
-            return True
+            return
         if not ours or git.is_ancestor(ours, theirs):
-            before = ours or "0" * len(theirs)
-            return git.ask("update-ref", self.ref, theirs, before).status == 0
+            git.ask("update-ref", self.ref, theirs, ours or "0" * len(theirs))
+            return
         mine, other = self._tree(git, ours), self._tree(git, theirs)
         differing = [c for c, (_, blob) in other.items() if c not in mine or mine[c][1] != blob]
         lines = self._lines(git, ours, differing)
         for commit, added in self._lines(git, theirs, differing).items():
             lines[commit] = [*lines.get(commit, []), *added]
-        return self._commit(git, "Join deployment notes", lines, ours, theirs)
+        self._commit(git, "Join deployment notes", lines, ours, theirs)
 
     def _commit(
         self,
@@ -1318,7 +1326,7 @@ class Notes:
 
 
 def _data(text: str) -> bytes:
-    encoded = text.encode("utf-8", "backslashreplace")
+    encoded = text.encode("utf-8", "surrogateescape")
     return b"data %d\n" % len(encoded) + encoded + b"\n"
 
 
@@ -1328,9 +1336,10 @@ def _wait(attempt: int) -> None:
 
 
 def _line(record: NoteRecord) -> str:
-    """The record as its one line; the keys stand in the contract's order."""
+    """The record as its one line, its keys in the promised order. ASCII: no reader breaks the line
+    at a character that it takes for a line's end, and no terminal obeys one."""
     fixed = {key: getattr(record, key) for key in _KEYS}
-    return json.dumps({**fixed, **record.extra}, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps({**fixed, **record.extra}, separators=(",", ":"))
 
 
 def _parse(line: str, commit: str) -> NoteRecord | None:

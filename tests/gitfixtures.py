@@ -134,6 +134,7 @@ class GitServer:
 
     def __init__(self, folder: Path, *, password: str = "", redirect: str = "") -> None:
         self.seen: list[Seen] = []
+        self.password = password
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -141,7 +142,7 @@ class GitServer:
                 pass
 
             def do_GET(self) -> None:
-                outer._serve(self, folder, password, redirect)
+                outer._serve(self, folder, redirect)
 
             do_POST = do_GET
 
@@ -164,9 +165,7 @@ class GitServer:
         self._server.server_close()
         self._thread.join()
 
-    def _serve(
-        self, request: BaseHTTPRequestHandler, folder: Path, password: str, redirect: str
-    ) -> None:
+    def _serve(self, request: BaseHTTPRequestHandler, folder: Path, redirect: str) -> None:
         authorization = request.headers.get("Authorization")
         self.seen.append(Seen(request.path, authorization))
         body = _body(request)
@@ -175,9 +174,9 @@ class GitServer:
             request.send_header("Location", redirect + request.path)
             request.end_headers()
             return
-        if password:
+        if self.password:
             given = base64.b64decode((authorization or "Basic ").split(" ")[1]).decode()
-            if given.partition(":")[2] != password:
+            if given.partition(":")[2] != self.password:
                 request.send_response(401)
                 request.send_header("WWW-Authenticate", 'Basic realm="git"')
                 request.send_header("Content-Length", "0")

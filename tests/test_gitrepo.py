@@ -745,7 +745,8 @@ def test_a_mirror_is_kept_and_shared_where_there_is_a_cache(
         (mirror / "HEAD").unlink()
         newer = commit(repository, {"web.yaml": "2"})
         read(server)
-        (mirror / "refs/heads/main.lock").touch()  # a process was killed
+        (mirror / "refs/heads/main.lock").touch()  # a process was killed, long ago
+        os.utime(mirror / "refs/heads/main.lock", (0, 0))
         newest = commit(repository, {"web.yaml": "3"})
         read(server)
     assert shas[-2:] == [newer, newest]
