@@ -56,10 +56,14 @@ _WRITE_ATTEMPTS = 12
 
 _PLAIN_MODES = ("100644", "100755")
 _ODD_MODES = {"120000": "a symbolic link is not followed", "160000": "a submodule is not read"}
+_COUNT = re.compile(r"[0-9]{1,9}")
 _SHA = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _CLUSTER = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?=[A-Za-z0-9]))*")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _SCP = re.compile(r"(?:(?P<user>[\w.-]+)@)?(?P<host>[\w.-]+|\[[0-9a-fA-F:]+\]):(?P<path>.+)")
+
+_REF_NAME = re.compile(r"[^\s:*?\[~^\\-][^\s:*?\[~^\\]*")
+"""What may stand in a refspec."""
 
 _PROTOCOLS = {"https": "https", "http": "http:https", "ssh": "ssh", "file": "file"}
 """URL scheme to what git may use for it: a redirect never leads from https back to http."""
@@ -155,12 +159,17 @@ def _redact(text: str) -> str:
     return re.sub(r"(\w+://[^/@:\s'\"]*):[^/@\s'\"]*@", r"\1@", text)
 
 
+def _shown(path: str) -> str:
+    """A foreign text that a terminal and JSON can take."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in path)
+
+
 def _complaint(err: str, root: str) -> SourceError:
     """Git's stderr as one line of ours."""
     for pattern, message, hint in _COMPLAINTS:
         if re.search(pattern, err):
             return SourceError(f"{root}: {message}", hint=hint)
-    lines = [line for line in _redact(err).splitlines() if line.strip()]
+    lines = [_shown(line)[:300] for line in _redact(err).splitlines() if line.strip()]
     fatal = [line for line in lines if line.startswith(("fatal:", "error:"))] or lines[-1:]
     cause = re.sub(r"^(?:fatal|error): ", "", fatal[0]) if fatal else "git failed without a word"
     return SourceError(f"{root}: {cause}")
@@ -233,8 +242,22 @@ class _Git:
         """Whether ``old`` is known here and ``new`` contains it."""
         return self.ask("merge-base", "--is-ancestor", old, new).status == 0
 
+    def sizes(self, ids: Sequence[str]) -> dict[str, int]:
+        """The sizes of objects in bytes, by id, in one process; 0 for a missing one."""
+        if not ids:
+            return {}
+        answer = self.run(
+            "cat-file", "--batch-check=%(objectsize)", "--buffer", stdin=_lines(ids)
+        ).split(b"\n")
+        return {
+            wanted: int(size) if size.isdigit() else 0
+            for wanted, size in zip(ids, answer[:-1], strict=True)
+        }
+
     def blobs(self, ids: Sequence[str]) -> dict[str, bytes]:
         """The content of objects, by id, in one process."""
+        if not ids:
+            return {}
         out = self.run("cat-file", "--batch", "--buffer", stdin=_lines(ids))
         found: dict[str, bytes] = {}
         at = 0
@@ -426,8 +449,8 @@ def _inside(path: str, below: str) -> str:
 def _in_sight(path: str, below: str) -> bool:
     """Below the path, not hidden (a folder or a file: ``*.yaml`` as a shell means it) and not a
     template, neither ours nor a Helm chart's."""
-    parts = _inside(path, below).split("/")
-    return all(part[:1] not in ("", ".") for part in parts) and TEMPLATES_FOLDER not in parts[:-1]
+    inside = f"/{_inside(path, below)}"
+    return len(inside) > 1 and "/." not in inside and f"/{TEMPLATES_FOLDER}/" not in inside
 
 
 def _pathspecs(prefix: str, below: str) -> tuple[str, ...]:
@@ -443,11 +466,6 @@ def _normal(path: str) -> str:
     if path.startswith("/") or ".." in parts or "\0" in path:
         raise UsageError(f"--path {path!r} leads out of the source", hint="name a folder inside it")
     return "/".join(parts)
-
-
-def _shown(path: str) -> str:
-    """A path that a terminal and JSON can take."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in path)
 
 
 class _Collector:
@@ -486,8 +504,8 @@ class _Collector:
             )
         return True
 
-    def add(self, path: str, blob: str, data: bytes) -> None:
-        self._files.append(SourceFile(path, blob, data))
+    def keep(self, file: SourceFile) -> None:
+        self._files.append(file)
 
     def snapshot(self, revision: Revision, branch: str | None) -> Snapshot:
         return Snapshot(
@@ -502,41 +520,47 @@ class _Collector:
 def _tree(git: _Git, commit: str, prefix: str, below: str) -> Iterator[tuple[str, str, str]]:
     """(mode, object id, path) of everything below ``prefix`` at a commit, paths relative to it."""
     out = git.run("ls-tree", "-r", "-z", "--full-tree", commit, "--", *_pathspecs(prefix, below))
-    for entry in out.split(b"\0")[:-1]:
-        meta, _, name = entry.partition(b"\t")
-        mode, _, blob = meta.decode().split(" ")
-        yield mode, blob, os.fsdecode(name)[len(prefix) :]
+    for entry in os.fsdecode(out).split("\0")[:-1]:
+        meta, path = entry.split("\t", 1)
+        mode, _, blob = meta.split(" ")
+        yield mode, blob, path[len(prefix) :]
 
 
 def _read_commit(
-    git: _Git, commit: str, branch: str | None, prefix: str, below: str, root: str
+    git: _Git,
+    commit: str,
+    branch: str | None,
+    *,
+    prefix: str,
+    below: str,
+    root: str,
+    last: Snapshot | None = None,
 ) -> Snapshot:
-    """A commit's files, straight from the object store."""
+    """A commit's files, straight from the object store. What ``last``, a snapshot under the same
+    rules, holds already is not read again."""
     collector = _Collector(root, below)
+    same = {file.path: file for file in last.files} if last else {}
     wanted: list[tuple[str, str]] = []
     seen_below = not (below or prefix)
     for mode, blob, path in _tree(git, commit, prefix, below):
         seen_below = seen_below or not below or path.startswith(f"{below}/")
         if mode in _ODD_MODES:
             collector.skip(path, _ODD_MODES[mode])
+        elif (
+            path in same and same[path].blob == blob and collector.fits(path, len(same[path].data))
+        ):
+            collector.keep(same[path])
         elif mode in _PLAIN_MODES and collector.wants(path):
             wanted.append((path, blob))
     if not seen_below:
         raise SourceError(
             f"{root}: no folder {prefix + below} at {commit[:12]}", hint="check --path and --ref"
         )
-    sizes = git.run(
-        "cat-file", "--batch-check=%(objectsize)", "--buffer", stdin=_lines(b for _, b in wanted)
-    ).split(b"\n")
-    fitting = [
-        (path, blob)
-        for (path, blob), size in zip(wanted, sizes, strict=False)
-        # A missing object's line is no number; reading it below says so.
-        if collector.fits(path, int(size) if size.isdigit() else 0)
-    ]
-    contents = git.blobs([blob for _, blob in fitting]) if fitting else {}
+    sizes = git.sizes([blob for _, blob in wanted])
+    fitting = [(path, blob) for path, blob in wanted if collector.fits(path, sizes[blob])]
+    contents = git.blobs([blob for _, blob in fitting])
     for path, blob in fitting:
-        collector.add(path, blob, contents[blob])
+        collector.keep(SourceFile(path, blob, contents[blob]))
     return collector.snapshot(Revision(commit), branch)
 
 
@@ -582,7 +606,7 @@ class _Disk:
                 return None
             data = file.read(MAX_FILE + 1)
         blob = _blob_id(data, self._algorithm)
-        collector.add(path, blob, data)
+        collector.keep(SourceFile(path, blob, data))
         return blob
 
 
@@ -719,6 +743,8 @@ def open_source(
     for option, value in (("SOURCE", location), ("--ref", ref), ("--branch", branch)):
         if value is not None and (not value.strip() or not value.isprintable()):
             raise UsageError(f"{option} {value!r} is empty or holds unprintable characters")
+    if branch is not None and not _REF_NAME.fullmatch(branch):
+        raise UsageError(f"--branch {branch!r} is no branch name", hint="--ref takes expressions")
     if ref is not None and branch is not None:
         raise UsageError("--ref and --branch exclude each other", hint="use one of them")
     server = _server(location, credentials or Credentials(), allow_file)
@@ -844,6 +870,8 @@ class Repository:
     def commits_between(self, old: str, new: str) -> tuple[Commit, ...]:
         """The commits after ``old`` up to ``new``, newest first; ``new`` alone where ``old`` is
         not known here or is no ancestor (after a force-push)."""
+        if not _SHA.fullmatch(new):
+            return ()
         git = self._git()
         known = bool(_SHA.fullmatch(old)) and git.is_ancestor(old, new)
         span = (f"{old}..{new}",) if known else ("--max-count=1", new)
@@ -851,7 +879,7 @@ class Repository:
         out = git.run("rev-list", f"--format=%H%x00%s%x00{trailer}", *span, "--")
         rows = [line.split("\0") for line in out.decode("utf-8", "replace").split("\n")]
         return tuple(
-            Commit(row[0], row[1], int(row[2]) if row[2].isdecimal() else None)
+            Commit(row[0], _shown(row[1]), int(row[2]) if _COUNT.fullmatch(row[2]) else None)
             for row in rows
             if len(row) == 3
         )
@@ -885,7 +913,10 @@ class Repository:
     def _read(self, commit: str, branch: str | None, below: str) -> Snapshot:
         git = self._git()
         prefix = git.line("rev-parse", "--show-prefix") if self.kind == "worktree" else ""
-        return _read_commit(git, commit, branch, prefix, below, self.root)
+        last = self._last[1] if self._last and self._last[0] == below else None
+        return _read_commit(
+            git, commit, branch, prefix=prefix, below=below, root=self.root, last=last
+        )
 
     def _as_it_lies(self, below: str) -> Snapshot:
         # A git-sync sidecar flips a symbolic link: one snapshot stays on one side of it.
@@ -954,8 +985,10 @@ class Repository:
         found: dict[str, str] = {}
         for line in answer.out.decode("utf-8", "replace").splitlines():
             value, _, name = line.partition("\t")
-            if value.startswith("ref: "):
+            if value.startswith("ref: refs/heads/") and _REF_NAME.fullmatch(value[5:]):
                 found["symref"] = value[5:]
+            elif value.startswith("ref: "):
+                continue
             else:
                 found[name] = value
         return found
@@ -1203,7 +1236,7 @@ class Notes:
         """The lines of the notes on these commits (None: on all)."""
         tree = self._tree(git, tip)
         chosen = tree if commits is None else {c: tree[c] for c in commits if c in tree}
-        blobs = git.blobs([blob for _, blob in chosen.values()]) if chosen else {}
+        blobs = git.blobs([blob for _, blob in chosen.values()])
         return {
             commit: [
                 line for line in blobs[blob].decode("utf-8", "surrogateescape").split("\n") if line
@@ -1315,7 +1348,9 @@ class Notes:
                 break
             if not _RACES.search(refused[0] + answer.err):
                 reasons = re.findall(r"\(([^()]*)\)\s*$", refused[0])
-                cause = f"{root} refused them: {reasons[0] if reasons else 'no reason given'}"
+                cause = (
+                    f"{root} refused them: {_shown(reasons[0])[:300] if reasons else 'no reason'}"
+                )
                 break
             _wait(attempt)
             warning = self.fetch()
