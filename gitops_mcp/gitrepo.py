@@ -26,7 +26,7 @@ import subprocess
 import tempfile
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -106,6 +106,7 @@ class _Answer:
 
 
 # What a server's or git's complaint means: pattern, message, what to do about it.
+# The first that matches counts: a 403 also says that the repository could not be read.
 _COMPLAINTS = (
     (
         r"Authentication failed|could not read (?:Username|Password)|Permission denied \(|"
@@ -140,6 +141,11 @@ _COMPLAINTS = (
         r"transport '.*' not allowed",
         "git must not use this transport",
         "use an https or ssh address",
+    ),
+    (
+        r"promisor remote",
+        "this partial clone lacks the files",
+        "clone it without --filter",
     ),
     (
         r"dubious ownership",
@@ -237,6 +243,11 @@ class _Git:
         return self.line(
             "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}"
         )
+
+    def branch(self) -> str:
+        """The branch that HEAD names (--short would shorten it wrongly beside a tag of the same
+        name), "" when detached."""
+        return self.line("symbolic-ref", "--quiet", "HEAD").removeprefix("refs/heads/")
 
     def is_ancestor(self, old: str, new: str) -> bool:
         """Whether ``old`` is known here and ``new`` contains it."""
@@ -677,9 +688,7 @@ def _read_worktree(git: _Git, root: str, folder: str, below: str) -> Snapshot:
             collector.skip(path, _ODD_MODES[mode])
         elif path.endswith(SUFFIXES) and path.isprintable() and _in_sight(path, below):
             committed[path] = blob
-    snapshot = collector.snapshot(
-        Revision(head), git.line("symbolic-ref", "--quiet", "--short", "HEAD") or None
-    )
+    snapshot = collector.snapshot(Revision(head), git.branch() or None)
     changed = {path for path in here if committed.get(path) != here[path]}
     dirty = committed.keys() != here.keys() | sparse or any(
         # Checked out with Windows line ends, committed without: that is no change.
@@ -688,6 +697,160 @@ def _read_worktree(git: _Git, root: str, folder: str, below: str) -> Snapshot:
         if file.path in changed
     )
     return replace(snapshot, revision=Revision(head, dirty=dirty))
+
+
+# --- a server ----------------------------------------------------------------------------------
+
+_FETCH = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules")
+
+
+class _Absent(SourceError):
+    """The branch or ref is not there; other commits are."""
+
+
+class _Empty(SourceError):
+    """The repository has no commit yet."""
+
+
+class _Mirror:
+    """The bare copy of a server's repository, and all that is asked of the server.
+
+    There is one folder for each address and branch, so that no source disturbs another.
+    """
+
+    def __init__(
+        self, server: _Server, ref: str | None, branch: str | None, cache_dir: Path | None
+    ) -> None:
+        self.server = server
+        self._ref = ref
+        self._branch = branch
+        if cache_dir is None:
+            parent = tempfile.mkdtemp(prefix="gitops-mcp-")
+            self.folder = f"{parent}/mirror.git"
+            self.remove: Callable[[], object] = weakref.finalize(
+                self, shutil.rmtree, parent, ignore_errors=True
+            )
+        else:
+            key = hashlib.sha256(f"{server.url}\0{ref or branch or ''}".encode()).hexdigest()
+            self.folder = str(cache_dir / f"{key[:24]}.git")
+            self.remove = lambda: None
+        self.git = _Git(server.url, "--git-dir", self.folder)
+
+    def prepare(self) -> None:
+        """Create the folder, or create it anew where it is broken."""
+        if self._is_whole():
+            return
+        with self._locked():
+            if self._is_whole():
+                return
+            shutil.rmtree(self.folder, ignore_errors=True)
+            # An empty template: no sample hooks.
+            self.git.run("init", "--quiet", "--bare", "--template=", "--initial-branch=main")
+
+    def talk(self, *args: str) -> _Answer:
+        """Run a git command that talks to the server."""
+        return self.git.talk(*args, env=self.server.environment())
+
+    def _ask_server(self, *args: str) -> dict[str, str]:
+        """ls-remote: ref name to commit id (or, for HEAD's symref, to the ref)."""
+        answer = self.talk("ls-remote", "--symref", *args)
+        if answer.status:
+            raise _complaint(answer.err, self.server.url)
+        found: dict[str, str] = {}
+        for line in answer.out.decode("utf-8", "replace").splitlines():
+            value, _, name = line.partition("\t")
+            if value.startswith("ref: refs/heads/") and _REF_NAME.fullmatch(value[5:]):
+                found["symref"] = value[5:]
+            elif value.startswith("ref: "):
+                continue
+            else:
+                found[name] = value
+        return found
+
+    def refresh(self) -> None:
+        """Bring the mirror up to date with the server; _Absent or _Empty where nothing is there."""
+        self.prepare()
+        if self._ref is not None:
+            self._fetch_ref(self._ref)
+            return
+        git, url = self.git, self.server.url
+        wanted = f"refs/heads/{self._branch}" if self._branch else "HEAD"
+        found = self._ask_server("--", url, wanted)
+        there = found.get(wanted)
+        if there is None:
+            heads = self._ask_server("--heads", "--", url)
+            if not heads:
+                raise _Empty(f"{url}: there is no commit yet", hint="push a first commit")
+            names = ", ".join(sorted(head.removeprefix("refs/heads/") for head in heads)[:20])
+            what = f"no branch {self._branch}" if self._branch else "its HEAD names no branch"
+            raise _Absent(f"{url}: {what}", hint=f"--branch takes one of: {names}")
+        name = wanted if self._branch else found.get("symref", "")
+        if name:
+            if git.commit(name) != there:
+                self._fetch_branch(name)
+            git.run("symbolic-ref", "HEAD", name)
+        elif git.commit("HEAD") != there:
+            self._transfer("+HEAD:refs/gitops-mcp/head")
+            git.run("update-ref", "--no-deref", "HEAD", git.commit("refs/gitops-mcp/head"))
+
+    def _fetch_branch(self, name: str) -> None:
+        try:
+            self._transfer(f"+{name}:{name}")
+        except SourceError as error:
+            if "cannot create" not in error.message:
+                raise
+            # A branch a that is gone stands in the way of a new branch a/b.
+            self.fetch_all()
+
+    def _fetch_ref(self, ref: str) -> None:
+        git = self.git
+        full = bool(_SHA.fullmatch(ref))
+        if full and git.commit(ref):
+            return
+        self.fetch_all()
+        if full and not git.commit(ref):
+            # A commit that no branch holds any more; many servers still hand it out.
+            with contextlib.suppress(SourceError):
+                self._transfer(f"+{ref}:refs/gitops-mcp/commit/{ref}")
+
+    def fetch_all(self) -> None:
+        """Fetch every branch and tag, and forget those that are gone."""
+        self._transfer("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*", prune=True)
+        head = self._ask_server("--", self.server.url, "HEAD").get("symref")
+        if head and self._branch is None:
+            self.git.run("symbolic-ref", "HEAD", head)
+
+    def _transfer(self, *refspecs: str, prune: bool = False) -> None:
+        options = (*_FETCH, "--prune") if prune else _FETCH
+        command = ("fetch", *options, "--", self.server.url, *refspecs)
+        with self._locked():
+            answer = self.talk(*command)
+            if answer.status and "File exists" in answer.err:
+                # A process was killed here.
+                self._unlock()
+                answer = self.talk(*command)
+        if answer.status:
+            raise _complaint(answer.err, self.server.url)
+
+    def _is_whole(self) -> bool:
+        there = os.path.isdir(self.folder)
+        return there and self.git.ask("rev-parse", "--git-dir").status == 0
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One process of ours at a time changes the folder."""
+        os.makedirs(os.path.dirname(self.folder), mode=0o700, exist_ok=True)
+        with open(f"{self.folder}.lock", "w", encoding="utf-8") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+    def _unlock(self) -> None:
+        """Remove git's locks that are older than any command may run."""
+        oldest = time.time() - _REMOTE_LIMIT - _LOCAL_LIMIT
+        for lock in Path(self.folder).rglob("*.lock"):
+            with contextlib.suppress(FileNotFoundError):
+                if lock.stat().st_mtime < oldest:
+                    lock.unlink()
 
 
 # --- the repository ------------------------------------------------------------------------------
@@ -717,14 +880,6 @@ class Commit:
     allow_prune: int | None = None
 
 
-class _Absent(SourceError):
-    """The branch or ref is not there; other commits are."""
-
-
-class _Empty(SourceError):
-    """The repository has no commit yet."""
-
-
 def open_source(
     location: str = ".",
     *,
@@ -749,7 +904,8 @@ def open_source(
         raise UsageError("--ref and --branch exclude each other", hint="use one of them")
     server = _server(location, credentials or Credentials(), allow_file)
     if server is not None:
-        return Repository(server.url, "server", ref, branch, server=server, cache_dir=cache_dir)
+        mirror = _Mirror(server, ref, branch, cache_dir)
+        return Repository(server.url, "server", ref, branch, mirror=mirror)
     kind = _kind(location)
     if kind == "plain" and ref is not None:
         raise SourceError(f"{location}: not a git repository, so --ref has no meaning")
@@ -773,16 +929,14 @@ class Repository:
         ref: str | None,
         branch: str | None,
         *,
-        server: _Server | None = None,
-        cache_dir: Path | None = None,
+        mirror: _Mirror | None = None,
     ) -> None:
         self.kind = kind
-        self.root = server.url if server else location
+        self.root = location
         self._location = location
         self._ref = ref
         self._branch = branch
-        self._server = server
-        self._mirror = _mirror_folder(self, server, ref or branch, cache_dir) if server else None
+        self._mirror = mirror
         self._head: tuple[str, str | None] | None = None
         self._lost: SourceError | None = None
         self._last: tuple[str, Snapshot] | None = None
@@ -813,8 +967,8 @@ class Repository:
         """
         old = self._head[0] if self._head else ""
         try:
-            if self._server is not None:
-                self._fetch()
+            if self._mirror is not None:
+                self._mirror.refresh()
             head = self._resolve()
         except _Empty as error:
             self._lost = error
@@ -848,9 +1002,9 @@ class Repository:
         below = _normal(path)
         if self.kind == "plain":
             raise SourceError(f"{self.root}: not a git repository, so there is nothing to compare")
-        if self._server is not None:
+        if self._mirror is not None:
             self._current()
-            self._fetch_all()
+            self._mirror.fetch_all()
         git = self._git()
         other = self._find(ref)
         head = (
@@ -897,7 +1051,7 @@ class Repository:
 
     def _git(self) -> _Git:
         if self._mirror is not None:
-            return _Git(self.root, "--git-dir", self._mirror.folder)
+            return self._mirror.git
         if self.kind == "bare":
             return _Git(self.root, "--git-dir", self._location)
         return _Git(self.root, "-C", os.path.realpath(self._location))
@@ -939,7 +1093,7 @@ class Repository:
         if self._ref is not None:
             is_branch = git.ask("show-ref", "--verify", "--quiet", f"refs/heads/{self._ref}")
             return self._find(self._ref), None if is_branch.status else self._ref
-        branch = self._branch or git.line("symbolic-ref", "--quiet", "--short", "HEAD")
+        branch = self._branch or git.branch()
         commit = git.commit(f"refs/heads/{branch}" if branch else "HEAD")
         if not commit:
             raise self._absent(f"no branch {branch}" if branch else "HEAD names no commit")
@@ -970,155 +1124,11 @@ class Repository:
             else f"branches: {', '.join(names)}",
         )
 
-    # -- fetching
-
-    def _talk(self, *args: str) -> _Answer:
-        assert self._server is not None  # noqa: S101 - only sources with a server fetch
-        return self._git().talk(*args, env=self._server.environment())
-
-    def _ask_server(self, *args: str) -> dict[str, str]:
-        """ls-remote: ref name to commit id (or, for HEAD's symref, to the ref)."""
-        assert self._server is not None  # noqa: S101
-        answer = self._talk("ls-remote", "--symref", *args)
-        if answer.status:
-            raise _complaint(answer.err, self.root)
-        found: dict[str, str] = {}
-        for line in answer.out.decode("utf-8", "replace").splitlines():
-            value, _, name = line.partition("\t")
-            if value.startswith("ref: refs/heads/") and _REF_NAME.fullmatch(value[5:]):
-                found["symref"] = value[5:]
-            elif value.startswith("ref: "):
-                continue
-            else:
-                found[name] = value
-        return found
-
-    def _fetch(self) -> None:
-        """Bring the mirror up to date with the server; _Absent or _Empty where nothing is there."""
-        assert self._mirror is not None  # noqa: S101
-        assert self._server is not None  # noqa: S101
-        self._mirror.prepare(self.root)
-        if self._ref is not None:
-            self._fetch_ref(self._ref)
-            return
-        url = self._server.url
-        wanted = f"refs/heads/{self._branch}" if self._branch else "HEAD"
-        found = self._ask_server("--", url, wanted)
-        name = wanted if self._branch else found.get("symref", "HEAD")
-        there = found.get(wanted)
-        git = self._git()
-        if there is None:
-            heads = self._ask_server("--heads", "--", url)
-            if not heads:
-                raise _Empty(f"{self.root}: there is no commit yet", hint="push a first commit")
-            names = ", ".join(sorted(head.removeprefix("refs/heads/") for head in heads)[:20])
-            what = f"no branch {self._branch}" if self._branch else "its HEAD names no branch"
-            raise _Absent(f"{self.root}: {what}", hint=f"--branch takes one of: {names}")
-        if name == "HEAD":
-            if git.commit("HEAD") != there:
-                self._transfer("+HEAD:refs/gitops-mcp/head")
-                git.run("update-ref", "--no-deref", "HEAD", git.commit("refs/gitops-mcp/head"))
-            return
-        if git.commit(name) != there:
-            self._transfer(f"+{name}:{name}")
-        git.run("symbolic-ref", "HEAD", name)
-
-    def _fetch_ref(self, ref: str) -> None:
-        git = self._git()
-        full = bool(_SHA.fullmatch(ref))
-        if full and git.commit(ref):
-            return
-        self._fetch_all()
-        if full and not git.commit(ref):
-            # A commit that no branch holds any more; many servers still hand it out.
-            with contextlib.suppress(SourceError):
-                self._transfer(f"+{ref}:refs/gitops-mcp/commit/{ref}")
-
-    def _fetch_all(self) -> None:
-        self._transfer("--prune", "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
-        assert self._server is not None  # noqa: S101
-        head = self._ask_server("--", self._server.url, "HEAD").get("symref")
-        if head and self._branch is None:
-            self._git().run("symbolic-ref", "HEAD", head)
-
-    def _transfer(self, *refspecs: str) -> None:
-        assert self._mirror is not None  # noqa: S101
-        assert self._server is not None  # noqa: S101
-        options = [spec for spec in refspecs if spec.startswith("--")]
-        refs = [spec for spec in refspecs if not spec.startswith("--")]
-        command = ("fetch", *_FETCH, *options, "--", self._server.url, *refs)
-        with self._mirror.locked():
-            answer = self._talk(*command)
-            if answer.status and "File exists" in answer.err:
-                # A process was killed here.
-                self._mirror.unlock()
-                answer = self._talk(*command)
-        if answer.status:
-            raise _complaint(answer.err, self.root)
-
-
-_FETCH = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules")
-
-
-class _Mirror:
-    """The bare copy of a server's repository."""
-
-    def __init__(self, folder: str, temporary: weakref.finalize[..., object] | None) -> None:
-        self.folder = folder
-        self._temporary = temporary
-
-    def prepare(self, root: str) -> None:
-        """Create it, or create it anew where it is broken."""
-        git = _Git(root, "--git-dir", self.folder)
-        if os.path.isdir(self.folder) and git.ask("rev-parse", "--git-dir").status == 0:
-            return
-        with self.locked():
-            if os.path.isdir(self.folder):
-                if git.ask("rev-parse", "--git-dir").status == 0:
-                    return
-                shutil.rmtree(self.folder)
-            # An empty template: no sample hooks.
-            git.run("init", "--quiet", "--bare", "--template=", "--initial-branch=main")
-
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """One process of ours at a time changes it."""
-        os.makedirs(os.path.dirname(self.folder), mode=0o700, exist_ok=True)
-        with open(f"{self.folder}.lock", "w", encoding="utf-8") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
-
-    def unlock(self) -> None:
-        """Remove git's locks that are older than any command may run."""
-        oldest = time.time() - _REMOTE_LIMIT - _LOCAL_LIMIT
-        for lock in Path(self.folder).rglob("*.lock"):
-            with contextlib.suppress(FileNotFoundError):
-                if lock.stat().st_mtime < oldest:
-                    lock.unlink()
-
-    def remove(self) -> None:
-        if self._temporary is not None:
-            self._temporary()
-
-
-def _mirror_folder(
-    owner: object, server: _Server, what: str | None, cache_dir: Path | None
-) -> _Mirror:
-    """Where a source's mirror lies: one for each address and branch, so none disturbs another."""
-    if cache_dir is None:
-        folder = tempfile.mkdtemp(prefix="gitops-mcp-")
-        return _Mirror(
-            f"{folder}/mirror.git",
-            weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True),
-        )
-    key = hashlib.sha256(f"{server.url}\0{what or ''}".encode()).hexdigest()[:24]
-    return _Mirror(str(cache_dir / f"{key}.git"), None)
-
 
 def _remote(git: _Git) -> str:
     """The remote of the current branch, else origin, else the only one; "" for none."""
     names = git.line("remote").split("\n")
-    branch = git.line("symbolic-ref", "--quiet", "--short", "HEAD")
+    branch = git.branch()
     configured = git.line("config", "--get", f"branch.{branch}.remote") if branch else ""
     for name in (configured, "origin", names[0] if len(names) == 1 else ""):
         if name and name in names:
@@ -1208,8 +1218,8 @@ class Notes:
         """By its git directory: unlike -C, that also beats a GIT_DIR which a hook inherited."""
         repository = self._repository
         git = repository._git()
-        if repository.kind == "server" and repository._mirror is not None:
-            repository._mirror.prepare(repository.root)
+        if repository._mirror is not None:
+            repository._mirror.prepare()
             return git
         return _Git(
             repository.root,
@@ -1317,16 +1327,17 @@ class Notes:
     def _target(self, git: _Git) -> str:
         """The URL or remote name that notes go to, "" for none."""
         repository = self._repository
-        if repository._server is not None:
-            return repository._server.url
+        if repository._mirror is not None:
+            return repository._mirror.server.url
         return _remote(git) if repository.kind == "worktree" else ""
 
     def _talk(self, git: _Git, *args: str, refs: Sequence[str]) -> _Answer:
-        server = self._repository._server
-        # The remote of the user's own directory: as if the user had typed git push.
-        env = server.environment() if server else {"GIT_ALLOW_PROTOCOL": "https:http:ssh:file"}
         command = (*args, "--", self._target(git), *refs)
-        return git.talk(*command, env=env, configured=server is None)
+        if self._repository._mirror is not None:
+            return self._repository._mirror.talk(*command)
+        # The remote of the user's own directory: as if the user had typed git push.
+        own = {"GIT_ALLOW_PROTOCOL": "https:http:ssh:file"}
+        return git.talk(*command, env=own, configured=True)
 
     def _push(self, git: _Git) -> str:
         """Push without force, joining what others pushed, until it is accepted."""

@@ -382,7 +382,7 @@ def test_a_partial_clone_is_not_completed_while_it_is_read(tmp_path: Path) -> No
     git(tmp_path, *clone)
     marker = tmp_path / "ran"
     git(tmp_path / "part.git", "config", "remote.origin.uploadpack", f"touch {marker};")
-    with pytest.raises(SourceError):
+    with pytest.raises(SourceError, match="this partial clone lacks the files"):
         open_source(str(tmp_path / "part.git")).snapshot()
     assert not marker.exists()
 
@@ -521,6 +521,26 @@ def test_poll_follows_the_default_branch(source: Opener, repository: Path) -> No
         git(repository, "symbolic-ref", "HEAD", "refs/heads/trunk")
         assert opened.poll().new == other
         assert opened.snapshot().branch == "trunk"
+
+
+def test_a_branch_may_take_the_place_of_a_folder_of_branches(
+    source: Opener, repository: Path
+) -> None:
+    sha = git(repository, "rev-parse", "main")
+    with source() as opened:
+        opened.poll()
+        git(repository, "branch", "-m", "main", "trunk")
+        git(repository, "branch", "-m", "trunk", "main/next")
+        assert opened.poll() == gitrepo.Poll("unchanged", sha, sha)
+        assert opened.snapshot().branch == "main/next"
+
+
+def test_a_tag_named_as_the_branch_changes_nothing(source: Opener, repository: Path) -> None:
+    git(repository, "tag", "main", "main")
+    moved = commit(repository, {"web.yaml": "2"})
+    with source() as opened:
+        snapshot = opened.snapshot()
+        assert (snapshot.revision.sha, snapshot.branch) == (moved, "main")
 
 
 def test_poll_follows_a_moving_tag_and_stays_on_a_commit(source: Opener, repository: Path) -> None:
@@ -689,6 +709,32 @@ def test_a_password_is_never_an_argument(
             opened.snapshot()
     assert "ls-remote" in log.read_text()
     assert SECRET not in log.read_text()
+
+
+@pytest.mark.parametrize("style", ["ada@fleet.example:{}", "ssh://ada@fleet.example:2222{}"])
+def test_ssh_asks_nothing_and_uses_the_key_it_was_given(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, style: str
+) -> None:
+    log = tmp_path / "argv"
+    # Stands in for ssh: logs its arguments and runs the last one here.
+    script = f'#!/bin/sh\nprintf "%s\\n" "$*" >> {log}\nfor last; do :; done\neval "$last"\n'
+    write(tmp_path, {"bin/ssh": script})
+    (tmp_path / "bin/ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    keys = Credentials(ssh_key=Path("/keys/my id"), known_hosts=Path("/keys/hosts"))
+    location = style.format(repository)
+    with open_source(location, credentials=keys) as opened:
+        assert len(opened.snapshot().files) == 3
+        assert opened.root == location
+    arguments = log.read_text().splitlines()[0]
+    assert "-oBatchMode=yes" in arguments
+    assert "-i /keys/my id -oIdentitiesOnly=yes" in arguments
+    assert "-oUserKnownHostsFile=/keys/hosts -oStrictHostKeyChecking=yes" in arguments
+    assert "ada@fleet.example" in arguments
+    monkeypatch.setenv("GIT_SSH_COMMAND", f"{tmp_path / 'bin/ssh'} --own")
+    with open_source(location) as opened:
+        opened.poll()
+    assert "--own" in log.read_text().splitlines()[-1]
 
 
 def test_a_missing_repository_is_named(repository: Path) -> None:
