@@ -139,6 +139,7 @@ def decode(data: bytes) -> str | Document:
 _UNPRINTABLE = re.compile("[^\t\n\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _MARKER = re.compile(r"^---(?=\s|$)", re.MULTILINE)
 _ONLY_DIRECTIVES = re.compile(r"(?:(?:[%#].*|\s*)(?:\n|\Z))*\Z")
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _SURROGATES = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
 
 
@@ -168,7 +169,9 @@ def _chunks(text: str) -> Iterator[tuple[int, str]]:
 def _parse_json(text: str) -> list[Document]:
     """The standard decoder judges the syntax; the places then come from the YAML reader, which
     takes all JSON but tabs between tokens and escaped surrogate pairs."""
-    as_yaml = _SURROGATES.sub(lambda pair: str(json.loads(f'"{pair[0]}"')), text.replace("\t", " "))
+    as_yaml = text.replace("\t", " ")
+    if _SURROGATES.search(as_yaml):
+        as_yaml = _STRING.sub(_join_surrogates, as_yaml)
     try:
         json.loads(text)
     except json.JSONDecodeError as exc:
@@ -180,6 +183,13 @@ def _parse_json(text: str) -> list[Document]:
     except (RecursionError, ValueError):
         return [_unreadable(Place(1, 1), "nested too deeply, or a number too long")]
     return _parse_chunk(as_yaml, 1, _json_scalar)
+
+
+def _join_surrogates(string: re.Match[str]) -> str:
+    """A JSON string with its escaped pairs written out, and as many spaces behind it as it has
+    become shorter: what follows stays where it was."""
+    joined = _SURROGATES.sub(lambda pair: str(json.loads(f'"{pair[0]}"')), string[0])
+    return joined + " " * (len(string[0]) - len(joined))
 
 
 def _parse_chunk(text: str, line: int, scalar: _Scalar | None = None) -> list[Document]:

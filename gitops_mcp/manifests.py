@@ -53,6 +53,9 @@ class Cache:
     def __init__(self) -> None:
         self._results: dict[_CacheKey, _FileResult] = {}
 
+    def __len__(self) -> int:
+        return len(self._results)
+
     def get(self, key: _CacheKey) -> _FileResult | None:
         """What was put under ``key``."""
         return self._results.get(key)
@@ -83,7 +86,8 @@ def load(
     ``path`` narrows the source to a folder (group_vars of the root still hold);
     ``allow_privileged`` lets manifests reach out of their container.
     """
-    cache = cache or Cache()
+    if cache is None:
+        cache = Cache()
     prefix = f"{path.strip('/')}/" if path.strip("./") else ""
     defaults, candidates = _sort(files, cluster, prefix)
     options = (namespace, allow_privileged, defaults.digest)
@@ -370,18 +374,19 @@ class _File:
         """Unreadable from some place on: nothing of it is applied. Whose it is may stand in the
         part before."""
         value = document.value if isinstance(document.value, dict) else {}
-        server = None
         if _is_ours(value):
             key = self._key(document, (), value)
-            server = None if key is None else str(key)
             self._claim(document, (), key, None)
-        elif not _is_foreign(value):
+            self._flaws(document, (), None if key is None else str(key))
+            return
+        if not _is_foreign(value):
             self.result.unknown = True
             for index, item in enumerate(_items(value)):
                 if _is_ours(item):
                     path: Path = ("items", index)
                     self._claim(document, path, self._key(document, path, item), None)
-        self._flaws(document, (), server)
+        end = document.flaws[-1]
+        self._add(end.place, None, end.path, end.message)
 
     def _object(self, document: Document, path: Path, value: Any) -> None:
         """One Kubernetes object, or something else."""

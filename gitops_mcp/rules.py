@@ -162,7 +162,7 @@ def _replicas(spec: JsonObject) -> Iterator[Finding]:
 def _config(spec: JsonObject) -> Iterator[Finding]:
     config = spec.get("config", {})
     timeout = config.get("SESSION_TIMEOUT")
-    if timeout is not None and not _DURATION.fullmatch(timeout):
+    if timeout is not None and not DURATION.fullmatch(timeout):
         yield Finding(
             ("config", "SESSION_TIMEOUT"),
             "must be a duration in Go's syntax, such as 90s or 1h30m",
@@ -222,7 +222,9 @@ def _mounts(spec: JsonObject) -> Iterator[Finding]:
             yield Finding((*path, "recursiveReadOnly"), "needs readOnly: true")
 
 
-_DURATION = re.compile(r"0|(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:ns|us|µs|μs|ms|s|m|h))+")
+DURATION = re.compile(r"0|(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:ns|us|µs|μs|ms|s|m|h))+")
+"""Go's syntax, without a sign."""
+
 _DAY = timedelta(days=1)
 _HOUR = timedelta(hours=1)
 _SECOND = timedelta(seconds=1)
@@ -284,7 +286,7 @@ def _resources(spec: JsonObject) -> Iterator[Finding]:
     requests, limits = resources.get("requests", {}), resources.get("limits", {})
     for kind, quantities in (("requests", requests), ("limits", limits)):
         for name in quantities:
-            if name not in _NATIVE and not name.startswith("hugepages-") and "/" not in name:
+            if name not in _NATIVE and not _is_extended(name):
                 yield Finding(
                     ("resources", kind, name),
                     "no resource of a container: cpu, memory, ephemeral-storage, hugepages-…, or "
@@ -293,14 +295,16 @@ def _resources(spec: JsonObject) -> Iterator[Finding]:
                 )
     for name, request in requests.items():
         path: Path = ("resources", "requests", name)
-        limit = limits.get(name)
-        if name not in _NATIVE:
-            if limit is None or _quantity(limit) != _quantity(request):
+        asked, most = _quantity(request), _quantity(limits.get(name, ""))
+        if _is_extended(name):
+            if asked != most:
                 yield Finding(path, "must equal the limit: this resource is not shared")
-        elif limit is not None:
-            asked, most = _quantity(request), _quantity(limit)
-            if asked is not None and most is not None and asked > most:
-                yield Finding(path, f"must be at most the limit of {name}")
+        elif asked is not None and most is not None and asked > most:
+            yield Finding(path, f"must be at most the limit of {name}")
+
+
+def _is_extended(name: str) -> bool:
+    return name.startswith("hugepages-") or "/" in name
 
 
 def _tolerations(spec: JsonObject) -> Iterator[Finding]:
@@ -336,7 +340,7 @@ def _profiles(spec: JsonObject) -> Iterator[Finding]:
             if value and (value.get("type") == "Localhost") != ("localhostProfile" in value):
                 yield Finding(
                     (context, profile),
-                    "localhostProfile belongs to the type Localhost, and it to that",
+                    "the type Localhost needs localhostProfile, and no other has it",
                 )
 
 
