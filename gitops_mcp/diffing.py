@@ -445,7 +445,7 @@ _SHAPES: Mapping[str, _Shape] = {
             "spec": _Shape(
                 children={
                     "config": _MAP,
-                    "env": _ENV,
+                    "env": _keyed("name", ordered=True),
                     "nodeSelector": _MAP,
                     "podAnnotations": _MAP,
                     "podLabels": _MAP,

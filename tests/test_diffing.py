@@ -6,7 +6,9 @@ import contextlib
 import copy
 import json
 import time
-from collections.abc import Iterator
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,14 @@ import plane as rig
 import pytest
 import yaml
 
-from gitops_mcp import diffing
+from gitops_mcp import diffing, sandbox
 from gitops_mcp.diffing import between, compare, ownership_patch, owns, same_content
-from gitops_mcp.model import Context, FieldChange, JsonObject, Revision
+from gitops_mcp.model import API_VERSION, Context, FieldChange, JsonObject, Revision
+from gitops_mcp.rendering import Renderer
 
-DATA = Path(__file__).parent / "data" / "diffing"
+ROOT = Path(__file__).parents[1]
+DATA = ROOT / "tests" / "data" / "diffing"
+FIELDS = yaml.safe_load((ROOT / "tests" / "data" / "rendering" / "fields.yaml").read_text())
 OBJECTS: dict[str, JsonObject] = {
     f"{body['kind']}/{body['metadata']['name']}": body
     for body in yaml.safe_load((DATA / "objects.yaml").read_text())
@@ -31,6 +36,7 @@ COLLECTIONS = {
     "Service": "/api/v1/namespaces/default/services",
     "MCPServer": "/apis/mcp.example.com/v1alpha1/namespaces/default/mcpservers",
 }
+Request = Callable[..., tuple[int, JsonObject]]
 CONTENT_TYPES = {
     "apply": "application/apply-patch+yaml",
     "json": "application/json-patch+json",
@@ -57,29 +63,25 @@ def fields(difference: diffing.Difference) -> dict[str, list[Any]]:
 class Server:
     """An API server with our kind, spoken to raw."""
 
-    def __init__(self, cluster: Any) -> None:
-        self.cluster = cluster
-        crd = yaml.safe_load((DATA / "crd.yaml").read_text())
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        crd = yaml.safe_load((ROOT / "deploy" / "crd.yaml").read_text())
         crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-        assert cluster.request("POST", crds, crd)[0] == 201
+        assert request("POST", crds, crd)[0] == 201
         for _ in range(100):  # until it is served
-            if cluster.request("GET", COLLECTIONS["MCPServer"])[0] == 200:
+            if request("GET", COLLECTIONS["MCPServer"])[0] == 200:
                 break
             time.sleep(0.05)
 
     def get(self, body: JsonObject) -> JsonObject:
-        status, live = self.cluster.request("GET", self.url(body))
+        status, live = self.request("GET", self.url(body))
         assert status == 200, live
-        result: JsonObject = live
-        return result
+        return live
 
     def send(self, kind: str, patch: Any, url: str, manager: str) -> tuple[int, JsonObject]:
         force = "&force=true" if kind == "apply" else ""
         query = f"?fieldManager={manager}{force}"
-        answer: tuple[int, JsonObject] = self.cluster.request(
-            "PATCH", f"{url}{query}", patch, content_type=CONTENT_TYPES[kind]
-        )
-        return answer
+        return self.request("PATCH", f"{url}{query}", patch, content_type=CONTENT_TYPES[kind])
 
     def apply(self, body: JsonObject) -> JsonObject:
         status, live = self.send("apply", body, self.url(body), "gitops-mcp")
@@ -108,14 +110,37 @@ class Server:
         return f"{COLLECTIONS[body['kind']]}/{body['metadata']['name']}"
 
 
-@pytest.fixture(scope="module", params=["plane"])
-def server() -> Iterator[Server]:
-    with contextlib.ExitStack() as stack:
+def sandbox_request(url: str) -> Request:
+    def request(
+        method: str, path: str, body: Any = None, *, content_type: str = "application/json"
+    ) -> tuple[int, JsonObject]:
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": content_type}
+        asked = urllib.request.Request(url + path, method=method, data=data, headers=headers)
         try:
-            cluster = stack.enter_context(rig.Plane())
+            with urllib.request.urlopen(asked, timeout=30) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            text = error.read().decode()
+            return error.code, json.loads(text) if text.startswith("{") else {"message": text}
+
+    return request
+
+
+@pytest.fixture(
+    scope="module",
+    params=["sandbox", pytest.param("plane", marks=pytest.mark.xdist_group("plane"))],
+)
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    with contextlib.ExitStack() as stack:
+        if request.param == "sandbox":
+            yield Server(sandbox_request(stack.enter_context(sandbox.start()).url))
+            return
+        try:
+            plane = stack.enter_context(rig.Plane())
         except rig.Unavailable as reason:
             pytest.skip(str(reason))
-        yield Server(cluster)
+        yield Server(plane.request)
 
 
 @pytest.mark.parametrize("name", OBJECTS)
@@ -126,6 +151,24 @@ def test_what_the_server_makes_of_a_body_is_no_difference(server: Server, name: 
     assert found.fields == ()
     assert found.foreign == ()
     assert found.before == found.after
+
+
+def test_no_field_of_a_server_differs_once_it_is_applied(server: Server) -> None:
+    renderer = Renderer(ROOT / "templates", source="default")
+    for number, row in enumerate(FIELDS["fields"]):
+        cr: JsonObject = {
+            "apiVersion": API_VERSION,
+            "kind": "MCPServer",
+            "metadata": {"name": f"field-{number}", "namespace": "default"},
+            "spec": FIELDS["base"] | row["spec"],
+        }
+        live = server.apply(cr)
+        assert compare(cr, live, kubectl_managers=PEOPLE).fields == (), row["field"]
+        for child in renderer.children(live):
+            child = merged(child, {"spec": {"replicas": 0}} if child["kind"] != "Service" else {})
+            found = compare(child, server.apply(child), kubectl_managers=PEOPLE)
+            assert found.fields == (), row["field"]
+            assert found.before == found.after
 
 
 @pytest.mark.parametrize("story", STORIES, ids=[story["story"] for story in STORIES])
@@ -194,10 +237,10 @@ def test_a_new_object_is_told_leaf_by_leaf() -> None:
 
 def test_between_two_rendered_bodies_everything_is_ours() -> None:
     base = OBJECTS["MCPServer/full"]
-    head = merged(base, {"spec": {"replicas": None, "config": {"A": None, "C": "3"}}})
+    head = merged(base, {"spec": {"replicas": None, "config": {"LOG": None, "C": "3"}}})
     assert fields(between(base, head)) == {
         "/spec/replicas": [2, None],
-        "/spec/config/A": ["1", None],
+        "/spec/config/LOG": ["1", None],
         "/spec/config/C": [None, "3"],
     }
     assert not between(base, copy.deepcopy(base))
@@ -353,15 +396,22 @@ def disagreements(
             yield from disagreements(inner, below.child(name), f"{path}.{name}", schemas, depth + 1)
 
 
-@pytest.mark.parametrize(
-    ("kind", "schema"),
-    [
-        ("Deployment", "io.k8s.api.apps.v1.Deployment"),
-        ("Service", "io.k8s.api.core.v1.Service"),
-    ],
-)
-def test_lists_and_maps_have_the_structure_that_the_server_gives_them(
-    kind: str, schema: str
-) -> None:
+def our_schema() -> JsonObject:
+    crd = yaml.safe_load((ROOT / "deploy" / "crd.yaml").read_text())
+    schema: JsonObject = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    return schema
+
+
+def test_lists_and_maps_have_the_structure_that_the_server_gives_them() -> None:
     schemas = documents()
-    assert list(disagreements(schemas[schema], diffing._SHAPES[kind], "", schemas)) == []
+    kinds = {
+        "Deployment": schemas["io.k8s.api.apps.v1.Deployment"],
+        "Service": schemas["io.k8s.api.core.v1.Service"],
+        "MCPServer": merged(our_schema(), {"properties": {"metadata": None}}),
+    }
+    found = [
+        f"{kind}{disagreement}"
+        for kind, schema in kinds.items()
+        for disagreement in disagreements(schema, diffing._SHAPES[kind], "", schemas)
+    ]
+    assert found == []
