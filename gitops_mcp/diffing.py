@@ -519,6 +519,11 @@ class _Walk:
                 wanted, stored = _index(desired, shape.item), _index(live, shape.item)
                 if wanted is not None and stored is not None:
                     return self.items((desired, wanted), (live, stored), shape, at, owners)
+                if {owner for owner, _ in owners} in (
+                    {_Owner.PERSON},
+                    set(_Owner) - {_Owner.OTHER},
+                ):
+                    self.seize.append(at.fields)  # items that are there twice
         if _canonical(desired, shape) == _canonical(live, shape):
             same = mask(live, hidden=at.hidden)
             return same, same
@@ -618,25 +623,23 @@ class _Walk:
             return self.changed(live, None, at)[0]
         if not whose:
             return None
-        if shape.nothing is not None:
-            return self.surplus_parts(live, shape, at, owners)
+        parts = list(_children(live, shape, at, owners, whole=True))
+        mixed = _Owner.OTHER in whose and len(whose) > 1
+        if parts and (mixed or shape.nothing is not None):
+            return self.surplus_parts(live, parts, shape)
         if whose == {_Owner.OTHER}:
             shown = mask(live, hidden=at.hidden)
             self.foreign.append(FieldChange(at.pointer, shown, shown))
             return None
-        if _Owner.OTHER not in whose:
-            if _Owner.PERSON in whose:
-                self.seize.append(at.fields)
-            return self.changed(live, None, at)[0]
-        return self.surplus_parts(live, shape, at, owners)
+        if _Owner.PERSON in whose:
+            self.seize.append(at.fields)
+        return self.changed(live, None, at)[0]
 
-    def surplus_parts(self, live: Any, shape: _Shape, at: _At, owners: _Owners) -> Any:
-        gone = {
-            child.name: part
-            for child in _children(live, shape, at, owners, whole=True)
-            if (part := self.surplus(*child[1:])) is not None
-        }
-        return (list(gone.values()) if isinstance(live, list) else gone) or None
+    def surplus_parts(self, live: Any, parts: list[_Child], shape: _Shape) -> Any:
+        gone = {part.name: left for part in parts if (left := self.surplus(*part[1:])) is not None}
+        if isinstance(live, list) or not gone:
+            return list(gone.values()) or None
+        return {name: live[name] for name in shape.identity if name in live} | gone
 
 
 _ItemKey = tuple[Any, ...]
