@@ -53,9 +53,9 @@ build: $(DEV) ## Build the sdist, and the wheel from it, into dist/
 	@$(PY) -m build --no-isolation
 
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-  --no-emit-index-url --custom-compile-command 'make lock' --upgrade
+  --no-emit-index-url --custom-compile-command 'make lock' $(ARGS)
 
-lock: $(TOOLS) ## Pin the newest dependencies that pyproject.toml allows (for maintainers)
+lock: $(TOOLS) ## Pin what pyproject.toml asks for; ARGS=--upgrade takes the newest of everything
 	@$(COMPILE) pyproject.toml -o requirements/run.txt
 	@$(COMPILE) --group build -c requirements/run.txt -o requirements/build.txt
 	@$(COMPILE) pyproject.toml --group dev -c requirements/run.txt -c requirements/build.txt \
