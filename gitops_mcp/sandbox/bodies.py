@@ -10,7 +10,6 @@ import json
 import re
 from typing import Any
 
-import orjson
 import yaml
 
 from gitops_mcp.sandbox.errors import ApiError, bad_request
@@ -78,9 +77,9 @@ def parse(raw: bytes, content_type: str, accepted: tuple[str, ...], decoding: De
             + ", ".join(accepted),
         )
     try:
-        if decoding.validation != "Ignore" and kind != APPLY:
-            return json.loads(raw, object_pairs_hook=lambda pairs: _unique(pairs, decoding))
-        return orjson.loads(raw)
+        strict = decoding.validation != "Ignore" and kind != APPLY
+        hook = (lambda pairs: _unique(pairs, decoding)) if strict else None
+        return json.loads(raw, object_pairs_hook=hook, parse_float=_number)
     except ValueError as exc:
         if kind not in (YAML, APPLY):
             raise bad_request(f"invalid JSON: {exc}") from None
@@ -88,6 +87,12 @@ def parse(raw: bytes, content_type: str, accepted: tuple[str, ...], decoding: De
         return yaml.load(raw, _Loader)  # noqa: S506 - a safe loader with other scalars
     except yaml.YAMLError as exc:
         raise bad_request(f"error parsing YAML: {exc}") from None
+
+
+def _number(text: str) -> int | float:
+    """A number with a point or exponent; a whole one is stored as an integer."""
+    value = float(text)
+    return int(value) if value.is_integer() else value
 
 
 def _unique(pairs: list[tuple[str, Any]], decoding: Decoding) -> dict[str, Any]:

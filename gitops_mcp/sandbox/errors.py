@@ -50,7 +50,7 @@ class ApiError(Exception):
         self.code = code
         self.reason = reason
         self.message = message
-        self.details = dict(details or {})
+        self.details = details
         self.causes = tuple(causes)
         self.retry_after = retry_after
         self.text = text
@@ -58,7 +58,7 @@ class ApiError(Exception):
 
     def status(self) -> dict[str, Any]:
         """The `Status` object; empty keys are left out, as the real server does."""
-        details = {key: value for key, value in self.details.items() if value}
+        details = {key: value for key, value in (self.details or {}).items() if value}
         if self.causes:
             details["causes"] = [
                 {
@@ -83,7 +83,7 @@ class ApiError(Exception):
         }
         if self.reason:
             body["reason"] = self.reason
-        if details:
+        if details or self.details is not None:
             body["details"] = details
         body["code"] = self.code
         return body
@@ -137,9 +137,10 @@ def conflict(kind: Kind, name: str, why: str = MODIFIED, *, resource: str = "") 
 
 def invalid(group: str, kind_name: str, name: str, causes: Iterable[Cause]) -> ApiError:
     """422 with the field errors, which are joined as the real server joins them."""
-    causes = tuple(dict.fromkeys(causes))
-    joined = ", ".join(str(cause) for cause in causes)
-    if len(causes) > 1:
+    causes = tuple(causes)
+    said = dict.fromkeys(str(cause) for cause in causes)
+    joined = ", ".join(said)
+    if len(said) > 1:
         joined = f"[{joined}]"
     qualified = f"{kind_name}.{group}" if group else kind_name
     return ApiError(

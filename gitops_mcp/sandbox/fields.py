@@ -89,7 +89,7 @@ def check(node: Node, value: Any, path: str = "") -> Iterator[str]:
     elif not isinstance(value, dict):
         yield f"{at}expected map, got {_go(value)}"
     else:
-        for key, item in value.items():
+        for key, item in sorted(value.items()):
             child = node.child(key)
             if child is None:
                 yield f"{path}.{key}: field not declared in schema"

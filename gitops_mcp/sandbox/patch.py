@@ -19,9 +19,8 @@ class Rejected(Exception):
 
 def rejected() -> ApiError:
     """422: the document is not what the patch expects."""
-    return ApiError(
-        422, "Invalid", "the server rejected our request due to an error in our request"
-    )
+    message = "the server rejected our request due to an error in our request"
+    return ApiError(422, "Invalid", message, details={})
 
 
 def merge(document: Any, patch: Any) -> Any:

@@ -269,7 +269,9 @@ def _read_map(node: Node, value: Any, path: str, decoding: Decoding, owner: str)
         raise _mismatch(node, value, path, owner)
     out = {}
     for key, item in value.items():
-        read_item = read(node.child(key) or ANY, item, f"{path}.{key}", decoding, owner)
+        child = node.child(key) or ANY
+        where = f"{path}.{key}" if child.kind == "object" else path
+        read_item = read(child, item, where, decoding, owner)
         out[key] = "" if read_item is MISSING else read_item
     return out
 
@@ -294,7 +296,10 @@ def _read_string(node: Node, value: Any, path: str, _decoding: Decoding, owner: 
         micro = node.name.endswith("MicroTime")
         if not (MICRO_TIME if micro else TIME).match(value):
             layout = "2006-01-02T15:04:05.000000Z07:00" if micro else "2006-01-02T15:04:05Z07:00"
-            raise Mismatch(f'parsing time "{value}" as "{layout}": cannot parse "{value}"')
+            rest = (value[19:], ".000000") if micro and TIME.match(value) else (value, "2006")
+            raise Mismatch(
+                f'parsing time "{value}" as "{layout}": cannot parse "{rest[0]}" as "{rest[1]}"'
+            )
     elif node.format == "byte":
         try:
             base64.b64decode(value, validate=True)

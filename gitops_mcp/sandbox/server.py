@@ -455,8 +455,8 @@ class Server:
         if dry_run not in ("", "All"):
             causes.append(validation.unsupported("dryRun", [dry_run], ("All",)))
         strictness = query.get("fieldValidation", "")
-        allowed = ("Ignore", "Strict", "Warn")
-        if strictness not in ("", *allowed):
+        allowed = ("", "Ignore", "Strict", "Warn")
+        if strictness not in allowed:
             causes.append(validation.unsupported("fieldValidation", strictness, allowed))
         manager = query.get("fieldManager", "")
         if len(manager) > 128:
@@ -490,9 +490,9 @@ class Server:
         if decoding.validation == "Warn":
             return problems
         joined = ", ".join(problems)
-        if patching and kind.definition is None:
+        if patching:
             cause = validation.invalid("patch", "", f"strict decoding error: {joined}")
-            raise errors.invalid(kind.group, kind.name, "", [cause])
+            raise errors.invalid("", "", "", [cause])
         text = f"strict decoding error: {joined}"
         if kind.definition is None:
             what = f'{kind.name} in version "{kind.version}"'

@@ -181,7 +181,8 @@ class Store:
             raise errors.conflict(
                 kind,
                 meta["name"],
-                "StorageError: invalid object, Code: 4, Key: , ResourceVersion: 0,"
+                f"StorageError: invalid object, Code: 4, Key: {_etcd_key(kind, old)},"
+                " ResourceVersion: 0,"
                 " AdditionalErrorMsg: Precondition failed: UID in precondition:"
                 f" {meta['uid']}, UID in object meta: {old['metadata']['uid']}",
             )
@@ -189,7 +190,7 @@ class Store:
             cause = validation.invalid(
                 "metadata.resourceVersion", 0, "must be specified for an update"
             )
-            raise errors.invalid(kind.group, kind.name, meta["name"], [cause])
+            raise errors.invalid(kind.group, kind.plural, meta["name"], [cause])
         return self._updated_object(kind, old, new, writing)
 
     def modify(
@@ -211,7 +212,7 @@ class Store:
             # The real server quotes the whole object here, secrets included.
             whole = dumps(dumps(patched).decode()).decode()
             cause = Cause("FieldValueInvalid", f"Invalid value: {whole}: {exc.__cause__}", "patch")
-            raise errors.invalid(kind.group, kind.name, "", [cause]) from exc
+            raise errors.invalid("", "", "", [cause]) from exc
         if new["metadata"].get("name") != name:
             raise errors.bad_request(
                 f"the name of the object ({new['metadata'].get('name', '')}) does not match the"
@@ -275,7 +276,8 @@ class Store:
             new = self._read(kind, merged, Decoding(), applied=True)
         except Mismatch as exc:
             raise errors.unclassified(
-                f"failed to convert new object {who} to proper version: {exc}"
+                f"failed to convert new object {who} to proper version: unable to convert"
+                f" unstructured object to {kind.api_version}, Kind={kind.name}: {exc}"
             ) from None
         if old is None:
             return self._insert(kind, new, writing, lambda: managers), True
@@ -371,7 +373,10 @@ class Store:
             meta.pop("namespace", None)
         if not meta.get("name"):
             why = "name or generateName is required"
-            raise self._refuse(kind, new, [validation.required("metadata.name", why)])
+            causes = [validation.required("metadata.name", why)]
+            if kind.definition is not None and kind.definition.rules:
+                causes.append(structural.UNCHECKED)
+            raise self._refuse(kind, new, causes)
         self._admit(kind, new)
         owners = managers()
         meta["uid"] = str(uuid.UUID(int=self._random.getrandbits(128), version=4))
@@ -410,25 +415,28 @@ class Store:
         writing: Writing,
         managers: Managers | None = None,
     ) -> Managers:
-        return apply.update(
-            self.node(kind),
-            live,
-            new,
-            managers or {},
-            writing.as_manager(kind),
-            api_version=kind.api_version,
-            reset=_reset(kind, writing.subresource),
-            now=timestamp(self.clock()),
-        )
+        try:
+            return apply.update(
+                self.node(kind),
+                live,
+                new,
+                managers or {},
+                writing.as_manager(kind),
+                api_version=kind.api_version,
+                reset=_reset(kind, writing.subresource),
+                now=timestamp(self.clock()),
+            )
+        except ValueError:  # an item without its key, which validation will refuse
+            return managers or {}
 
     def _write(
         self, kind: Kind, old: Object, new: Object, writing: Writing, managers: Managers
     ) -> Object:
+        _restore(kind, new, old, writing.subresource)
         meta, before = new["metadata"], old["metadata"]
         name = before["name"]
         if meta.get("resourceVersion") not in (None, "", "0", before["resourceVersion"]):
             raise errors.conflict(kind, name)
-        _restore(kind, new, old, writing.subresource)
         for field in [
             "name",
             "namespace",
@@ -506,6 +514,10 @@ class Store:
             causes += structural.validate(
                 kind.definition.node, new, before, rules=kind.definition.rules
             )
+            replicas = new.get("spec", {}).get("replicas")
+            if kind.definition.scale and isinstance(replicas, int) and replicas < 0:
+                why = "should be a non-negative integer"
+                causes.append(validation.invalid(".spec.replicas", replicas, why))
         elif kind.key == CRDS:
             causes += crds.validate(new)
         elif kind.key in validation.KINDS:
@@ -529,6 +541,12 @@ class Store:
 
 
 # --- rules of writes ------------------------------------------------------------------------------
+
+
+def _etcd_key(kind: Kind, obj: Object) -> str:
+    group = f"{kind.group}/" if kind.definition else ""
+    namespace = obj["metadata"].get("namespace", "")
+    return f"/registry/{group}{kind.plural}/{namespace}/{obj['metadata']['name']}"
 
 
 def _without_managers(obj: Object) -> Object:
@@ -575,12 +593,8 @@ def _restore(kind: Kind, new: Object, old: Object, subresource: str) -> None:
             if key in old:
                 new[key] = old[key]
         if kind.definition is not None:
-            own = {
-                key: new["metadata"][key]
-                for key in ("uid", "resourceVersion")
-                if key in new["metadata"]
-            }
-            new["metadata"] = {**_without_managers(old)["metadata"], **own}
+            version = new["metadata"].get("resourceVersion", "")
+            new["metadata"] = {**_without_managers(old)["metadata"], "resourceVersion": version}
         elif kind.key == DEPLOYMENTS:
             new["metadata"].pop("labels", None)
             if "labels" in old["metadata"]:

@@ -69,7 +69,7 @@ UNCHECKED = Cause(
 )
 BLOCKING = frozenset(
     {"FieldValueTypeInvalid", "FieldValueRequired", "FieldValueNotSupported", "FieldValueTooMany",
-     "FieldValueTooLong", "FieldValueDuplicate"}
+     "FieldValueTooLong"}
 )  # fmt: skip
 """Errors after which the real server does not run the rules."""
 
@@ -104,7 +104,7 @@ def _descend(node: Node, value: Any, old: Any, path: str) -> Iterator[tuple[Node
     """The children of a value with their counterparts in the old one."""
     if isinstance(value, dict):
         before = old if isinstance(old, dict) else {}
-        for key, item in value.items():
+        for key, item in sorted(value.items()):
             child = node.child(key)
             if child is not None:
                 where = f"{path}.{key}" if path else key
@@ -267,7 +267,7 @@ def _format(raw: dict[str, Any], value: Any, path: str) -> Iterator[Cause]:
     matches = FORMATS.get(raw["format"])
     if matches and isinstance(value, str) and not matches(value):
         yield Cause(
-            "FieldValueInvalid",
+            "FieldValueTypeInvalid",
             f"Invalid value: {quoted(value)}: {_subject(path)} must be of type {raw['format']}:"
             f" {quoted(value)}",
             path,

@@ -20,7 +20,6 @@ Causes = Iterator[Cause]
 
 LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
-DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 NAME_PART = re.compile(r"([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]")
 LABEL_VALUE = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
 CONFIG_KEY = re.compile(r"[-._a-zA-Z0-9]+")
@@ -33,11 +32,6 @@ LABEL_TEXT = (
     "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and "
     "must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used "
     "for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')"
-)
-DNS_1035_TEXT = (
-    "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an "
-    "alphabetic character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', "
-    "regex used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')"
 )
 NAME_PART_TEXT = (
     "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end "
@@ -82,7 +76,7 @@ MAX_ANNOTATIONS = 256 * 1024
 # --- metadata -----------------------------------------------------------------------------------
 
 NAMES: dict[KindKey, tuple[re.Pattern[str], str, int]] = {
-    ("", "services"): (DNS_1035, DNS_1035_TEXT, 63),
+    ("", "services"): (LABEL, LABEL_TEXT, 63),
     ("", "namespaces"): (LABEL, LABEL_TEXT, 63),
 }
 PATH_NAMED = "rbac.authorization.k8s.io"
@@ -120,7 +114,8 @@ def metadata(kind: Kind, new: Object, old: Object | None) -> Causes:
         return
     before = old["metadata"]
     if meta.get("uid") not in (None, "", before["uid"]):
-        yield invalid("metadata.uid", meta["uid"], IMMUTABLE)
+        # Told twice, as the real server does: by the kind and by what is common to all.
+        yield from [invalid("metadata.uid", meta["uid"], IMMUTABLE)] * 2
     if "deletionTimestamp" in before:
         added = sorted(set(meta.get("finalizers", [])) - set(before.get("finalizers", [])))
         if added:
@@ -189,9 +184,6 @@ PULL_POLICIES = ("Always", "IfNotPresent", "Never")
 def _container(container: Object, path: str, volumes: set[str]) -> Causes:
     if not container.get("image"):
         yield required(f"{path}.image")
-    if container.get("imagePullPolicy") not in PULL_POLICIES:
-        policy = container.get("imagePullPolicy")
-        yield unsupported(f"{path}.imagePullPolicy", policy, PULL_POLICIES)
     for index, port in enumerate(container.get("ports", [])):
         number = port.get("containerPort", 0)
         if not 0 < number < 65536:
@@ -213,6 +205,9 @@ def _container(container: Object, path: str, volumes: set[str]) -> Causes:
                 f"Not found: {quoted(mount.get('name', ''))}",
                 f"{path}.volumeMounts[{index}].name",
             )
+    if container.get("imagePullPolicy") not in PULL_POLICIES:
+        policy = container.get("imagePullPolicy")
+        yield unsupported(f"{path}.imagePullPolicy", policy, PULL_POLICIES)
     resources = container.get("resources", {})
     limits = resources.get("limits", {})
     for name, requested in resources.get("requests", {}).items():
@@ -263,20 +258,15 @@ def _workload(new: Object, old: Object | None) -> Causes:
     template = spec.get("template", {})
     if selector is None:
         yield required("spec.selector")
-    else:
-        if not selector.get("matchLabels") and not selector.get("matchExpressions"):
-            yield invalid(
-                "spec.selector", selector, f"empty selector is invalid for {new['kind'].lower()}"
-            )
-        found = template.get("metadata", {}).get("labels", {})
-        if not matches(selector, found):
-            yield invalid(
-                "spec.template.metadata.labels",
-                found,
-                "`selector` does not match template `labels`",
-            )
-        if old is not None and selector != old["spec"]["selector"]:
-            yield invalid("spec.selector", selector, IMMUTABLE)
+    elif not selector.get("matchLabels") and not selector.get("matchExpressions"):
+        why = f"empty selector is invalid for {new['kind'].lower()}"
+        yield invalid("spec.selector", selector, why)
+    found = template.get("metadata", {}).get("labels")
+    if selector is None or not matches(selector, found or {}):
+        why = "`selector` does not match template `labels`"
+        yield invalid("spec.template.metadata.labels", found, why)
+    if old is not None and selector != old["spec"]["selector"]:
+        yield invalid("spec.selector", selector, IMMUTABLE)
     yield from labels(template.get("metadata", {}).get("labels", {}), "spec.template.labels")
     yield from pod_spec(template.get("spec", {}), "spec.template.spec")
     policy = template.get("spec", {}).get("restartPolicy")
@@ -337,8 +327,6 @@ SERVICE_TYPES = ("ClusterIP", "ExternalName", "LoadBalancer", "NodePort")
 def _service(new: Object, old: Object | None) -> Causes:
     spec = new.get("spec", {})
     kind = spec.get("type")
-    if kind not in SERVICE_TYPES:
-        yield unsupported("spec.type", kind, SERVICE_TYPES)
     ports = spec.get("ports", [])
     if not ports and kind != "ExternalName" and spec.get("clusterIP") != "None":
         yield required("spec.ports")
@@ -361,8 +349,13 @@ def _service(new: Object, old: Object | None) -> Causes:
         if pair in seen:
             yield duplicate(at, {"port": number, "protocol": port.get("protocol")})
         seen.add(pair)
+        target = port.get("targetPort", 1)
+        if isinstance(target, int) and not 0 < target < 65536:
+            yield invalid(f"{at}.targetPort", target, PORT_TEXT)
         if "nodePort" in port and kind == "ClusterIP":
             yield forbidden(f"{at}.nodePort", "may not be used when `type` is 'ClusterIP'")
+    if kind not in SERVICE_TYPES:
+        yield unsupported("spec.type", kind, SERVICE_TYPES)
     if old is not None and kind != "ExternalName" and old["spec"].get("type") != "ExternalName":
         before = old["spec"].get("clusterIPs", [])
         if before and spec.get("clusterIPs") != before:
