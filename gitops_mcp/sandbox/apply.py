@@ -187,7 +187,8 @@ def _prune(node: Node, merged: Any, managers: Managers, last: Paths) -> Any:
 
 def _refuse(others: Managers, touched: set[Path]) -> None:
     conflicts = sorted(
-        (manager, path) for manager, owned in others.items() for path in owned.paths & touched
+        ((manager, path) for manager, owned in others.items() for path in owned.paths & touched),
+        key=lambda conflict: (conflict[0], fields.reading_order(conflict[1])),
     )
     if not conflicts:
         return

@@ -109,8 +109,11 @@ def validate(crd: Object) -> Iterator[Cause]:
             " as storage version",
             "spec.versions",
         )
+    schemas = [version.get("schema") for version in versions]
     for index, version in enumerate(versions):
         at = f"spec.versions[{index}].schema.openAPIV3Schema"
+        if all(schema == schemas[0] for schema in schemas):
+            at = "spec.validation.openAPIV3Schema"  # one for all versions
         schema = version.get("schema", {}).get("openAPIV3Schema")
         if schema is None:
             yield Cause("FieldValueRequired", "Required value: schemas are required", at)

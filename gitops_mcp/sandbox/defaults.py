@@ -61,6 +61,23 @@ KEPT_EMPTY = frozenset({"holderIdentity", "default"})
 """Optional strings that are pointers (or any JSON): the empty one is a value."""
 
 
+ALWAYS: dict[str, Struct] = {
+    CORE + "Event": {
+        "eventTime": None,
+        "firstTimestamp": None,
+        "lastTimestamp": None,
+        "reportingComponent": "",
+        "reportingInstance": "",
+    },
+    "io.k8s.api.events.v1.Event": {
+        "deprecatedFirstTimestamp": None,
+        "deprecatedLastTimestamp": None,
+    },
+    EXTENSIONS + "CustomResourceDefinitionStatus": {"conditions": None},
+}
+"""Optional fields that the Go types write even when they are empty."""
+
+
 def fill(**values: Any) -> Callable[[Struct], None]:
     """A rule that sets each absent field to its constant."""
 
@@ -141,6 +158,12 @@ def _secret(secret: Struct) -> None:
         secret.setdefault("data", {})[key] = base64.b64encode(value.encode()).decode()
 
 
+def _namespace(namespace: Struct) -> None:
+    metadata = namespace.setdefault("metadata", {})
+    name = metadata.get("name", "")
+    metadata.setdefault("labels", {}).setdefault("kubernetes.io/metadata.name", name)
+
+
 def _policy_types(spec: Struct) -> None:
     spec.setdefault("policyTypes", ["Ingress", "Egress"] if "egress" in spec else ["Ingress"])
 
@@ -159,7 +182,7 @@ DEFAULTS: dict[str, Callable[[Struct], None]] = {
     CORE + "DownwardAPIVolumeSource": fill(defaultMode=420),
     CORE + "HTTPGetAction": fill(path="/", scheme="HTTP"),
     CORE + "HostPathVolumeSource": fill(type=""),
-    CORE + "NamespaceSpec": fill(finalizers=["kubernetes"]),
+    CORE + "Namespace": _namespace,
     CORE + "NamespaceStatus": fill(phase="Active"),
     CORE + "ObjectFieldSelector": fill(apiVersion="v1"),
     CORE + "Pod": _pod,

@@ -125,12 +125,12 @@ MODIFIED = (
 )
 
 
-def conflict(kind: Kind, name: str, why: str = MODIFIED, *, resource: str = "") -> ApiError:
+def conflict(kind: Kind, name: str, why: str = MODIFIED) -> ApiError:
     """409 for a write that rests on another state of the object."""
     return ApiError(
         409,
         "Conflict",
-        f'Operation cannot be fulfilled on {resource or kind.resource} "{name}": {why}',
+        f'Operation cannot be fulfilled on {kind.resource} "{name}": {why}',
         details={"name": name, "group": kind.group, "kind": kind.plural},
     )
 

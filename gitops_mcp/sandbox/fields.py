@@ -447,6 +447,12 @@ def decode(tree: dict[str, Any], path: Path = ()) -> Paths:
     return frozenset(out)
 
 
+def reading_order(path: Path) -> tuple[tuple[bool, str], ...]:
+    """A key that sorts a place's own fields before what is further inside."""
+    last = len(path) - 1
+    return tuple((depth < last, name) for depth, name in enumerate(path))
+
+
 def pretty(path: Path) -> str:
     """The path as messages show it: `.spec.containers[name="c"].image`."""
     out = ""

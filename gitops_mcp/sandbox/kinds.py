@@ -53,11 +53,6 @@ class Kind:
         """The name in messages: `deployments.apps`, `pods`."""
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
-    @property
-    def qualified(self) -> str:
-        """The kind in messages: `Deployment.apps`, `Pod`."""
-        return f"{self.name}.{self.group}" if self.group else self.name
-
 
 STATUS = ("status",)
 SCALED = ("status", "scale")

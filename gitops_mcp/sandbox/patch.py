@@ -153,17 +153,17 @@ def strategic(node: Node, document: Any, patch: Any) -> Any:
     for key, order in patch.items():
         name = key.removeprefix(ORDER)
         if key.startswith(ORDER) and name not in patch and name in out:
-            out[name] = _ordered(child_of(node, name), out[name], order)
+            out[name] = _ordered(child_of(node, name), out[name], order, out[name])
     return out
 
 
 def _merge_list(
     node: Node, live: list[Any], patch: list[Any], order: list[Any] | None
 ) -> list[Any]:
-    key, item_node = node.merge_key, node.item
+    key = node.merge_key
     if not key:
         out = live + [item for item in patch if item not in live]
-        return out if order is None else _ordered(node, out, order)
+        return _ordered(node, out, patch if order is None else order, live)
     if any(isinstance(item, dict) and item.get(DIRECTIVE) == "replace" for item in patch):
         return [item for item in patch if DIRECTIVE not in item]
     out = list(live)
@@ -175,20 +175,28 @@ def _merge_list(
             if at is not None:
                 del out[at]
         elif at is None:
-            out.append(strategic(item_node, {}, item))
+            out.append(strategic(node.item, {}, item))
         else:
-            out[at] = strategic(item_node, out[at], item)
-    return out if order is None else _ordered(node, out, order)
+            out[at] = strategic(node.item, out[at], item)
+    return _ordered(node, out, patch if order is None else order, live)
 
 
-def _ordered(node: Node, items: list[Any], order: list[Any]) -> list[Any]:
-    """Items named by the order first follow it; the others keep their places among them."""
+def _ordered(node: Node, items: list[Any], order: list[Any], before: list[Any]) -> list[Any]:
+    """Items that the order names follow it; the others stay before what they stood before."""
     key = node.merge_key
 
     def name(item: Any) -> Any:
         return item.get(key) if key and isinstance(item, dict) else item
 
-    wanted = [name(item) for item in order]
-    listed = iter(sorted((item for item in items if name(item) in wanted),
-                         key=lambda item: wanted.index(name(item))))  # fmt: skip
-    return [next(listed) if name(item) in wanted else item for item in items]
+    wanted, places = [name(item) for item in order], [name(item) for item in before]
+    named = sorted(
+        (item for item in items if name(item) in wanted), key=lambda item: wanted.index(name(item))
+    )
+    others = [item for item in items if name(item) not in wanted]
+    out = []
+    while named and others:
+        one, other = name(named[0]), name(others[0])
+        known = one in places and other in places
+        first = known and places.index(other) < places.index(one)
+        out.append((others if first else named).pop(0))
+    return out + named + others

@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 
 from gitops_mcp.sandbox import quantity
-from gitops_mcp.sandbox.defaults import DEFAULTS, KEPT_EMPTY, OMITTED_ZEROS
+from gitops_mcp.sandbox.defaults import ALWAYS, DEFAULTS, KEPT_EMPTY, OMITTED_ZEROS
 
 MISSING: Any = object()
 """No value, where None would be a JSON null."""
@@ -204,11 +204,13 @@ def _compiler(group: str, version: str) -> Compiler:
 
 def zero(node: Node) -> dict[str, Any]:
     """An empty object of a built-in kind, with the structs that are always there."""
-    return {
-        key: zero(child)
-        for key, child in node.properties.items()
-        if child.kind == "object" and child.default == {}
-    }
+    empty: dict[str, Any] = dict(ALWAYS.get(node.name, {}))
+    for key, child in node.properties.items():
+        if child.kind == "object" and child.default == {}:
+            empty[key] = zero(child)
+        elif child.kind == "array" and key in node.required:
+            empty[key] = None
+    return empty
 
 
 # --- reading a built-in kind -------------------------------------------------------------------
@@ -250,6 +252,8 @@ def _read_object(node: Node, value: Any, path: str, decoding: Decoding, owner: s
             out[key] = read(child, child.default, "", decoding, owner)
         elif child.default or key in node.required:
             out[key] = child.default
+    for key, item in ALWAYS.get(node.name, {}).items():
+        out.setdefault(key, item)
     if node.name in DEFAULTS:
         DEFAULTS[node.name](out)
     return out

@@ -30,9 +30,8 @@ def labels(selector: str) -> Predicate:
     while at < len(selector.rstrip()):
         term = TERM.match(selector, at)
         if term is None or term.end() == at:
-            raise bad_request(
-                f'unable to parse requirement: found "{selector[at:]}", expected: identifier'
-            )
+            found = selector[at:].lstrip()[:1]
+            raise bad_request(f"found '{found}', expected: !, identifier, or 'end of string'")
         tests.append(_label_test(term))
         at = term.end()
     return lambda obj: all(test(obj["metadata"].get("labels", {})) for test in tests)
@@ -84,7 +83,10 @@ def fields(kind: Kind, selector: str) -> Predicate:
             term, "", "")  # fmt: skip
         known = path in ("metadata.name", "metadata.namespace")
         if not known and path not in SELECTABLE.get(kind.key, ()):
-            raise bad_request(f"field label not supported: {path}")
+            if kind.definition is not None or kind.key in SELECTABLE:
+                raise bad_request(f"field label not supported: {path}")
+            known_ones = 'only "metadata.name", "metadata.namespace"'
+            raise bad_request(f'"{path}" is not a known field selector: {known_ones}')
         tests.append((path.split("."), operator != "!=", value))
     return lambda obj: all((_look(obj, path) == value) is equal for path, equal, value in tests)
 

@@ -481,23 +481,24 @@ class Server:
             raw, request.headers.get("Content-Type", ""), accepted, writing.reader()
         )
 
-    def _strictness(self, kind: Kind, writing: Writing, *, patching: bool = False) -> list[str]:
+    def _strictness(self, kind: Kind, writing: Writing, patched: Object | None = None) -> list[str]:
         """The warnings for unknown fields; an error if the client wants it so."""
         decoding = writing.reader()
         if decoding.validation == "Ignore" or not decoding.problems:
             return []
-        problems = list(dict.fromkeys(decoding.problems))
+        problems = sorted(set(decoding.problems))
         if decoding.validation == "Warn":
             return problems
         joined = ", ".join(problems)
-        if patching:
-            cause = validation.invalid("patch", "", f"strict decoding error: {joined}")
+        if patched is not None:
+            cause = validation.invalid(
+                "patch", dumps(patched).decode(), f"strict decoding error: {joined}"
+            )
             raise errors.invalid("", "", "", [cause])
-        text = f"strict decoding error: {joined}"
-        if kind.definition is None:
-            what = f'{kind.name} in version "{kind.version}"'
-            text = f"{what} cannot be handled as a {kind.name}: {text}"
-        raise errors.bad_request(text)
+        what = f'{kind.name} in version "{kind.version}"'
+        raise errors.bad_request(
+            f"{what} cannot be handled as a {kind.name}: strict decoding error: {joined}"
+        )
 
     async def _create(self, request: web.Request, target: Target) -> web.Response:
         kind = target.kind
@@ -508,6 +509,7 @@ class Server:
         self.store.decode(kind, body, writing.reader())
         warnings = self._strictness(kind, writing)
         created = self.store.insert(kind, body, rehearsal)
+        warnings += _finalizer_warnings(kind, created)
         return self._show(request, kind, created, code=201, warnings=warnings)
 
     async def _update(self, request: web.Request, target: Target) -> web.Response:
@@ -562,12 +564,13 @@ class Server:
             return self._scale(target, patched, writing)
         if how != bodies.JSON_PATCH and not isinstance(body, dict):
             raise errors.bad_request("json: cannot unmarshal array into Go value of type map")
-        if writing.reader().validation != "Ignore":
-            old = self.store.get(kind.key, target.namespace, target.name)
-            if old is not None:
-                with contextlib.suppress(ApiError):
-                    self.store.decode(kind, change(old), writing.reader())
-        warnings = self._strictness(kind, writing, patching=True)
+        old = self.store.get(kind.key, target.namespace, target.name)
+        warnings: list[str] = []
+        if old is not None and writing.reader().validation != "Ignore":
+            patched = change(old)
+            with contextlib.suppress(ApiError):
+                self.store.decode(kind, patched, writing.reader())
+            warnings = self._strictness(kind, writing, patched)
         trial = replace(writing, decoding=Decoding("Ignore"))
         updated = self.store.modify(kind, target.namespace, target.name, change, trial)
         return self._show(request, kind, updated, warnings=warnings)
@@ -624,7 +627,7 @@ class Server:
                 'Scale in version "v1" cannot be handled as a Scale: json: cannot unmarshal string'
                 " into Go struct field ScaleSpec.spec.replicas of type int32"
             )
-        if replicas < 0:
+        if replicas < 0 and kind.definition is None:
             cause = validation.invalid(
                 "spec.replicas", replicas, "must be greater than or equal to 0"
             )
@@ -653,7 +656,7 @@ class Server:
         orphans = options.get("orphanDependents")
         if orphans is not None:
             options["propagationPolicy"] = "Orphan" if orphans else "Background"
-        policies = ("Background", "Foreground", "Orphan")
+        policies = ("Foreground", "Background", "Orphan", "nil")
         policy = options.get("propagationPolicy")
         causes = []
         if policy is not None and policy not in policies:
@@ -768,6 +771,18 @@ def _review(kind: str) -> web.Response:
         }
     head = {"apiVersion": "authorization.k8s.io/v1", "kind": kind, "spec": {}}
     return _json({**head, "status": status}, 201)
+
+
+def _finalizer_warnings(kind: Kind, obj: Object) -> list[str]:
+    """What a custom object is told where a built-in one is refused."""
+    if kind.definition is None:
+        return []
+    advice = "prefer a domain-qualified finalizer name to avoid accidental conflicts"
+    return [
+        f'metadata.finalizers: "{one}": {advice} with other finalizer writers'
+        for one in obj["metadata"].get("finalizers", ())
+        if "/" not in one and one not in validation.STANDARD
+    ]
 
 
 def _object(body: Any, kind: Kind) -> Object:

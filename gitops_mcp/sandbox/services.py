@@ -29,8 +29,10 @@ def allot(new: Object, old: Object | None, others: Iterable[Object], *, dry_run:
         used = {other.get("clusterIP") for other in others}
         spec["clusterIP"] = DRY_RUN_ADDRESS if dry_run else next(_free_addresses(used))
     spec.setdefault("clusterIPs", [spec["clusterIP"]])
-    spec.setdefault("ipFamilies", ["IPv4"])
-    spec.setdefault("ipFamilyPolicy", "SingleStack")
+    # Without a selector somebody else provides the endpoints, of whatever family.
+    foreign = spec["clusterIP"] == "None" and not spec.get("selector")
+    spec.setdefault("ipFamilies", ["IPv4", "IPv6"] if foreign else ["IPv4"])
+    spec.setdefault("ipFamilyPolicy", "RequireDualStack" if foreign else "SingleStack")
     if spec["type"] not in EXPOSED or spec.get("allocateLoadBalancerNodePorts") is False:
         return
     taken = {port.get("nodePort") for other in others for port in other.get("ports", [])}
@@ -53,6 +55,8 @@ def _carry_over(spec: dict[str, Any], old: dict[str, Any]) -> None:
         for field in ("clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"):
             if field in old:
                 spec.setdefault(field, old[field])
+        if spec.get("clusterIP") != old.get("clusterIP"):
+            spec["clusterIPs"] = [spec.get("clusterIP")]
     numbers = {
         (port["port"], port["protocol"]): port["nodePort"]
         for port in old.get("ports", [])

@@ -162,10 +162,13 @@ class Storage:
         self._untold.append(event)
         if len(self._untold) > 1:
             return  # a subscriber's own write: told after the change that it answers
-        while self._untold:
-            for callback in tuple(self._subscribers):
-                callback(self._untold[0])
-            self._untold.popleft()
+        try:
+            while self._untold:
+                for callback in tuple(self._subscribers):
+                    callback(self._untold[0])
+                self._untold.popleft()
+        finally:
+            self._untold.clear()
 
     def _load(self, path: Path) -> None:
         """Replay the log, then write it anew without what was overwritten since."""

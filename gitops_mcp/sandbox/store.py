@@ -12,7 +12,7 @@ import random
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -144,7 +144,9 @@ class Store:
         if "deletionTimestamp" not in meta:
             meta["deletionTimestamp"] = deadline
             meta["deletionGracePeriodSeconds"] = seconds
-            if meta.get("generation"):
+            if kind == CRDS:
+                del meta["deletionGracePeriodSeconds"]  # it has a way of its own
+            elif meta.get("generation"):
                 meta["generation"] += 1
         elif seconds < meta.get("deletionGracePeriodSeconds", 0):
             meta["deletionTimestamp"] = deadline
@@ -259,7 +261,13 @@ class Store:
         if old is not None and not managers:
             unknown = Manager("before-first-apply", "Update", kind.api_version)
             managers = apply.update(
-                node, self._nothing(kind), live, {}, unknown, api_version=kind.api_version
+                node,
+                self._nothing(kind),
+                live,
+                {},
+                unknown,
+                api_version=kind.api_version,
+                now=timestamp(self.clock()),
             )
         merged, managers = apply.apply(
             node,
@@ -301,6 +309,7 @@ class Store:
         new.setdefault("spec", {})["replicas"] = replicas
         managers: Managers = apply.load(old["metadata"].get("managedFields", ()))
         if any(REPLICAS in owned.paths for owned in managers.values()):
+            # Such an entry has no time.
             managers = self._updated(kind, _without_managers(old), _without_managers(new), writing,
                                      managers)  # fmt: skip
         return self._write(kind, old, new, writing, managers)
@@ -309,7 +318,7 @@ class Store:
 
     def serve(self, crd: Object) -> None:
         """Serve what an established CRD defines, and show its defaults in what is stored."""
-        conditions = crd.get("status", {}).get("conditions", ())
+        conditions = crd.get("status", {}).get("conditions") or ()
         if not any(one["type"] == "Established" and one["status"] == "True" for one in conditions):
             return
         served, stored = crds.kinds(crd)
@@ -424,7 +433,7 @@ class Store:
                 writing.as_manager(kind),
                 api_version=kind.api_version,
                 reset=_reset(kind, writing.subresource),
-                now=timestamp(self.clock()),
+                now="" if writing.subresource == "scale" else timestamp(self.clock()),
             )
         except ValueError:  # an item without its key, which validation will refuse
             return managers or {}
@@ -502,10 +511,6 @@ class Store:
         if kind.key == SERVICES:
             others = (other for other in self.list(SERVICES) if other is not old)
             service_rules.allot(new, old, others, dry_run=writing.dry_run)
-        elif kind.key == NAMESPACES:
-            new["metadata"].setdefault("labels", {})["kubernetes.io/metadata.name"] = new[
-                "metadata"
-            ]["name"]
 
     def _validate(self, kind: Kind, new: Object, old: Object | None) -> None:
         causes = list(validation.metadata(kind, new, old))
@@ -528,7 +533,8 @@ class Store:
             raise errors.unclassified("etcdserver: request is too large")
 
     def _refuse(self, kind: Kind, new: Object, causes: Iterable[Cause]) -> ApiError:
-        return errors.invalid(kind.group, kind.name, new["metadata"].get("name", ""), causes)
+        group = "" if kind.plural == "events" else kind.group  # both groups' Events are one kind
+        return errors.invalid(group, kind.name, new["metadata"].get("name", ""), causes)
 
     def _put(self, kind: Kind, new: Object) -> Object:
         return self.storage.put(kind.key, new).object
@@ -611,11 +617,13 @@ def _reset_on_create(kind: Kind, new: Object) -> None:
     new.pop("status", None)
     if kind.definition is None:
         new["status"] = dict(NEW_STATUS.get(kind.key, {}))
-    if kind.key == CRDS:
+    if kind.key == NAMESPACES:
+        new["spec"] = {"finalizers": ["kubernetes"]}
+    elif kind.key == CRDS:
         spec = new.get("spec", {})
         stored = [one.get("name") for one in spec.get("versions", []) if one.get("storage")]
         new["status"] = {
-            "conditions": [],
+            "conditions": None,
             "acceptedNames": {"plural": "", "kind": ""},
             "storedVersions": stored,
         }
@@ -642,18 +650,17 @@ def _spec_changed(kind: Kind, new: Object, old: Object, subresource: str) -> boo
 
 def _precondition(kind: Kind, old: Object, uid: str | None, rv: str | None) -> None:
     meta = old["metadata"]
-    for what, wanted, found in (
-        ("UID", uid, meta["uid"]),
-        ("ResourceVersion", rv, meta["resourceVersion"]),
+    for what, wanted, found, guess in (
+        ("UID", uid, meta["uid"], "deleted and then recreated"),
+        ("ResourceVersion", rv, meta["resourceVersion"], "modified"),
     ):
         if wanted is not None and wanted != found:
-            raise errors.conflict(
-                kind,
-                meta["name"],
+            why = (
                 f"the {what} in the precondition ({wanted}) does not match the {what} in record"
-                f" ({found}). The object might have been deleted and then recreated",
-                resource=kind.qualified,
+                f" ({found}). The object might have been {guess}"
             )
+            # This one names the kind where the others name the resource.
+            raise errors.conflict(replace(kind, plural=kind.name), meta["name"], why)
 
 
 def _hold(kind: Kind, new: Object, propagation: str | None) -> None:

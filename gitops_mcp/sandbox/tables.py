@@ -76,7 +76,8 @@ def _columns(kind: Kind) -> list[Column]:
                 bool(column.get("priority")),
                 column["type"],
                 column.get("format", ""),
-                column.get("description", ""),
+                column.get("description")
+                or f"Custom resource definition column (in JSONPath format): {column['jsonPath']}",
             )
             for column in kind.definition.columns
         ),

@@ -54,7 +54,7 @@ def invalid(path: str, value: Any, why: str) -> Cause:
 
 
 def unsupported(path: str, value: Any, allowed: tuple[str, ...]) -> Cause:
-    listed = ", ".join(quoted(one) for one in sorted(allowed))
+    listed = ", ".join(quoted(one) for one in allowed)
     return Cause(
         "FieldValueNotSupported",
         f"Unsupported value: {quoted(value)}: supported values: {listed}",
@@ -103,10 +103,10 @@ def metadata(kind: Kind, new: Object, old: Object | None) -> Causes:
             f"Too long: may not be more than {MAX_ANNOTATIONS} bytes",
             "metadata.annotations",
         )
-    for finalizer in meta.get("finalizers", []):
+    for index, finalizer in enumerate(meta.get("finalizers", [])):
         if "/" not in finalizer and kind.definition is None and finalizer not in STANDARD:
             yield invalid(
-                "metadata.finalizers",
+                f"metadata.finalizers[{index}]",
                 finalizer,
                 "name is neither a standard finalizer name nor is it fully qualified",
             )
@@ -120,11 +120,11 @@ def metadata(kind: Kind, new: Object, old: Object | None) -> Causes:
         added = sorted(set(meta.get("finalizers", [])) - set(before.get("finalizers", [])))
         if added:
             listed = ", ".join(quoted(one) for one in added)
-            yield forbidden(
-                "metadata.finalizers",
+            why = (
                 "no new finalizers can be added if the object is being deleted, found new"
-                f" finalizers []string{{{listed}}}",
+                f" finalizers []string{{{listed}}}"
             )
+            yield from [forbidden("metadata.finalizers", why)] * 2
 
 
 STANDARD = frozenset({"orphan", "foregroundDeletion", "kubernetes"})
@@ -154,6 +154,7 @@ def labels(values: dict[str, str], path: str) -> Causes:
 
 def pod_spec(spec: Object, path: str) -> Causes:
     volumes = {volume.get("name", "") for volume in spec.get("volumes", [])}
+    grace = spec.get("terminationGracePeriodSeconds", 0)
     if not spec.get("containers"):
         yield required(f"{path}.containers")
     seen: set[str] = set()
@@ -169,13 +170,19 @@ def pod_spec(spec: Object, path: str) -> Causes:
                 yield duplicate(f"{at}.name", name)
             seen.add(name)
             yield from _container(container, at, volumes)
+            sleep = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {})
+            if not 0 <= sleep.get("seconds", 0) <= grace:
+                yield invalid(
+                    f"{at}.lifecycle.preStop.sleep",
+                    sleep["seconds"],
+                    f"must be non-negative and less than terminationGracePeriodSeconds ({grace})",
+                )
     if spec.get("restartPolicy") not in ("Always", "OnFailure", "Never"):
         allowed = ("Always", "OnFailure", "Never")
         yield unsupported(f"{path}.restartPolicy", spec.get("restartPolicy"), allowed)
-    if spec.get("terminationGracePeriodSeconds", 0) < 0:
-        value = spec["terminationGracePeriodSeconds"]
+    if grace < 0:
         at = f"{path}.terminationGracePeriodSeconds"
-        yield invalid(at, value, "must be greater than or equal to 0")
+        yield invalid(at, grace, "must be greater than or equal to 0")
 
 
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")
@@ -389,29 +396,34 @@ def _data(new: Object, old: Object | None) -> Causes:
         yield forbidden("data", "field is immutable when `immutable` is set")
 
 
-def _new_event(new: Object, _old: Object | None) -> Causes:
-    for field in ("action", "reportingController", "reportingInstance"):
-        if not new.get(field):
-            yield required(field)
-    if not new.get("eventTime"):
-        yield required("eventTime")
-
-
-def _core_event(new: Object, _old: Object | None) -> Causes:
-    involved = new.get("involvedObject", {}).get("namespace", "")
-    if involved != new["metadata"].get("namespace") and involved:
+def _event(new: Object, _old: Object | None) -> Causes:
+    """An Event of either group; one with an eventTime is held to the newer rules."""
+    newer = new.get("eventTime")
+    involved = (new.get("involvedObject") or new.get("regarding") or {}).get("namespace", "")
+    namespace = new["metadata"].get("namespace", "")
+    if involved != namespace and (involved or namespace != "default"):
         yield invalid("involvedObject.namespace", involved, "does not match event.namespace")
+    if newer:
+        for field in ("reportingController", "reportingInstance", "action", "reason"):
+            older = "reportingComponent" if field == "reportingController" else ""
+            if not new.get(field) and not new.get(older):
+                yield required(field)
+    elif new["apiVersion"] != "v1":
+        yield required("eventTime")
+    if (newer or new["apiVersion"] != "v1") and new.get("type") not in ("Normal", "Warning"):
+        kind = new.get("type", "")
+        yield invalid("type", kind, f"has invalid value: {kind}")
 
 
 KINDS: dict[KindKey, Callable[[Object, Object | None], Causes]] = {
     ("", "configmaps"): _data,
-    ("", "events"): _core_event,
+    ("", "events"): _event,
     ("", "pods"): _pod,
     ("", "secrets"): _data,
     ("", "services"): _service,
     ("apps", "deployments"): _deployment,
     ("apps", "replicasets"): _workload,
     ("coordination.k8s.io", "leases"): _lease,
-    ("events.k8s.io", "events"): _new_event,
+    ("events.k8s.io", "events"): _event,
 }
 """The rules of one kind each; a kind without an entry has only its structure and its metadata."""

@@ -10,6 +10,7 @@ from transcript import QUIET, Cluster, prepared
 
 from gitops_mcp import sandbox
 
+
 @pytest.fixture(scope="session", params=["sandbox", "plane"])
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """An API server without workload controllers, with the kind Widget."""
@@ -24,4 +25,3 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     with real:
         headers = {"Authorization": f"Bearer {real.token()}"}
         yield prepared(Cluster("plane", real.url, headers, str(real.ca)))
-

@@ -9,8 +9,8 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import plane  # noqa: E402
-from transcript import ANSWERS, CASES, QUIET, Cluster, load, play, prepared  # noqa: E402
+import plane
+from transcript import ANSWERS, CASES, QUIET, Cluster, load, play, prepared
 
 
 def main() -> None:
