@@ -1,40 +1,46 @@
-"""Git: where manifests are read from and where deployment notes are written to.
+"""Sources: where manifests are read from.
 
-Receives what the user named as SOURCE (a directory, a bare repository, a URL), returns
-``Snapshot`` values and appends ``NoteRecord`` lines. Never checks out, never runs anything that a
-repository brings along (hooks, filters, submodules, remote helpers), never follows a symbolic
-link, never prompts, and never shows a credential.
-
-Two ways lead to git. What only reads or writes a local repository pipes through the ``git`` binary
-(``_Git.ask``): importing GitPython costs more than all that reading together. What talks to a
-server (``_Git.talk``) goes through GitPython, which ends a hung command with all its children.
+Receives what the user named as SOURCE (a directory, a bare repository, a URL), returns ``Snapshot``
+values and what a look at the server found. Never checks out, never runs anything that a repository
+brings along (hooks, filters, submodules), never follows a symbolic link.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
-import json
 import os
-import random
 import re
-import shlex
 import shutil
 import stat
-import subprocess
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
-from urllib.parse import unquote, urlsplit, urlunsplit
 
-from gitops_mcp.errors import GitOpsError, SourceError, UsageError
-from gitops_mcp.model import NoteRecord, Revision, Snapshot, SourceFile
+from gitops_mcp.errors import SourceError, UsageError
+from gitops_mcp.gitcommand import (
+    FETCH,
+    LOCAL_LIMIT,
+    REMOTE_LIMIT,
+    SHA,
+    Answer,
+    Git,
+    Server,
+    complaint,
+    printable,
+    server_of,
+    why,
+)
+from gitops_mcp.gitcommand import Credentials as Credentials
+from gitops_mcp.gitnotes import Notes, Place, Upstream
+from gitops_mcp.model import Revision, Snapshot, SourceFile
 
 CONFIG_FILE = "gitops-mcp.yaml"
 VARS_FOLDER = "group_vars"
@@ -46,402 +52,13 @@ MAX_FILE = 1 << 20
 MAX_TOTAL = 1 << 28
 """Bytes of one snapshot: a mistaken SOURCE must end in an error, not in the OOM killer."""
 
-_LOCAL_LIMIT = 120.0
-"""Seconds for a command on the local disk."""
-_REMOTE_LIMIT = 300.0
-"""Seconds for a first fetch of a large repository; a stalled one ends by the limits below."""
-_STALL_SECONDS = 30
-_WRITE_ATTEMPTS = 12
-"""Rounds against other writers of one notes ref. Each round somebody wins, waits grow to 1.6 s."""
-
 _PLAIN_MODES = ("100644", "100755")
 _ODD_MODES = {"120000": "a symbolic link is not followed", "160000": "a submodule is not read"}
 _COUNT = re.compile(r"[0-9]{1,9}")
-_SHA = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _CLUSTER = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?=[A-Za-z0-9]))*")
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_SCP = re.compile(r"(?:(?P<user>[\w.-]+)@)?(?P<host>[\w.-]+|\[[0-9a-fA-F:]+\]):(?P<path>.+)")
 
 _REF_NAME = re.compile(r"[^\s:*?\[~^\\-][^\s:*?\[~^\\]*")
 """What may stand in a refspec."""
-
-_PROTOCOLS = {"https": "https", "http": "http:https", "ssh": "ssh", "file": "file"}
-"""URL scheme to what git may use for it: a redirect never leads from https back to http."""
-
-_ALWAYS = ("core.hooksPath=/dev/null", "core.fsmonitor=false", "gc.autoDetach=false")
-_READING = (*_ALWAYS, "safe.directory=*")
-"""Who owns a repository matters only where its configuration could run something. ``ask`` runs
-plumbing alone, so a volume that a git-sync sidecar filled can be read; ``talk`` keeps the check."""
-
-
-# --- running git ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """How to prove who we are to a git server. A password file is read again at each use, so a
-    rotated Secret is picked up. Without any, ssh agents and ``GIT_SSH_COMMAND`` still work."""
-
-    username: str = ""
-    password: str = field(default="", repr=False)
-    password_file: Path | None = None
-    ssh_key: Path | None = None
-    known_hosts: Path | None = None
-
-    def secret(self) -> str:
-        """The password or token, "" where there is none."""
-        if self.password_file is None:
-            return self.password
-        try:
-            return self.password_file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise SourceError(f"the git password file cannot be read: {_why(error)}") from error
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    status: int
-    out: bytes
-    err: str
-
-
-# What a server's or git's complaint means: pattern, message, what to do about it.
-# The first that matches counts: a 403 also says that the repository could not be read.
-_COMPLAINTS = (
-    (
-        r"Authentication failed|could not read (?:Username|Password)|Permission denied \(|"
-        r"HTTP 40[13]|returned error: 40[13]|Permission to .* denied",
-        "the git server refused the credentials",
-        "check the user name, token or key and its right to this repository",
-    ),
-    (
-        r"Host key verification failed",
-        "the git server's ssh host key is not known",
-        "add it to known_hosts",
-    ),
-    (
-        r"certificate|SSL",
-        "the git server's TLS certificate is not trusted",
-        "set GIT_SSL_CAINFO to its authority's certificate",
-    ),
-    (
-        r"Could not resolve host(?:name)?|Connection (?:refused|timed out|reset)|Failed to connect|"
-        r"Couldn't connect|Timeout:|Operation too slow|No route to host|unable to connect|"
-        r"early EOF|returned error: 5\d\d|Empty reply|timed out",
-        "the git server does not answer",
-        "check the address and the network, then try again",
-    ),
-    (
-        r"repository .* not found|Repository not found|does not appear to be a git repository|"
-        r"returned error: 404|does not exist",
-        "there is no such git repository, or these credentials may not see it",
-        "check the address",
-    ),
-    (
-        r"transport '.*' not allowed",
-        "git must not use this transport",
-        "use an https or ssh address",
-    ),
-    (
-        r"promisor remote",
-        "this partial clone lacks the files",
-        "clone it without --filter",
-    ),
-    (
-        r"dubious ownership",
-        "the repository belongs to another user",
-        "git config --global --add safe.directory <path>",
-    ),
-)
-
-
-def _why(error: Exception) -> str:
-    return (error.strerror or type(error).__name__) if isinstance(error, OSError) else str(error)
-
-
-def _redact(text: str) -> str:
-    """Drop what stands before the @ of an http URL, and a password anywhere."""
-    text = re.sub(r"(https?://)[^/@\s'\"]+@", r"\1", text)
-    return re.sub(r"(\w+://[^/@:\s'\"]*):[^/@\s'\"]*@", r"\1@", text)
-
-
-def _shown(path: str) -> str:
-    """A foreign text that a terminal and JSON can take."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in path)
-
-
-def _complaint(err: str, root: str) -> SourceError:
-    """Git's stderr as one line of ours."""
-    for pattern, message, hint in _COMPLAINTS:
-        if re.search(pattern, err):
-            return SourceError(f"{root}: {message}", hint=hint)
-    lines = [_shown(line)[:300] for line in _redact(err).splitlines() if line.strip()]
-    fatal = [line for line in lines if line.startswith(("fatal:", "error:"))] or lines[-1:]
-    cause = re.sub(r"^(?:fatal|error): ", "", fatal[0]) if fatal else "git failed without a word"
-    return SourceError(f"{root}: {cause}")
-
-
-def _clean_environment() -> dict[str, str]:
-    """The environment without a hook's GIT_DIR and the like, and with all of git's doors shut."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-    return kept | {
-        "LC_ALL": "C",
-        "LANGUAGE": "C",
-        "GIT_CONFIG_GLOBAL": "/dev/null",
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_ATTR_NOSYSTEM": "1",
-        "GIT_TERMINAL_PROMPT": "0",
-        "GIT_OPTIONAL_LOCKS": "0",
-        "GIT_NO_REPLACE_OBJECTS": "1",
-        # A partial clone must not fetch while it is read, by any transport.
-        "GIT_NO_LAZY_FETCH": "1",
-        "GIT_ALLOW_PROTOCOL": "none",
-    }
-
-
-class _Git:
-    """Runs git on one repository. ``root`` is how messages call it."""
-
-    def __init__(self, root: str, *where: str) -> None:
-        self.root = root
-        self._where = where
-
-    def ask(self, *args: str, stdin: bytes = b"") -> _Answer:
-        """Run a local plumbing command; the caller judges its status."""
-        config = [part for setting in _READING for part in ("-c", setting)]
-        try:
-            done = subprocess.run(  # noqa: S603 - no shell, and refs stand behind --
-                ["git", *config, *self._where, *args],  # noqa: S607 - the user's git
-                input=stdin,
-                capture_output=True,
-                env=_clean_environment(),
-                timeout=_LOCAL_LIMIT,
-                check=False,
-            )
-        except FileNotFoundError as error:
-            raise SourceError("git is not installed", hint="install git 2.38 or newer") from error
-        except subprocess.TimeoutExpired as error:
-            raise SourceError(f"{self.root}: git {args[0]} took too long") from error
-        except (OSError, ValueError) as error:
-            raise SourceError(f"{self.root}: git cannot be run: {_why(error)}") from error
-        return _Answer(done.returncode, done.stdout, done.stderr.decode("utf-8", "replace"))
-
-    def run(self, *args: str, stdin: bytes = b"") -> bytes:
-        """Run a local command that has to succeed."""
-        answer = self.ask(*args, stdin=stdin)
-        if answer.status:
-            raise _complaint(answer.err, self.root)
-        return answer.out
-
-    def line(self, *args: str) -> str:
-        """The one line that a query answers with, "" where it has none."""
-        answer = self.ask(*args)
-        return "" if answer.status else os.fsdecode(answer.out).rstrip("\n")
-
-    def commit(self, name: str) -> str:
-        """The commit that a ref, tag or (abbreviated) id names, "" where there is none."""
-        return self.line(
-            "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}"
-        )
-
-    def branch(self) -> str:
-        """The branch that HEAD names (--short would shorten it wrongly beside a tag of the same
-        name), "" when detached."""
-        return self.line("symbolic-ref", "--quiet", "HEAD").removeprefix("refs/heads/")
-
-    def is_ancestor(self, old: str, new: str) -> bool:
-        """Whether ``old`` is known here and ``new`` contains it."""
-        return self.ask("merge-base", "--is-ancestor", old, new).status == 0
-
-    def sizes(self, ids: Sequence[str]) -> dict[str, int]:
-        """The sizes of objects in bytes, by id, in one process; 0 for a missing one."""
-        if not ids:
-            return {}
-        answer = self.run(
-            "cat-file", "--batch-check=%(objectsize)", "--buffer", stdin=_lines(ids)
-        ).split(b"\n")
-        return {
-            wanted: int(size) if size.isdigit() else 0
-            for wanted, size in zip(ids, answer[:-1], strict=True)
-        }
-
-    def blobs(self, ids: Sequence[str]) -> dict[str, bytes]:
-        """The content of objects, by id, in one process."""
-        if not ids:
-            return {}
-        out = self.run("cat-file", "--batch", "--buffer", stdin=_lines(ids))
-        found: dict[str, bytes] = {}
-        at = 0
-        for wanted in ids:
-            end = out.index(b"\n", at)
-            header = out[at:end].split(b" ")
-            if len(header) != 3:
-                raise SourceError(f"{self.root}: object {wanted} is missing or broken")
-            start = end + 1
-            at = start + int(header[2])
-            found[wanted] = out[start:at]
-            at += 1
-        return found
-
-    def talk(self, *args: str, env: Mapping[str, str], configured: bool = False) -> _Answer:
-        """Run a command that talks to a server; the caller judges its status.
-
-        ``configured``: with the user's own git configuration (its credential helpers, proxies),
-        for the remote of a directory that is the user's own.
-        """
-        os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # else its import may print
-        from git.cmd import Git  # 0.2 s, and no local verb needs it
-        from git.exc import GitCommandError
-
-        closed = _clean_environment()
-        if configured:
-            for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_NOSYSTEM", "GIT_ATTR_NOSYSTEM"):
-                del closed[name]
-        else:
-            closed["GIT_ASKPASS"] = ""  # no window either
-        limits = {
-            "GIT_HTTP_LOW_SPEED_LIMIT": "1",
-            "GIT_HTTP_LOW_SPEED_TIME": str(_STALL_SECONDS),
-        }
-        config = [part for setting in _ALWAYS for part in ("-c", setting)]
-        try:
-            status, out, err = Git().execute(
-                ["git", *config, *self._where, *args],
-                env={**closed, **limits, **env},
-                kill_after_timeout=_REMOTE_LIMIT,
-                with_extended_output=True,
-                with_exceptions=False,
-                stdout_as_string=False,
-                strip_newline_in_stdout=False,
-            )
-        except (GitCommandError, OSError, ValueError) as error:
-            raise SourceError(f"{self.root}: git {args[0]} cannot be run") from error
-        return _Answer(status, out, err)
-
-
-def _lines(items: Iterable[str]) -> bytes:
-    return "".join(f"{item}\n" for item in items).encode()
-
-
-# --- where a source is -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Server:
-    """A git server's address, without any secret, and what opens it."""
-
-    url: str
-    scheme: str
-    credentials: Credentials = field(repr=False)
-
-    def environment(self) -> dict[str, str]:
-        """What makes git use the credentials, and nothing but this protocol.
-
-        The password is handed over by a credential helper that answers for this host alone: a
-        header would follow a redirect to another one.
-        """
-        env = {"GIT_ALLOW_PROTOCOL": _PROTOCOLS[self.scheme]}
-        config = {"credential.helper": ""}
-        secret = self.credentials.secret() if self.scheme in ("http", "https") else ""
-        if secret:
-            parts = urlsplit(self.url)
-            config[f"credential.{parts.scheme}://{parts.netloc}.helper"] = (
-                '!f() { test "$1" = get && printf "username=%s\\npassword=%s\\n" '
-                '"$GITOPS_MCP_GIT_USER_" "$GITOPS_MCP_GIT_SECRET_"; }; f'
-            )
-            env["GITOPS_MCP_GIT_USER_"] = self.credentials.username or "git"
-            env["GITOPS_MCP_GIT_SECRET_"] = secret
-        if self.scheme == "ssh":
-            env |= _ssh(self.credentials)
-        env["GIT_CONFIG_COUNT"] = str(len(config))
-        for index, (key, value) in enumerate(config.items()):
-            env[f"GIT_CONFIG_KEY_{index}"] = key
-            env[f"GIT_CONFIG_VALUE_{index}"] = value
-        return env
-
-
-def _ssh(credentials: Credentials) -> dict[str, str]:
-    """ssh that never asks and never hangs; the user's own command where one is set."""
-    own = {key: os.environ[key] for key in ("GIT_SSH_COMMAND", "GIT_SSH") if key in os.environ}
-    if own and credentials.ssh_key is None:
-        return own
-    options = ["BatchMode=yes", "ConnectTimeout=15", "ServerAliveInterval=10"]
-    command = ["ssh", *(f"-o{option}" for option in options)]
-    if credentials.ssh_key is not None:
-        command += ["-i", str(credentials.ssh_key), "-oIdentitiesOnly=yes"]
-    if credentials.known_hosts is not None:
-        command += [
-            f"-oUserKnownHostsFile={credentials.known_hosts}",
-            "-oStrictHostKeyChecking=yes",
-        ]
-    return {"GIT_SSH_COMMAND": shlex.join(command)}
-
-
-def _server(location: str, credentials: Credentials, allow_file: bool) -> _Server | None:
-    """The server that a location names; None for a local path. Raises SourceError."""
-    scheme = _SCHEME.match(location)
-    if scheme is None:
-        if os.path.lexists(location):
-            return None
-        if "::" in location.partition("/")[0]:
-            raise SourceError(
-                f"{_redact(location)}: git remote helpers are not used",
-                hint="use an https or ssh address, or a local path",
-            )
-        scp = _SCP.fullmatch(location)
-        if scp is None or "/" in location.partition(":")[0]:
-            return None
-        if scp["host"].startswith("-"):
-            raise SourceError(f"{location}: this is no host name")
-        return _Server(location, "ssh", credentials)
-    name = scheme[1].lower()
-    if name not in _PROTOCOLS or (name == "file" and not allow_file):
-        raise SourceError(
-            f"{_redact(location)}: {name} addresses are not used",
-            hint="use an https or ssh address, or a local path",
-        )
-    try:
-        parts = urlsplit(location)
-        host, port = parts.hostname or "", parts.port
-    except ValueError as error:
-        raise SourceError(f"{_redact(location)}: this is no address") from error
-    if name != "file" and (not host or host.startswith("-")):
-        raise SourceError(f"{_redact(location)}: the address names no host")
-    user, password = unquote(parts.username or ""), unquote(parts.password or "")
-    netloc = f"[{host}]" if ":" in host else host
-    netloc += f":{port}" if port else ""
-    if name in ("http", "https") and user:
-        # A token may stand alone, in the place of the user name.
-        credentials = replace(
-            credentials,
-            username=user if password else credentials.username or "git",
-            password=password or user,
-            password_file=None,
-        )
-    elif user:
-        netloc = f"{parts.username}@{netloc}"
-    return _Server(urlunsplit((name, netloc, parts.path, parts.query, "")), name, credentials)
-
-
-Kind = Literal["plain", "worktree", "bare", "server"]
-
-
-def _kind(folder: str) -> Kind:
-    """What a local folder is, without asking git: plain folders need none."""
-    if not os.path.isdir(folder):
-        raise SourceError(
-            f"{folder}: no such directory",
-            hint="SOURCE is a directory, a bare repository or a git URL",
-        )
-    if not os.access(folder, os.R_OK | os.X_OK):
-        raise SourceError(f"{folder}: the directory cannot be read", hint="check its permissions")
-    if all(os.path.exists(f"{folder}/{part}") for part in ("HEAD", "objects", "refs")):
-        return "bare"
-    real = Path(os.path.realpath(folder))
-    for parent in (real, *real.parents):
-        if os.path.lexists(parent / ".git"):
-            return "worktree"
-    return "plain"
 
 
 # --- what a source holds -------------------------------------------------------------------------
@@ -500,7 +117,7 @@ class _Collector:
 
     def skip(self, path: str, reason: str) -> None:
         if _in_sight(path, self._below):
-            self._skipped.append((_shown(path), reason))
+            self._skipped.append((printable(path), reason))
 
     def fits(self, path: str, size: int) -> bool:
         """Whether a file may be read into memory; notes one that is too large."""
@@ -528,7 +145,7 @@ class _Collector:
         )
 
 
-def _tree(git: _Git, commit: str, prefix: str, below: str) -> Iterator[tuple[str, str, str]]:
+def _tree(git: Git, commit: str, prefix: str, below: str) -> Iterator[tuple[str, str, str]]:
     """(mode, object id, path) of everything below ``prefix`` at a commit, paths relative to it."""
     out = git.run("ls-tree", "-r", "-z", "--full-tree", commit, "--", *_pathspecs(prefix, below))
     for entry in os.fsdecode(out).split("\0")[:-1]:
@@ -538,7 +155,7 @@ def _tree(git: _Git, commit: str, prefix: str, below: str) -> Iterator[tuple[str
 
 
 def _read_commit(
-    git: _Git,
+    git: Git,
     commit: str,
     branch: str | None,
     *,
@@ -606,7 +223,7 @@ class _Disk:
             return None
         except OSError as error:
             link = os.path.islink(f"{self._folder}/{path}")
-            collector.skip(path, _ODD_MODES["120000"] if link else f"cannot be read: {_why(error)}")
+            collector.skip(path, _ODD_MODES["120000"] if link else f"cannot be read: {why(error)}")
             return None
         with open(handle, "rb") as file:
             status = os.fstat(handle)
@@ -647,7 +264,7 @@ def _read_folder(root: str, folder: str, below: str) -> Snapshot:
     return collector.snapshot(Revision(""), None)
 
 
-def _read_worktree(git: _Git, root: str, folder: str, below: str) -> Snapshot:
+def _read_worktree(git: Git, root: str, folder: str, below: str) -> Snapshot:
     """A folder inside a git work tree, as it lies: tracked and untracked files, ignored ones
     aside. Dirty when any of it differs from HEAD."""
     prefix, algorithm = git.run("rev-parse", "--show-prefix", "--show-object-format").split(b"\n")[
@@ -701,8 +318,6 @@ def _read_worktree(git: _Git, root: str, folder: str, below: str) -> Snapshot:
 
 # --- a server ----------------------------------------------------------------------------------
 
-_FETCH = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules")
-
 
 class _Absent(SourceError):
     """The branch or ref is not there; other commits are."""
@@ -719,7 +334,7 @@ class _Mirror:
     """
 
     def __init__(
-        self, server: _Server, ref: str | None, branch: str | None, cache_dir: Path | None
+        self, server: Server, ref: str | None, branch: str | None, cache_dir: Path | None
     ) -> None:
         self.server = server
         self._ref = ref
@@ -734,7 +349,7 @@ class _Mirror:
             key = hashlib.sha256(f"{server.url}\0{ref or branch or ''}".encode()).hexdigest()
             self.folder = str(cache_dir / f"{key[:24]}.git")
             self.remove = lambda: None
-        self.git = _Git(server.url, "--git-dir", self.folder)
+        self.git = Git(server.url, "--git-dir", self.folder)
 
     def prepare(self) -> None:
         """Create the folder, or create it anew where it is broken."""
@@ -747,7 +362,7 @@ class _Mirror:
             # An empty template: no sample hooks.
             self.git.run("init", "--quiet", "--bare", "--template=", "--initial-branch=main")
 
-    def talk(self, *args: str) -> _Answer:
+    def talk(self, *args: str) -> Answer:
         """Run a git command that talks to the server."""
         return self.git.talk(*args, env=self.server.environment())
 
@@ -755,7 +370,7 @@ class _Mirror:
         """ls-remote: ref name to commit id (or, for HEAD's symref, to the ref)."""
         answer = self.talk("ls-remote", "--symref", *args)
         if answer.status:
-            raise _complaint(answer.err, self.server.url)
+            raise complaint(answer.err, self.server.url)
         found: dict[str, str] = {}
         for line in answer.out.decode("utf-8", "replace").splitlines():
             value, _, name = line.partition("\t")
@@ -804,7 +419,7 @@ class _Mirror:
 
     def _fetch_ref(self, ref: str) -> None:
         git = self.git
-        full = bool(_SHA.fullmatch(ref))
+        full = bool(SHA.fullmatch(ref))
         if full and git.commit(ref):
             return
         self.fetch_all()
@@ -821,7 +436,7 @@ class _Mirror:
             self.git.run("symbolic-ref", "HEAD", head)
 
     def _transfer(self, *refspecs: str, prune: bool = False) -> None:
-        options = (*_FETCH, "--prune") if prune else _FETCH
+        options = (*FETCH, "--prune") if prune else FETCH
         command = ("fetch", *options, "--", self.server.url, *refspecs)
         with self._locked():
             answer = self.talk(*command)
@@ -830,7 +445,7 @@ class _Mirror:
                 self._unlock()
                 answer = self.talk(*command)
         if answer.status:
-            raise _complaint(answer.err, self.server.url)
+            raise complaint(answer.err, self.server.url)
 
     def _is_whole(self) -> bool:
         there = os.path.isdir(self.folder)
@@ -846,7 +461,7 @@ class _Mirror:
 
     def _unlock(self) -> None:
         """Remove git's locks that are older than any command may run."""
-        oldest = time.time() - _REMOTE_LIMIT - _LOCAL_LIMIT
+        oldest = time.time() - REMOTE_LIMIT - LOCAL_LIMIT
         for lock in Path(self.folder).rglob("*.lock"):
             with contextlib.suppress(FileNotFoundError):
                 if lock.stat().st_mtime < oldest:
@@ -854,6 +469,27 @@ class _Mirror:
 
 
 # --- the repository ------------------------------------------------------------------------------
+
+
+Kind = Literal["plain", "worktree", "bare", "server"]
+
+
+def _kind(folder: str) -> Kind:
+    """What a local folder is, without asking git: plain folders need none."""
+    if not os.path.isdir(folder):
+        raise SourceError(
+            f"{folder}: no such directory",
+            hint="SOURCE is a directory, a bare repository or a git URL",
+        )
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise SourceError(f"{folder}: the directory cannot be read", hint="check its permissions")
+    if all(os.path.exists(f"{folder}/{part}") for part in ("HEAD", "objects", "refs")):
+        return "bare"
+    real = Path(os.path.realpath(folder))
+    for parent in (real, *real.parents):
+        if os.path.lexists(parent / ".git"):
+            return "worktree"
+    return "plain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -902,7 +538,7 @@ def open_source(
         raise UsageError(f"--branch {branch!r} is no branch name", hint="--ref takes expressions")
     if ref is not None and branch is not None:
         raise UsageError("--ref and --branch exclude each other", hint="use one of them")
-    server = _server(location, credentials or Credentials(), allow_file)
+    server = server_of(location, credentials or Credentials(), allow_file)
     if server is not None:
         mirror = _Mirror(server, ref, branch, cache_dir)
         return Repository(server.url, "server", ref, branch, mirror=mirror)
@@ -1024,16 +660,16 @@ class Repository:
     def commits_between(self, old: str, new: str) -> tuple[Commit, ...]:
         """The commits after ``old`` up to ``new``, newest first; ``new`` alone where ``old`` is
         not known here or is no ancestor (after a force-push)."""
-        if not _SHA.fullmatch(new):
+        if not SHA.fullmatch(new):
             return ()
         git = self._git()
-        known = bool(_SHA.fullmatch(old)) and git.is_ancestor(old, new)
+        known = bool(SHA.fullmatch(old)) and git.is_ancestor(old, new)
         span = (f"{old}..{new}",) if known else ("--max-count=1", new)
         trailer = "%(trailers:key=Allow-Prune,valueonly,separator=%x2C)"
         out = git.run("rev-list", f"--format=%H%x00%s%x00{trailer}", *span, "--")
         rows = [line.split("\0") for line in out.decode("utf-8", "replace").split("\n")]
         return tuple(
-            Commit(row[0], _shown(row[1]), int(row[2]) if _COUNT.fullmatch(row[2]) else None)
+            Commit(row[0], printable(row[1]), int(row[2]) if _COUNT.fullmatch(row[2]) else None)
             for row in rows
             if len(row) == 3
         )
@@ -1045,16 +681,33 @@ class Repository:
                 f"--cluster {cluster!r} is no good name",
                 hint="use letters, digits, '-', '_' and single dots",
             )
-        return Notes(self, cluster)
+        return Notes(cluster, self._notes_place)
+
+    def _notes_place(self) -> Place | None:
+        if self.kind == "plain":
+            return None
+        if self._mirror is not None:
+            self._mirror.prepare()
+            return Place(self._mirror.git, Upstream(self._mirror.server.url, self._mirror.talk))
+        # By its git directory: unlike -C, that also beats a GIT_DIR which a hook inherited.
+        folder = os.fsdecode(self._git().run("rev-parse", "--absolute-git-dir")).rstrip("\n")
+        git = Git(self.root, "--git-dir", folder)
+        if self.kind == "bare":
+            return Place(git, silent=True)
+        remote = _remote(git)
+        # The remote of the user's own directory: as if the user had typed git push.
+        own = {"GIT_ALLOW_PROTOCOL": "https:http:ssh:file"}
+        talk = functools.partial(git.talk, env=own, configured=True)
+        return Place(git, Upstream(remote, talk) if remote else None)
 
     # -- reading
 
-    def _git(self) -> _Git:
+    def _git(self) -> Git:
         if self._mirror is not None:
             return self._mirror.git
         if self.kind == "bare":
-            return _Git(self.root, "--git-dir", self._location)
-        return _Git(self.root, "-C", os.path.realpath(self._location))
+            return Git(self.root, "--git-dir", self._location)
+        return Git(self.root, "-C", os.path.realpath(self._location))
 
     def _current(self) -> tuple[str, str | None]:
         if self._head is None and self._lost is None:
@@ -1081,7 +734,7 @@ class Repository:
             raise SourceError(f"{self.root}: no folder {below}", hint="check --path")
         if self.kind == "plain":
             return _read_folder(self.root, folder, below)
-        return _read_worktree(_Git(self.root, "-C", folder), self.root, folder, below)
+        return _read_worktree(Git(self.root, "-C", folder), self.root, folder, below)
 
     def _resolve(self) -> tuple[str, str | None]:
         """The commit that is to be read, and its branch. Raises _Absent or _Empty."""
@@ -1125,7 +778,7 @@ class Repository:
         )
 
 
-def _remote(git: _Git) -> str:
+def _remote(git: Git) -> str:
     """The remote of the current branch, else origin, else the only one; "" for none."""
     names = git.line("remote").split("\n")
     branch = git.branch()
@@ -1134,285 +787,3 @@ def _remote(git: _Git) -> str:
         if name and name in names:
             return name
     return ""
-
-
-# --- notes ---------------------------------------------------------------------------------------
-
-_KEYS = ("time", "cluster", "source", "event", "server", "result", "message")
-_RACES = re.compile(r"fetch first|non-fast-forward|stale info|cannot lock ref|failed to update ref")
-
-
-class Notes:
-    """The deployment notes of one cluster: ``refs/notes/gitops-mcp/<cluster>``, one JSON object a
-    line. Lines are only ever added, and two histories of the ref are joined by the union of their
-    lines, so writers need no lock and no push is forced. Nothing here stops a deployment: what
-    goes wrong comes back as a warning."""
-
-    def __init__(self, repository: Repository, cluster: str) -> None:
-        self.ref = f"refs/notes/gitops-mcp/{cluster}"
-        self._theirs = f"refs/gitops-mcp/notes/{cluster}"
-        self._repository = repository
-        self._fetched = False
-
-    def append(self, records: Sequence[NoteRecord], *, push: bool = False) -> tuple[str, ...]:
-        """Write records onto their commits, and push. Returns warnings.
-
-        Records without a commit (a dirty tree, a plain directory) are not written, nor is a fact
-        that the commit's note holds already. A bare repository given by its path has no one to
-        push to.
-        """
-        wanted = [record for record in records if _SHA.fullmatch(record.commit)]
-        if not wanted or self._repository.kind == "plain":
-            return ()
-        remote = push and self._repository.kind != "bare"
-        warnings: list[str] = []
-        try:
-            git = self._git()
-            if remote and not self._fetched:
-                warnings += filter(None, [self.fetch()])
-                self._join(git)
-            warnings += self._write(git, wanted)
-            if remote and not warnings:
-                warnings += filter(None, [self._push(git)])
-        except (GitOpsError, OSError) as error:
-            warnings.append(f"the deployment notes could not be written: {_why(error)}")
-        return tuple(warnings)
-
-    def fetch(self) -> str:
-        """Fetch what other writers pushed, for ``read`` to show. Returns a warning, "" if fine."""
-        try:
-            git = self._git()
-            if not self._target(git):
-                return ""
-            for attempt in range(_WRITE_ATTEMPTS):
-                answer = self._talk(git, "fetch", *_FETCH, refs=(f"+{self.ref}:{self._theirs}",))
-                if not (answer.status and _RACES.search(answer.err)):
-                    break
-                _wait(attempt)
-            if answer.status and "couldn't find remote ref" not in answer.err:
-                raise _complaint(answer.err, self._repository.root)
-        except (GitOpsError, OSError) as error:
-            return f"the deployment notes could not be fetched: {_why(error)}"
-        self._fetched = True
-        return ""
-
-    def read(self) -> list[NoteRecord]:
-        """All records, newest first, those of commits that a force-push removed included. Lines
-        that are not ours are left out. Raises SourceError."""
-        if self._repository.kind == "plain":
-            return []
-        git = self._git()
-        found = {
-            (line, commit)
-            for tip in (git.commit(self.ref), git.commit(self._theirs))
-            if tip
-            for commit, lines in self._lines(git, tip).items()
-            for line in lines
-        }
-        records = [record for line, commit in found if (record := _parse(line, commit)) is not None]
-        return sorted(records, key=lambda record: (record.time, _line(record)), reverse=True)
-
-    # -- the local ref
-
-    def _git(self) -> _Git:
-        """By its git directory: unlike -C, that also beats a GIT_DIR which a hook inherited."""
-        repository = self._repository
-        git = repository._git()
-        if repository._mirror is not None:
-            repository._mirror.prepare()
-            return git
-        return _Git(
-            repository.root,
-            "--git-dir",
-            os.fsdecode(git.run("rev-parse", "--absolute-git-dir")).rstrip("\n"),
-        )
-
-    @staticmethod
-    def _tree(git: _Git, tip: str) -> dict[str, tuple[str, str]]:
-        """Commit id to (path in the notes tree, blob); git spreads large trees over folders."""
-        if not tip:
-            return {}
-        entries = git.run("ls-tree", "-r", "-z", "--full-tree", tip).split(b"\0")[:-1]
-        found = {}
-        for entry in entries:
-            meta, _, name = entry.decode("utf-8", "replace").partition("\t")
-            if _SHA.fullmatch(commit := name.replace("/", "")):
-                found[commit] = (name, meta.split(" ")[2])
-        return found
-
-    def _lines(
-        self, git: _Git, tip: str, commits: Iterable[str] | None = None
-    ) -> dict[str, list[str]]:
-        """The lines of the notes on these commits (None: on all)."""
-        tree = self._tree(git, tip)
-        chosen = tree if commits is None else {c: tree[c] for c in commits if c in tree}
-        blobs = git.blobs([blob for _, blob in chosen.values()])
-        return {
-            commit: [
-                line for line in blobs[blob].decode("utf-8", "surrogateescape").split("\n") if line
-            ]
-            for commit, (_, blob) in chosen.items()
-        }
-
-    def _write(self, git: _Git, records: Sequence[NoteRecord]) -> list[str]:
-        commits = sorted({record.commit for record in records})
-        unknown = [commit for commit in commits if not git.commit(commit)]
-        for attempt in range(_WRITE_ATTEMPTS):
-            tip = git.commit(self.ref)
-            present = self._lines(git, tip, commits)
-            changed: dict[str, list[str]] = {}
-            for commit in commits:
-                lines = list(present.get(commit, []))
-                for record in records:
-                    if record.commit == commit and not _holds(lines, record):
-                        lines.append(_line(record))
-                if len(lines) > len(present.get(commit, [])) and commit not in unknown:
-                    changed[commit] = lines
-            if not changed or self._commit(git, "Record a deployment", changed, tip):
-                break
-            _wait(attempt)
-        else:
-            return ["the deployment notes could not be written: other writers were always faster"]
-        return [f"commit {c[:12]} is not in this repository: no note was written" for c in unknown]
-
-    def _join(self, git: _Git) -> None:
-        """Add the other writers' lines to ours. Nothing happens when our ref moves meanwhile: the
-        push is then refused, and we are back here."""
-        ours, theirs = git.commit(self.ref), git.commit(self._theirs)
-        if not theirs or (ours and git.is_ancestor(theirs, ours)):
-            return
-        if not ours or git.is_ancestor(ours, theirs):
-            git.ask("update-ref", self.ref, theirs, ours or "0" * len(theirs))
-            return
-        mine, other = self._tree(git, ours), self._tree(git, theirs)
-        differing = [c for c, (_, blob) in other.items() if c not in mine or mine[c][1] != blob]
-        lines = self._lines(git, ours, differing)
-        for commit, added in self._lines(git, theirs, differing).items():
-            lines[commit] = [*lines.get(commit, []), *added]
-        self._commit(git, "Join deployment notes", lines, ours, theirs)
-
-    def _commit(
-        self,
-        git: _Git,
-        message: str,
-        notes: Mapping[str, Sequence[str]],
-        tip: str,
-        merged: str = "",
-    ) -> bool:
-        """Put a commit onto the ref. False when the ref is not at ``tip`` any more: fast-import
-        only moves a ref forward, in one transaction."""
-        known = self._tree(git, tip)
-        parts = [
-            f"commit {self.ref}\n".encode(),
-            # Its own identity: no user.name is needed.
-            f"committer gitops-mcp <gitops-mcp@localhost> {int(time.time())} +0000\n".encode(),
-            _data(message),
-            f"from {tip}\n".encode() if tip else b"",
-            f"merge {merged}\n".encode() if merged else b"",
-        ]
-        for commit, lines in notes.items():
-            path = known[commit][0] if commit in known else f"{commit[:2]}/{commit[2:]}"
-            # Sorted and once each, as git's own cat_sort_uniq merge leaves them; the time leads.
-            text = "".join(f"{line}\n" for line in sorted(set(lines)))
-            parts += [f"M 100644 inline {path}\n".encode(), _data(text)]
-        answer = git.ask("fast-import", "--quiet", "--done", stdin=b"".join([*parts, b"done\n"]))
-        if answer.status == 0:
-            return True
-        if "Not updating" in answer.err or "cannot lock ref" in answer.err:
-            return False
-        raise _complaint(answer.err, git.root)
-
-    # -- the server
-
-    def _target(self, git: _Git) -> str:
-        """The URL or remote name that notes go to, "" for none."""
-        repository = self._repository
-        if repository._mirror is not None:
-            return repository._mirror.server.url
-        return _remote(git) if repository.kind == "worktree" else ""
-
-    def _talk(self, git: _Git, *args: str, refs: Sequence[str]) -> _Answer:
-        command = (*args, "--", self._target(git), *refs)
-        if self._repository._mirror is not None:
-            return self._repository._mirror.talk(*command)
-        # The remote of the user's own directory: as if the user had typed git push.
-        own = {"GIT_ALLOW_PROTOCOL": "https:http:ssh:file"}
-        return git.talk(*command, env=own, configured=True)
-
-    def _push(self, git: _Git) -> str:
-        """Push without force, joining what others pushed, until it is accepted."""
-        root = self._repository.root
-        if not self._target(git):
-            return f"the deployment notes were not pushed: {root} has no remote"
-        if not git.commit(self.ref):
-            return ""
-        options = ("--porcelain", "--no-verify", "--no-signed", "--no-recurse-submodules")
-        cause = "other writers were always faster"
-        for attempt in range(_WRITE_ATTEMPTS):
-            answer = self._talk(git, "push", *options, refs=(f"{self.ref}:{self.ref}",))
-            if answer.status == 0:
-                return ""
-            out = answer.out.decode("utf-8", "replace")
-            refused = [line for line in out.splitlines() if line.startswith("!\t")]
-            if not refused:
-                cause = str(_complaint(answer.err, root))
-                break
-            if not _RACES.search(refused[0] + answer.err):
-                reasons = re.findall(r"\(([^()]*)\)\s*$", refused[0])
-                cause = (
-                    f"{root} refused them: {_shown(reasons[0])[:300] if reasons else 'no reason'}"
-                )
-                break
-            _wait(attempt)
-            warning = self.fetch()
-            if warning:
-                return warning
-            self._join(git)
-        return f"the deployment notes were not pushed: {cause}"
-
-
-def _data(text: str) -> bytes:
-    encoded = text.encode("utf-8", "surrogateescape")
-    return b"data %d\n" % len(encoded) + encoded + b"\n"
-
-
-def _wait(attempt: int) -> None:
-    """Full jitter, so that writers who met once do not meet again."""
-    time.sleep(random.uniform(0, min(1.6, 0.05 * 2**attempt)))  # noqa: S311 - no secret
-
-
-def _line(record: NoteRecord) -> str:
-    """The record as its one line, its keys in the promised order. ASCII: no reader breaks the line
-    at a character that it takes for a line's end, and no terminal obeys one."""
-    fixed = {key: getattr(record, key) for key in _KEYS}
-    return json.dumps({**fixed, **record.extra}, separators=(",", ":"))
-
-
-def _parse(line: str, commit: str) -> NoteRecord | None:
-    """A line as a record; None for what somebody else wrote."""
-    try:
-        values = json.loads(line)
-        fixed = {key: values.pop(key) for key in _KEYS}
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        return None
-    texts = [value for key, value in fixed.items() if key != "server" or value is not None]
-    if not all(isinstance(text, str) for text in texts):
-        return None
-    return NoteRecord(**fixed, extra=values, commit=commit)
-
-
-def _holds(lines: Iterable[str], record: NoteRecord) -> bool:
-    """Whether the same fact, its time aside, is the last word on this server and event. Ready is
-    said once for a server and commit, whatever it says."""
-    said = [
-        known
-        for line in lines
-        if (known := _parse(line, record.commit)) is not None
-        and (known.cluster, known.source, known.event, known.server)
-        == (record.cluster, record.source, record.event, record.server)
-    ]
-    if not said:
-        return False
-    last = max(said, key=lambda known: known.time)
-    again = _parse(_line(replace(record, time=last.time)), record.commit)
-    return record.event == "ready" or last == again

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from gitfixtures import GitServer, bare, commit, commit_all, git, worktree, write
 
-from gitops_mcp import gitrepo
+from gitops_mcp import gitcommand, gitrepo
 from gitops_mcp.errors import SourceError, UsageError
 from gitops_mcp.gitrepo import Credentials, Repository, open_source
 from gitops_mcp.model import Revision, Snapshot
@@ -757,7 +757,7 @@ def test_an_unreachable_server_is_an_error_and_the_last_snapshot_stays(repositor
 
 
 def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gitrepo, "_REMOTE_LIMIT", 0.3)
+    monkeypatch.setattr(gitcommand, "REMOTE_LIMIT", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/x.git"
         with (

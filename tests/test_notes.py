@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from gitfixtures import GitServer, bare, commit, commit_all, git, worktree, write
 
-from gitops_mcp import gitrepo
+from gitops_mcp import gitnotes, gitrepo
 from gitops_mcp.errors import UsageError
 from gitops_mcp.gitrepo import Credentials, Repository, open_source
 from gitops_mcp.model import NoteRecord
@@ -129,8 +129,19 @@ def test_the_same_fact_is_not_written_twice(
 
 def test_a_fact_that_came_back_is_written_again(origin: Path, sha: str) -> None:
     notes = open_source(str(origin)).notes()
-    notes.append([record(sha, 0), record(sha, 1, message="other"), record(sha, 2)])
+    for second, message in enumerate(["image changed", "other", "image changed"]):
+        notes.append([record(sha, second, message=message)])
     assert [known.message for known in notes.read()] == ["image changed", "other", "image changed"]
+
+
+def test_several_problems_of_one_server_are_not_repeated_by_each_pass(
+    origin: Path, sha: str
+) -> None:
+    notes = open_source(str(origin)).notes()
+    for second, problems in enumerate([("a", "b"), ("a", "b"), ("a", "c"), ("a", "c"), ("a", "b")]):
+        notes.append([record(sha, second, event="failed", message=text) for text in problems])
+    said = sorted((known.time[18:19], known.message) for known in notes.read())
+    assert said == [("0", "a"), ("0", "b"), ("2", "a"), ("2", "c"), ("4", "a"), ("4", "b")]
 
 
 def test_ready_is_said_once_for_a_server_and_commit(origin: Path, sha: str) -> None:
@@ -176,7 +187,7 @@ def test_notes_that_git_wrote_and_spread_are_found(origin: Path, sha: str) -> No
     """Flat names as `git notes` writes few notes, folders as it writes many."""
     newer = commit(origin, {"a.yaml": "2"})
     notes = open_source(str(origin)).notes()
-    line = json.dumps({"time": "2025", **dict.fromkeys(gitrepo._KEYS[1:], "x")})
+    line = json.dumps({"time": "2025", **dict.fromkeys(gitnotes._KEYS[1:], "x")})
     git(origin, "notes", "--ref", REF, "add", "-m", line, sha)
     notes.append([record(newer)])
     notes.append([record(sha)])
@@ -321,7 +332,7 @@ def test_refused_credentials_are_a_warning_without_them(origin: Path, sha: str) 
 def test_a_repository_that_cannot_be_written_is_a_warning(
     origin: Path, sha: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gitrepo, "_WRITE_ATTEMPTS", 2)
+    monkeypatch.setattr(gitnotes, "WRITE_ATTEMPTS", 2)
     write(origin, {f"{REF}.lock": ""})
     (warning,) = open_source(str(origin)).notes().append([record(sha)])
     assert "could not be written" in warning
