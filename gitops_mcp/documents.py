@@ -68,15 +68,16 @@ class Flaw:
 @dataclass(slots=True)
 class Document:
     """One document. ``broken``: it could not be read to its end, and ``value`` is what came before;
-    ``open`` is the path of what was being read then. ``odd``: it holds a null or a fraction, which
-    need a closer look."""
+    ``open`` is the path of what was being read then. ``nulls``, ``fractions``: it
+    holds such values, which need a closer look."""
 
     line: int
     value: Any = None
     flaws: list[Flaw] = field(default_factory=list)
     broken: bool = False
     open: Path = ()
-    odd: bool = False
+    nulls: bool = False
+    fractions: bool = False
     start: Place = field(default_factory=lambda: Place(1, 1))
     marks: dict[int, dict[Any, tuple[Any, Any]]] = field(default_factory=dict)
     """By id of a container: by key or index, the events of the key and of the value."""
@@ -347,8 +348,10 @@ class _Builder:
                 value = event.value
                 if event.implicit[0]:
                     value, wrong = scalar(value)
-                    if value is None or value.__class__ is float:
-                        document.odd = True
+                    if value is None:
+                        document.nulls = True
+                    elif value.__class__ is float:
+                        document.fractions = True
             elif kind is events.MappingStartEvent:
                 value, opens = {}, True
             elif kind is events.SequenceStartEvent:
@@ -402,7 +405,7 @@ class _Builder:
             self._flaw(event, _SILENT, None)
         if value in marks:
             first = self.document.place_of(marks[value][0])
-            return f'duplicate key "{value}" (first on line {first.line})'
+            return f'duplicate key "{shown(value)}" (first on line {first.line})'
         return ""
 
     def _decorated(self, event: Any, value: Any) -> str:
@@ -431,3 +434,9 @@ class _Builder:
 def pointer(path: Sequence[str | int]) -> str:
     """RFC 6901."""
     return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in path)
+
+
+def shown(text: str) -> str:
+    """A key as a message quotes it: short, and without what a terminal would obey."""
+    safe = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text[:100])
+    return safe if len(text) <= 100 else f"{safe}…"

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from gitops_mcp import rules, schemas
-from gitops_mcp.documents import Document, Finding, Path, Place, decode, parse, pointer
+from gitops_mcp.documents import Document, Finding, Path, Place, decode, parse, pointer, shown
 from gitops_mcp.model import (
     API_VERSION,
     GROUP,
@@ -293,9 +293,11 @@ def _read_group_vars(file: SourceFile) -> tuple[Document, list[Problem], bool]:
         return document, problems, False
     # A part of a spec is judged as a whole one, but for what it may leave out. Rules between
     # fields wait for the manifest: either of two fields may still change.
+    found = _unknown_nulls({"spec": spec}) if document.nulls else []
     whole = _around({"image": "any", **_without_nulls(spec or {})})
-    fine = not document.odd and schemas.accepts(whole)
-    for finding in () if fine else schemas.findings(whole):
+    if document.fractions or not schemas.accepts(whole):
+        found += schemas.findings(whole)
+    for finding in found:
         if finding.at != "parent":
             place = document.place(finding.path, key=finding.at == "key")
             report(place, finding.path, finding.message)
@@ -401,7 +403,7 @@ class _File:
                 self._object(document, (*path, "items", index), item)
         else:
             kind = f"{value.get('apiVersion', '?')} {value.get('kind', '?')}"
-            self.result.ignored.append((self.file.path, kind[:100]))
+            self.result.ignored.append((self.file.path, shown(kind)))
 
     def _manifest(self, document: Document, path: Path, value: JsonObject) -> None:
         """One document of ours: a server, or problems."""
@@ -411,12 +413,12 @@ class _File:
         findings = _misnamed(value)
         server = None
         if not findings:
-            manifest, findings = self._completed(value, document.odd)
+            manifest, findings = self._completed(value, document)
             own = value.get("spec")
             if isinstance(own, dict):
                 findings += rules.unused(own, manifest["spec"])
-            if document.odd:
-                findings += _unknown_nulls(value, findings)
+            if document.nulls:
+                findings += _unknown_nulls(value)
             broken = self.defaults.broken or any(f.severity == "error" for f in findings)
             if key is not None and not meant and not broken:
                 server = self._server(document, path, key, manifest)
@@ -427,15 +429,15 @@ class _File:
                 self._report(document, path, finding, name)
         self._claim(document, path, key, server)
 
-    def _completed(self, value: JsonObject, odd: bool) -> tuple[JsonObject, list[Finding]]:
+    def _completed(self, value: JsonObject, document: Document) -> tuple[JsonObject, list[Finding]]:
         """The manifest over its defaults and without what only the server sets, and what is wrong
         with it."""
-        manifest, findings = _as_written_by_hand(_without_nulls(value) if odd else value)
+        manifest, findings = _as_written_by_hand(_without_nulls(value) if document.nulls else value)
         own = value.get("spec", {} if self.defaults.spec else None)
-        if isinstance(own, dict) and (self.defaults.spec or odd):
+        if isinstance(own, dict) and (self.defaults.spec or document.nulls):
             manifest["spec"] = _merge(self.defaults.spec, own)
         return manifest, findings + _findings(
-            manifest, allow_privileged=self.allow_privileged, closely=odd
+            manifest, allow_privileged=self.allow_privileged, closely=document.fractions
         )
 
     def _server(
@@ -618,10 +620,22 @@ def _covered(path: Path, meant: Iterable[Path]) -> bool:
     return any(path[: len(flaw)] == flaw for flaw in meant)
 
 
-def _unknown_nulls(value: JsonObject, known: Sequence[Finding]) -> list[Finding]:
+def _unknown_nulls(value: Any, path: Path = ()) -> list[Finding]:
     """Misspelt keys without a value: dropping their nulls has hidden them."""
-    paths = {finding.path for finding in known}
-    return [f for f in schemas.findings(value) if f.at == "key" and f.path not in paths]
+    if isinstance(value, dict):
+        steps: Iterable[tuple[str | int, Any]] = value.items()
+    elif isinstance(value, list):
+        steps = enumerate(value)
+    else:
+        return []
+    found: list[Finding] = []
+    for step, child in steps:
+        if child is None:
+            unknown = schemas.unknown_field((*path, step))
+            found += [unknown] if unknown else []
+        else:
+            found += _unknown_nulls(child, (*path, step))
+    return found
 
 
 def _findings(

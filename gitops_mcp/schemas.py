@@ -19,7 +19,7 @@ from typing import Any
 import jsonschema_rs
 
 from gitops_mcp import settings
-from gitops_mcp.documents import Finding, Path
+from gitops_mcp.documents import Finding, Path, shown
 from gitops_mcp.model import JsonObject
 
 
@@ -48,6 +48,24 @@ def findings(manifest: JsonObject) -> list[Finding]:
         if key not in found or rank < found[key][0]:
             found[key] = (rank, finding)
     return [finding for _, finding in found.values()]
+
+
+def unknown_field(path: Path) -> Finding | None:
+    """What is wrong with the last key of ``path``: nothing where the schema knows it, or where the
+    mistake is further up."""
+    node = schema()
+    for depth, step in enumerate(path, 1):
+        node = {**schema()["$defs"].get(node.get("$ref", "").removeprefix("#/$defs/"), {}), **node}
+        fields = node.get("properties", {})
+        if step in fields:
+            node = fields[step]
+        elif isinstance(step, int):
+            node = node.get("items", {})
+        elif node.get("additionalProperties") is False:
+            return _unknown(path, fields) if depth == len(path) else None
+        else:
+            node = node.get("additionalProperties", {})
+    return None
 
 
 def defaulted(cr: JsonObject) -> JsonObject:
@@ -108,9 +126,7 @@ def _finding(error: Any) -> Finding:
     if "propertyNames" in error.absolute_schema_path:
         return Finding((*path, error.instance), _message(error), "key")
     if error.validator == "additionalProperties":
-        key = error.message
-        message = _REFUSED.get((*path, key)) or _unknown(key, error.schema["properties"])
-        return Finding((*path, key), message, "key")
+        return _unknown((*path, error.message), error.schema["properties"])
     return Finding(path, _message(error))
 
 
@@ -119,10 +135,13 @@ _REFUSED: Mapping[Path, str] = {
 }
 
 
-def _unknown(key: str, known: Iterable[str]) -> str:
+def _unknown(path: Path, known: Iterable[str]) -> Finding:
+    key = str(path[-1])
     names = {name.lower(): name for name in known}
     near = difflib.get_close_matches(key.lower(), names, 1, 0.6)
-    return f'unknown field "{key}"' + (f': did you mean "{names[near[0]]}"?' if near else "")
+    suggestion = f': did you mean "{names[near[0]]}"?' if near else ""
+    message = f'unknown field "{shown(key)}"{suggestion}'
+    return Finding(path, _REFUSED.get(path, message), "key")
 
 
 _TYPES: Mapping[str, str] = {

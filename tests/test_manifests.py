@@ -280,6 +280,14 @@ def test_a_server_that_the_api_server_would_not_store_is_refused() -> None:
     assert MAX_DOCUMENT < len(text) < MAX_FILE
 
 
+def test_no_key_can_speak_to_a_terminal() -> None:
+    text = HEAD + 'spec: {image: web, "\\e[31m": 1, config: {"\\e[0m": a, "\\e[0m": b}}\n'
+    for message in [problem.message for problem in loaded(text).problems]:
+        assert message.isprintable()
+    [(_, reason)] = loaded('{apiVersion: v1, kind: "\\e[31mX"}').ignored
+    assert reason == r"v1 \u001b[31mX"
+
+
 SECRET = "hunter2-s3cr3t"
 
 
@@ -412,12 +420,19 @@ def test_equal_digests_mean_equal_objects() -> None:
 
 
 def test_a_valid_source_never_imports_the_slow_validator() -> None:
-    program = (
-        "import sys; from gitops_mcp.manifests import load;"
-        "from gitops_mcp.model import SourceFile;"
-        f"loaded = load([SourceFile('a.yaml', '1', {GOOD.encode()!r})], cluster='default');"
-        "assert loaded.servers and not loaded.problems; print('jsonschema' in sys.modules)"
-    )
+    program = """
+import sys, pathlib
+from gitops_mcp.manifests import load
+from gitops_mcp.model import SourceFile
+root = pathlib.Path("repo-example")
+files = [
+    SourceFile(file.relative_to(root).as_posix(), "1", file.read_bytes())
+    for file in sorted(root.rglob("*.yaml"))
+]
+loaded = load(files, cluster="production")
+assert len(loaded.servers) == 12, loaded.problems
+print("jsonschema" in sys.modules)
+"""
     ran = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
     )
