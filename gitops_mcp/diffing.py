@@ -216,6 +216,10 @@ def _element_key(element: str, keys: tuple[str, ...]) -> tuple[Any, ...]:
     return tuple(values.get(name) for name in keys)
 
 
+def _item_element(names: tuple[str, ...], key: tuple[Any, ...]) -> str:
+    return "k:" + _compact(dict(sorted(zip(names, key, strict=True))))
+
+
 # --- the structure of the kinds ---------------------------------------------------------------
 
 
@@ -474,9 +478,9 @@ class _At(NamedTuple):
     fields: FieldPath = ()
     hidden: bool = False
 
-    def key(self, name: str, *parents: Mapping[str, Any]) -> _At:
+    def key(self, name: str, one: JsonObject, two: JsonObject) -> _At:
         token = name.replace("~", "~0").replace("/", "~1")
-        hidden = any(hides(parent, name, hidden=self.hidden) for parent in parents)
+        hidden = hides(one, name, hidden=self.hidden) or hides(two, name, hidden=self.hidden)
         return _At(f"{self.pointer}/{token}", (*self.fields, f"f:{name}"), hidden)
 
     def item(self, index: int, element: str) -> _At:
@@ -542,11 +546,12 @@ class _Walk:
         for name in desired | live:
             inner = shape.child(name)
             wanted, stored = desired.get(name), live.get(name)
+            below = _below(owners, f"f:{name}")
+            if wanted is None and not below:
+                continue  # the server's own
             if _empty(wanted, inner) and (_empty(stored, inner) or name in shape.identity):
                 continue
-            one, two = self.both(
-                wanted, stored, inner, at.key(name, desired, live), _below(owners, f"f:{name}")
-            )
+            one, two = self.both(wanted, stored, inner, at.key(name, desired, live), below)
             if one is not None:
                 before[name] = one
             if two is not None:
@@ -654,7 +659,7 @@ def _children(
         for name, inner in value.items():
             if name not in shape.identity:
                 below = _below(owners, f"f:{name}", whole=whole)
-                yield _Child(name, inner, shape.child(name), at.key(name, value), below)
+                yield _Child(name, inner, shape.child(name), at.key(name, value, value), below)
     elif isinstance(value, list) and shape.members:
         for position, member in enumerate(value):
             element = f"v:{_compact(member)}"
@@ -669,8 +674,7 @@ def _children(
             if element.startswith("k:")
         }
         for key, position in index.items():
-            spelt = _compact(dict(sorted(zip(names, key, strict=True))))
-            element = elements.get(key, f"k:{spelt}")
+            element = elements.get(key) or _item_element(names, key)
             below = _below(owners, element, whole=whole)
             yield _Child(position, value[position], shape.item, at.item(position, element), below)
 
@@ -833,7 +837,7 @@ def _identity(body: JsonObject) -> Any:
 def _leaves(value: Any, at: _At) -> Iterator[FieldChange]:
     if isinstance(value, dict) and value:
         for name, inner in value.items():
-            yield from _leaves(inner, at.key(name, value))
+            yield from _leaves(inner, at.key(name, value, value))
     elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
         for position, item in enumerate(value):
             yield from _leaves(item, at.item(position, ""))
