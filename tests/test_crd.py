@@ -1,10 +1,15 @@
-"""The CRD says what the schema says, and a real API server understands it so."""
+"""The CRD says what the schema says, and API servers, the real one too, understand it so."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import json
-from collections.abc import Iterator
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +17,7 @@ import plane as rig
 import pytest
 import yaml
 
-from gitops_mcp import manifests, schemas
+from gitops_mcp import manifests, sandbox, schemas
 from gitops_mcp.crd import custom_resource_definition
 from gitops_mcp.model import API_VERSION, KIND, JsonObject
 
@@ -104,33 +109,57 @@ def test_load_judges_a_spec_as_the_table_says(row: JsonObject) -> None:
         assert found == ""
 
 
-@pytest.fixture(scope="module")
-def plane(definition: JsonObject) -> Iterator[rig.Plane]:
-    try:
-        started = rig.Plane()
-    except rig.Unavailable as reason:
-        pytest.skip(str(reason))
-    with started:
-        status, answer = started.request(
+Request = Callable[..., tuple[int, Any]]
+"""method, path, body, content_type → HTTP status, decoded answer."""
+
+
+@pytest.fixture(scope="module", params=["sandbox", "plane"])
+def api(request: pytest.FixtureRequest, definition: JsonObject) -> Iterator[Request]:
+    """An API server that has our CRD: the sandbox's, and a real one where there is one."""
+    with contextlib.ExitStack() as stack:
+        if request.param == "sandbox":
+            url = stack.enter_context(sandbox.start(controllers=False)).url
+            ask: Request = functools.partial(over_http, url)
+        else:
+            try:
+                started = rig.Plane()
+            except rig.Unavailable as reason:
+                pytest.skip(str(reason))
+            ask = stack.enter_context(started).request
+        status, answer = ask(
             "POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition
         )
         assert status == 201, answer
-        eventually_served(started)
-        yield started
+        eventually_served(ask)
+        yield ask
 
 
-def eventually_served(plane: rig.Plane) -> None:
-    """The first create waits by itself until the new kind is served; until it is routed, 404."""
+def over_http(
+    url: str, method: str, path: str, body: Any = None, *, content_type: str = "application/json"
+) -> tuple[int, Any]:
+    data = None if body is None else json.dumps(body).encode()
+    asked = urllib.request.Request(url + path, data, {"Content-Type": content_type}, method=method)
+    try:
+        with urllib.request.urlopen(asked) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as refusal:
+        text = refusal.read().decode()
+        return refusal.code, json.loads(text) if text.startswith("{") else text
+
+
+def eventually_served(api: Request) -> None:
+    """A new kind is not routed at once."""
     for _ in range(100):
-        status, _answer = create(plane, "first", BASE)
+        status, _answer = create(api, "first", BASE)
         if status == 201:
             return
+        time.sleep(0.02)
     pytest.fail("the kind was never served")
 
 
-def create(plane: rig.Plane, name: str, spec: JsonObject) -> tuple[int, Any]:
+def create(api: Request, name: str, spec: JsonObject) -> tuple[int, Any]:
     body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "spec": spec}
-    return plane.request(
+    return api(
         "PATCH",
         f"/apis/{API_VERSION}/namespaces/default/mcpservers/{name}?fieldManager=test&force=true",
         body,
@@ -139,11 +168,11 @@ def create(plane: rig.Plane, name: str, spec: JsonObject) -> tuple[int, Any]:
 
 
 @pytest.mark.xdist_group("plane")
-class TestOnARealApiServer:
+class TestOnAnApiServer:
     @pytest.mark.parametrize("row", JUDGED, ids=lambda row: row["case"])
-    def test_it_judges_a_spec_as_the_table_says(self, plane: rig.Plane, row: JsonObject) -> None:
+    def test_it_judges_a_spec_as_the_table_says(self, api: Request, row: JsonObject) -> None:
         name = "case-" + "".join(c if c.isalnum() else "-" for c in row["case"].lower())
-        status, answer = create(plane, name, BASE | row["spec"])
+        status, answer = create(api, name, BASE | row["spec"])
         if row.get("refused"):
             assert status in (422, 500), answer
             assert row["refused"] in answer["message"]
@@ -152,34 +181,34 @@ class TestOnARealApiServer:
             written = {"metadata": {}, "spec": BASE | row["spec"]}
             assert schemas.defaulted(written)["spec"] == answer["spec"], "defaults as offline"
 
-    def test_it_keeps_every_field_that_the_templates_know(self, plane: rig.Plane) -> None:
+    def test_it_keeps_every_field_that_the_templates_know(self, api: Request) -> None:
         table = yaml.safe_load((DATA / "rendering" / "fields.yaml").read_text())
         for index, row in enumerate(table["fields"]):
             spec = table["base"] | row["spec"]
-            status, answer = create(plane, f"field-{index}", spec)
+            status, answer = create(api, f"field-{index}", spec)
             assert status == 201, (row["field"], answer)
             assert schemas.defaulted({"spec": spec})["spec"] == answer["spec"], row["field"]
 
-    def test_it_refuses_a_name_that_no_service_can_have(self, plane: rig.Plane) -> None:
-        assert create(plane, "a" * 63, BASE)[0] == 201
+    def test_it_refuses_a_name_that_no_service_can_have(self, api: Request) -> None:
+        assert create(api, "a" * 63, BASE)[0] == 201
         for name in ("a" * 64, "1st", "a.b"):
-            status, answer = create(plane, name, BASE)
+            status, answer = create(api, name, BASE)
             assert status == 422
             assert "metadata.name must be at most 63" in answer["message"]
 
-    def test_scale_reads_and_writes_the_replicas(self, plane: rig.Plane) -> None:
+    def test_scale_reads_and_writes_the_replicas(self, api: Request) -> None:
         path = f"/apis/{API_VERSION}/namespaces/default/mcpservers/scaled"
-        assert create(plane, "scaled", {**BASE, "replicas": 1})[0] == 201
-        status, _ = plane.request(
+        assert create(api, "scaled", {**BASE, "replicas": 1})[0] == 201
+        status, _ = api(
             "PATCH",
             f"{path}/scale",
             {"spec": {"replicas": 3}},
             content_type="application/merge-patch+json",
         )
         assert status == 200
-        assert plane.request("GET", path)[1]["spec"]["replicas"] == 3
+        assert api("GET", path)[1]["spec"]["replicas"] == 3
 
-    def test_a_status_with_everything_is_kept(self, plane: rig.Plane) -> None:
+    def test_a_status_with_everything_is_kept(self, api: Request) -> None:
         path = f"/apis/{API_VERSION}/namespaces/default/mcpservers/first/status"
         now = "2026-01-02T03:04:05Z"
         status = {
@@ -216,7 +245,7 @@ class TestOnARealApiServer:
                 }
             ],
         }
-        code, answer = plane.request(
+        code, answer = api(
             "PATCH", path, {"status": status}, content_type="application/merge-patch+json"
         )
         assert code == 200, answer

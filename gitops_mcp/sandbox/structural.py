@@ -210,7 +210,8 @@ def _enum(raw: dict[str, Any], value: Any, path: str) -> Iterator[Cause]:
 
 @cache
 def _regex(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern.replace(r"\z", r"\Z"))
+    # Python's "$" would let a newline pass at the end; RE2's does not.
+    return re.compile(re.sub(r"(?<!\\)\$$", r"\\Z", pattern).replace(r"\z", r"\Z"))
 
 
 def _pattern(raw: dict[str, Any], value: Any, path: str) -> Iterator[Cause]:
