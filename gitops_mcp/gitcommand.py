@@ -89,22 +89,27 @@ _COMPLAINTS = (
         "add it to known_hosts",
     ),
     (
-        r"certificate|SSL",
-        "the git server's TLS certificate is not trusted",
-        "set GIT_SSL_CAINFO to its authority's certificate",
+        r"Timeout: the command",
+        "the git server took too long",
+        "try again; a cache directory keeps what was fetched before",
+    ),
+    (
+        r"[Rr]epository .*not found|does not appear to be a git repository|"
+        r"returned error: 404|could not be found",
+        "there is no such git repository, or these credentials may not see it",
+        "check the address",
     ),
     (
         r"Could not resolve host(?:name)?|Connection (?:refused|timed out|reset)|Failed to connect|"
-        r"Couldn't connect|Timeout:|Operation too slow|No route to host|unable to connect|"
+        r"Couldn't connect|Operation too slow|No route to host|unable to connect|"
         r"early EOF|returned error: 5\d\d|Empty reply|timed out",
         "the git server does not answer",
         "check the address and the network, then try again",
     ),
     (
-        r"repository .* not found|Repository not found|does not appear to be a git repository|"
-        r"returned error: 404|does not exist",
-        "there is no such git repository, or these credentials may not see it",
-        "check the address",
+        r"SSL certificate|certificate verif|server certificate|SSL_connect|TLS",
+        "the git server's TLS certificate is not trusted",
+        "set GIT_SSL_CAINFO to its authority's certificate",
     ),
     (
         r"transport '.*' not allowed",
@@ -135,9 +140,9 @@ def _redact(text: str) -> str:
     return re.sub(r"(\w+://[^/@:\s'\"]*):[^/@\s'\"]*@", r"\1@", text)
 
 
-def printable(path: str) -> str:
+def printable(text: str) -> str:
     """A foreign text that a terminal and JSON can take."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in path)
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def complaint(err: str, root: str) -> SourceError:

@@ -756,13 +756,36 @@ def test_an_unreachable_server_is_an_error_and_the_last_snapshot_stays(repositor
     opened.close()
 
 
+COMPLAINTS = {
+    "fatal: repository 'https://h/certificates.git/' not found": "there is no such git repository",
+    "fatal: unable to access 'https://h/': The requested URL returned error: 403": "refused",
+    "git@h: Permission denied (publickey).\nfatal: Could not read from remote.": "refused",
+    "fatal: unable to access 'https://h/': Could not resolve host: h": "does not answer",
+    "ssh: connect to host h port 22: Connection refused": "does not answer",
+    "fatal: unable to access 'https://h/': server certificate verification failed.": "TLS",
+    "Host key verification failed.\nfatal: Could not read": "host key is not known",
+    "fatal: detected dubious ownership in repository at '/x'": "belongs to another user",
+    "warning: a\nfatal: odd \x1b[31m https://u:tok@h/x": "odd \\x1b[31m https://h/x",
+    "remote: so it is\n": "remote: so it is",
+    "": "git failed without a word",
+}
+
+
+@pytest.mark.parametrize(("err", "expected"), COMPLAINTS.items())
+def test_a_complaint_of_git_becomes_one_line(err: str, expected: str) -> None:
+    error = gitcommand.complaint(err, "SOURCE")
+    assert error.message.startswith("SOURCE: ")
+    assert expected in error.message
+    assert "\n" not in error.message
+
+
 def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gitcommand, "REMOTE_LIMIT", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/x.git"
         with (
             open_source(address) as opened,
-            pytest.raises(SourceError, match="does not answer"),
+            pytest.raises(SourceError, match="took too long"),
         ):
             opened.poll()
 
