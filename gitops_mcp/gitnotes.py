@@ -18,7 +18,7 @@ from gitops_mcp.errors import GitOpsError
 from gitops_mcp.gitcommand import FETCH, SHA, Answer, Git, complaint, printable, why
 from gitops_mcp.model import NoteRecord
 
-WRITE_ATTEMPTS = 12
+WRITE_ATTEMPTS = 16
 """Rounds against other writers of one notes ref. Each round somebody wins, waits grow to 1.6 s."""
 
 _KEYS = ("time", "cluster", "source", "event", "server", "result", "message")
