@@ -20,8 +20,6 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import orjson
-
 from gitops_mcp.masking import hides, mask, mask_pair, masked
 from gitops_mcp.model import (
     ANNOTATION_RECONCILE,
@@ -44,7 +42,8 @@ class Difference:
     ``foreign``: fields of other controllers, which stay. ``before`` and ``after``: both bodies,
     masked and narrowed to the fields that we mean (None: no such object). ``seize``: fields whose
     ownership ``ownership_patch`` must first move to us, so that the apply removes them. ``key``:
-    equal for equal desired bodies that meet equal live values at the differing places.
+    equal for equal desired bodies that meet equal live values at the differing places, empty when
+    nothing differs.
     """
 
     fields: tuple[FieldChange, ...]
@@ -802,9 +801,9 @@ def _difference(desired: JsonObject | None, live: JsonObject | None, owners: _Ow
         before=before,
         after=after,
         seize=tuple(walk.seize),
-        key=hashlib.sha256(
-            orjson.dumps([desired, walk.found], option=orjson.OPT_SORT_KEYS)
-        ).hexdigest(),
+        key=hashlib.sha256(json.dumps([desired, walk.found], sort_keys=True).encode()).hexdigest()
+        if walk.fields
+        else "",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import random
 import time
 import urllib.error
 import urllib.request
@@ -346,6 +347,36 @@ def test_quantities_are_compared_by_value(one: Any, two: Any) -> None:
 @pytest.mark.parametrize("text", ["", "1KiB", "m", "abc", "1 Gi", "1e", True])
 def test_what_is_no_quantity_stays_what_it_is(text: Any) -> None:
     assert diffing.quantity(text) == text
+
+
+def test_what_differs_is_visible_and_what_is_visible_differs() -> None:
+    chance = random.Random(3)
+    names = ("name", "value", "env", "ports", "containers", "key", "port", "a/b~", "password")
+    scalars = (None, "", 0, 1, True, "a", "1000m", [], {}, 1.5, "https://u:p@h")
+
+    def thing(depth: int = 0) -> Any:
+        kind = chance.randrange(3 if depth < 4 else 1)
+        if kind == 0:
+            return chance.choice(scalars)
+        if kind == 1:
+            return [thing(depth + 1) for _ in range(chance.randrange(4))]
+        return {chance.choice(names): thing(depth + 1) for _ in range(chance.randrange(4))}
+
+    def mutant(value: Any) -> Any:
+        if chance.random() < 0.05:
+            return thing()
+        if isinstance(value, dict):
+            return {k: mutant(v) for k, v in value.items() if chance.random() > 0.03}
+        if isinstance(value, list):
+            return chance.sample([mutant(item) for item in value], len(value))
+        return value
+
+    for _ in range(400):
+        body = chance.choice(list(OBJECTS.values()))
+        base, head = (body | {"spec": mutant(body["spec"])} for _ in range(2))
+        found = between(base, head)
+        assert bool(found.fields) == (found.before != found.after)
+        assert not between(base, base)
 
 
 # --- the table of structures ------------------------------------------------------------------
