@@ -352,7 +352,7 @@ def test_what_is_no_quantity_stays_what_it_is(text: Any) -> None:
 def test_what_differs_is_visible_and_what_is_visible_differs() -> None:
     chance = random.Random(3)
     names = ("name", "value", "env", "ports", "containers", "key", "port", "a/b~", "password")
-    scalars = (None, "", 0, 1, True, "a", "1000m", [], {}, 1.5, "https://u:p@h")
+    scalars: tuple[Any, ...] = (None, "", 0, 1, True, "a", "1000m", [], {}, 1.5, "https://u:p@h")
 
     def thing(depth: int = 0) -> Any:
         kind = chance.randrange(3 if depth < 4 else 1)
