@@ -14,6 +14,7 @@ exact one, which is slow to import and to run, speaks only then.
 from __future__ import annotations
 
 import hashlib
+import posixpath
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -88,7 +89,8 @@ def load(
     """
     if cache is None:
         cache = Cache()
-    prefix = f"{path.strip('/')}/" if path.strip("./") else ""
+    folder = posixpath.normpath(path).strip("/")
+    prefix = "" if folder == "." else f"{folder}/"
     defaults, candidates = _sort(files, cluster, prefix)
     options = (namespace, allow_privileged, defaults.digest)
     keys: list[_CacheKey] = []
@@ -394,10 +396,14 @@ class _File:
 
     def _object(self, document: Document, path: Path, value: Any) -> None:
         """One Kubernetes object, or something else."""
-        if not isinstance(value, dict) or not ("kind" in value or "apiVersion" in value):
-            self.result.ignored.append((self.file.path, "no Kubernetes object"))
-        elif _is_ours(value):
+        if _is_ours(value):
             self._manifest(document, path, value)
+        elif _identity(path, value) & {flaw.path for flaw in document.flaws}:
+            # It may be ours under another reading: a duplicate kind, an alias for an item.
+            self.result.unknown = True
+            self._flaws(document, (), None)
+        elif not isinstance(value, dict) or not ("kind" in value or "apiVersion" in value):
+            self.result.ignored.append((self.file.path, "no Kubernetes object"))
         elif value.get("apiVersion") == "v1" and value.get("kind") == "List":
             for index, item in enumerate(_items(value)):
                 self._object(document, (*path, "items", index), item)
@@ -433,7 +439,9 @@ class _File:
         """The manifest over its defaults and without what only the server sets, and what is wrong
         with it."""
         manifest, findings = _as_written_by_hand(_without_nulls(value) if document.nulls else value)
-        own = value.get("spec", {} if self.defaults.spec else None)
+        own = value.get("spec")
+        if own is None and self.defaults.spec:
+            own = {}
         if isinstance(own, dict) and (self.defaults.spec or document.nulls):
             manifest["spec"] = _merge(self.defaults.spec, own)
         return manifest, findings + _findings(
@@ -568,6 +576,15 @@ def _is_ours(value: object) -> bool:
     return (isinstance(kind, str) and kind.lower() == KIND.lower()) or (
         isinstance(version, str) and version.partition("/")[0] == GROUP
     )
+
+
+def _identity(path: Path, value: object) -> set[Path]:
+    """The places that say whose an object is, where it is a Kubernetes object at all."""
+    if not isinstance(value, dict):
+        return {path} if path else set()
+    if not ("kind" in value and "apiVersion" in value):
+        return set()
+    return {(*path, name) for name in ("kind", "apiVersion", "items")}
 
 
 def _is_foreign(value: JsonObject) -> bool:
