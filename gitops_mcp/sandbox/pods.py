@@ -88,16 +88,15 @@ def step(pod: Object, waited: float, now: datetime, address: str) -> Step:
         return _scheduling(pod, now)
     statuses, event, wait = _containers(pod, waited, now)
     started = any(_state(one) != ("waiting", "ContainerCreating") for one in statuses)
+    ran = pod.get("status", {}).get("phase") == "Running" or any(one["started"] for one in statuses)
     status = {
         **pod.get("status", {}),
-        "phase": "Running" if any(one["started"] for one in statuses) else "Pending",
+        "phase": "Running" if ran else "Pending",
         "hostIP": "127.0.0.1",
         "hostIPs": [{"ip": "127.0.0.1"}],
         "startTime": pod.get("status", {}).get("startTime") or stamp(now),
         "containerStatuses": statuses,
     }
-    if any(one["restartCount"] for one in statuses):
-        status["phase"] = "Running"  # once started, a pod is not Pending again
     if started:
         status.setdefault("podIP", address)
         status["podIPs"] = [{"ip": status["podIP"]}]
