@@ -79,6 +79,10 @@ class Unavailable(Exception):
     """There is no control plane on this machine; the message is one line for the skipped test."""
 
 
+class ProgramEnded(RuntimeError):
+    """A program of a plane ended by itself; the message has the end of its log."""
+
+
 # --- binaries -------------------------------------------------------------------------------
 
 
@@ -184,20 +188,19 @@ class Plane:
 
     def __post_init__(self) -> None:
         self.bin = binaries()
-        self.home = Path(tempfile.mkdtemp(prefix="plane-"))
-        self.port, self._etcd_port, self._peer_port = _free_ports(3)
-        self.url = f"https://127.0.0.1:{self.port}"
-        self.ca = self.home / "certs" / "apiserver.crt"
         self._tokens = {user: secrets.token_hex(16) for user in (*_MASTERS, *self.users)}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._seen = 0
 
     def __enter__(self) -> Plane:
-        try:
-            self._start()
-        except BaseException:
-            self.stop()
-            raise
+        for tries_left in (2, 1, 0):
+            try:
+                self._start()
+                break
+            except BaseException as error:
+                self.stop()
+                # a port may have been taken by somebody else between its choice and its use
+                if not isinstance(error, ProgramEnded) or not tries_left:
+                    raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -318,6 +321,11 @@ class Plane:
     # --- start and stop
 
     def _start(self) -> None:
+        self.home = Path(tempfile.mkdtemp(prefix="plane-"))
+        self.port, self._etcd_port, self._peer_port = _free_ports(3)
+        self.url = f"https://127.0.0.1:{self.port}"
+        self.ca = self.home / "certs" / "apiserver.crt"
+        self._seen = 0
         (self.home / "audit.yaml").write_text(_AUDIT_POLICY)
         (self.home / "tokens.csv").write_text(
             "".join(
@@ -428,9 +436,9 @@ class Plane:
             for program, process in self._processes.items():
                 if process.poll() is not None:
                     tail = (self.home / f"{program}.log").read_text(errors="replace")[-2000:]
-                    raise RuntimeError(f"{program} ended with {process.returncode}:\n{tail}")
+                    raise ProgramEnded(f"{program} ended with {process.returncode}:\n{tail}")
             if time.monotonic() > deadline:
-                raise TimeoutError(f"not {what} after a minute; logs in {self.home}")
+                raise TimeoutError(f"not {what} after a minute")
             time.sleep(0.05)
 
     def _tls(self) -> ssl.SSLContext:
