@@ -671,6 +671,8 @@ class Cluster:
         )
         self._streams.add(response)
         try:
+            if self._closed.is_set():
+                return  # too late for ``close`` to have seen this stream
             opened()
             for line in _lines(response.stream()):
                 if stop.is_set() or self._closed.is_set():

@@ -20,6 +20,8 @@ from gitops_mcp import errors, kube
 from gitops_mcp.kube import Cluster, Lease
 from gitops_mcp.model import JsonObject, ObjectRef
 
+pytest_plugins = ["clusters"]
+
 DATA = Path(__file__).parent / "data" / "kube"
 
 
@@ -409,24 +411,7 @@ def test_closing_ends_a_watch_that_is_waiting(connect: Connect) -> None:
         assert not thread.is_alive()
 
 
-# --- a real control plane ---------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def plane() -> Iterator[rig.Plane]:
-    try:
-        started = rig.Plane()
-    except rig.Unavailable as reason:
-        pytest.skip(str(reason))
-    with started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def cluster(plane: rig.Plane) -> Iterator[Cluster]:
-    connected = Cluster.connect(str(plane.kubeconfig("admin")))
-    yield connected
-    connected.close()
+# --- a real control plane, and the sandbox ----------------------------------------------------
 
 
 _names = itertools.count()
@@ -465,7 +450,7 @@ def config(name: str, **data: str) -> JsonObject:
     }
 
 
-class TestRealServer:
+class TestServer:
     def test_says_its_version(self, cluster: Cluster) -> None:
         assert cluster.version() >= (1, 30)
 
@@ -642,10 +627,12 @@ class TestRealServer:
         with pytest.raises(errors.Terminating):
             cluster.apply(body)
 
-    def test_rights_are_told(self, cluster: Cluster, plane: rig.Plane) -> None:
-        bob = Cluster.connect(str(plane.kubeconfig("bob")))
+    def test_rights_are_told(self, cluster: Cluster) -> None:
         assert cluster.can("patch", "apps", "deployments", "default")
         assert cluster.can("patch", "mcp.example.com", "mcpservers", None, "status")
+
+    def test_missing_rights_are_told(self, plane: rig.Plane) -> None:
+        bob = Cluster.connect(str(plane.kubeconfig("bob")))
         assert not bob.can("patch", "apps", "deployments", "default")
         with pytest.raises(errors.Permanent, match='User "bob" cannot get'):
             bob.get(ObjectRef("apps/v1", "Deployment", "default", "web"))

@@ -1,0 +1,41 @@
+"""Fixtures: connections to clusters with all their controllers, the sandbox and a real plane.
+
+A test module takes them with ``pytest_plugins = ["clusters"]``; each of its ``cluster`` tests then
+runs twice, and on the plane only where there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import plane as rig
+import pytest
+
+from gitops_mcp import sandbox
+from gitops_mcp.kube import Cluster
+
+
+@pytest.fixture(scope="module")
+def plane() -> Iterator[rig.Plane]:
+    try:
+        started = rig.Plane()
+    except rig.Unavailable as reason:
+        pytest.skip(str(reason))
+    with started:
+        yield started
+
+
+@pytest.fixture(scope="module", params=["sandbox", "plane"])
+def cluster(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    if request.param == "plane":
+        connected = Cluster.connect(str(request.getfixturevalue("plane").kubeconfig("admin")))
+        yield connected
+        connected.close()
+        return
+    file = tmp_path_factory.mktemp("sandbox") / "config"
+    with sandbox.start(speed=20) as started:
+        connected = Cluster.connect(str(started.write_kubeconfig(file)))
+        yield connected
+        connected.close()
