@@ -9,11 +9,12 @@ It compares by value, since the server stores other spellings than it was sent, 
 
 from __future__ import annotations
 
+import copy
 import enum
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
@@ -102,6 +103,34 @@ def owns(live: JsonObject, *path: str, manager: str = FIELD_MANAGER) -> bool:
     return False
 
 
+def owned(live: JsonObject, *, manager: str = FIELD_MANAGER) -> JsonObject:
+    """The fields that ``manager``'s applies own, as they stand: the body of an apply that changes
+    nothing and gives nothing up."""
+    owners = _owners(live, manager, frozenset())
+    ours = tuple(owner for owner in owners if owner[0] is _Owner.OURS)
+    shape = _SHAPES.get(live["kind"], _OTHER_KIND)
+    part: JsonObject = _owned(_meant(live), shape, _At(), ours) if ours else {}
+    whole: JsonObject = _identity(live)(part)
+    return whole
+
+
+def without(live: JsonObject, pointers: Iterable[str]) -> JsonObject:
+    """A copy of ``live`` that lacks the fields at these JSON pointers."""
+    body = copy.deepcopy(live)
+    for pointer in sorted(pointers, key=lambda p: [_token(t) for t in p.split("/")], reverse=True):
+        *parents, last = (_token(token) for token in pointer.split("/")[1:])
+        place: Any = body
+        for token in parents:
+            place = place[token[0] if isinstance(place, list) else token[1]]
+        del place[last[0] if isinstance(place, list) else last[1]]
+    return body
+
+
+def _token(text: str) -> tuple[int, str]:
+    """A JSON pointer's token as an index (-1: none) and as a name."""
+    return int(text) if text.isdigit() else -1, text.replace("~1", "/").replace("~0", "~")
+
+
 def ownership_patch(
     live: JsonObject, paths: tuple[FieldPath, ...], *, manager: str = FIELD_MANAGER
 ) -> list[JsonObject]:
@@ -157,9 +186,9 @@ def _without(tree: JsonObject, path: FieldPath) -> tuple[JsonObject, JsonObject]
     if not rest:
         return tree[head], {name: below for name, below in tree.items() if name != head}
     taken, left = _without(tree[head], rest)
-    # An empty tree would mean that the parent itself is owned.
+    # What is left of a map without its fields would be the map itself, and so all that it holds.
     kept = {name: left if name == head else below for name, below in tree.items()}
-    if not left and tree[head]:
+    if left.keys() <= {"."} and tree[head]:
         del kept[head]
     return taken, kept
 
@@ -198,14 +227,16 @@ def _owners(live: JsonObject, manager: str, people: frozenset[str]) -> _Owners:
 
 
 def _below(owners: _Owners, element: str, *, whole: bool = False) -> _Owners:
-    """The owners one step down. ``whole``: who owns the parent as a leaf owns all that it holds."""
-    result = []
+    """The owners one step down. ``whole``: who owns the parent as a leaf owns what it holds, unless
+    somebody owns that by name: the parent alone is left of an entry whose fields were taken."""
+    named: list[tuple[_Owner, Mapping[str, Any]]] = []
+    unnamed: list[tuple[_Owner, Mapping[str, Any]]] = []
     for owner, tree in owners:
-        if tree is _EVERYTHING or (whole and not tree):
-            result.append((owner, tree))
-        elif element in tree:
-            result.append((owner, tree[element]))
-    return tuple(result)
+        if element in tree:
+            named.append((owner, tree[element]))
+        elif tree is _EVERYTHING or (whole and not tree):
+            unnamed.append((owner, tree))
+    return tuple(named or unnamed)
 
 
 @lru_cache(maxsize=8192)
