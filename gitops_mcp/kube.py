@@ -250,6 +250,8 @@ def translate(
         status = {}
     causes = _causes(status)
     rule = next((r for r in _RULES if r.fits(code, status, causes)), _Rule(code, Transient))
+    if code == 404 and ref is not None and ref.kind == "Namespace":
+        rule = _Rule(404, Gone)  # the namespace is the object itself, not where it should be
     cause = _cause_text(code, status, causes) or f"HTTP {code}"
     hint = rule.hint
     own = ref is not None and (ref.api_version, ref.kind) == (API_VERSION, KIND)
@@ -700,6 +702,7 @@ class Cluster:
         *,
         stop: threading.Event,
         label_selector: str = "",
+        resource_version: str = "",
         state: Callable[[KubeError | None], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
@@ -709,10 +712,11 @@ class Cluster:
 
         Never raises KubeError. A broken stream goes on where it ended, a version that is too old
         (410) lists again; both after a wait that doubles, with jitter, up to WATCH_BACKOFF_CAP.
+        ``resource_version`` goes on from a list that was read before.
         ``state`` hears each trouble, and None when the stream is whole (again).
         """
         wait = _Backoff(rng or random.Random())  # noqa: S311 - spreads requests, guards nothing
-        version = ""
+        version = resource_version
         while not stop.is_set() and not self._closed.is_set():
             began = clock()
             try:
