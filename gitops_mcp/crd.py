@@ -7,7 +7,7 @@ module does not know is an error, so nothing that the schema says is lost withou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -148,3 +148,24 @@ def _structural(node: JsonObject, definitions: JsonObject) -> JsonObject:
         elif keyword not in _LEFT_OUT:
             raise ValueError(f"no decision about the keyword {keyword}")
     return made
+
+
+def missing(live: JsonObject, ours: JsonObject) -> tuple[str, ...]:
+    """The fields of our definition that a cluster's lacks, as JSON pointers: it is older."""
+    return tuple(sorted(_fields(ours) - _fields(live)))
+
+
+def _fields(crd: JsonObject) -> set[str]:
+    for version in crd["spec"]["versions"]:
+        if version["name"] == VERSION:
+            return set(_pointers(version["schema"]["openAPIV3Schema"], ""))
+    return set()
+
+
+def _pointers(schema: JsonObject, at: str) -> Iterator[str]:
+    for name, below in (schema.get("properties") or {}).items():
+        yield f"{at}/{name}"
+        yield from _pointers(below, f"{at}/{name}")
+    for part in ("items", "additionalProperties"):
+        if isinstance(schema.get(part), dict):
+            yield from _pointers(schema[part], at)

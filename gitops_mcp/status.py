@@ -330,7 +330,12 @@ def _source(facts: Facts, old: JsonObject, applied_revision: str) -> JsonObject:
         if facts.desired is not None
         else (metadata.get("annotations") or {}).get(ANNOTATION_FILE) or known.get("path")
     )
-    found = {"revision": applied_revision or known.get("revision"), "path": path}
+    digest = facts.desired.digest[:16] if facts.desired is not None else known.get("digest")
+    found = {
+        "revision": applied_revision or known.get("revision"),
+        "path": path,
+        "digest": digest,
+    }
     return {key: value for key, value in found.items() if value}
 
 
