@@ -3,6 +3,7 @@
     GitOpsError                 an expected failure: one line on stderr, no traceback
     ├── UsageError              the command line or the configuration is wrong
     ├── SourceError             the git source cannot be read
+    ├── LeaseLost               somebody else writes for this source
     └── KubeError               the API server refused, or could not be asked
         ├── Transient           worth trying again soon
         ├── Configuration       wrong until somebody changes a manifest
@@ -32,6 +33,10 @@ class UsageError(GitOpsError):
 
 class SourceError(GitOpsError):
     """The git source cannot be read: no repository, no such ref, no answer from its server."""
+
+
+class LeaseLost(GitOpsError):
+    """Another process is, or has become, the one writer of this source."""
 
 
 class KubeError(GitOpsError):

@@ -245,7 +245,13 @@ Propagation = Literal["Background", "Foreground", "Orphan"]
 @dataclass(frozen=True, slots=True)
 class Action:
     """One request. ``uid`` and ``resource_version`` are its preconditions (written into the body
-    of an apply); ``why`` is for logs and reports: a verb phrase such as ``withdraw endpoints``."""
+    of an apply); ``why`` is for logs and reports: a verb phrase such as ``withdraw endpoints``.
+
+    An apply of an object that we have seen carries its uid and is forced; one without a uid
+    creates, unforced, so that an object that we did not know of answers with a conflict.
+    ``change`` is what people are shown of it; ``key`` names (wanted, live at the differing paths):
+    should the request turn out to change nothing, that key is noise from then on.
+    """
 
     verb: Verb
     ref: ObjectRef
@@ -256,6 +262,8 @@ class Action:
     uid: str | None = None
     resource_version: str | None = None
     propagation: Propagation = "Background"
+    change: Change | None = None
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,10 +283,12 @@ Result = Literal["ok", "changed", "pruned", "failed", "blocked", "skipped"]
 class Decision:
     """What ``planning.decide`` makes of the facts.
 
-    ``actions`` are carried out in order, up to the first that fails; then it is decided again. None
-    left: the server is where it can be for now. ``changes`` is what those actions change, for
-    people. ``look_again``: when the answer may differ without any event. ``waiting``: what for, in
-    words (empty: for nothing). ``ready``: is it serving; None where nobody can say.
+    ``actions`` are carried out in order, up to the first that fails; then it is decided again.
+    None left: the server is where it can be for now. ``changes`` is what people are shown besides
+    the actions' own changes: what is blocked, and all that a prune will take. ``look_again``: when
+    the answer may differ without any event. ``waiting``: what for, in words (empty: for nothing);
+    ``deadline``: when a shutdown should have ended. ``ready``: is it serving; None where nobody
+    can say.
     """
 
     result: Result = "ok"
@@ -287,6 +297,7 @@ class Decision:
     message: str = ""
     look_again: datetime | None = None
     waiting: str = ""
+    deadline: datetime | None = None
     ready: bool | None = None
 
 
@@ -345,7 +356,8 @@ class Context:
 
     ``source`` is the source id, ``path`` the run's ``--path``, ``domain`` the cluster's DNS name.
     ``finalizer``: we place ours (the agent does, a single sync does not). ``probes``: handshakes
-    are made. ``kubectl_managers``: field managers whose fields count as drift.
+    are made. ``create_namespace``: a missing namespace is made. ``allow_privileged``: pods may
+    reach out of their container. ``kubectl_managers``: whose fields count as drift.
     """
 
     source: str
@@ -354,6 +366,8 @@ class Context:
     path: str = ""
     domain: str = "cluster.local"
     finalizer: bool = False
+    create_namespace: bool = False
+    allow_privileged: bool = False
     probes: bool = True
     kubectl_managers: frozenset[str] = frozenset(
         {

@@ -1,0 +1,267 @@
+"""Graceful shutdown as a state machine: live facts in, the next step out.
+
+Receives a server's facts, returns what to do now and what to write into ``status.shutdown``. It
+never waits: a step that needs time says when to look again. Every step can be told from the
+cluster, so that whoever comes next goes on where the last one stopped:
+
+    Withdrawing   the Service gets a selector that no pod has: no new clients, same pods
+    Draining      until the sessions are gone, or the drain window ends
+    Stopping      the Deployment is scaled to 0: preStop, SIGTERM, grace; until the pods are gone
+    Deleting      the children, then the finalizer (or the CR itself, where it bears none)
+
+An object that has gone already (foreground deletion, a person) counts as its step done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from gitops_mcp import transports
+from gitops_mcp.model import (
+    ANNOTATION_SHUTDOWN,
+    FINALIZER,
+    GROUP,
+    SHUTDOWN_MANAGER,
+    Action,
+    Facts,
+    JsonObject,
+    ObjectRef,
+    Verb,
+)
+
+WITHDRAWN = f"{GROUP}/withdrawn"
+"""A selector key that no pod bears."""
+
+MARGIN = timedelta(seconds=30)
+"""What a shutdown may take over its drain window and grace, for the API and the kubelet."""
+
+GAUGE_INTERVAL = timedelta(seconds=2)
+SCALE_ATTEMPTS = 3
+"""How often somebody may raise a stopping Deployment before it is deleted under them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """``state`` is the wanted ``status.shutdown``. ``persist``: it must stand in the cluster before
+    ``actions`` are carried out, since nothing else there would tell that the step began."""
+
+    state: JsonObject
+    actions: tuple[Action, ...] = ()
+    persist: bool = False
+    look_again: datetime | None = None
+    waiting: str = ""
+
+
+def state_of(cr: JsonObject) -> JsonObject | None:
+    """The ``status.shutdown`` that stands in the CR."""
+    state: JsonObject | None = (cr.get("status") or {}).get("shutdown")
+    return state or None
+
+
+def under_way(cr: JsonObject) -> bool:
+    """Deleted, or being shut down without a finalizer to hold it."""
+    return "deletionTimestamp" in cr["metadata"] or state_of(cr) is not None
+
+
+def deadline_of(state: JsonObject) -> datetime | None:
+    """When the shutdown should have ended."""
+    return _parse(state.get("deadline"))
+
+
+def begin(cr: JsonObject, now: datetime, *, recreate: bool = False) -> JsonObject:
+    """The first ``status.shutdown``. With ``recreate`` the CR stays and its children come back."""
+    started = _parse(cr["metadata"].get("deletionTimestamp")) or now
+    timing = transports.timing(cr.get("spec") or {})
+    deadline = started + timing.drain_timeout + timing.grace + MARGIN
+    state = {"step": "Withdrawing", "startedAt": _time(started), "deadline": _time(deadline)}
+    return state | {"recreate": True} if recreate else state
+
+
+def advance(facts: Facts) -> Progress:
+    """The next step of the shutdown of ``facts.cr``."""
+    cr = facts.cr
+    assert cr is not None  # noqa: S101 -- the caller decides on a CR that it saw
+    state = state_of(cr)
+    if state is None:
+        return Progress(begin(cr, facts.now), persist=True)
+    service = _standing(facts.children.get("Service"))
+    deployment = _standing(facts.children.get("Deployment"))
+    if _foreground(cr):
+        state = state | {"endedBy": "ForegroundDeletion"}
+    if state["step"] in ("Withdrawing", "Draining"):
+        if service is not None and WITHDRAWN not in (service["spec"].get("selector") or {}):
+            return Progress(state, (_withdraw(service, state["startedAt"]),))
+        ended = _drain_ended(facts, cr, state, deployment)
+        if not ended:
+            return _draining(facts, cr, state)
+        state = state | {"endedBy": state.get("endedBy", ended)}
+        return _stopping(state, deployment)
+    if state["step"] == "Stopping":
+        return _stop(facts, state, deployment)
+    return _delete(facts, cr, state)
+
+
+# --- drain ----------------------------------------------------------------------------------
+
+
+def _drain_ended(facts: Facts, cr: JsonObject, state: JsonObject, deployment: Any) -> str:
+    """What ended the drain wait (a value of ``endedBy``), or "" while it lasts."""
+    if not facts.pods or deployment is None:
+        return "NoPods"
+    if facts.sessions == 0:
+        return "SessionsClosed"
+    if facts.now >= _drain_until(cr, state):
+        return "Timeout"
+    return ""
+
+
+def _draining(facts: Facts, cr: JsonObject, state: JsonObject) -> Progress:
+    until = _drain_until(cr, state)
+    drain = (cr.get("spec") or {}).get("drain") or {}
+    asked = "gauge" in drain or "url" in drain
+    state = state | {"step": "Draining"}
+    if facts.sessions is not None:
+        state["activeSessions"] = facts.sessions
+    look = min(until, facts.now + GAUGE_INTERVAL) if asked else until
+    return Progress(state, look_again=look, waiting=f"drain until {_time(until)}")
+
+
+def _drain_until(cr: JsonObject, state: JsonObject) -> datetime:
+    started = _parse(state["startedAt"]) or datetime.now(UTC)
+    return started + transports.timing(cr.get("spec") or {}).drain_timeout
+
+
+# --- stop -----------------------------------------------------------------------------------
+
+
+def _stopping(state: JsonObject, deployment: JsonObject | None) -> Progress:
+    """Note the Deployment's generation before each scale to 0: a later one that still has replicas
+    was raised by somebody."""
+    attempt = {"attempts": state.get("attempts", 0) + 1}
+    if deployment is not None:
+        attempt["deploymentGeneration"] = deployment["metadata"].get("generation", 0)
+    return Progress(state | {"step": "Stopping"} | attempt, persist=True)
+
+
+def _stop(facts: Facts, state: JsonObject, deployment: JsonObject | None) -> Progress:
+    late = facts.now >= (_parse(state["deadline"]) or facts.now)
+    if deployment is not None and deployment["spec"].get("replicas", 1) != 0:
+        if deployment["metadata"].get("generation", 0) != state.get("deploymentGeneration"):
+            return _stopping(state, deployment)
+        if state.get("attempts", 0) > SCALE_ATTEMPTS:
+            delete = _deletion(deployment, "delete what is scaled up again", foreground=True)
+            return Progress(state, (delete,))
+        return Progress(state, (_scale_to_zero(deployment),))
+    if facts.pods and not late:
+        return Progress(
+            state,
+            look_again=_parse(state["deadline"]),
+            waiting=f"{len(facts.pods)} pod(s) to end",
+        )
+    if facts.pods:
+        state = state | {"endedBy": "Deadline"}
+    return _delete(facts, facts.cr or {}, state)
+
+
+def _withdraw(service: JsonObject, started: str) -> Action:
+    selector = dict(service["spec"].get("selector") or {}) | {WITHDRAWN: "true"}
+    return _take(
+        service,
+        "withdraw endpoints",
+        metadata={"annotations": {ANNOTATION_SHUTDOWN: started}},
+        spec={"selector": selector},
+    )
+
+
+def _scale_to_zero(deployment: JsonObject) -> Action:
+    return _take(deployment, "scale to 0", metadata={}, spec={"replicas": 0})
+
+
+def _take(live: JsonObject, why: str, *, metadata: JsonObject, spec: JsonObject) -> Action:
+    """An apply of single fields under a manager of its own: ours keeps all that it owns."""
+    ref = ObjectRef.of(live)
+    return Action(
+        Verb.APPLY,
+        ref,
+        why,
+        body={
+            "apiVersion": ref.api_version,
+            "kind": ref.kind,
+            "metadata": {"name": ref.name, "namespace": ref.namespace, **metadata},
+            "spec": spec,
+        },
+        manager=SHUTDOWN_MANAGER,
+        uid=live["metadata"]["uid"],
+    )
+
+
+# --- delete ---------------------------------------------------------------------------------
+
+
+def _delete(facts: Facts, cr: JsonObject, state: JsonObject) -> Progress:
+    state = state | {"step": "Deleting"}
+    standing = [child for child in facts.children.values() if _standing(child)]
+    if standing:
+        return Progress(state, tuple(_deletion(child, "delete") for child in standing))
+    if facts.children:
+        names = ", ".join(sorted(str(ObjectRef.of(child)) for child in facts.children.values()))
+        return Progress(state, waiting=f"{names} to go")
+    if state.get("recreate") and "deletionTimestamp" not in cr["metadata"]:
+        return Progress({})
+    return Progress(state, (release(cr),))
+
+
+def release(cr: JsonObject) -> Action:
+    """The end: drop our finalizer where a deletion waits for it, else delete the CR."""
+    metadata = cr["metadata"]
+    if "deletionTimestamp" not in metadata:
+        return _deletion(cr, "delete")
+    index = metadata["finalizers"].index(FINALIZER)
+    return Action(
+        Verb.JSON_PATCH,
+        ObjectRef.of(cr),
+        "release the finalizer",
+        body={
+            "patch": [
+                {"op": "test", "path": f"/metadata/finalizers/{index}", "value": FINALIZER},
+                {"op": "remove", "path": f"/metadata/finalizers/{index}"},
+            ]
+        },
+        uid=metadata["uid"],
+        resource_version=metadata["resourceVersion"],
+    )
+
+
+def _deletion(live: JsonObject, why: str, *, foreground: bool = False) -> Action:
+    return Action(
+        Verb.DELETE,
+        ObjectRef.of(live),
+        why,
+        uid=live["metadata"]["uid"],
+        resource_version=live["metadata"]["resourceVersion"]
+        if live["kind"] == "MCPServer"
+        else None,
+        propagation="Foreground" if foreground else "Background",
+    )
+
+
+# --- small helpers --------------------------------------------------------------------------
+
+
+def _standing(child: JsonObject | None) -> JsonObject | None:
+    """The child unless it is going away already."""
+    return child if child is not None and "deletionTimestamp" not in child["metadata"] else None
+
+
+def _foreground(cr: JsonObject) -> bool:
+    return "foregroundDeletion" in cr["metadata"].get("finalizers", ())
+
+
+def _time(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _parse(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None

@@ -1,0 +1,94 @@
+"""Each step of a graceful shutdown follows from what stands in the cluster."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gitops_mcp import shutdown
+from gitops_mcp.model import FINALIZER, Action, Facts, JsonObject, ServerKey
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+CASES = yaml.safe_load((Path(__file__).parent / "data/shutdown/steps.yaml").read_text())
+
+
+def metadata(**extra: Any) -> JsonObject:
+    return {"name": "web", "namespace": "ai", "uid": "u", "resourceVersion": "7", **extra}
+
+
+def facts(has: dict[str, Any], at: int) -> Facts:
+    """The live objects that a case describes in a few words."""
+    finalizers = [FINALIZER] + (["foregroundDeletion"] if has.get("foreground") else [])
+    deleted = {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": finalizers}
+    cr: JsonObject = {
+        "apiVersion": "mcp.example.com/v1alpha1",
+        "kind": "MCPServer",
+        "metadata": metadata(**(deleted if has["deleted"] else {})),
+        "spec": {"image": "x", **has.get("spec", {})},
+    }
+    if "state" in has:
+        times = {"startedAt": "2026-01-01T00:00:00Z", "deadline": "2026-01-01T00:01:20Z"}
+        cr["status"] = {"shutdown": times | has["state"]}
+    going = {"deletionTimestamp": "2026-01-01T00:00:30Z"} if has.get("going") else {}
+    children: dict[str, JsonObject] = {}
+    if "replicas" in has:
+        children["Deployment"] = {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": metadata(generation=has.get("generation", 1), **going),
+            "spec": {"replicas": has["replicas"]},
+        }
+    if "service" in has:
+        selector = {"app.kubernetes.io/instance": "web"}
+        if has["service"] == "withdrawn":
+            selector[shutdown.WITHDRAWN] = "true"
+        children["Service"] = {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": metadata(**going),
+            "spec": {"selector": selector},
+        }
+    pods = tuple({"kind": "Pod", "metadata": {"name": f"p{n}"}} for n in range(has["pods"]))
+    return Facts(
+        key=ServerKey("ai", "web"),
+        now=START + timedelta(seconds=at),
+        cr=cr,
+        children=children,
+        pods=pods,
+        sessions=has.get("sessions"),
+    )
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
+def test_next_step(case: dict[str, Any]) -> None:
+    progress = shutdown.advance(facts(case["has"], case["at"]))
+    assert [action.why for action in progress.actions] == case["does"]
+    assert progress.persist is case.get("persist", False)
+    wanted = case["state"]
+    assert {key: progress.state.get(key) for key in wanted} == wanted
+    assert bool(progress.state) is bool(wanted)
+    look = case.get("look_again")
+    assert progress.look_again == (START + timedelta(seconds=look) if look else None)
+
+
+def test_every_write_carries_the_uid_that_was_seen() -> None:
+    seen: list[Action] = []
+    for case in CASES:
+        seen += shutdown.advance(facts(case["has"], case["at"])).actions
+    assert {action.uid for action in seen} == {"u"}
+    released = [action for action in seen if action.why == "release the finalizer"]
+    assert {action.resource_version for action in released} == {"7"}
+
+
+def test_withdrawing_keeps_the_selector_and_adds_a_key_that_no_pod_has() -> None:
+    case = next(case for case in CASES if case["does"] == ["withdraw endpoints"])
+    (action,) = shutdown.advance(facts(case["has"], case["at"])).actions
+    assert action.body["spec"]["selector"] == {
+        "app.kubernetes.io/instance": "web",
+        shutdown.WITHDRAWN: "true",
+    }
+    assert action.manager != "gitops-mcp"
