@@ -1,0 +1,716 @@
+"""Decide: one server's facts in; actions, status and the time to look again out.
+
+``decide`` is pure: it makes no request, reads no clock and remembers nothing. It returns the next
+batch of actions only; whoever carries them out asks again with the facts as they then are, until no
+action is left. Creation, drift, an invalid manifest, a graceful shutdown and the recovery from a
+crash are the same function, told other facts.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+
+from gitops_mcp import diffing, manifests, schemas, shutdown, status, transports
+from gitops_mcp.model import (
+    ANNOTATION_ADOPT,
+    ANNOTATION_FILE,
+    ANNOTATION_PRUNE,
+    ANNOTATION_REPLICAS,
+    API_VERSION,
+    APP_NAME,
+    FIELD_MANAGER,
+    FINALIZER,
+    KIND,
+    LABEL_INSTANCE,
+    LABEL_MANAGED_BY,
+    LABEL_NAME,
+    LABEL_SOURCE,
+    Action,
+    Change,
+    Condition,
+    Context,
+    Decision,
+    Facts,
+    JsonObject,
+    McpServer,
+    ObjectRef,
+    Result,
+    ServerKey,
+    Verb,
+)
+
+STATUS_INTERVAL = timedelta(seconds=1)
+"""At most one status write a second and server."""
+
+PROGRESS_FACTOR = 10
+"""Counts and messages of a rollout under way are written at 10 s, 100 s, 1,000 s … of its age, so
+that a server takes at most four status writes from creation to Ready."""
+
+
+class Renderer(Protocol):
+    """What ``rendering`` offers: the objects of a server, as applied."""
+
+    def custom_resource(self, server: McpServer) -> JsonObject: ...
+
+    def children(self, cr: JsonObject) -> tuple[JsonObject, ...]: ...
+
+
+class Owner(enum.Enum):
+    """Whose a CR is."""
+
+    OURS = "ours"
+    COPIED = "copied"
+    """Bears our source label, but we never applied it: run it, never prune it."""
+    KUBECTL = "kubectl"
+    """No source label: somebody made it by hand."""
+    OTHER = "other"
+    """Another source's: never written."""
+
+
+def owner_of(cr: JsonObject, source: str) -> Owner:
+    """Whose ``cr`` is, seen from ``source``: the label says it, and our Apply entry proves it."""
+    label = (cr["metadata"].get("labels") or {}).get(LABEL_SOURCE)
+    if label is None:
+        return Owner.KUBECTL
+    if label != source:
+        return Owner.OTHER
+    proven = diffing.owns(cr, "metadata", "labels", LABEL_SOURCE)
+    return Owner.OURS if proven else Owner.COPIED
+
+
+def prunable(cr: JsonObject, context: Context) -> bool:
+    """Is ``cr`` a prune candidate where git holds it no longer: ours, and of this run's path?"""
+    if owner_of(cr, context.source) is not Owner.OURS or shutdown.under_way(cr):
+        return False
+    if (cr.get("spec") or {}).get("suspend") is True:
+        return False
+    return in_scope(cr, context)
+
+
+def in_scope(cr: JsonObject, context: Context) -> bool:
+    """Was ``cr`` applied from a file below this run's path?"""
+    file = (cr["metadata"].get("annotations") or {}).get(ANNOTATION_FILE, "")
+    return within(file, context.path)
+
+
+def within(file: str, path: str) -> bool:
+    """Does ``file`` lie below the folder ``path`` ("" is the root)?"""
+    folder = path.strip("/")
+    return folder in ("", ".") or file == folder or file.startswith(folder + "/")
+
+
+# --- the prune guard ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """How many prunes somebody allowed: ``count`` exactly, or any number (None)."""
+
+    count: int | None
+    origin: str
+    """``--allow-prune`` or the commit whose trailer says so."""
+
+
+def prune_guard(
+    candidates: Collection[ServerKey], *, ours: int, empty: bool, allowed: Allowance | None
+) -> str:
+    """Why these prunes are not carried out, or "" when they may be.
+
+    ``ours`` is how many CRs of this source the cluster holds; ``empty``: the source holds no server
+    at all.
+    """
+    count = len(candidates)
+    if count == 0:
+        return ""
+    if empty:
+        reason = "the source holds no server at all"
+    elif count > 5 and count > 0.3 * ours:
+        reason = f"that is more than 5 and more than 30 % of this source's {ours} servers here"
+    elif count >= 2 and count > 0.5 * ours:
+        reason = f"that is more than half of this source's {ours} servers here"
+    else:
+        return ""
+    if allowed is not None and allowed.count in (None, count):
+        return ""
+    names = ", ".join(str(key) for key in sorted(candidates))
+    text = f"pruning {count} server(s) is held back, since {reason}: {names}"
+    if allowed is not None:
+        return f"{text}; {allowed.origin} allows {allowed.count}, not {count}"
+    return (
+        f"{text}; release with the commit trailer 'Allow-Prune: {count}' or --allow-prune={count}"
+    )
+
+
+# --- decide ---------------------------------------------------------------------------------
+
+
+def decide(facts: Facts, context: Context, renderer: Renderer) -> Decision:
+    """What to do about one server now."""
+    cr = facts.cr
+    owner = owner_of(cr, context.source) if cr is not None else None
+    if owner is Owner.OTHER:
+        return _other_source(facts)
+    if cr is not None and shutdown.under_way(cr):
+        return _shut_down(facts, context)
+    if facts.namespace == "Terminating":
+        return Decision("skipped", message=f"namespace {facts.key.namespace} is terminating")
+    if facts.desired is not None:
+        if owner is Owner.KUBECTL and not _adopts(facts.desired):
+            return _refused(facts, f"mcpserver/{facts.key.name} was made by hand")
+        return _converge(facts, context, renderer, owner)
+    if cr is None:
+        return Decision("failed" if facts.protected else "ok", message=_first_problem(facts))
+    if facts.protected or owner is not Owner.OURS:
+        return _converge(facts, context, renderer, owner)
+    return _prune(facts, context)
+
+
+def _other_source(facts: Facts) -> Decision:
+    if facts.desired is None:
+        return Decision("skipped", message="belongs to another source")
+    assert facts.cr is not None  # noqa: S101 -- only a CR has a source
+    source = facts.cr["metadata"]["labels"][LABEL_SOURCE]
+    return _refused(facts, f"mcpserver/{facts.key.name} belongs to source {source!r}", adopt=False)
+
+
+def _refused(facts: Facts, message: str, *, adopt: bool = True) -> Decision:
+    if adopt:
+        message += f'; annotate the manifest with {ANNOTATION_ADOPT}: "true" to take it over'
+    ref = ObjectRef(API_VERSION, KIND, facts.key.namespace, facts.key.name)
+    change = Change("blocked", facts.key, ref, reason=f"NotOwned: {message}")
+    return Decision("blocked", changes=(change,), message=f"NotOwned: {message}")
+
+
+def _first_problem(facts: Facts) -> str:
+    return next((problem.message for problem in facts.problems), "")
+
+
+def _adopts(server: McpServer | None) -> bool:
+    return server is not None and server.annotations.get(ANNOTATION_ADOPT) == "true"
+
+
+# --- converge -------------------------------------------------------------------------------
+
+
+def _converge(facts: Facts, context: Context, renderer: Renderer, owner: Owner | None) -> Decision:
+    """Bring the CR to what git says, then the children to what the CR says."""
+    if facts.namespace == "Absent":
+        return _missing_namespace(facts, context)
+    paused = facts.failure is not None and facts.now < facts.failure.retry_at
+    immutable = facts.failure is not None and facts.failure.category == "Immutable"
+    if immutable and facts.cr is not None:
+        return _recreate(facts, context)
+    body = _cr_body(facts, context, renderer, owner)
+    if body is not None and not paused:
+        actions = _write(
+            facts,
+            context if owner is Owner.OURS or owner is None else _lenient(context),
+            body,
+            facts.cr,
+            guard=_carries_replicas(facts),
+        )
+        if actions:
+            return Decision("ok", actions=tuple(actions))
+    if facts.cr is None:
+        return _at_rest(facts, context, _not_applied(facts))
+    if _suspended(facts):
+        return _at_rest(facts, context, Condition("Synced", "False", "Suspended", "suspended"))
+    invalid = _invalid(facts, context)
+    refused: list[str] = []
+    if not paused and (not invalid or facts.protected):
+        child_actions = list(_child_actions(facts, context, renderer, refused))
+        if child_actions:
+            return Decision("ok", actions=tuple(child_actions))
+    return _at_rest(facts, context, _synced(facts, context, invalid, refused), invalid)
+
+
+def _lenient(context: Context) -> Context:
+    """Where a CR is a person's own, what their kubectl wrote is no drift."""
+    return replace(context, kubectl_managers=frozenset())
+
+
+def _missing_namespace(facts: Facts, context: Context) -> Decision:
+    name = facts.key.namespace
+    if not context.create_namespace or facts.desired is None:
+        return Decision(
+            "failed", message=f'namespace "{name}" not found: create it, or use --create-namespace'
+        )
+    ref = ObjectRef("v1", "Namespace", "", name)
+    body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+    return Decision("ok", actions=(Action(Verb.APPLY, ref, "create the namespace", body),))
+
+
+def _cr_body(
+    facts: Facts, context: Context, renderer: Renderer, owner: Owner | None
+) -> JsonObject | None:
+    """The CR as we apply it, or None where we write none.
+
+    A single apply holds all that we mean: a field left out would be given up, and so removed.
+    """
+    live = facts.cr
+    if facts.desired is not None:
+        body = renderer.custom_resource(facts.desired)
+        if live is not None and _suspended(facts):
+            # Under suspension nothing but the suspension itself is written: keep what we own.
+            body = diffing.owned(live)
+            wanted = facts.desired.spec.get("suspend")
+            if wanted is not None:
+                body["spec"] = (body.get("spec") or {}) | {"suspend": wanted}
+    elif live is None or owner is Owner.OURS:
+        return None
+    else:
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "metadata": {"name": facts.key.name, "namespace": facts.key.namespace},
+        }
+    spec = dict(body.get("spec") or {})
+    if _carries_replicas(facts) and not (live is not None and _suspended(facts)):
+        live_replicas = (live or {}).get("spec", {}).get("replicas")
+        if facts.desired is not None or live_replicas is None or _owns_replicas(live):
+            spec["replicas"] = 1 if live_replicas is None else live_replicas
+    metadata = dict(body["metadata"])
+    metadata.pop("finalizers", None)
+    if context.finalizer or FINALIZER in ((live or {}).get("metadata", {}).get("finalizers") or ()):
+        metadata["finalizers"] = [FINALIZER]
+    if (
+        owner is Owner.KUBECTL
+        and facts.desired is None
+        and not spec
+        and "finalizers" not in metadata
+    ):
+        return None
+    return {**body, "metadata": metadata, **({"spec": spec} if spec else {})}
+
+
+def _carries_replicas(facts: Facts) -> bool:
+    """Are the CR's replicas somebody else's than git's, so that we write the live value?"""
+    return facts.desired is None or facts.desired.spec.get("replicas") is None
+
+
+def _owns_replicas(cr: JsonObject | None) -> bool:
+    return cr is not None and diffing.owns(cr, "spec", "replicas")
+
+
+def _suspended(facts: Facts) -> bool:
+    """Git's word where it has one, else the CR's."""
+    wanted = facts.desired.spec.get("suspend") if facts.desired is not None else None
+    if wanted is None and facts.cr is not None:
+        wanted = (facts.cr.get("spec") or {}).get("suspend")
+    return wanted is True
+
+
+def _invalid(facts: Facts, context: Context) -> str:
+    """What is wrong with the configuration, or "". What git holds was checked when it was read."""
+    if facts.protected:
+        return _first_problem(facts) or "the manifest in git cannot be applied"
+    if facts.desired is not None or facts.cr is None:
+        return ""
+    spec = facts.cr.get("spec") or {}
+    return "; ".join(manifests.check(spec, allow_privileged=context.allow_privileged))
+
+
+def _write(
+    facts: Facts,
+    context: Context,
+    body: JsonObject,
+    live: JsonObject | None,
+    *,
+    guard: bool,
+) -> list[Action]:
+    """The actions that make ``live`` what ``body`` says: none, when it is so already."""
+    ref = ObjectRef.of(body)
+    difference = diffing.compare(body, live, kubectl_managers=context.kubectl_managers)
+    if live is not None and (not difference.fields or difference.key in facts.noise):
+        return []
+    change = Change(
+        "create" if live is None else "update",
+        facts.key,
+        ref,
+        fields=difference.fields,
+        before=difference.before,
+        after=difference.after,
+        foreign=difference.foreign,
+    )
+    if live is None:
+        return [Action(Verb.APPLY, ref, "create", body, change=change, key=difference.key)]
+    uid, version = live["metadata"]["uid"], live["metadata"]["resourceVersion"]
+    if difference.seize:
+        # A plain apply would leave these for ever: what we never owned we cannot give up.
+        patch = diffing.ownership_patch(live, difference.seize)
+        return [
+            Action(
+                Verb.JSON_PATCH,
+                ref,
+                "take over what was added by hand",
+                {"patch": patch},
+                uid=uid,
+                resource_version=version,
+                change=change,
+                key=difference.key,
+            )
+        ]
+    return [
+        Action(
+            Verb.APPLY,
+            ref,
+            "update",
+            body,
+            uid=uid,
+            resource_version=version if guard else None,
+            change=change,
+            key=difference.key,
+        )
+    ]
+
+
+def _child_actions(
+    facts: Facts, context: Context, renderer: Renderer, refused: list[str]
+) -> Iterator[Action]:
+    cr = facts.cr
+    assert cr is not None  # noqa: S101 -- children are rendered from the CR
+    external = _external(cr)
+    wanted = {body["kind"]: body for body in renderer.children(cr)}
+    for kind, body in wanted.items():
+        live = facts.children.get(kind)
+        refusal = _refusal(live, cr, adopt=_adopts(facts.desired)) if live is not None else ""
+        if refusal:
+            refused.append(refusal)
+            continue
+        if live is not None and ("deletionTimestamp" in live["metadata"] or _orphaned(live, cr)):
+            continue  # its end is an event; then it is created anew
+        guard = external and kind == "Deployment"
+        if guard:
+            replicas = (live or cr).get("spec", {}).get("replicas", 1)
+            body = {**body, "spec": {**body["spec"], "replicas": replicas}}
+        yield from _write(facts, context, body, live, guard=guard and live is not None)
+    for kind, live in facts.children.items():
+        if kind in wanted or "deletionTimestamp" in live["metadata"]:
+            continue
+        if _controller(live).get("uid") == cr["metadata"].get("uid"):
+            yield _delete(facts.key, live, "no longer rendered")
+
+
+def _external(cr: JsonObject) -> bool:
+    annotations = cr["metadata"].get("annotations") or {}
+    return bool(annotations.get(ANNOTATION_REPLICAS) == "external")
+
+
+def _controller(child: JsonObject) -> JsonObject:
+    references = child["metadata"].get("ownerReferences") or ()
+    found: JsonObject = next((ref for ref in references if ref.get("controller")), {})
+    return found
+
+
+def _orphaned(child: JsonObject, cr: JsonObject) -> bool:
+    """Is the child a former CR's of the same name? The garbage collector takes it in a moment."""
+    controller = _controller(child)
+    return bool(controller) and controller["uid"] != cr["metadata"].get("uid")
+
+
+def _refusal(child: JsonObject, cr: JsonObject, *, adopt: bool) -> str:
+    """Why ``child`` is not ours to write, or ""."""
+    ref = ObjectRef.of(child)
+    controller = _controller(child)
+    if controller:
+        same = controller.get("uid") == cr["metadata"].get("uid")
+        former = controller.get("kind") == KIND and controller.get("name") == ref.name
+        if same or former:
+            return ""
+        return f"{ref} is controlled by {controller['kind'].lower()}/{controller['name']}"
+    labels = child["metadata"].get("labels") or {}
+    rendered = {LABEL_NAME: APP_NAME, LABEL_INSTANCE: ref.name, LABEL_MANAGED_BY: FIELD_MANAGER}
+    matches = all(labels.get(key) == value for key, value in rendered.items())
+    if adopt or matches:
+        return ""
+    return f'{ref} exists and is not ours; annotate the manifest with {ANNOTATION_ADOPT}: "true"'
+
+
+def _delete(key: ServerKey, live: JsonObject, reason: str) -> Action:
+    metadata = live["metadata"]
+    return Action(
+        Verb.DELETE,
+        ObjectRef.of(live),
+        "delete",
+        uid=metadata["uid"],
+        resource_version=metadata["resourceVersion"] if live["kind"] == KIND else None,
+        change=_deletion(key, live, reason),
+    )
+
+
+def _deletion(key: ServerKey, live: JsonObject, reason: str) -> Change:
+    difference = diffing.compare(None, live, kubectl_managers=frozenset())
+    return Change(
+        "delete",
+        key,
+        ObjectRef.of(live),
+        fields=difference.fields,
+        reason=reason,
+        before=difference.before,
+    )
+
+
+def _recreate(facts: Facts, context: Context) -> Decision:
+    """Only a new object can carry an immutable field: shut the workload down, then make it anew."""
+    assert facts.cr is not None and facts.failure is not None  # noqa: S101, PT018
+    if facts.held:
+        return _at_rest(facts, context, Condition("Synced", "False", "PruneBlocked", facts.held))
+    state = shutdown.begin(facts.cr, facts.now, recreate=True)
+    synced = Condition("Synced", "False", "RolloutInProgress", facts.failure.message)
+    action, look_again = _status_write(facts, context, synced, state=state)
+    changes = tuple(
+        replace(_deletion(facts.key, child, facts.failure.message), action="replace")
+        for child in facts.children.values()
+    )
+    return Decision(
+        "ok",
+        actions=(action,) if action else (),
+        changes=changes,
+        look_again=look_again,
+        waiting="recreate",
+    )
+
+
+# --- prune and shutdown ---------------------------------------------------------------------
+
+
+def _prune(facts: Facts, context: Context) -> Decision:
+    cr = facts.cr
+    assert cr is not None  # noqa: S101 -- only what exists is pruned
+    if _suspended(facts):
+        return _at_rest(facts, context, Condition("Synced", "False", "Suspended", "suspended"))
+    if not prunable(cr, context):
+        return Decision("skipped", message=f"outside of {context.path}")
+    if (cr["metadata"].get("annotations") or {}).get(ANNOTATION_PRUNE) == "disabled":
+        return Decision("ok", actions=(_disown(facts, cr),), message="left to kubectl")
+    if facts.held:
+        change = Change(
+            "blocked", facts.key, ObjectRef.of(cr), reason=f"PruneBlocked: {facts.held}"
+        )
+        rest = _at_rest(facts, context, Condition("Synced", "False", "PruneBlocked", facts.held))
+        return replace(rest, result="blocked", changes=(change,), message=facts.held)
+    reason = "git no longer holds it"
+    changes = tuple(_deletion(facts.key, child, reason) for child in facts.children.values())
+    if FINALIZER in (cr["metadata"].get("finalizers") or ()):
+        return Decision("pruned", actions=(_delete(facts.key, cr, reason),), changes=changes)
+    synced = Condition("Synced", "False", "RolloutInProgress", reason)
+    state = shutdown.begin(cr, facts.now)
+    action, look_again = _status_write(facts, context, synced, state=state)
+    return Decision(
+        "pruned",
+        actions=(replace(action, change=_deletion(facts.key, cr, reason)),) if action else (),
+        changes=changes,
+        look_again=look_again,
+        waiting="shutdown",
+    )
+
+
+def _disown(facts: Facts, cr: JsonObject) -> Action:
+    """Take our label and our ownership off, in one patch: the server is kubectl's from then on."""
+    metadata = cr["metadata"]
+    entries = [
+        entry
+        for entry in metadata.get("managedFields", ())
+        if (entry.get("manager"), entry.get("operation")) != (FIELD_MANAGER, "Apply")
+        or entry.get("subresource")
+    ]
+    patch: list[JsonObject] = [
+        {"op": "remove", "path": f"/metadata/labels/{_token(LABEL_SOURCE)}"},
+        {"op": "replace", "path": "/metadata/managedFields", "value": entries or [{}]},
+    ]
+    if ANNOTATION_FILE in (metadata.get("annotations") or {}):
+        patch.insert(
+            1, {"op": "remove", "path": f"/metadata/annotations/{_token(ANNOTATION_FILE)}"}
+        )
+    reason = f"{ANNOTATION_PRUNE}: disabled"
+    return Action(
+        Verb.JSON_PATCH,
+        ObjectRef.of(cr),
+        "leave to kubectl",
+        {"patch": patch},
+        uid=metadata["uid"],
+        resource_version=metadata["resourceVersion"],
+        change=Change("update", facts.key, ObjectRef.of(cr), reason=reason),
+    )
+
+
+def _token(key: str) -> str:
+    return key.replace("~", "~0").replace("/", "~1")
+
+
+def _shut_down(facts: Facts, context: Context) -> Decision:
+    cr = facts.cr
+    assert cr is not None  # noqa: S101 -- only what exists is shut down
+    finalizers = cr["metadata"].get("finalizers") or ()
+    deleted = "deletionTimestamp" in cr["metadata"]
+    if deleted and FINALIZER not in finalizers:
+        names = ", ".join(name for name in finalizers) or "the API server"
+        return Decision("skipped", message=f"being deleted; held by {names}", waiting="deletion")
+    if deleted and ("orphan" in finalizers or facts.namespace == "Terminating"):
+        return Decision("pruned", actions=(shutdown.release(cr),), message="released")
+    if facts.failure is not None and facts.now < facts.failure.retry_at:
+        return Decision(
+            "failed",
+            message=facts.failure.message,
+            look_again=facts.failure.retry_at,
+            waiting="shutdown",
+        )
+    progress = shutdown.advance(facts)
+    deadline = shutdown.deadline_of(progress.state)
+    synced = Condition("Synced", "False", "RolloutInProgress", "shutting down")
+    action, later = _status_write(facts, context, synced, state=progress.state)
+    result: Result = "ok" if progress.state.get("recreate") or not progress.state else "pruned"
+    if progress.actions and not (progress.persist and (action or later)):
+        return Decision(result, progress.actions, waiting="shutdown", deadline=deadline)
+    if action is not None:
+        return Decision(result, (action,), waiting="shutdown", deadline=deadline)
+    look = min((time for time in (later, progress.look_again) if time), default=None)
+    waiting = f"shutdown: {progress.waiting or 'next step'}"
+    return Decision(result, look_again=look, waiting=waiting, deadline=deadline)
+
+
+# --- status ---------------------------------------------------------------------------------
+
+
+def _not_applied(facts: Facts) -> Condition:
+    failure = facts.failure
+    if failure is None:
+        return Condition("Synced", "False", "ApplyFailed", "the MCPServer does not exist")
+    return Condition("Synced", "False", failure.reason, failure.message)
+
+
+def _synced(facts: Facts, context: Context, invalid: str, refused: list[str]) -> Condition:
+    if facts.protected:
+        return Condition("Synced", "False", "ManifestInvalid", invalid)
+    if refused:
+        return Condition("Synced", "False", "NotOwned", "; ".join(refused))
+    if facts.failure is not None:
+        return _not_applied(facts)
+    if facts.desired is None:
+        return Condition("Synced", "True", "Synced", "children match the MCPServer")
+    revision = _applied_revision(facts, context)
+    return Condition("Synced", "True", "Synced", f"applied revision {revision}")
+
+
+def _applied_revision(facts: Facts, context: Context) -> str:
+    """The commit at which this desired state was first applied here."""
+    source = ((facts.cr or {}).get("status") or {}).get("source") or {}
+    if facts.desired is None:
+        return ""
+    if source.get("digest") != facts.desired.digest[:16]:
+        return str(context.revision)
+    return str(source.get("revision", context.revision))
+
+
+def _at_rest(facts: Facts, context: Context, synced: Condition, invalid: str = "") -> Decision:
+    """Nothing to write but perhaps the status."""
+    result, message = _result(synced)
+    if facts.cr is None:
+        retry = facts.failure.retry_at if facts.failure else None
+        return Decision(result, message=message, look_again=retry, ready=False)
+    action, look_again = _status_write(facts, context, synced, invalid=invalid)
+    wanted = _status(facts, context, synced, invalid, None)
+    ready = status.ready(wanted)
+    if action is not None:
+        return Decision(result, actions=(action,), message=message, ready=ready.status == "True")
+    times = [look_again, facts.failure.retry_at if facts.failure else None]
+    return Decision(
+        result,
+        message=message,
+        look_again=min((time for time in times if time), default=None),
+        waiting="" if ready.status == "True" else f"{ready.reason}: {ready.message}",
+        ready=ready.status == "True",
+    )
+
+
+_RESULTS: Mapping[str, Result] = {
+    "Synced": "ok",
+    "Suspended": "skipped",
+    "NotOwned": "blocked",
+    "PruneBlocked": "blocked",
+}
+
+
+def _result(synced: Condition) -> tuple[Result, str]:
+    result = _RESULTS.get(synced.reason, "failed")
+    message = "" if result == "ok" else f"{synced.reason}: {synced.message}"
+    return result, message
+
+
+def _status(
+    facts: Facts, context: Context, synced: Condition, invalid: str, state: JsonObject | None
+) -> JsonObject:
+    cr = facts.cr
+    assert cr is not None  # noqa: S101 -- a status stands on a CR
+    spec = schemas.defaulted(cr)["spec"]
+    row = transports.of_spec(spec)
+    endpoint = row.endpoint(
+        facts.key.name,
+        facts.key.namespace,
+        context.domain,
+        spec.get("port", 0),
+        spec.get("path", ""),
+    )
+    return status.body(
+        facts,
+        context,
+        invalid=invalid,
+        synced=synced,
+        endpoint=endpoint,
+        replicas=_wanted_replicas(facts, spec),
+        shutdown=state,
+        applied_revision=_applied_revision(facts, context),
+    )
+
+
+def _wanted_replicas(facts: Facts, spec: Mapping[str, Any]) -> int:
+    deployment = facts.children.get("Deployment")
+    if facts.cr is not None and _external(facts.cr) and deployment is not None:
+        return int(deployment["spec"].get("replicas", 1))
+    return int(spec.get("replicas", 1))
+
+
+def _status_write(
+    facts: Facts,
+    context: Context,
+    synced: Condition,
+    *,
+    invalid: str = "",
+    state: JsonObject | None = None,
+) -> tuple[Action | None, datetime | None]:
+    """The status apply that is due, or when it will be; neither, when the status stands."""
+    cr = facts.cr
+    assert cr is not None  # noqa: S101 -- a status stands on a CR
+    wanted = _status(facts, context, synced, invalid, state)
+    difference = status.differs(wanted, cr.get("status") or {})
+    if not difference:
+        return None, None
+    due = _due(facts, cr.get("status") or {}, minor=difference == "minor")
+    if due is not None and facts.now < due:
+        return None, due
+    ref = ObjectRef.of(cr)
+    body = {
+        "apiVersion": ref.api_version,
+        "kind": ref.kind,
+        "metadata": {"name": ref.name, "namespace": ref.namespace},
+        "status": wanted,
+    }
+    uid = cr["metadata"].get("uid")  # a foreseen one has none
+    return Action(Verb.APPLY, ref, "write the status", body, "status", uid=uid), None
+
+
+def _due(facts: Facts, old: JsonObject, *, minor: bool) -> datetime | None:
+    """The earliest time of the next status write."""
+    written = facts.status_written_at
+    if written is None:
+        return None
+    due = written + STATUS_INTERVAL
+    since = status.not_ready_since(old)
+    if minor and since is not None:
+        age = max(written - since, STATUS_INTERVAL)
+        due = max(due, since + PROGRESS_FACTOR * age)
+    return due
