@@ -1,0 +1,442 @@
+"""The engine: decides about servers one by one and carries the decisions out.
+
+``Engine.work`` takes one server as far as it goes now: facts, decision, requests, and again, until
+no action is left. It is deterministic: clock, randomness, API and probes are handed in. ``Fleet``
+drives many servers at once: a queue, timers and a few threads; a server is never worked on twice
+at the same time, and waiting holds no thread.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+from gitops_mcp import diffing, planning
+from gitops_mcp.errors import (
+    Configuration,
+    Conflict,
+    Gone,
+    KubeError,
+    LeaseLost,
+    Terminating,
+    Transient,
+)
+from gitops_mcp.model import (
+    KIND,
+    Action,
+    Change,
+    Context,
+    Decision,
+    Facts,
+    Failure,
+    JsonObject,
+    Loaded,
+    Namespace,
+    ObjectRef,
+    Outcome,
+    ProbeResult,
+    Problem,
+    Propagation,
+    Result,
+    ServerKey,
+    Verb,
+)
+from gitops_mcp.view import Live, View
+
+MAX_STEPS = 50
+"""Decisions in a row about one server without a pause; more means that two writers fight."""
+MAX_RACES = 10
+"""Lost races in a row before one counts as a failure."""
+
+
+class Kube(Protocol):
+    """The requests that the engine makes; ``kube.Cluster`` is the real one."""
+
+    def get(self, ref: ObjectRef) -> JsonObject | None: ...
+
+    def apply(
+        self,
+        body: JsonObject,
+        *,
+        manager: str,
+        force: bool,
+        dry_run: bool,
+        subresource: str,
+        uid: str | None,
+        resource_version: str | None,
+    ) -> JsonObject: ...
+
+    def json_patch(
+        self,
+        ref: ObjectRef,
+        ops: list[JsonObject],
+        *,
+        manager: str,
+        uid: str | None,
+        resource_version: str | None,
+    ) -> JsonObject: ...
+
+    def delete(
+        self,
+        ref: ObjectRef,
+        *,
+        uid: str | None,
+        resource_version: str | None,
+        propagation: Propagation,
+    ) -> None: ...
+
+
+def utc_now() -> datetime:
+    """The wall clock, in UTC."""
+    return datetime.now(UTC)
+
+
+@dataclass(slots=True)
+class Memory:
+    """What this process remembers of one server. Losing it costs a request, never correctness."""
+
+    failure: Failure | None = None
+    failing_since: datetime | None = None
+    races: int = 0
+    status_written_at: datetime | None = None
+    noise: set[str] = field(default_factory=set)
+    probe: ProbeResult | None = None
+    sessions: int | None = None
+    changes: dict[tuple[ObjectRef, str], Change] = field(default_factory=dict)
+    overlay: Live | None = None
+    """In check mode: the server's objects as they would be by now."""
+    decision: Decision = field(default_factory=Decision)
+    pruned: bool = False
+    overdue: str = ""
+    """What a shutdown still waited for when the pass gave up on it."""
+
+
+class Engine:
+    """Decides and acts for the servers of one pass.
+
+    ``may_write`` is asked right before each write: False, once another writer may be at work.
+    ``check``: every write is a dry-run, and what it would bring is remembered instead of done;
+    ``dry_run`` False makes a check without the right to patch: local comparison only.
+    """
+
+    def __init__(
+        self,
+        kube: Kube,
+        view: View,
+        renderer: planning.Renderer,
+        context: Context,
+        loaded: Loaded,
+        *,
+        held: Mapping[ServerKey, str] | None = None,
+        check: bool = False,
+        dry_run: bool = True,
+        may_write: Callable[[], bool] = lambda: True,
+        clock: Callable[[], datetime] = utc_now,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._kube = kube
+        self._view = view
+        self._renderer = renderer
+        self._context = context
+        self._loaded = loaded
+        self._held = held or {}
+        self._check = check
+        self._dry_run = dry_run
+        self._may_write = may_write
+        self._clock = clock
+        self._rng = rng or random.Random()  # noqa: S311 -- spreads retries, guards nothing
+        self._memories: dict[ServerKey, Memory] = {}
+        self._asking = threading.Lock()
+        self._namespaces: dict[str, Namespace] = {}
+        self._foreseen: set[str] = set()
+        """Namespaces that a check would have made."""
+        self._problems: dict[str, list[Problem]] = {}
+        for problem in loaded.problems:
+            if problem.server is not None and problem.severity == "error":
+                self._problems.setdefault(problem.server, []).append(problem)
+
+    # --- facts ---
+
+    def memory(self, key: ServerKey) -> Memory:
+        """What is remembered of a server; made on first sight."""
+        return self._memories.setdefault(key, Memory())
+
+    def facts(self, key: ServerKey) -> Facts:
+        """All that is known of a server now."""
+        memory = self.memory(key)
+        live = memory.overlay if memory.overlay is not None else self._view.live(key)
+        return Facts(
+            key=key,
+            now=self._clock(),
+            desired=self._loaded.servers.get(key),
+            protected=key in self._loaded.protected,
+            problems=tuple(self._problems.get(str(key), ())),
+            held=self._held.get(key, ""),
+            cr=live.cr,
+            children=live.children,
+            pods=tuple(live.pods.values()),
+            namespace=self._namespace(key, live),
+            probe=memory.probe,
+            failure=memory.failure,
+            status_written_at=memory.status_written_at,
+            noise=frozenset(memory.noise),
+            sessions=memory.sessions,
+        )
+
+    def _namespace(self, key: ServerKey, live: Live) -> Namespace:
+        """The namespace's phase; asked only where a create or a deletion depends on it."""
+        needed = live.cr is None or "deletionTimestamp" in live.cr["metadata"]
+        if not needed:
+            return "Active"
+        return "Active" if key.namespace in self._foreseen else self._phase(key.namespace)
+
+    def _phase(self, namespace: str) -> Namespace:
+        with self._asking:
+            known = self._namespaces.get(namespace)
+            if known is None:
+                known = self._namespaces[namespace] = self._ask_namespace(namespace)
+            return known
+
+    def _ask_namespace(self, name: str) -> Namespace:
+        try:
+            found = self._kube.get(ObjectRef("v1", "Namespace", "", name))
+        except KubeError:
+            return "Active"  # without the right to look, the create itself will tell
+        if found is None:
+            return "Absent"
+        return "Terminating" if "deletionTimestamp" in found["metadata"] else "Active"
+
+    # --- work ---
+
+    def work(self, key: ServerKey) -> Decision:
+        """Take a server as far as it goes now; returns the decision that leaves nothing to do."""
+        memory = self.memory(key)
+        for _ in range(MAX_STEPS):
+            decision = planning.decide(self.facts(key), self._context, self._renderer)
+            memory.pruned = memory.pruned or decision.result == "pruned"
+            for change in decision.changes:
+                memory.changes.setdefault((change.ref, change.action), change)
+            if not decision.actions:
+                break
+            step = self._pretend if self._check else self._carry_out
+            if not step(key, memory, decision):
+                break
+        else:
+            self._failed(memory, Transient(f"{key}: no end after {MAX_STEPS} steps"))
+        memory.decision = decision
+        return decision
+
+    def _carry_out(self, key: ServerKey, memory: Memory, decision: Decision) -> bool:
+        """Make the requests, up to the first that fails; False: somebody must look again later."""
+        for action in decision.actions:
+            try:
+                self._request(key, memory, action)
+            except KubeError as error:
+                return self._refused(key, memory, action, error)
+            memory.races = 0
+            if action.subresource != "status":
+                memory.failure = memory.failing_since = None
+        return True
+
+    def _request(self, key: ServerKey, memory: Memory, action: Action) -> None:
+        if not self._may_write():
+            raise LeaseLost("another writer has taken the lease of this source")
+        before = self._view.live(key).get(action.ref)
+        if action.verb is Verb.DELETE:
+            self._kube.delete(
+                action.ref,
+                uid=action.uid,
+                resource_version=action.resource_version,
+                propagation=action.propagation,
+            )
+            self._reread(key, action.ref)
+        elif action.verb is Verb.JSON_PATCH:
+            patched = self._kube.json_patch(
+                action.ref,
+                action.body["patch"],
+                manager=action.manager,
+                uid=action.uid,
+                resource_version=action.resource_version,
+            )
+            if action.why == "release the finalizer":
+                self._reread(key, action.ref)
+            else:
+                self._view.put(patched)
+        else:
+            self._applied(key, memory, action, before)
+            return
+        _note(memory, action)
+
+    def _applied(
+        self, key: ServerKey, memory: Memory, action: Action, before: JsonObject | None
+    ) -> None:
+        after = self._kube.apply(
+            action.body,
+            manager=action.manager,
+            force=action.uid is not None or action.subresource == "status",
+            dry_run=False,
+            subresource=action.subresource,
+            uid=action.uid,
+            resource_version=action.resource_version,
+        )
+        if action.ref.kind == "Namespace":
+            self._namespaces[key.namespace] = "Active"
+            return
+        self._view.put(after)
+        if action.subresource == "status":
+            memory.status_written_at = self._clock()
+            _note(memory, action)
+        elif before is not None and diffing.same_content(before, after):
+            memory.noise.add(action.key)
+        else:
+            _note(memory, action)
+
+    def _reread(self, key: ServerKey, ref: ObjectRef) -> None:
+        """Look at one object again: after a delete or a lost race the view may be wrong."""
+        live = self._kube.get(ref)
+        if live is not None:
+            self._view.put(live)
+            return
+        known = self._view.live(key).get(ref)
+        if known is not None:
+            self._view.drop(known)
+
+    # --- failures ---
+
+    def _refused(self, key: ServerKey, memory: Memory, action: Action, error: KubeError) -> bool:
+        """Sort a refusal; True: it only told us something new, decide again."""
+        if isinstance(error, Terminating):
+            phase = self._namespaces[key.namespace] = self._ask_namespace(key.namespace)
+            if phase == "Terminating":
+                return True
+        unknown = action.uid is None and isinstance(error, Configuration) and error.code == 409
+        if (isinstance(error, Gone | Conflict) or unknown) and memory.races < MAX_RACES:
+            memory.races += 1
+            try:
+                self._reread(key, action.ref)
+            except KubeError as again:
+                self._failed(memory, again)
+            return True
+        self._failed(memory, error)
+        # What failed is said in the status; a status that cannot be written has to wait.
+        return action.subresource != "status"
+
+    def _failed(self, memory: Memory, error: KubeError) -> None:
+        now = self._clock()
+        attempts = memory.failure.attempts + 1 if memory.failure else 1
+        memory.failing_since = memory.failing_since or now
+        memory.failure = Failure(
+            category=error.category,
+            reason=error.condition,
+            message=error.message,
+            attempts=attempts,
+            retry_at=now + self._delay(error, attempts),
+        )
+
+    def _delay(self, error: KubeError, attempts: int) -> timedelta:
+        if error.retry_after is not None:
+            return error.retry_after
+        # The exponent is bounded: 2**34 seconds would overflow long before anybody waits them.
+        wait: timedelta = min(error.first_retry * 2 ** min(attempts - 1, 16), error.retry_cap)
+        return wait * self._rng.uniform(0.8, 1.2)
+
+    # --- check mode ---
+
+    def _pretend(self, key: ServerKey, memory: Memory, decision: Decision) -> bool:
+        """Learn by dry-run what the actions would bring; False: the rest cannot be foreseen."""
+        if memory.overlay is None:
+            memory.overlay = self._view.live(key)
+        for action in decision.actions:
+            if action.verb is Verb.DELETE or action.subresource == "status":
+                _note(memory, action)
+                if action.ref.kind == KIND:
+                    return False
+                memory.overlay.drop(action.ref)
+                continue
+            before = memory.overlay.get(action.ref)
+            try:
+                after = self._foresee(key, action, before)
+            except KubeError as error:
+                if error.category == "Immutable" and action.change is not None:
+                    _note(memory, replace(action, change=replace(action.change, action="replace")))
+                    memory.noise.add(action.key)
+                    continue
+                self._failed(memory, error)
+                return False
+            if before is not None and diffing.same_content(before, after):
+                memory.noise.add(action.key)
+                continue
+            _note(memory, action)
+            memory.noise.add(action.key)
+            if action.ref.kind != "Namespace":
+                memory.overlay.put(after)
+        return True
+
+    def _foresee(self, key: ServerKey, action: Action, before: JsonObject | None) -> JsonObject:
+        if action.ref.kind == "Namespace":
+            self._foreseen.add(key.namespace)
+            return action.body
+        if action.verb is Verb.JSON_PATCH and before is not None:
+            gone = (
+                (f.path for f in action.change.fields if f.after is None) if action.change else ()
+            )
+            return diffing.without(before, gone)
+        if not self._dry_run or (before is None and key.namespace in self._foreseen):
+            return _merged(before, action.body)
+        after = self._kube.apply(
+            action.body,
+            manager=action.manager,
+            force=action.uid is not None,
+            dry_run=True,
+            subresource=action.subresource,
+            uid=action.uid,
+            resource_version=action.resource_version,
+        )
+        if before is None:
+            # The uid of a dry-run is made up: children must not be rendered with it.
+            after = copy.copy(after)
+            after["metadata"] = {k: v for k, v in after["metadata"].items() if k != "uid"}
+        return after
+
+    # --- outcome ---
+
+    def outcome(self, key: ServerKey) -> Outcome:
+        """How a server stands at the end of the pass."""
+        memory = self.memory(key)
+        changes = tuple(memory.changes.values())
+        result: Result = memory.decision.result
+        message = memory.decision.message
+        if memory.failure is not None:
+            result, message = "failed", memory.failure.message
+        elif memory.overdue:
+            result, message = "failed", f"not done in time: {memory.overdue}"
+        elif memory.pruned and key not in self._loaded.servers:
+            result = "pruned"
+        elif result == "ok" and changes:
+            result = "changed"
+        ready = memory.decision.ready
+        if self._check and changes:
+            ready = None
+        return Outcome(key, result, ready, changes, message)
+
+
+def _note(memory: Memory, action: Action) -> None:
+    if action.change is not None:
+        memory.changes[action.ref, action.change.action] = action.change
+
+
+def _merged(before: JsonObject | None, body: JsonObject) -> JsonObject:
+    """What an apply would roughly leave, where no dry-run may be asked for."""
+    if before is None:
+        return body
+    metadata = before["metadata"] | {
+        key: (before["metadata"].get(key) or {}) | value
+        for key, value in body["metadata"].items()
+        if key in ("labels", "annotations")
+    }
+    return before | {k: v for k, v in body.items() if k != "metadata"} | {"metadata": metadata}

@@ -1,0 +1,172 @@
+"""What we know of the cluster: the live objects of every server, kept current by whoever tells us.
+
+Receives objects from lists, watches and answers to our own writes; returns the facts of one server.
+Makes no request. Objects are found by name and labels, whoever made them. Thread-safe.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from gitops_mcp.model import (
+    API_VERSION,
+    APP_NAME,
+    FIELD_MANAGER,
+    KIND,
+    LABEL_INSTANCE,
+    LABEL_MANAGED_BY,
+    LABEL_NAME,
+    JsonObject,
+    ObjectRef,
+    ServerKey,
+)
+
+
+class Watched(NamedTuple):
+    """One kind that the view holds, and the selector that narrows it."""
+
+    api_version: str
+    kind: str
+    selector: str
+
+
+WATCHED = (
+    Watched(API_VERSION, KIND, ""),
+    Watched("apps/v1", "Deployment", f"{LABEL_MANAGED_BY}={FIELD_MANAGER}"),
+    Watched("v1", "Service", f"{LABEL_MANAGED_BY}={FIELD_MANAGER}"),
+    Watched("v1", "Pod", f"{LABEL_NAME}={APP_NAME},{LABEL_MANAGED_BY}={FIELD_MANAGER}"),
+)
+"""One LIST and one watch each. What bears none of these labels is found when a create meets it."""
+
+
+@dataclass(slots=True)
+class Live:
+    """The live objects of one server; ``children`` by kind, ``pods`` by name."""
+
+    cr: JsonObject | None = None
+    children: dict[str, JsonObject] = field(default_factory=dict)
+    pods: dict[str, JsonObject] = field(default_factory=dict)
+
+    def copy(self) -> Live:
+        """An independent view of the same objects."""
+        return Live(self.cr, dict(self.children), dict(self.pods))
+
+    def put(self, body: JsonObject) -> None:
+        """Hold ``body`` as its object's present state."""
+        kind = body["kind"]
+        if kind == KIND:
+            self.cr = body
+        elif kind == "Pod":
+            self.pods[body["metadata"]["name"]] = body
+        else:
+            self.children[kind] = body
+
+    def drop(self, ref: ObjectRef) -> None:
+        """Hold that object no longer."""
+        if ref.kind == KIND:
+            self.cr = None
+        elif ref.kind == "Pod":
+            self.pods.pop(ref.name, None)
+        else:
+            self.children.pop(ref.kind, None)
+
+    def get(self, ref: ObjectRef) -> JsonObject | None:
+        """The object as we know it."""
+        if ref.kind == KIND:
+            return self.cr
+        if ref.kind == "Pod":
+            return self.pods.get(ref.name)
+        return self.children.get(ref.kind)
+
+    def __bool__(self) -> bool:
+        return self.cr is not None or bool(self.children) or bool(self.pods)
+
+
+def key_of(body: JsonObject) -> ServerKey:
+    """The server that an object belongs to: pods by label, everything else bears its name."""
+    metadata = body["metadata"]
+    name = metadata["name"]
+    if body["kind"] == "Pod":
+        name = (metadata.get("labels") or {}).get(LABEL_INSTANCE, "")
+    return ServerKey(metadata.get("namespace", ""), name)
+
+
+class View:
+    """All servers of a cluster."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._servers: dict[ServerKey, Live] = {}
+        self._changed: Callable[[ServerKey], None] = lambda _: None
+
+    def subscribe(self, changed: Callable[[ServerKey], None]) -> None:
+        """Call ``changed`` with a server's key after each change, outside of any lock."""
+        self._changed = changed
+
+    def live(self, key: ServerKey) -> Live:
+        """A copy of what is known of one server."""
+        with self._lock:
+            known = self._servers.get(key)
+            return known.copy() if known is not None else Live()
+
+    def resources(self) -> Iterator[tuple[ServerKey, JsonObject]]:
+        """Every MCPServer with its key."""
+        with self._lock:
+            found = [(key, live.cr) for key, live in self._servers.items()]
+        return ((key, cr) for key, cr in found if cr is not None)
+
+    def put(self, body: JsonObject) -> None:
+        """Take over an object's state, unless a newer one is known already."""
+        key = key_of(body)
+        with self._lock:
+            live = self._servers.setdefault(key, Live())
+            known = live.get(ObjectRef.of(body))
+            if known is not None and not _newer(body, known):
+                return
+            live.put(body)
+        self._changed(key)
+
+    def drop(self, body: JsonObject) -> None:
+        """That object (that uid) has gone."""
+        key = key_of(body)
+        ref = ObjectRef.of(body)
+        with self._lock:
+            live = self._servers.get(key)
+            known = live.get(ref) if live is not None else None
+            if live is None or known is None or known["metadata"]["uid"] != body["metadata"]["uid"]:
+                return
+            live.drop(ref)
+            if not live:
+                del self._servers[key]
+        self._changed(key)
+
+    def replace(self, kind: str, bodies: Iterable[JsonObject]) -> None:
+        """A fresh list of a kind: what it lacks has gone."""
+        listed = {(key_of(body), body["metadata"]["name"]): body for body in bodies}
+        with self._lock:
+            known = [body for live in self._servers.values() for body in _of_kind(live, kind)]
+        for body in known:
+            if (key_of(body), body["metadata"]["name"]) not in listed:
+                self.drop(body)
+        for body in listed.values():
+            self.put(body)
+
+
+def _of_kind(live: Live, kind: str) -> list[JsonObject]:
+    if kind == KIND:
+        return [live.cr] if live.cr is not None else []
+    if kind == "Pod":
+        return list(live.pods.values())
+    return [live.children[kind]] if kind in live.children else []
+
+
+def _newer(body: JsonObject, known: JsonObject) -> bool:
+    """Is ``body`` the later state? Another uid is another object, and what tells us of it is later.
+    Versions of one object are ordered numbers."""
+    new, old = body["metadata"], known["metadata"]
+    if new["uid"] != old["uid"]:
+        return True
+    return int(new["resourceVersion"]) >= int(old["resourceVersion"])
