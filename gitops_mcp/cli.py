@@ -1,8 +1,141 @@
-"""The command line: turns arguments into values, runs a verb, turns its end into an exit code."""
+"""The command line: finds the verb, runs it, turns its end into an exit code.
+
+Verbs live in ``gitops_mcp.verbs``, one file each, and are imported only when they are run: what a
+verb does not need costs it nothing.
+"""
 
 from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import click
+
+from gitops_mcp import __version__
+from gitops_mcp.errors import GitOpsError
+
+VERBS: Mapping[str, str] = MappingProxyType(
+    {
+        "validate": "Check all manifests, and report every problem with its place.",
+        "render": "Print the objects as YAML that kubectl apply -f - takes.",
+        "diff": "Show what a sync would change, or what merging would.",
+        "sync": "Bring the cluster to what git says, once.",
+        "agent": "Keep the cluster as git says.",
+        "status": "Show the servers of the cluster.",
+        "history": "Show what was deployed when, from the git notes.",
+        "suspend": "Stop reconciling servers.",
+        "resume": "Go on reconciling servers.",
+        "schema": "Print the JSON Schema of an MCPServer.",
+        "crd": "Print the CustomResourceDefinition.",
+        "sandbox": "Run an embedded Kubernetes cluster, or a command against one.",
+        "demo": "See it all happen on an embedded cluster.",
+    }
+)
+"""Every verb with its line in --help; ``gitops_mcp.verbs.<verb>`` holds its ``command``."""
+
+EXIT_USAGE = 2
+EXIT_BUG = 70
+EXIT_INTERRUPTED = 130
+EXIT_PIPE = 141
+
+
+class Verbs(click.Group):
+    """The group of all verbs, imported on demand."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of the work, not of the alphabet."""
+        del ctx
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Import a verb."""
+        del ctx
+        if name not in VERBS:
+            return None
+        command: click.Command = importlib.import_module(f"gitops_mcp.verbs.{name}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, with a suggestion for a verb that does not exist."""
+        name = args[0]
+        if name not in VERBS and not name.startswith("-"):
+            import difflib
+
+            close = difflib.get_close_matches(name, VERBS, 1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            ctx.fail(f"No such verb {name!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The table of verbs, without importing any."""
+        del ctx
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.group(
+    cls=Verbs,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Every option can be set as GITOPS_MCP_<OPTION>, and in gitops-mcp.yaml. "
+    "'gitops-mcp VERB --help' teaches by example.",
+)
+@click.version_option(__version__, prog_name="gitops-mcp", message="%(prog)s %(version)s")
+def cli() -> None:
+    """git push is the deployment interface for MCP servers on Kubernetes.
+
+    \b
+    gitops-mcp demo                    see it all happen, nothing needed
+    gitops-mcp validate                check the manifests of this folder
+    gitops-mcp diff                    what would change in the cluster
+    gitops-mcp sync --wait             make it so, and wait until Ready
+    """
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; returns its exit code. An expected failure is one line on stderr."""
+    try:
+        code = cli.main(arguments, prog_name="gitops-mcp", standalone_mode=False)
+        sys.stdout.flush()
+    except click.UsageError as error:
+        where = f"{error.ctx.command_path} --help" if error.ctx else "gitops-mcp --help"
+        return _fail(f"{error.format_message().rstrip('.')}; see {where}", EXIT_USAGE)
+    except GitOpsError as error:
+        hint = f"; {error.hint}" if error.hint else ""
+        return _fail(f"{error.message}{hint}", EXIT_USAGE)
+    except click.ClickException as error:
+        return _fail(error.format_message(), EXIT_USAGE)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted; run the same command again to go on", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read us has enough; the interpreter must not complain at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE
+    except Exception:
+        return _fail(f"this is a bug; the traceback is in {_log_bug()}", EXIT_BUG)
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    return code
+
+
+def _log_bug() -> str:
+    """Write the traceback where only its owner reads it; returns the file's name."""
+    import tempfile
+    import traceback
+
+    descriptor, name = tempfile.mkstemp(prefix="gitops-mcp-", suffix=".log")
+    with os.fdopen(descriptor, "w", encoding="utf-8") as log:
+        log.write(f"gitops-mcp {__version__}, Python {sys.version}\n\n{traceback.format_exc()}")
+    return name
 
 
 def main() -> None:
     """The console script."""
-    raise SystemExit(2)
+    raise SystemExit(run(sys.argv[1:]))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import plane
 import pytest
-from transcript import QUIET, Cluster, prepared
+from contract.transcript import QUIET, Cluster, prepared
 
 from gitops_mcp import sandbox
 

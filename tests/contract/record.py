@@ -10,7 +10,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import plane
-from transcript import ANSWERS, CASES, QUIET, Cluster, load, play, prepared
+from contract.transcript import ANSWERS, CASES, QUIET, Cluster, load, play, prepared
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from transcript import ANSWERS, CASES, Cluster, load, play
+from contract.transcript import ANSWERS, CASES, Cluster, load, play
 
 FILES = sorted(CASES.glob("*.yaml"))
 PLAYED = [

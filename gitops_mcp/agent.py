@@ -1,0 +1,50 @@
+"""The agent: passes of a source, repeated by a scheduler until it is told to end.
+
+Receives a function that makes one pass, calls it at once and then every interval; never two at a
+time. SIGTERM and SIGINT let the pass that runs end, and start no further one.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.schedulers.background import BackgroundScheduler
+
+
+def run(one_pass: Callable[[], None], *, interval: timedelta, ended: threading.Event) -> None:
+    """Repeat ``one_pass`` until ``ended`` is set or a signal comes. What it raises ends the agent.
+
+    A pass that outlasts the interval is followed at once by the next; passes that were missed are
+    not made up for.
+    """
+    crash: list[BaseException] = []
+
+    def job() -> None:
+        if ended.is_set():
+            return
+        try:
+            one_pass()
+        except BaseException as error:
+            crash.append(error)
+            ended.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    scheduler = BackgroundScheduler(
+        timezone=UTC,
+        executors={"default": ThreadPoolExecutor(1)},
+        # The scheduler's own default would skip a pass that is a second late.
+        job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1},
+    )
+    scheduler.add_job(
+        job, "interval", seconds=interval.total_seconds(), next_run_time=datetime.now(UTC)
+    )
+    scheduler.start()
+    ended.wait()
+    scheduler.shutdown(wait=True)
+    if crash:
+        raise crash[0]

@@ -1,0 +1,537 @@
+"""The straight line: source → load → render → decide → execute → report, as the verbs run it.
+
+Each verb is a prefix of it. Here the rooms are put together; what they do stands in them.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from gitops_mcp import diffing, gitrepo, manifests, planning, schemas, settings
+from gitops_mcp.errors import KindAbsent, KubeError, LeaseLost, Permanent, UsageError
+from gitops_mcp.model import (
+    API_VERSION,
+    CRD_NAME,
+    GROUP,
+    KIND,
+    Change,
+    ChangeAction,
+    Context,
+    JsonObject,
+    Loaded,
+    NoteRecord,
+    ObjectRef,
+    Outcome,
+    Report,
+    Result,
+    ServerKey,
+    Snapshot,
+)
+from gitops_mcp.options import SOURCE_KEYS, ConnectionOptions, SourceOptions, parse_config
+
+if TYPE_CHECKING:
+    from gitops_mcp.engine import Engine
+    from gitops_mcp.fleet import Progress
+    from gitops_mcp.kube import Cluster, Lease
+    from gitops_mcp.rendering import Renderer
+    from gitops_mcp.view import View
+
+OLDEST_KUBERNETES = (1, 30)
+"""The first with a native preStop sleep switched on."""
+LEASE_DURATION = timedelta(seconds=10)
+LEASE_RENEWAL = 2.0
+"""Seconds between two renewals: several may fail before the lease is lost."""
+LEASE_PATIENCE = 15.0
+"""Seconds that a sync waits for another sync's lease."""
+LEASE_REVISION = f"{GROUP}/revision"
+"""The Lease's annotation that bears the revision of the last pass."""
+CLUSTER_SOURCE = "cluster"
+"""The pseudo-source of servers that kubectl made."""
+
+
+# --- source, load, render -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source that was read: what it holds, and how to render it."""
+
+    repository: gitrepo.Repository
+    snapshot: Snapshot
+    loaded: Loaded
+    options: SourceOptions
+    source_id: str
+    path: str
+    limit: Limit
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        """Made when it is first needed: ``validate`` needs none."""
+        from gitops_mcp.rendering import Renderer
+
+        return Renderer(
+            self.options.templates or settings.resource("templates"),
+            source=self.source_id,
+            domain=self.options.cluster_domain,
+            variables=self.loaded.variables,
+        )
+
+    def objects(self) -> Iterator[JsonObject]:
+        """What ``render`` prints: each server's MCPServer, then its children."""
+        for _, bodies in sorted(self.rendered().items()):
+            yield from bodies
+
+    def rendered(self) -> dict[ServerKey, tuple[JsonObject, ...]]:
+        """Every valid server's objects, as they would be created."""
+        rendered = {}
+        for key, server in self.loaded.servers.items():
+            if self.limit.selects(key):
+                body = self.renderer.custom_resource(server)
+                children = self.renderer.children(schemas.defaulted(body))
+                rendered[key] = (body, *children)
+        return rendered
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """Ansible's ``--limit``: globs on ``name`` or ``namespace/name``, ``!`` excludes."""
+
+    wanted: tuple[str, ...] = ()
+    unwanted: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Limit:
+        """From the option's value; "" selects everything."""
+        patterns = [part.strip() for part in text.split(",") if part.strip()]
+        unwanted = tuple(part[1:] for part in patterns if part.startswith("!"))
+        return cls(tuple(part for part in patterns if not part.startswith("!")), unwanted)
+
+    def selects(self, key: ServerKey) -> bool:
+        """Is the server within the limit?"""
+        wanted = not self.wanted or _matches(key, self.wanted)
+        return wanted and not _matches(key, self.unwanted)
+
+    def __bool__(self) -> bool:
+        return bool(self.wanted or self.unwanted)
+
+
+def _matches(key: ServerKey, patterns: Collection[str]) -> bool:
+    return any(
+        fnmatch.fnmatchcase(str(key) if "/" in pattern else key.name, pattern)
+        for pattern in patterns
+    )
+
+
+def open_repository(options: SourceOptions) -> gitrepo.Repository:
+    """The repository of a source; nothing is read yet."""
+    credentials = gitrepo.Credentials(
+        username=options.git_username,
+        password_file=options.git_password_file,
+        ssh_key=options.git_ssh_key,
+        known_hosts=options.git_known_hosts,
+    )
+    return gitrepo.open_source(
+        options.location, ref=options.ref, branch=options.branch, credentials=credentials
+    )
+
+
+def read(
+    options: SourceOptions,
+    repository: gitrepo.Repository,
+    *,
+    base: str | None = None,
+    cache: manifests.Cache | None = None,
+) -> Source:
+    """Load a source at its head (or at the merge base with ``base``), ready to render."""
+    # The source's own file may narrow the path, so it is looked for before the path is known.
+    given = options.path or ""
+    snapshot = repository.base(base, given) if base else repository.snapshot(given)
+    own = _own_config(snapshot)
+    path = options.path if options.path is not None else str(own.get("path", ""))
+    source_id = options.source_id or str(own.get("sourceId", "default"))
+    if source_id == CLUSTER_SOURCE:
+        raise UsageError(f"source id {source_id!r} is taken: it stands for kubectl's servers")
+    loaded = manifests.load(
+        snapshot.files,
+        cluster=options.cluster,
+        namespace=options.namespace,
+        path=path,
+        allow_privileged=options.allow_privileged,
+        cache=cache,
+    )
+    limit = Limit.parse(options.limit)
+    return Source(repository, snapshot, loaded, options, source_id, path, limit)
+
+
+def _own_config(snapshot: Snapshot) -> Mapping[str, Any]:
+    for file in snapshot.files:
+        if file.path == gitrepo.CONFIG_FILE:
+            return parse_config(file.data, file.path, allowed=SOURCE_KEYS)
+    return {}
+
+
+def merging(head: Source, base: Source, cluster: str) -> Report:
+    """What merging ``head`` would change against ``base``: both sides rendered, no cluster."""
+    before, after = base.rendered(), head.rendered()
+    outcomes = []
+    for key in sorted(before.keys() | after.keys()):
+        if key not in after and (key in head.loaded.protected or not head.limit.selects(key)):
+            continue  # a broken manifest removes nothing
+        changes = tuple(_changes(key, before.get(key, ()), after.get(key, ())))
+        outcomes.append(Outcome(key, _merged_result(key, after, changes), None, changes))
+    return Report(head.snapshot.revision, cluster, True, tuple(outcomes), head.loaded.problems)
+
+
+def _merged_result(
+    key: ServerKey, after: Collection[ServerKey], changes: Collection[Change]
+) -> Result:
+    if key not in after:
+        return "pruned"
+    return "changed" if changes else "ok"
+
+
+def _changes(
+    key: ServerKey, before: Iterable[JsonObject], after: Iterable[JsonObject]
+) -> Iterator[Change]:
+    sides = ({ObjectRef.of(body): body for body in side} for side in (before, after))
+    old, new = sides
+    for ref in new | old:
+        difference = diffing.between(old.get(ref), new.get(ref))
+        if not difference.fields:
+            continue
+        action: ChangeAction = "update"
+        if ref not in old or ref not in new:
+            action = "create" if ref in new else "delete"
+        yield Change(
+            action,
+            key,
+            ref,
+            fields=difference.fields,
+            before=difference.before,
+            after=difference.after,
+        )
+
+
+# --- one pass over a cluster ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """How a pass is made: the options of ``sync`` as values."""
+
+    check: bool = False
+    ready_within: timedelta | None = None
+    create_namespace: bool = False
+    allow_prune: planning.Allowance | None = None
+    probes: bool = False
+    finalizer: bool = False
+
+
+Say = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class Pass:
+    """One pass of a source over a cluster."""
+
+    source: Source
+    cluster: Cluster
+    options: SourceOptions
+    wishes: Wishes
+    warn: Say = lambda _: None
+    progress: Progress = lambda _: None
+    lost: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> Report:
+        """Read the cluster, decide, act, report. Raises GitOpsError where it cannot be run."""
+        from gitops_mcp import fleet
+        from gitops_mcp.engine import Engine, utc_now
+        from gitops_mcp.view import View
+
+        view = View()
+        versions = self._read(view)
+        context = self._context()
+        keys = self._keys(view, context)
+        held = self._held(view, context, keys)
+        watches = fleet.Watches(self.cluster, view, None, versions)
+        engine = Engine(
+            self.cluster,
+            view,
+            self.source.renderer,
+            context,
+            self.source.loaded,
+            held=held,
+            check=self.wishes.check,
+            dry_run=not self.wishes.check or self._may_patch(keys),
+            may_write=lambda: not self.lost.is_set(),
+        )
+        runner = fleet.Fleet(
+            engine,
+            clock=utc_now,
+            watches=None if self.wishes.check else watches,
+            progress=self.progress,
+        )
+        view.subscribe(runner.wake)
+        within = self.wishes.ready_within
+        patience = fleet.Patience(utc_now() + within if within is not None else None)
+        try:
+            runner.run(keys, patience)
+        finally:
+            watches.stop()
+        return self._report(engine, keys)
+
+    def _context(self) -> Context:
+        return Context(
+            source=self.source.source_id,
+            cluster=self.options.cluster,
+            revision=self.source.snapshot.revision,
+            path=self.source.path,
+            domain=self.options.cluster_domain,
+            finalizer=self.wishes.finalizer,
+            create_namespace=self.wishes.create_namespace,
+            allow_privileged=self.options.allow_privileged,
+            probes=self.wishes.probes,
+        )
+
+    def _read(self, view: View) -> dict[Any, str]:
+        """The cluster's state, and the one clear line where it is not fit for us."""
+        from gitops_mcp import crd, fleet
+
+        version = self.cluster.version()
+        if version < OLDEST_KUBERNETES:
+            raise UsageError(
+                f"the API server is {version[0]}.{version[1]}; gitops-mcp needs 1.30 or newer",
+                hint="older ones have no native preStop sleep",
+            )
+        try:
+            versions = fleet.read(self.cluster, view, None)
+            definition = self.cluster.get(
+                ObjectRef("apiextensions.k8s.io/v1", "CustomResourceDefinition", "", CRD_NAME)
+            )
+        except Permanent as error:
+            if "customresourcedefinitions" not in error.message:
+                raise
+            definition = None  # without the right to look, the first write will tell
+        except KindAbsent as error:
+            raise UsageError(
+                f"the cluster does not know {KIND} ({API_VERSION})",
+                hint="gitops-mcp crd | kubectl apply --server-side -f -",
+            ) from error
+        ours = crd.custom_resource_definition(schemas.schema())
+        missing = crd.missing(definition, ours) if definition is not None else ()
+        if missing:
+            raise UsageError(
+                f"the CRD in the cluster is older than this version: it lacks {missing[0]}",
+                hint="gitops-mcp crd | kubectl apply --server-side -f -",
+            )
+        return versions
+
+    def _keys(self, view: View, context: Context) -> set[ServerKey]:
+        """Every server that this pass is about."""
+        loaded = self.source.loaded
+        keys = set(loaded.servers) | set(loaded.protected)
+        for key, cr in view.resources():
+            owner = planning.owner_of(cr, context.source)
+            if owner is planning.Owner.OTHER:
+                continue
+            if owner is not planning.Owner.OURS or planning.in_scope(cr, context):
+                keys.add(key)
+        chosen = {key for key in keys if self.source.limit.selects(key)}
+        if self.source.limit and not chosen:
+            raise UsageError("--limit matches no server", hint="globs match name or namespace/name")
+        return chosen
+
+    def _held(
+        self, view: View, context: Context, keys: Collection[ServerKey]
+    ) -> dict[ServerKey, str]:
+        """The prune guard's word on each server that git no longer holds."""
+        loaded = self.source.loaded
+        resources = dict(view.resources())
+        ours = [
+            key
+            for key, cr in resources.items()
+            if planning.owner_of(cr, context.source) is planning.Owner.OURS
+        ]
+        candidates = [
+            key
+            for key in ours
+            if key in keys
+            and key not in loaded.servers
+            and key not in loaded.protected
+            and planning.prunable(resources[key], context)
+        ]
+        if not candidates:
+            return {}
+        if loaded.unknown:
+            reason = "a manifest whose server cannot be told stops all pruning"
+        else:
+            reason = planning.prune_guard(
+                candidates,
+                ours=len(ours),
+                empty=not loaded.servers and not loaded.protected,
+                allowed=self.wishes.allow_prune or self._trailer(len(candidates)),
+            )
+        return dict.fromkeys(candidates, reason) if reason else {}
+
+    def _trailer(self, count: int) -> planning.Allowance | None:
+        """The ``Allow-Prune`` of a commit that was not synced yet: the fitting one, else any."""
+        revision = self.source.snapshot.revision
+        if not revision.sha:
+            return None
+        repository = self.source.repository
+        records = repository.notes(self.options.cluster).read()
+        last = next(
+            (
+                r.commit
+                for r in records
+                if r.event == "synced" and r.source == self.source.source_id
+            ),
+            "",
+        )
+        if last == revision.sha:
+            return None  # this commit was synced: what it allowed is spent
+        allowed = [
+            planning.Allowance(commit.allow_prune, f"commit {commit.sha[:12]}")
+            for commit in repository.commits_between(last, revision.sha)
+            if commit.allow_prune is not None
+        ]
+        return next((one for one in allowed if one.count == count), allowed[0] if allowed else None)
+
+    def _may_patch(self, keys: Collection[ServerKey]) -> bool:
+        """May dry-runs be asked for? Without that right the comparison is local, and says so."""
+        if self.cluster.can("patch", GROUP, "mcpservers", None):
+            return True
+        namespaces = {key.namespace for key in keys}
+        if all(self.cluster.can("patch", GROUP, "mcpservers", name) for name in namespaces):
+            return True
+        self.warn("without the right to patch mcpservers the comparison is local, not a dry-run")
+        return False
+
+    def _report(self, engine: Engine, keys: Collection[ServerKey]) -> Report:
+        outcomes = [engine.outcome(key) for key in sorted(keys)]
+        return Report(
+            revision=self.source.snapshot.revision,
+            cluster=self.options.cluster,
+            check=self.wishes.check,
+            outcomes=tuple(o for o in outcomes if _worth_telling(o)),
+            problems=self.source.loaded.problems,
+        )
+
+
+def _worth_telling(outcome: Outcome) -> bool:
+    """All but the servers of other sources that this pass only came across."""
+    return outcome.message != "belongs to another source"
+
+
+# --- the lease ------------------------------------------------------------------------------
+
+
+def lease_name(source_id: str) -> str:
+    """The name of a source's Lease."""
+    return f"gitops-mcp-{source_id}"
+
+
+@contextmanager
+def only_writer(
+    cluster: Cluster,
+    namespace: str,
+    source_id: str,
+    *,
+    holder: str,
+    take_over: bool,
+    lost: threading.Event,
+    say: Say = lambda _: None,
+) -> Iterator[None]:
+    """Hold the source's Lease, renewed in the background; ``lost`` is set when it is not ours any
+    more. ``holder`` is what we are: ``sync`` or ``agent``. Another sync is waited for, an agent is
+    not."""
+    from gitops_mcp.kube import Lease
+
+    name = lease_name(source_id)
+    identity = f"{holder}-{socket.gethostname()}-{os.getpid()}-{random.getrandbits(32):08x}"
+    lease = Lease(cluster, namespace, name, identity, duration=LEASE_DURATION)
+    _acquire(lease, f"lease {namespace}/{name}", take_over=take_over, say=say)
+    stop = threading.Event()
+    renewal = threading.Thread(target=_renew, args=(lease, stop, lost), name="lease", daemon=True)
+    renewal.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        renewal.join()
+        try:
+            lease.release()
+        except KubeError as error:
+            say(f"the lease could not be released: {error.message}")
+
+
+def _acquire(lease: Lease, name: str, *, take_over: bool, say: Say) -> None:
+    until = time.monotonic() + LEASE_PATIENCE
+    told = False
+    while not lease.acquire(take_over=take_over):
+        hint = "stop it, or use --take-over"
+        if lease.holder.startswith("agent-"):
+            raise LeaseLost(f"{name} is held by {lease.holder}", hint=hint)
+        if time.monotonic() >= until:
+            raise LeaseLost(f"{name} is still held by {lease.holder}", hint=hint)
+        if not told:
+            say(f"waiting for {lease.holder}, which holds {name}")
+            told = True
+        time.sleep(0.5)
+
+
+def _renew(lease: Lease, stop: threading.Event, lost: threading.Event) -> None:
+    while not stop.wait(LEASE_RENEWAL):
+        try:
+            if not lease.acquire():
+                lost.set()
+                return
+        except KubeError:
+            if not lease.held:
+                lost.set()
+                return
+
+
+# --- notes ----------------------------------------------------------------------------------
+
+
+def write_notes(
+    source: Source, records: Iterable[NoteRecord], *, cluster: str, push: bool, warn: Say
+) -> None:
+    """Append what happened to the deployed commit's note; trouble is a warning, never a stop."""
+    revision = source.snapshot.revision
+    if not revision.sha or revision.dirty:
+        return
+    stamped = [replace(record, commit=revision.sha) for record in records]
+    for warning in source.repository.notes(cluster).append(stamped, push=push):
+        warn(warning)
+
+
+def connect(options: ConnectionOptions) -> Cluster:
+    """The cluster, as kubectl would find it; no request yet."""
+    from gitops_mcp.kube import Cluster
+
+    return Cluster.connect(options.kubeconfig, options.context)
+
+
+def probing(word: str | None) -> bool:
+    """Are handshakes made? From inside of a cluster pods can be reached; elsewhere only if told."""
+    return word == "on" if word is not None else "KUBERNETES_SERVICE_HOST" in os.environ
+
+
+def now() -> datetime:
+    """The wall clock."""
+    from gitops_mcp.engine import utc_now
+
+    return utc_now()

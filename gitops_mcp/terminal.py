@@ -1,0 +1,61 @@
+"""The terminal: where progress, warnings and problems of a verb go (stderr), and its colours."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+
+import click
+
+from gitops_mcp import reports
+from gitops_mcp.model import Problem, ServerKey
+from gitops_mcp.options import CommonOptions
+
+
+class Terminal:
+    """What a verb says besides its result. Results go to stdout, everything here to stderr."""
+
+    def __init__(self, options: CommonOptions) -> None:
+        self._verbose = options.verbose
+        self._quiet = options.quiet
+        self.style = reports.Style(_coloured(options.color, sys.stdout.isatty()))
+        self._err = reports.Style(_coloured(options.color, sys.stderr.isatty()))
+
+    def say(self, text: str) -> None:
+        """Progress: what is being done or waited for."""
+        if not self._quiet:
+            click.echo(text, err=True)
+
+    def warn(self, text: str) -> None:
+        """Something that the user should know, and that stops nothing."""
+        click.echo(self._err("yellow", f"warning: {text}"), err=True)
+
+    def detail(self, text: str) -> None:
+        """Only with ``-v``."""
+        if self._verbose:
+            click.echo(text, err=True)
+
+    def problems(self, problems: Iterable[Problem]) -> None:
+        """The source's problems, one line each."""
+        text = reports.problems(problems, style=self._err)
+        if text:
+            click.echo(text, err=True, nl=False)
+
+    def ignored(self, ignored: Iterable[tuple[str, str]]) -> None:
+        """What of the source is not ours."""
+        for file, reason in ignored:
+            self.detail(f"{file}: left alone, {reason}")
+
+    def progress(self, waiting: dict[ServerKey, str]) -> None:
+        """What is still waited for."""
+        for key, what in sorted(waiting.items())[:10]:
+            self.say(f"waiting for {key}: {what}")
+        if len(waiting) > 10:
+            self.say(f"… and {len(waiting) - 10} more")
+
+
+def _coloured(color: str, terminal: bool) -> bool:
+    if color == "auto":
+        return terminal and not os.environ.get("NO_COLOR")
+    return color == "always"

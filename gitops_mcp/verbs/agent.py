@@ -1,0 +1,157 @@
+"""``agent``: the line, kept alive."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import click
+
+from gitops_mcp import options
+
+if TYPE_CHECKING:
+    from gitops_mcp.gitrepo import Repository
+    from gitops_mcp.kube import Cluster
+    from gitops_mcp.manifests import Cache
+    from gitops_mcp.terminal import Terminal
+
+
+@click.command(
+    "agent",
+    cls=options.Verb,
+    epilog="""\b
+Examples:
+  gitops-mcp agent https://git.example.com/fleet.git --branch main --cluster prod
+  gitops-mcp agent /srv/fleet --interval 10s           HEAD of a clone, uncommitted work is not run
+""",
+)
+@options.source
+@options.connection
+@options.option(
+    "--interval",
+    type=options.Duration(),
+    default="60s",
+    show_default=True,
+    help="Between two looks at git and the cluster.",
+)
+@options.option("--create-namespace", is_flag=True, help="Create namespaces that are missing.")
+@options.option("--take-over", is_flag=True, help="Take the lease from whoever holds it.")
+@options.option(
+    "--probes",
+    type=click.Choice(["on", "off"]),
+    help="Handshake with the pods  [default: on inside of a cluster]",
+)
+@options.common
+def command(
+    source: options.SourceOptions,
+    connection: options.ConnectionOptions,
+    *,
+    interval: timedelta,
+    create_namespace: bool,
+    take_over: bool,
+    probes: str | None,
+    common: options.CommonOptions,
+) -> int:
+    """Keep the cluster as git says: a sync, repeated until SIGTERM.
+
+    The agent holds the source's lease and places the finalizer, so that a server deleted with
+    kubectl is shut down gracefully too.
+    """
+    from gitops_mcp import agent, pipeline
+    from gitops_mcp.terminal import Terminal
+
+    terminal = Terminal(common)
+    wishes = pipeline.Wishes(
+        create_namespace=create_namespace, finalizer=True, probes=pipeline.probing(probes)
+    )
+    ended = threading.Event()
+    with pipeline.open_repository(_at_head(source)) as repository:
+        line = pipeline.read(source, repository)
+        cluster = pipeline.connect(connection)
+        passes = _Passes(source, repository, cluster, wishes, terminal, ended)
+        try:
+            with pipeline.only_writer(
+                cluster,
+                source.namespace,
+                line.source_id,
+                holder="agent",
+                take_over=take_over,
+                lost=passes.lost,
+                say=terminal.say,
+            ):
+                agent.run(passes.one, interval=interval, ended=ended)
+        finally:
+            cluster.close()
+    return 0
+
+
+def _at_head(source: options.SourceOptions) -> options.SourceOptions:
+    """A clone's uncommitted work is nobody's deployment."""
+    from pathlib import Path
+
+    if source.ref is None and source.branch is None and (Path(source.location) / ".git").exists():
+        return replace(source, ref="HEAD")
+    return source
+
+
+class _Passes:
+    """The agent's passes: what one leaves for the next, and what it says."""
+
+    def __init__(
+        self,
+        source: options.SourceOptions,
+        repository: Repository,
+        cluster: Cluster,
+        wishes: object,
+        terminal: Terminal,
+        ended: threading.Event,
+    ) -> None:
+        from gitops_mcp import manifests
+
+        self._source = source
+        self._repository = repository
+        self._cluster = cluster
+        self._wishes = wishes
+        self._terminal = terminal
+        self._ended = ended
+        self._cache: Cache = manifests.Cache()
+        self._problems: tuple[object, ...] = ()
+        self.lost = threading.Event()
+
+    def one(self) -> None:
+        """Look at git, make a pass, say what it changed. A pass that fails is told and repeated."""
+        from gitops_mcp.errors import GitOpsError, LeaseLost
+
+        try:
+            self._pass()
+        except LeaseLost:
+            raise
+        except GitOpsError as error:
+            self._terminal.warn(f"{error.message}; the next pass tries again")
+
+    def _pass(self) -> None:
+        from gitops_mcp import pipeline, reports
+
+        self._repository.poll()
+        line = pipeline.read(self._source, self._repository, cache=self._cache)
+        if line.loaded.problems != self._problems:
+            self._terminal.problems(line.loaded.problems)
+            self._problems = line.loaded.problems
+        report = pipeline.Pass(
+            line,
+            self._cluster,
+            self._source,
+            self._wishes,  # type: ignore[arg-type]
+            self._terminal.warn,
+            self._terminal.progress,
+            self.lost,
+        ).run()
+        records = reports.notes_of(report, source=line.source_id, time=pipeline.now())
+        pipeline.write_notes(
+            line, records, cluster=self._source.cluster, push=True, warn=self._terminal.warn
+        )
+        text = reports.sync(report, style=self._terminal.style)
+        if any(outcome.result not in ("ok", "skipped") for outcome in report.outcomes):
+            click.echo(f"{report.revision} {text}", nl=False)

@@ -1,0 +1,80 @@
+"""``diff``: the line up to decide, printed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from gitops_mcp import options
+
+if TYPE_CHECKING:
+    from gitops_mcp.model import Report
+
+
+@click.command(
+    "diff",
+    cls=options.Verb,
+    epilog="""\b
+Examples:
+  gitops-mcp diff                                      this folder against the current context
+  gitops-mcp diff --base origin/main -o markdown       a pull-request comment; needs no cluster
+  gitops-mcp diff --limit grafana -v                   with fields that others added and keep
+\b
+Exit codes: 0 no change, 1 changes, 2 problems in the source or could not run.
+""",
+)
+@options.source
+@options.connection
+@options.option(
+    "--base", metavar="REF", help="Compare with the merge base of REF and HEAD, not with a cluster."
+)
+@options.output("json", "markdown")
+@options.common
+def command(
+    source: options.SourceOptions,
+    connection: options.ConnectionOptions,
+    base: str | None,
+    output: str,
+    common: options.CommonOptions,
+) -> int:
+    """Show what a sync would change in the cluster, changing nothing.
+
+    Only reads, and asks the API server for dry-runs. With --base it needs git alone: what merging
+    would change, rendered on both sides. Secret values are never shown.
+    """
+    from gitops_mcp import pipeline, reports
+    from gitops_mcp.terminal import Terminal
+
+    terminal = Terminal(common)
+    against: str | None = None
+    with pipeline.open_repository(source) as repository:
+        line = pipeline.read(source, repository)
+        terminal.ignored(line.loaded.ignored)
+        if output == "text":
+            terminal.problems(line.loaded.problems)
+        if base is not None:
+            other = pipeline.read(source, repository, base=base)
+            against = other.snapshot.revision.sha
+            report = pipeline.merging(line, other, source.cluster)
+        else:
+            cluster = pipeline.connect(connection)
+            wishes = pipeline.Wishes(check=True, create_namespace=True)
+            try:
+                report = pipeline.Pass(line, cluster, source, wishes, terminal.warn).run()
+            finally:
+                cluster.close()
+    text = reports.diff(
+        report, base=against, output=output, style=terminal.style, verbose=common.verbose
+    )
+    click.echo(text, nl=False)
+    return exit_code(report)
+
+
+def exit_code(report: Report) -> int:
+    """2 for problems or servers that could not be compared, 1 for changes."""
+    if any(problem.severity == "error" for problem in report.problems):
+        return 2
+    if any(outcome.result == "failed" for outcome in report.outcomes):
+        return 2
+    return 1 if any(outcome.changes for outcome in report.outcomes) else 0

@@ -1,0 +1,48 @@
+"""``history``: the deployment notes, read back."""
+
+from __future__ import annotations
+
+import click
+
+from gitops_mcp import options
+
+
+@click.command(
+    "history",
+    cls=options.Verb,
+    epilog="""\b
+Examples:
+  gitops-mcp history                                   what was deployed to the default cluster
+  gitops-mcp history --cluster production --server grafana
+  gitops-mcp history -o json | jq '.[] | select(.event == "pruned")'
+""",
+)
+@options.source
+@options.option("--server", help="Only this server: NAME or NAMESPACE/NAME.")
+@options.output("json")
+@options.common
+def command(
+    source: options.SourceOptions,
+    server: str | None,
+    output: str,
+    common: options.CommonOptions,
+) -> int:
+    """Show what was deployed when, newest first, from the git notes of SOURCE."""
+    from gitops_mcp import pipeline, reports
+    from gitops_mcp.terminal import Terminal
+
+    terminal = Terminal(common)
+    with pipeline.open_repository(source) as repository:
+        notes = repository.notes(source.cluster)
+        warning = notes.fetch()
+        if warning:
+            terminal.warn(warning)
+        records = [r for r in notes.read() if server is None or _is(r.server, server)]
+    click.echo(reports.history(records, output=output, style=terminal.style), nl=False)
+    return 0
+
+
+def _is(recorded: str | None, wanted: str) -> bool:
+    if recorded is None:
+        return False
+    return recorded == wanted if "/" in wanted else recorded.split("/", 1)[1] == wanted

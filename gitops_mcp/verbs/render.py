@@ -1,0 +1,42 @@
+"""``render``: source → load → render, printed."""
+
+from __future__ import annotations
+
+import click
+
+from gitops_mcp import options
+
+
+@click.command(
+    "render",
+    cls=options.Verb,
+    epilog="""\b
+Examples:
+  gitops-mcp render                                    the files of this folder, as they lie
+  gitops-mcp render --cluster production --limit 'grafana,!*-canary'
+  gitops-mcp render | kubectl apply --dry-run=server -f -
+""",
+)
+@options.source
+@options.output("json")
+@options.common
+def command(
+    source: options.SourceOptions,
+    output: str,
+    common: options.CommonOptions,
+) -> int:
+    """Print the objects of every server: the MCPServer first, then its children.
+
+    SOURCE is a directory (read as it lies), a bare repository or a git URL. What has problems is
+    left out and named on stderr, and the exit code is 1 then.
+    """
+    from gitops_mcp import pipeline, reports
+    from gitops_mcp.terminal import Terminal
+
+    terminal = Terminal(common)
+    with pipeline.open_repository(source) as repository:
+        line = pipeline.read(source, repository)
+        click.echo(reports.objects(list(line.objects()), output=output), nl=False)
+    terminal.problems(line.loaded.problems)
+    terminal.ignored(line.loaded.ignored)
+    return 1 if any(p.severity == "error" for p in line.loaded.problems) else 0

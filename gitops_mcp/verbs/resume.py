@@ -1,0 +1,17 @@
+"""``resume``: the end of ``suspend``."""
+
+from __future__ import annotations
+
+from gitops_mcp import options
+from gitops_mcp.verbs import suspend
+
+
+@suspend.decorated("resume", "gitops-mcp resume grafana -n ai")
+def command(
+    names: tuple[str, ...],
+    connection: options.ConnectionOptions,
+    namespace: str | None,
+    common: options.CommonOptions,
+) -> int:
+    """Go on reconciling servers that ``suspend`` stopped."""
+    return suspend.set_suspend(names, connection, namespace, {}, quiet=common.quiet)

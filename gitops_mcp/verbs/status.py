@@ -1,0 +1,157 @@
+"""``status``: what was reported, read back from the cluster."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gitops_mcp import options
+
+if TYPE_CHECKING:
+    from gitops_mcp.kube import Cluster
+    from gitops_mcp.model import JsonObject
+    from gitops_mcp.terminal import Terminal
+
+STALE = timedelta(seconds=30)
+"""An agent renews its lease every two seconds."""
+
+
+@click.command(
+    "status",
+    cls=options.Verb,
+    epilog="""\b
+Examples:
+  gitops-mcp status -A                                 every server of the cluster
+  gitops-mcp status grafana -n ai -o wide
+  gitops-mcp status -A --watch
+  gitops-mcp status -o json | jq '.items[].status.phase'
+\b
+Exit codes: 0 done, 1 a named server was not found, 2 could not run.
+""",
+)
+@click.argument("names", nargs=-1, metavar="[NAME…]")
+@options.connection
+@click.option("-n", "--namespace", envvar="GITOPS_MCP_NAMESPACE", help="Whose servers.")
+@click.option("-A", "--all-namespaces", is_flag=True, help="The servers of all namespaces.")
+@click.option("-w", "--watch", is_flag=True, help="Go on, and print the table at each change.")
+@options.option("--source-id", default="default", show_default=True, help="Whose agent to show.")
+@options.output("wide", "json", "yaml")
+@options.common
+def command(
+    names: tuple[str, ...],
+    connection: options.ConnectionOptions,
+    namespace: str | None,
+    all_namespaces: bool,
+    watch: bool,
+    source_id: str,
+    output: str,
+    common: options.CommonOptions,
+) -> int:
+    """Show the servers of the cluster: phase, replicas, endpoint, revision."""
+    from gitops_mcp import pipeline
+    from gitops_mcp.terminal import Terminal
+
+    terminal = Terminal(common)
+    cluster = pipeline.connect(connection)
+    where = None if all_namespaces else namespace or cluster.namespace
+    shown = _Shown(cluster, terminal, names, where, source_id, output)
+    try:
+        return shown.watch() if watch else shown.once()
+    finally:
+        cluster.close()
+
+
+class _Shown:
+    """What one call shows, once or at each change."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        terminal: Terminal,
+        names: tuple[str, ...],
+        namespace: str | None,
+        source_id: str,
+        output: str,
+    ) -> None:
+        self._cluster = cluster
+        self._terminal = terminal
+        self._names = names
+        self._namespace = namespace
+        self._source_id = source_id
+        self._output = output
+
+    def once(self) -> int:
+        from gitops_mcp.model import API_VERSION, KIND
+
+        servers, _ = self._cluster.list(API_VERSION, KIND, self._namespace)
+        found = self._chosen(servers)
+        self._print(found)
+        missing = set(self._names) - {body["metadata"]["name"] for body in found}
+        for name in sorted(missing):
+            self._terminal.warn(f'mcpserver "{name}" not found')
+        return 1 if missing else 0
+
+    def watch(self) -> int:
+        from gitops_mcp.model import API_VERSION, KIND
+
+        known: dict[tuple[str, str], JsonObject] = {}
+        for news in self._cluster.list_and_watch(
+            API_VERSION, KIND, self._namespace, stop=threading.Event()
+        ):
+            if news[0] == "SYNC":
+                known = {_name(body): body for body in news[1]}
+            else:
+                kind, body = news[1]
+                known.pop(_name(body), None)
+                if kind != "DELETED":
+                    known[_name(body)] = body
+            self._print(self._chosen(list(known.values())))
+        return 0
+
+    def _chosen(self, servers: list[JsonObject]) -> list[JsonObject]:
+        chosen = [s for s in servers if not self._names or s["metadata"]["name"] in self._names]
+        return sorted(chosen, key=_name)
+
+    def _print(self, servers: list[JsonObject]) -> None:
+        from gitops_mcp import pipeline, reports
+
+        now = pipeline.now()
+        if self._output in ("text", "wide"):
+            seen, revision = self._agent()
+            heading = reports.status_heading(self._source_id, revision, seen, now=now, stale=STALE)
+            click.echo(heading, nl=False)
+        text = reports.status(
+            servers,
+            now=now,
+            output=self._output,
+            style=self._terminal.style,
+            all_namespaces=self._namespace is None,
+        )
+        click.echo(text, nl=False)
+
+    def _agent(self) -> tuple[datetime | None, str]:
+        """The agent's last sign of life, and the revision of the last pass."""
+        from gitops_mcp import pipeline
+        from gitops_mcp.errors import KubeError
+        from gitops_mcp.model import ObjectRef
+
+        name = pipeline.lease_name(self._source_id)
+        namespace = self._namespace or self._cluster.namespace
+        ref = ObjectRef("coordination.k8s.io/v1", "Lease", namespace, name)
+        try:
+            lease: Any = self._cluster.get(ref) or {}
+        except KubeError:
+            return None, ""
+        spec = lease.get("spec") or {}
+        annotations = (lease.get("metadata") or {}).get("annotations") or {}
+        revision = annotations.get(pipeline.LEASE_REVISION, "")
+        if not str(spec.get("holderIdentity", "")).startswith("agent-"):
+            return None, revision
+        return datetime.fromisoformat(spec["renewTime"]).astimezone(UTC), revision
+
+
+def _name(body: JsonObject) -> tuple[str, str]:
+    return body["metadata"]["namespace"], body["metadata"]["name"]

@@ -1,0 +1,83 @@
+"""``suspend`` and ``resume``: ``spec.suspend``, where git does not say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from gitops_mcp import options
+
+MANAGER = "gitops-mcp-suspend"
+"""A field manager of its own: what it sets, nothing but ``resume`` takes away."""
+
+
+def decorated(name: str, example: str) -> Callable[[Callable[..., int]], click.Command]:
+    """The options of both verbs."""
+
+    def decorate(function: Any) -> Any:
+        for decorator in (
+            options.common,
+            click.option("-n", "--namespace", envvar="GITOPS_MCP_NAMESPACE", help="Whose servers."),
+            options.connection,
+            click.argument("names", nargs=-1, required=True, metavar="NAME…"),
+            click.command(name, cls=options.Verb, epilog=f"\b\nExample:\n  {example}"),
+        ):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+@decorated("suspend", "gitops-mcp suspend grafana -n ai")
+def command(
+    names: tuple[str, ...],
+    connection: options.ConnectionOptions,
+    namespace: str | None,
+    common: options.CommonOptions,
+) -> int:
+    """Stop reconciling servers: they keep running, and are neither changed nor pruned.
+
+    Where the manifest in git sets spec.suspend, change it there instead.
+    """
+    return set_suspend(names, connection, namespace, {"suspend": True}, quiet=common.quiet)
+
+
+def set_suspend(
+    names: tuple[str, ...],
+    connection: options.ConnectionOptions,
+    namespace: str | None,
+    spec: dict[str, bool],
+    *,
+    quiet: bool,
+) -> int:
+    """Apply ``spec`` to each server, unforced: git's own word answers with a conflict."""
+    from gitops_mcp import pipeline
+    from gitops_mcp.errors import Configuration, UsageError
+    from gitops_mcp.model import API_VERSION, KIND, ObjectRef
+
+    cluster = pipeline.connect(connection)
+    try:
+        for name in names:
+            ref = ObjectRef(API_VERSION, KIND, namespace or cluster.namespace, name)
+            live = cluster.get(ref)
+            if live is None:
+                raise UsageError(f'mcpserver "{name}" not found in namespace {ref.namespace}')
+            body = {
+                "apiVersion": API_VERSION,
+                "kind": KIND,
+                "metadata": {"name": name, "namespace": ref.namespace},
+                "spec": spec,
+            }
+            try:
+                cluster.apply(body, manager=MANAGER, force=False, uid=live["metadata"]["uid"])
+            except Configuration as error:
+                raise UsageError(
+                    f"{ref}: git sets spec.suspend", hint="change it in the manifest"
+                ) from error
+            if not quiet:
+                click.echo(f"{ref} {'suspended' if spec else 'resumed'}")
+    finally:
+        cluster.close()
+    return 0

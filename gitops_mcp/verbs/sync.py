@@ -1,0 +1,140 @@
+"""``sync``: the whole line, once."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import click
+
+from gitops_mcp import options
+
+if TYPE_CHECKING:
+    from gitops_mcp.model import Report
+    from gitops_mcp.planning import Allowance
+
+
+@click.command(
+    "sync",
+    cls=options.Verb,
+    epilog="""\b
+Examples:
+  gitops-mcp sync                                      this folder, to the current context
+  gitops-mcp sync --check --diff                       what would change, changing nothing
+  gitops-mcp sync --wait=2m https://git.example.com/fleet.git --branch main --cluster prod
+  gitops-mcp sync --limit 'ai/grafana' --create-namespace
+  gitops-mcp sync --allow-prune=7                      when the prune guard stopped it
+\b
+Exit codes: 0 as git says (with --check: nothing failed); 1 a server failed, was blocked or,
+with --wait, is not Ready, or the source has problems; 2 could not run.
+""",
+)
+@options.source
+@options.connection
+@options.option("--check", is_flag=True, help="Change nothing: show what would be.")
+@options.option("--diff", "show_diff", is_flag=True, help="Show each change as a unified diff.")
+@options.option(
+    "--wait", type=options.Duration(), metavar="[=5m]", help="Wait until the servers are Ready."
+)
+@options.option("--create-namespace", is_flag=True, help="Create namespaces that are missing.")
+@options.option("--take-over", is_flag=True, help="Take the lease from whoever holds it.")
+@options.option("--allow-prune", metavar="[=N]", help="Let the prune guard pass N removals (any).")
+@options.option("--push-notes", is_flag=True, help="Push the deployment notes to the remote.")
+@options.option(
+    "--probes",
+    type=click.Choice(["on", "off"]),
+    help="Handshake with the pods  [default: on inside of a cluster]",
+)
+@options.output("json")
+@options.common
+def command(
+    source: options.SourceOptions,
+    connection: options.ConnectionOptions,
+    *,
+    check: bool,
+    show_diff: bool,
+    wait: timedelta | None,
+    create_namespace: bool,
+    take_over: bool,
+    allow_prune: str | None,
+    push_notes: bool,
+    probes: str | None,
+    output: str,
+    common: options.CommonOptions,
+) -> int:
+    """Bring the cluster to what git says: create, update, heal, and prune gracefully.
+
+    One broken manifest stops no other server, and never prunes its own. What git holds no longer is
+    shut down step by step: endpoints withdrawn, sessions drained, pods stopped in their grace.
+    Interrupted, the next sync goes on where this one stopped.
+    """
+    from gitops_mcp import pipeline, reports
+    from gitops_mcp.terminal import Terminal
+
+    terminal = Terminal(common)
+    with pipeline.open_repository(source) as repository:
+        line = pipeline.read(source, repository)
+        terminal.ignored(line.loaded.ignored)
+        terminal.problems(line.loaded.problems)
+        cluster = pipeline.connect(connection)
+        wishes = pipeline.Wishes(
+            check=check,
+            ready_within=None if check else wait,
+            create_namespace=create_namespace,
+            allow_prune=allowance(allow_prune),
+            probes=pipeline.probing(probes),
+        )
+        lost = threading.Event()
+        one = pipeline.Pass(line, cluster, source, wishes, terminal.warn, terminal.progress, lost)
+        try:
+            if check:
+                report = one.run()
+            else:
+                with pipeline.only_writer(
+                    cluster,
+                    source.namespace,
+                    line.source_id,
+                    holder="sync",
+                    take_over=take_over,
+                    lost=lost,
+                    say=terminal.say,
+                ):
+                    report = one.run()
+        finally:
+            cluster.close()
+        if not check:
+            records = reports.notes_of(report, source=line.source_id, time=pipeline.now())
+            pipeline.write_notes(
+                line, records, cluster=source.cluster, push=push_notes, warn=terminal.warn
+            )
+    text = reports.sync(
+        report, output=output, style=terminal.style, diffs=show_diff, verbose=common.verbose
+    )
+    click.echo(text, nl=False)
+    return exit_code(report, waited=wait is not None and not check)
+
+
+def allowance(text: str | None) -> Allowance | None:
+    """``--allow-prune`` as a value."""
+    from gitops_mcp.planning import Allowance
+
+    if text is None:
+        return None
+    if text == options.EVERYTHING:
+        return Allowance(None, "--allow-prune")
+    if not text.isdigit():
+        raise click.UsageError(f"--allow-prune={text}: not a number of servers")
+    return Allowance(int(text), "--allow-prune")
+
+
+def exit_code(report: Report, *, waited: bool) -> int:
+    """0 when all is as git says."""
+    if any(problem.severity == "error" for problem in report.problems):
+        return 1
+    for outcome in report.outcomes:
+        if outcome.result in ("failed", "blocked"):
+            return 1
+        if waited and outcome.ready is False and outcome.result in ("ok", "changed"):
+            return 1
+    return 0

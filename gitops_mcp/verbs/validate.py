@@ -1,0 +1,44 @@
+"""``validate``: source → load, and what is wrong with it."""
+
+from __future__ import annotations
+
+import click
+
+from gitops_mcp import options
+
+
+@click.command(
+    "validate",
+    cls=options.Verb,
+    epilog="""\b
+Examples:
+  gitops-mcp validate                                  the files of this folder, as they lie
+  gitops-mcp validate --ref main --path servers
+  gitops-mcp validate -o github                        annotations in a pull request
+  gitops-mcp validate -o json | jq '.problems[].message'
+\b
+Exit codes: 0 all valid, 1 problems found, 2 could not run.
+""",
+)
+@options.source
+@options.output("json", "github")
+@options.common
+def command(
+    source: options.SourceOptions,
+    output: str,
+    common: options.CommonOptions,
+) -> int:
+    """Check all manifests, and report every problem with file, line and column.
+
+    SOURCE is a directory (read as it lies), a bare repository or a git URL. Needs no cluster.
+    """
+    from gitops_mcp import pipeline, reports
+    from gitops_mcp.terminal import Terminal
+
+    terminal = Terminal(common)
+    with pipeline.open_repository(source) as repository:
+        line = pipeline.read(source, repository)
+    terminal.ignored(line.loaded.ignored)
+    text = reports.validation(line.loaded, output=output, style=terminal.style)
+    click.echo(text, nl=False)
+    return 1 if any(p.severity == "error" for p in line.loaded.problems) else 0
