@@ -733,3 +733,32 @@ class TestLease:
         assert live["spec"]["leaseTransitions"] == 1
         assert live["spec"]["holderIdentity"] == "other"
         assert live["spec"]["renewTime"] == "2026-01-02T00:00:00.000000Z"
+
+
+def test_a_watch_outlives_a_restart_of_the_server(plane: rig.Plane, name: str) -> None:
+    cluster = Cluster.connect(str(plane.kubeconfig("admin")))
+    told: list[str] = []
+    stop = threading.Event()
+    stream = cluster.list_and_watch(
+        "v1",
+        "ConfigMap",
+        "default",
+        stop=stop,
+        label_selector=f"watch={name}",
+        state=lambda error: told.append(error.category if error else "well"),
+    )
+    assert next(stream) == ("SYNC", [])
+    body = config(name)
+    body["metadata"]["labels"] = {"watch": name}
+    made = cluster.apply(body)
+    assert next(stream) == ("EVENT", ("ADDED", made))
+    plane.stop_apiserver()
+    plane.start_apiserver()
+    changed = cluster.apply({**body, "data": {"a": "2"}})
+    for what, news in stream:
+        # Whichever the server makes of the old version: too old, or a watch that goes on.
+        if changed in (news if what == "SYNC" else [news[1]]):
+            break
+    assert told[0] == "well"
+    assert "Transient" in told
+    cluster.close()
