@@ -31,10 +31,6 @@ finally:
     print(*{name.partition(".")[0] for name in sys.modules}, file=sys.stderr)
 """
 
-needs_verbs = pytest.mark.skipif(
-    "click" not in (ROOT / "gitops_mcp" / "cli.py").read_text(), reason="the verbs are not there"
-)
-
 
 def unmeasured() -> dict[str, str]:
     """The environment without what makes a started Python measure its coverage."""
@@ -56,7 +52,6 @@ def test_the_architecture_page_names_every_room() -> None:
     assert {room for room in rooms if not re.search(rf"`{room}/?`", page)} == set()
 
 
-@needs_verbs
 @pytest.mark.parametrize(("arguments", "unwanted"), STARTS)
 def test_a_verb_imports_nothing_that_it_does_not_need(
     arguments: list[str], unwanted: set[str]
@@ -73,7 +68,6 @@ def test_a_verb_imports_nothing_that_it_does_not_need(
     assert unwanted & set(run.stderr.splitlines()[-1].split()) == set()
 
 
-@needs_verbs
 @pytest.mark.parametrize("arguments", [each.values[0] for each in STARTS])
 def test_a_verb_starts_well_under_half_a_second(arguments: list[str]) -> None:
     spent = []
