@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import threading
 from collections import Counter
 from collections.abc import Coroutine
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Sandbox", "start"]
 
+_log = logging.getLogger(__name__)
+
 HOST = "127.0.0.1"
+STOP_WITHIN = 10.0
 
 
 def start(
@@ -81,7 +85,9 @@ class Sandbox:
         if loop is not None and stop is not None and thread is not None and thread.is_alive():
             with contextlib.suppress(RuntimeError):  # the loop has just ended
                 loop.call_soon_threadsafe(stop.set)
-            thread.join()
+            thread.join(STOP_WITHIN)
+            if thread.is_alive():
+                raise RuntimeError(f"the sandbox did not stop within {STOP_WITHIN} s")
 
     def __enter__(self) -> Sandbox:
         return self
@@ -140,6 +146,8 @@ class Sandbox:
             port = runner.addresses[0][1]
             self.url = f"http://{HOST}:{port}"
             tasks = [asyncio.create_task(job) for job in self._jobs()]
+            for task in tasks:
+                task.add_done_callback(_report)
             self._ready.set()
             await self._stop.wait()
             for task in tasks:
@@ -154,3 +162,9 @@ class Sandbox:
         from gitops_mcp.sandbox import controllers
 
         return [controllers.run(self.store, speed=self._speed)] if self._controllers else []
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    """Say that something beside the server has died; the server goes on."""
+    if not task.cancelled() and (failure := task.exception()) is not None:
+        _log.error("the sandbox's controllers have died", exc_info=failure)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import logging
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
@@ -25,6 +26,8 @@ from gitops_mcp.sandbox.lifecycle import Lifecycle
 from gitops_mcp.sandbox.schema import Decoding
 from gitops_mcp.sandbox.storage import KindKey, Object, Stored, WatchEvent, dumps
 from gitops_mcp.sandbox.store import Store, Writing
+
+_log = logging.getLogger(__name__)
 
 BOOKMARK_EVERY = 60.0
 WATCH_LONGEST = 1800
@@ -91,7 +94,8 @@ class Server:
             wake.clear()
             delay = self._lifecycle.run_due()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(wake.wait(), delay)
+                async with asyncio.timeout(delay):
+                    await wake.wait()
 
     async def _end_watches(self, _app: web.Application) -> None:
         for watchers in self._watchers.values():
@@ -104,11 +108,17 @@ class Server:
         try:
             return await self._route(request)
         except ApiError as exc:
-            retry = exc.retry_after
-            headers = [] if retry is None else [("Retry-After", str(retry))]
-            if exc.text:
-                return web.Response(status=exc.code, text=exc.message + "\n", headers=headers)
-            return _json(exc.status(), exc.code, headers)
+            refusal = exc
+        except Exception as exc:  # a bug of ours, told as the real server tells one of its own
+            _log.exception("%s %s", request.method, request.path)
+            refusal = errors.internal(f"{type(exc).__name__}; the sandbox's log has more")
+        headers: Headers = []
+        if refusal.retry_after is not None:
+            headers = [("Retry-After", str(refusal.retry_after))]
+        if refusal.text:
+            text = refusal.message + "\n"
+            return web.Response(status=refusal.code, text=text, headers=dict(headers))
+        return _json(refusal.status(), refusal.code, headers)
 
     async def _route(self, request: web.Request) -> web.StreamResponse:
         parts = [part for part in request.path.split("/") if part]
@@ -369,7 +379,7 @@ class Server:
             if lines:
                 await response.write(b"".join(lines))
             await self._stream(response, watcher, encode, timeout, bookmarks)
-        except (ConnectionError, asyncio.CancelledError):
+        except ConnectionError:
             pass  # the client has gone
         finally:
             watchers.discard(watcher)
@@ -390,7 +400,8 @@ class Server:
         while True:
             wait = min(end, next_mark) - loop.time()
             try:
-                event = await asyncio.wait_for(watcher.queue.get(), max(wait, 0))
+                async with asyncio.timeout(max(wait, 0)):
+                    event = await watcher.queue.get()
             except TimeoutError:
                 if bookmarks:
                     await response.write(_bookmark(kind, self.store.storage.rv))

@@ -11,7 +11,10 @@ from contract.transcript import QUIET, Cluster, prepared
 from gitops_mcp import sandbox
 
 
-@pytest.fixture(scope="session", params=["sandbox", "plane"])
+@pytest.fixture(
+    scope="session",
+    params=["sandbox", pytest.param("plane", marks=pytest.mark.xdist_group("plane"))],
+)
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """An API server without workload controllers, with the kind Widget."""
     if request.param == "sandbox":
