@@ -40,9 +40,10 @@ def compiled(rule: str) -> Any:
 def evaluate(rule: str, value: Any, old: Any = None) -> Any:
     """What the rule says of the value; `old` is None where there is none."""
     try:
-        result = compiled(rule).eval(data={"self": value, "oldSelf": old}).value()
+        result = compiled(rule).eval(data={"self": value, "oldSelf": old})
     except RuntimeError as exc:
         raise Failed(str(exc)) from None
-    if result is not None and type(result).__name__ not in ("bool", "str", "int", "float"):
-        raise Failed(str(result))
-    return result
+    found = result.value()
+    if str(result.type()) == "ERROR":
+        raise Failed(str(found).partition(": ")[2])
+    return found
