@@ -16,11 +16,12 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from gitops_mcp import diffing, planning
+from gitops_mcp import diffing, planning, probes
 from gitops_mcp.errors import (
     Configuration,
     Conflict,
     Gone,
+    Immutable,
     KubeError,
     LeaseLost,
     Terminating,
@@ -34,6 +35,7 @@ from gitops_mcp.model import (
     Decision,
     Facts,
     Failure,
+    Inquiry,
     JsonObject,
     Loaded,
     Namespace,
@@ -91,6 +93,10 @@ class Kube(Protocol):
     ) -> None: ...
 
 
+Ask = Callable[[Inquiry, Callable[[], datetime]], ProbeResult | int | None]
+"""How an inquiry is answered; ``probes.ask`` is the real one."""
+
+
 def utc_now() -> datetime:
     """The wall clock, in UTC."""
     return datetime.now(UTC)
@@ -107,6 +113,7 @@ class Memory:
     noise: set[str] = field(default_factory=set)
     probe: ProbeResult | None = None
     sessions: int | None = None
+    sessions_at: datetime | None = None
     changes: dict[tuple[ObjectRef, str], Change] = field(default_factory=dict)
     overlay: Live | None = None
     """In check mode: the server's objects as they would be by now."""
@@ -136,6 +143,7 @@ class Engine:
         check: bool = False,
         dry_run: bool = True,
         may_write: Callable[[], bool] = lambda: True,
+        ask: Ask = probes.ask,
         clock: Callable[[], datetime] = utc_now,
         rng: random.Random | None = None,
     ) -> None:
@@ -148,6 +156,7 @@ class Engine:
         self._check = check
         self._dry_run = dry_run
         self._may_write = may_write
+        self._ask = ask
         self._clock = clock
         self._rng = rng or random.Random()  # noqa: S311 -- spreads retries, guards nothing
         self._memories: dict[ServerKey, Memory] = {}
@@ -186,6 +195,7 @@ class Engine:
             status_written_at=memory.status_written_at,
             noise=frozenset(memory.noise),
             sessions=memory.sessions,
+            sessions_at=memory.sessions_at,
         )
 
     def _namespace(self, key: ServerKey, live: Live) -> Namespace:
@@ -288,7 +298,7 @@ class Engine:
             self._namespaces[key.namespace] = "Active"
             return
         self._view.put(after)
-        if action.subresource == "status":
+        if action.subresource == "status" and action.ref.kind == KIND:
             memory.status_written_at = self._clock()
             _note(memory, action)
         elif before is not None and diffing.same_content(before, after):
@@ -305,6 +315,15 @@ class Engine:
         known = self._view.live(key).get(ref)
         if known is not None:
             self._view.drop(known)
+
+    def ask(self, key: ServerKey, inquiry: Inquiry) -> None:
+        """Have an inquiry answered, and remember it. Takes as long as the servers take."""
+        memory = self.memory(key)
+        answer = self._ask(inquiry, self._clock)
+        if isinstance(answer, ProbeResult):
+            memory.probe = answer
+        else:
+            memory.sessions, memory.sessions_at = answer, self._clock()
 
     # --- failures ---
 
@@ -336,6 +355,7 @@ class Engine:
             message=error.message,
             attempts=attempts,
             retry_at=now + self._delay(error, attempts),
+            immutable=isinstance(error, Immutable),
         )
 
     def _delay(self, error: KubeError, attempts: int) -> timedelta:
@@ -362,7 +382,7 @@ class Engine:
             try:
                 after = self._foresee(key, action, before)
             except KubeError as error:
-                if error.category == "Immutable" and action.change is not None:
+                if isinstance(error, Immutable) and action.change is not None:
                     _note(memory, replace(action, change=replace(action.change, action="replace")))
                     memory.noise.add(action.key)
                     continue

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from gitops_mcp.model import Decision, ServerKey
+from gitops_mcp.model import Decision, Inquiry, ServerKey
 from gitops_mcp.view import WATCHED, View, Watched
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 WORKERS = 8
 """Requests in flight: what an API server takes from one client without queueing."""
+ASKERS = 16
+"""Servers that are asked for a handshake or their sessions at the same time: a silent one takes its
+whole time-out, and must not delay the API requests of others."""
 RETRY_WITHIN = timedelta(seconds=60)
 """How long one pass tries a transient error again."""
 SHUTDOWN_MARGIN = timedelta(seconds=60)
@@ -115,8 +118,8 @@ class Patience:
     ) -> str:
         """What is still waited for, in words; "" when the pass is done with the server."""
         if memory.failure is not None and memory.failing_since is not None:
-            again = memory.failure.category not in ("Configuration", "Permanent", "Immutable")
-            if again and memory.failure.retry_at < memory.failing_since + RETRY_WITHIN:
+            transient = memory.failure.category == "Transient"
+            if transient and memory.failure.retry_at < memory.failing_since + RETRY_WITHIN:
                 return f"to try again: {memory.failure.message}"
             return ""
         if decision.waiting.startswith(("shutdown", "deletion", "recreate")):
@@ -124,6 +127,8 @@ class Patience:
                 return decision.waiting
             memory.overdue = decision.waiting
             return ""
+        if decision.inquiry is not None:
+            return f"{decision.inquiry.kind} of {len(decision.inquiry.targets)} target(s)"
         if decision.look_again is not None and decision.look_again - now <= timedelta(seconds=1):
             return "to write the status"
         if self.ready_by is not None and decision.waiting and now < self.ready_by:
@@ -154,6 +159,7 @@ class Fleet:
         self._timers: list[tuple[datetime, int, ServerKey]] = []
         self._order = itertools.count()
         self._open: dict[ServerKey, str] = {}
+        self._asked: set[ServerKey] = set()
         self._crashed: BaseException | None = None
         self._tell_at = clock()
 
@@ -171,11 +177,16 @@ class Fleet:
         self._tell_at = started + PROGRESS_INTERVAL
         self._open = dict.fromkeys(sorted(keys), "")
         self._due = dict.fromkeys(self._open)
-        with ThreadPoolExecutor(self._workers, thread_name_prefix="worker") as pool:
+        with (
+            ThreadPoolExecutor(self._workers, thread_name_prefix="worker") as pool,
+            ThreadPoolExecutor(ASKERS, thread_name_prefix="asker") as askers,
+        ):
+            self._askers = askers
             try:
                 self._loop(pool, patience, started)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
+                askers.shutdown(wait=False, cancel_futures=True)
                 raise
 
     def _loop(self, pool: ThreadPoolExecutor, patience: Patience, started: datetime) -> None:
@@ -243,9 +254,23 @@ class Fleet:
                 self._due.pop(key, None)
                 return
             self._open[key] = waiting
+            if decision.inquiry is not None and key not in self._asked:
+                self._asked.add(key)
+                self._askers.submit(self._ask, key, decision.inquiry)
             retry = memory.failure.retry_at if memory.failure is not None else None
             times = [time for time in (decision.look_again, retry, patience.ready_by) if time]
             for time in times:
                 heapq.heappush(self._timers, (time, next(self._order), key))
         if self._watches is not None:
             self._watches.start()
+
+    def _ask(self, key: ServerKey, inquiry: Inquiry) -> None:
+        try:
+            self._engine.ask(key, inquiry)
+        except BaseException as error:
+            self._crashed = error
+        finally:
+            with self._changed:
+                self._asked.discard(key)
+                self._changed.notify()
+            self.wake(key)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 JsonObject = dict[str, Any]
@@ -188,7 +188,7 @@ class ProbeResult:
 
     ``reason`` is a reason of the Verified condition (HandshakeSucceeded, AuthenticationRequired,
     HandshakeFailed, HostRejected, ConnectionRefused, NotProbed, Unreachable). ``pods`` are the
-    uids that it speaks for.
+    uids that it speaks for, ``passed`` those among them that answered well.
     """
 
     reason: str
@@ -196,6 +196,20 @@ class ProbeResult:
     at: datetime
     pods: frozenset[str] = frozenset()
     server_info: JsonObject | None = None
+    passed: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Inquiry:
+    """What has to be asked of a server itself: ``targets`` are (pod uid, URL), ``host`` is the
+    Host header of its clients, ``timeout`` is for each target, ``gauge`` the name of a Prometheus
+    gauge that counts sessions ("": the URL answers with the number itself)."""
+
+    kind: Literal["handshake", "sessions"]
+    targets: tuple[tuple[str, str], ...]
+    timeout: timedelta
+    host: str = ""
+    gauge: str = ""
 
 
 # --- decide ---------------------------------------------------------------------------------
@@ -288,7 +302,7 @@ class Decision:
     the actions' own changes: what is blocked, and all that a prune will take. ``look_again``: when
     the answer may differ without any event. ``waiting``: what for, in words (empty: for nothing);
     ``deadline``: when a shutdown should have ended. ``ready``: is it serving; None where nobody
-    can say.
+    can say. ``inquiry``: what to ask of the server itself before it is decided again.
     """
 
     result: Result = "ok"
@@ -299,6 +313,7 @@ class Decision:
     waiting: str = ""
     deadline: datetime | None = None
     ready: bool | None = None
+    inquiry: Inquiry | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,6 +329,8 @@ class Failure:
     message: str
     attempts: int
     retry_at: datetime
+    immutable: bool = False
+    """Only a recreate can carry the change out."""
 
 
 Namespace = Literal["Active", "Terminating", "Absent"]
@@ -329,8 +346,8 @@ class Facts:
     ``pods`` are the live objects, found by the names and labels of the server whoever made them;
     ``namespace`` is the phase of their namespace. ``probe`` is the last handshake, ``failure`` what
     the last request ended with, ``status_written_at`` our last status write (this process only),
-    ``noise`` the apply keys that a dry-run showed to change nothing, ``sessions`` the drain gauge's
-    last answer (None: not known), ``now`` is UTC.
+    ``noise`` the apply keys that a dry-run showed to change nothing, ``sessions`` what the drain
+    gauge said at ``sessions_at`` (None: it did not), ``now`` is UTC.
     """
 
     key: ServerKey
@@ -348,6 +365,7 @@ class Facts:
     status_written_at: datetime | None = None
     noise: frozenset[str] = frozenset()
     sessions: int | None = None
+    sessions_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

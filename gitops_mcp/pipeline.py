@@ -301,7 +301,7 @@ class Pass:
             finalizer=self.wishes.finalizer,
             create_namespace=self.wishes.create_namespace,
             allow_privileged=self.options.allow_privileged,
-            probes=self.wishes.probes,
+            probes=self.wishes.probes and not self.wishes.check,
         )
 
     def _read(self, view: View) -> dict[Any, str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
-from gitops_mcp import diffing, manifests, schemas, shutdown, status, transports
+from gitops_mcp import diffing, inquiries, manifests, schemas, shutdown, status, transports
 from gitops_mcp.model import (
     ANNOTATION_ADOPT,
     ANNOTATION_FILE,
@@ -42,6 +42,7 @@ from gitops_mcp.model import (
     ServerKey,
     Verb,
 )
+from gitops_mcp.rendering import READINESS_GATE
 
 STATUS_INTERVAL = timedelta(seconds=1)
 """At most one status write a second and server."""
@@ -201,7 +202,7 @@ def _converge(facts: Facts, context: Context, renderer: Renderer, owner: Owner |
     if facts.namespace == "Absent":
         return _missing_namespace(facts, context)
     paused = facts.failure is not None and facts.now < facts.failure.retry_at
-    immutable = facts.failure is not None and facts.failure.category == "Immutable"
+    immutable = facts.failure is not None and facts.failure.immutable
     if immutable and facts.cr is not None:
         return _recreate(facts, context)
     body = _cr_body(facts, context, renderer, owner)
@@ -222,7 +223,7 @@ def _converge(facts: Facts, context: Context, renderer: Renderer, owner: Owner |
     invalid = _invalid(facts, context)
     refused: list[str] = []
     if not paused and (not invalid or facts.protected):
-        child_actions = list(_child_actions(facts, context, renderer, refused))
+        child_actions = [*_child_actions(facts, context, renderer, refused), *_gates(facts)]
         if child_actions:
             return Decision("ok", actions=tuple(child_actions))
     return _at_rest(facts, context, _synced(facts, context, invalid, refused), invalid)
@@ -395,6 +396,26 @@ def _child_actions(
             yield _delete(facts.key, live, "no longer rendered")
 
 
+def _gates(facts: Facts) -> Iterator[Action]:
+    """Open the readiness gate of pods that answered our handshake (``health.gate``)."""
+    passed = facts.probe.passed if facts.probe is not None else frozenset()
+    for pod in facts.pods:
+        gates = [gate.get("conditionType") for gate in pod["spec"].get("readinessGates") or ()]
+        conditions = (pod.get("status") or {}).get("conditions") or ()
+        opened = any(c["type"] == READINESS_GATE and c["status"] == "True" for c in conditions)
+        if READINESS_GATE not in gates or opened or pod["metadata"]["uid"] not in passed:
+            continue
+        ref = ObjectRef.of(pod)
+        body = {
+            "apiVersion": ref.api_version,
+            "kind": ref.kind,
+            "metadata": {"name": ref.name, "namespace": ref.namespace},
+            "status": {"conditions": [{"type": READINESS_GATE, "status": "True"}]},
+        }
+        uid = pod["metadata"]["uid"]
+        yield Action(Verb.APPLY, ref, "open the readiness gate", body, "status", uid=uid)
+
+
 def _external(cr: JsonObject) -> bool:
     annotations = cr["metadata"].get("annotations") or {}
     return bool(annotations.get(ANNOTATION_REPLICAS) == "external")
@@ -552,12 +573,10 @@ def _shut_down(facts: Facts, context: Context) -> Decision:
         return Decision("skipped", message=f"being deleted; held by {names}", waiting="deletion")
     if deleted and ("orphan" in finalizers or facts.namespace == "Terminating"):
         return Decision("pruned", actions=(shutdown.release(cr),), message="released")
-    if facts.failure is not None and facts.now < facts.failure.retry_at:
+    failure = facts.failure
+    if failure is not None and not failure.immutable and facts.now < failure.retry_at:
         return Decision(
-            "failed",
-            message=facts.failure.message,
-            look_again=facts.failure.retry_at,
-            waiting="shutdown",
+            "failed", message=failure.message, look_again=failure.retry_at, waiting="shutdown"
         )
     progress = shutdown.advance(facts)
     deadline = shutdown.deadline_of(progress.state)
@@ -570,7 +589,9 @@ def _shut_down(facts: Facts, context: Context) -> Decision:
         return Decision(result, (action,), waiting="shutdown", deadline=deadline)
     look = min((time for time in (later, progress.look_again) if time), default=None)
     waiting = f"shutdown: {progress.waiting or 'next step'}"
-    return Decision(result, look_again=look, waiting=waiting, deadline=deadline)
+    counting = progress.state.get("step") == "Draining"
+    inquiry = inquiries.sessions(facts, context) if counting else None
+    return Decision(result, (), (), "", look, waiting, deadline, inquiry=inquiry)
 
 
 # --- status ---------------------------------------------------------------------------------
@@ -617,13 +638,15 @@ def _at_rest(facts: Facts, context: Context, synced: Condition, invalid: str = "
     ready = status.ready(wanted)
     if action is not None:
         return Decision(result, actions=(action,), message=message, ready=ready.status == "True")
-    times = [look_again, facts.failure.retry_at if facts.failure else None]
+    inquiry, ask_again = inquiries.handshake(facts, context)
+    times = [look_again, ask_again, facts.failure.retry_at if facts.failure else None]
     return Decision(
         result,
         message=message,
         look_again=min((time for time in times if time), default=None),
         waiting="" if ready.status == "True" else f"{ready.reason}: {ready.message}",
         ready=ready.status == "True",
+        inquiry=inquiry,
     )
 
 

@@ -18,14 +18,14 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from gitops_mcp import __version__
-from gitops_mcp.model import JsonObject, ProbeResult
+from gitops_mcp.model import Inquiry, JsonObject, ProbeResult
 
 MODERN: Final = "2026-07-28"
 LEGACY: Final = "2025-11-25"
@@ -83,7 +83,24 @@ def summary(answers: Mapping[str, Handshake], at: datetime) -> ProbeResult:
     if len(told) < len(answers):
         message = f"{len(told)} of {len(answers)} pods: {message}"
     known = (answer.server_info for answer in answers.values() if answer.server_info)
-    return ProbeResult(worst.reason, message, at, frozenset(answers), next(known, None))
+    passed = frozenset(uid for uid, answer in answers.items() if answer.reason in _WELL)
+    return ProbeResult(worst.reason, message, at, frozenset(answers), next(known, None), passed)
+
+
+_WELL: Final = ("HandshakeSucceeded", "AuthenticationRequired")
+
+
+def ask(inquiry: Inquiry, now: Callable[[], datetime]) -> ProbeResult | int | None:
+    """The answer to an inquiry: a ProbeResult to a handshake, a number of sessions (None: a target
+    did not say) to a count. Takes at most the inquiry's time-out for each target."""
+    timeout = inquiry.timeout.total_seconds()
+    if inquiry.kind == "handshake":
+        answers = {
+            uid: probe(url, host=inquiry.host, timeout=timeout) for uid, url in inquiry.targets
+        }
+        return summary(answers, now())
+    counts = [sessions(url, gauge=inquiry.gauge, timeout=timeout) for _, url in inquiry.targets]
+    return None if None in counts else sum(count for count in counts if count is not None)
 
 
 _SEVERITY: Final = (

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from gitops_mcp import transports
+from gitops_mcp import inquiries, transports
 from gitops_mcp.model import (
     ANNOTATION_SHUTDOWN,
     FINALIZER,
@@ -37,7 +37,6 @@ WITHDRAWN = f"{GROUP}/withdrawn"
 MARGIN = timedelta(seconds=30)
 """What a shutdown may take over its drain window and grace, for the API and the kubelet."""
 
-GAUGE_INTERVAL = timedelta(seconds=2)
 SCALE_ATTEMPTS = 3
 """How often somebody may raise a stopping Deployment before it is deleted under them."""
 
@@ -124,7 +123,7 @@ def _draining(facts: Facts, cr: JsonObject, state: JsonObject) -> Progress:
     state = state | {"step": "Draining"}
     if facts.sessions is not None:
         state["activeSessions"] = facts.sessions
-    look = min(until, facts.now + GAUGE_INTERVAL) if asked else until
+    look = min(until, facts.now + inquiries.COUNT_INTERVAL) if asked else until
     return Progress(state, look_again=look, waiting=f"drain until {_time(until)}")
 
 

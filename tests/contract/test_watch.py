@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from transcript import Cluster
+from contract.transcript import Cluster
 
 MAPS = "/api/v1/namespaces/{}/configmaps"
 

@@ -1,0 +1,95 @@
+"""What a decision needs to know of a server's pods that the API server cannot tell.
+
+Pure: facts in, the due ``Inquiry`` out (handshakes, counts of sessions). Whoever runs decisions has
+it answered by ``probes.ask`` and decides again; nothing here makes a request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+import durationpy
+
+from gitops_mcp import schemas, transports
+from gitops_mcp.model import Context, Facts, Inquiry, JsonObject
+
+HANDSHAKE_INTERVAL = timedelta(seconds=60)
+HANDSHAKE_TIMEOUT = timedelta(seconds=5)
+HANDSHAKE_RETRY = timedelta(seconds=10)
+"""After a handshake that went wrong: a server may take a while to start behind its port."""
+COUNT_INTERVAL = timedelta(seconds=2)
+COUNT_TIMEOUT = timedelta(seconds=2)
+METRICS_PATH = "/metrics"
+
+
+def handshake(facts: Facts, context: Context) -> tuple[Inquiry | None, datetime | None]:
+    """The handshake that is due now, and when the next one will be; neither where nobody asks.
+
+    A pod is asked once its containers are ready, a new one at once, all of them each interval.
+    """
+    spec = _spec(facts)
+    health = spec.get("health") or {}
+    asked = context.probes and health.get("mode", "handshake") == "handshake"
+    if not asked or not transports.of_spec(spec).networked or facts.failure is not None:
+        return None, None
+    pods = dict(_addresses(facts.pods))
+    if not pods:
+        return None, None
+    last = facts.probe
+    interval = _duration(health.get("interval"), HANDSHAKE_INTERVAL)
+    if last is not None:
+        again = interval if pods.keys() <= last.passed else min(interval, HANDSHAKE_RETRY)
+        if pods.keys() <= last.pods and facts.now < last.at + again:
+            return None, last.at + again
+    port, path = spec["port"], spec["path"]
+    inquiry = Inquiry(
+        "handshake",
+        targets=tuple((uid, f"http://{ip}:{port}{path}") for uid, ip in sorted(pods.items())),
+        host=f"{facts.key.name}.{facts.key.namespace}.svc.{context.domain}:{port}",
+        timeout=_duration(health.get("timeout"), HANDSHAKE_TIMEOUT),
+    )
+    return inquiry, None
+
+
+def sessions(facts: Facts, context: Context) -> Inquiry | None:
+    """How to count the sessions that a shutdown waits for, where the server can tell."""
+    spec = _spec(facts)
+    drain = spec.get("drain") or {}
+    counted = facts.sessions_at is not None and facts.now < facts.sessions_at + COUNT_INTERVAL
+    if not context.probes or counted:
+        return None
+    if "url" in drain:
+        return Inquiry("sessions", targets=(("", drain["url"]),), timeout=COUNT_TIMEOUT)
+    gauge = drain.get("gauge")
+    pods = dict(_addresses(facts.pods))
+    if not gauge or not pods:
+        return None
+    port, path = gauge.get("port", spec["port"]), gauge.get("path", METRICS_PATH)
+    targets = tuple((uid, f"http://{ip}:{port}{path}") for uid, ip in sorted(pods.items()))
+    return Inquiry("sessions", targets=targets, timeout=COUNT_TIMEOUT, gauge=gauge["name"])
+
+
+def _spec(facts: Facts) -> Mapping[str, Any]:
+    assert facts.cr is not None  # noqa: S101 -- asked only of servers that exist
+    spec: Mapping[str, Any] = schemas.defaulted(facts.cr).get("spec") or {}
+    return spec
+
+
+def _addresses(pods: tuple[JsonObject, ...]) -> Iterator[tuple[str, str]]:
+    """The uid and the address of each pod whose containers are ready and that is not ending. A
+    pod may wait for a readiness gate that our handshake opens: its own Ready is not asked."""
+    for pod in pods:
+        status = pod.get("status") or {}
+        ready = any(
+            condition.get("type") == "ContainersReady" and condition.get("status") == "True"
+            for condition in status.get("conditions") or ()
+        )
+        if ready and status.get("podIP") and "deletionTimestamp" not in pod["metadata"]:
+            ip = status["podIP"]
+            yield pod["metadata"]["uid"], f"[{ip}]" if ":" in ip else ip
+
+
+def _duration(text: object, default: timedelta) -> timedelta:
+    return default if text is None else durationpy.from_str(str(text))

@@ -1,0 +1,122 @@
+"""What is asked of pods, when, and under which address."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from gitops_mcp import inquiries
+from gitops_mcp.model import Context, Facts, JsonObject, ProbeResult, Revision, ServerKey
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+CONTEXT = Context("default", "default", Revision("abc"))
+URL = "http://127.0.0.7:8080/mcp"
+
+
+def pod(uid: str = "p1", ip: str = "127.0.0.7", *, ready: bool = True, **meta: Any) -> JsonObject:
+    condition = {"type": "ContainersReady", "status": str(ready)}
+    return {
+        "metadata": {"name": uid, "uid": uid, **meta},
+        "status": {"podIP": ip, "conditions": [condition]},
+    }
+
+
+def facts(*pods: JsonObject, spec: JsonObject | None = None, **more: Any) -> Facts:
+    cr = {
+        "apiVersion": "mcp.example.com/v1alpha1",
+        "kind": "MCPServer",
+        "metadata": {"name": "web", "namespace": "ai"},
+        "spec": {"image": "x", **(spec or {})},
+    }
+    return Facts(key=ServerKey("ai", "web"), now=NOW, cr=cr, pods=pods, **more)
+
+
+def probe(ago: float, *, passed: bool = True, pods: tuple[str, ...] = ("p1",)) -> ProbeResult:
+    at = NOW - timedelta(seconds=ago)
+    reason = "HandshakeSucceeded" if passed else "HandshakeFailed"
+    named = frozenset(pods)
+    return ProbeResult(reason, "", at, named, None, named if passed else frozenset())
+
+
+def test_a_new_pod_is_asked_as_its_clients_would() -> None:
+    inquiry, later = inquiries.handshake(facts(pod()), CONTEXT)
+    assert inquiry is not None
+    assert inquiry.targets == (("p1", URL),)
+    assert inquiry.host == "web.ai.svc.cluster.local:8080"
+    assert inquiry.timeout == timedelta(seconds=5)
+    assert later is None
+
+
+@pytest.mark.parametrize(
+    ("pods", "spec"),
+    [
+        ((), {}),
+        ((pod(ready=False),), {}),
+        ((pod(ip=""),), {}),
+        ((pod(deletionTimestamp="2026-01-01T00:00:00Z"),), {}),
+        ((pod(),), {"transport": "stdio"}),
+        ((pod(),), {"health": {"mode": "tcp"}}),
+        ((pod(),), {"health": {"mode": "none"}}),
+    ],
+)
+def test_nobody_is_asked_without_a_pod_that_can_answer(
+    pods: tuple[JsonObject, ...], spec: JsonObject
+) -> None:
+    assert inquiries.handshake(facts(*pods, spec=spec), CONTEXT) == (None, None)
+
+
+def test_nobody_is_asked_while_probes_are_off() -> None:
+    off = Context("default", "default", Revision("abc"), probes=False)
+    assert inquiries.handshake(facts(pod()), off) == (None, None)
+    assert inquiries.sessions(facts(pod(), spec={"drain": {"gauge": {"name": "n"}}}), off) is None
+
+
+@pytest.mark.parametrize(
+    ("last", "pods", "due"),
+    [
+        (probe(59), (pod(),), False),
+        (probe(60), (pod(),), True),
+        (probe(9, passed=False), (pod(),), False),
+        (probe(10, passed=False), (pod(),), True),
+        (probe(1), (pod(), pod("p2")), True),
+        (probe(1, pods=("p1", "gone")), (pod(),), False),
+    ],
+)
+def test_pods_are_asked_again_each_interval_and_new_ones_at_once(
+    last: ProbeResult, pods: tuple[JsonObject, ...], due: bool
+) -> None:
+    inquiry, later = inquiries.handshake(facts(*pods, probe=last), CONTEXT)
+    assert (inquiry is not None) is due
+    assert (later is not None) is not due
+
+
+def test_an_interval_of_ones_own_is_kept() -> None:
+    spec = {"health": {"interval": "5m", "timeout": "1s"}}
+    inquiry, later = inquiries.handshake(facts(pod(), spec=spec, probe=probe(60)), CONTEXT)
+    assert (inquiry, later) == (None, NOW + timedelta(minutes=4))
+
+
+def test_sessions_are_counted_by_a_gauge_of_each_pod_or_at_one_address() -> None:
+    gauge = {"drain": {"gauge": {"name": "mcp_sessions", "port": 9090}}}
+    inquiry = inquiries.sessions(facts(pod(), pod("p2", "::1"), spec=gauge), CONTEXT)
+    assert inquiry is not None
+    assert inquiry.gauge == "mcp_sessions"
+    assert [url for _, url in inquiry.targets] == [
+        "http://127.0.0.7:9090/metrics",
+        "http://[::1]:9090/metrics",
+    ]
+    url = {"drain": {"url": "http://127.0.0.1:1/left"}}
+    inquiry = inquiries.sessions(facts(spec=url), CONTEXT)
+    assert inquiry is not None
+    assert inquiry.targets == (("", "http://127.0.0.1:1/left"),)
+    assert inquiries.sessions(facts(pod()), CONTEXT) is None
+
+
+def test_sessions_are_not_counted_more_often_than_every_two_seconds() -> None:
+    spec = {"drain": {"gauge": {"name": "n"}}}
+    recent = facts(pod(), spec=spec, sessions=3, sessions_at=NOW - timedelta(seconds=1))
+    assert inquiries.sessions(recent, CONTEXT) is None
+    old = facts(pod(), spec=spec, sessions=3, sessions_at=NOW - timedelta(seconds=2))
+    assert inquiries.sessions(old, CONTEXT) is not None

@@ -1,0 +1,251 @@
+"""Facts in, decision out: what is done about one server, and what is said of it."""
+
+from __future__ import annotations
+
+import copy
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gitops_mcp import planning, schemas
+from gitops_mcp.model import (
+    FINALIZER,
+    LABEL_SOURCE,
+    Context,
+    Decision,
+    Facts,
+    Failure,
+    JsonObject,
+    McpServer,
+    Problem,
+    Revision,
+    ServerKey,
+)
+from gitops_mcp.rendering import Renderer
+from gitops_mcp.settings import resource
+
+DATA = Path(__file__).parent / "data" / "planning"
+CASES = yaml.safe_load((DATA / "decisions.yaml").read_text())
+GUARD = yaml.safe_load((DATA / "guard.yaml").read_text())
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+KEY = ServerKey("ai", "web")
+RENDERER = Renderer(resource("templates"), source="default")
+
+
+def server(spec: JsonObject, annotations: dict[str, str]) -> McpServer:
+    return McpServer(KEY, spec, {}, annotations, "a.yaml", 1, f"digest of {spec}{annotations}")
+
+
+def merged(base: JsonObject, over: JsonObject) -> JsonObject:
+    """``base`` with ``over`` laid over it, maps key by key; None removes."""
+    result = copy.deepcopy(base)
+    for name, value in over.items():
+        if value is None:
+            result.pop(name, None)
+        elif isinstance(value, dict) and isinstance(result.get(name), dict):
+            result[name] = merged(result[name], value)
+        else:
+            result[name] = value
+    return result
+
+
+def stored(body: JsonObject, uid: str) -> JsonObject:
+    """A body as the API server would hold it, as far as decisions look."""
+    return merged(body, {"metadata": {"uid": uid, "resourceVersion": "5", "generation": 1}})
+
+
+def live_cr(case: dict[str, Any]) -> JsonObject | None:
+    described = case.get("cr")
+    if described is None:
+        return None
+    if described == "same":
+        described = {"spec": "same"}
+    spec = described["spec"]
+    if spec == "same":
+        spec = {"replicas": 1, **case["git"]}
+    annotations = case.get("annotations", {}) | described.get("annotations", {})
+    body = schemas.defaulted(RENDERER.custom_resource(server(spec, annotations)))
+    body = stored(body, "u")
+    metadata = body["metadata"]
+    owner = described.get("owner", "ours")
+    if owner == "kubectl":
+        del metadata["labels"][LABEL_SOURCE]
+    elif owner == "other":
+        metadata["labels"][LABEL_SOURCE] = "other"
+    elif owner == "ours":
+        tree: JsonObject = {"f:metadata": {"f:labels": {f"f:{LABEL_SOURCE}": {}}}}
+        metadata["managedFields"] = [
+            {"manager": "gitops-mcp", "operation": "Apply", "fieldsV1": tree}
+        ]
+    finalizers = [FINALIZER] if described.get("finalizer") else []
+    if described.get("orphan"):
+        finalizers.append("orphan")
+    if described.get("deleted"):
+        metadata["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+        finalizers = finalizers or ["example.com/other"]
+    if finalizers:
+        metadata["finalizers"] = finalizers
+    return body
+
+
+def children(case: dict[str, Any], cr: JsonObject | None) -> dict[str, JsonObject]:
+    if cr is None:
+        return {}
+    rendered_from = merged(cr, {"spec": case.get("rendered_as", {})})
+    found = {}
+    for body in RENDERER.children(rendered_from):
+        described = case.get(body["kind"].lower())
+        if described is not None:
+            over = {} if described == "same" else described
+            found[body["kind"]] = merged(stored(body, body["kind"]), over)
+    return found
+
+
+def facts_and_context(case: dict[str, Any]) -> tuple[Facts, Context]:
+    cr = live_cr(case)
+    desired = server(case["git"], case.get("annotations", {})) if "git" in case else None
+    problem = case.get("protected")
+    failure = case.get("failure")
+    context = Context(
+        source="default",
+        cluster="default",
+        revision=Revision("abc"),
+        path=case.get("path", ""),
+        create_namespace=case.get("create_namespace", False),
+        probes=False,
+    )
+    facts = Facts(
+        key=KEY,
+        now=NOW,
+        desired=desired,
+        protected=problem is not None,
+        problems=(Problem("a.yaml", 1, 1, str(KEY), "", problem),) if problem else (),
+        held=case.get("held", ""),
+        cr=cr,
+        children=children(case, cr),
+        namespace=case.get("namespace", "Active"),
+        failure=Failure(
+            failure["category"],
+            failure["reason"],
+            failure["message"],
+            1,
+            NOW + timedelta(seconds=failure["after"]),
+            immutable=failure.get("immutable", False),
+        )
+        if failure
+        else None,
+    )
+    if case.get("noise"):
+        decision = planning.decide(facts, context, RENDERER)
+        facts = with_(facts, noise=frozenset(action.key for action in decision.actions))
+    if isinstance(case.get("cr"), dict) and case["cr"].get("status") == "right":
+        facts = with_right_status(case, facts, context)
+    return facts, context
+
+
+def with_(facts: Facts, **changes: Any) -> Facts:
+    import dataclasses
+
+    return dataclasses.replace(facts, **changes)
+
+
+def with_right_status(case: dict[str, Any], facts: Facts, context: Context) -> Facts:
+    """The status that stands when nothing is wrong: so a case shows what its own fact changes."""
+    plain = with_(facts, held="", failure=None, protected=False)
+    plain = with_(
+        plain, children=children(case | {"deployment": "same", "service": "same"}, facts.cr)
+    )
+    suspended = (facts.cr or {}).get("spec", {}).get("suspend")
+    if suspended or plain.desired is None:
+        return facts  # its status says something else anyway
+    if case["cr"].get("spec") != "same":
+        return facts
+    decision = planning.decide(plain, context, RENDERER)
+    (action,) = decision.actions
+    assert action.subresource == "status"
+    assert facts.cr is not None
+    return with_(facts, cr={**facts.cr, "status": action.body["status"]})
+
+
+def told(decision: Decision) -> list[str]:
+    return [
+        f"{action.verb.value} {action.ref.kind.lower()}"
+        f"{'/' + action.subresource if action.subresource else ''}: {action.why}"
+        for action in decision.actions
+    ]
+
+
+def at(body: JsonObject, pointer: str) -> Any:
+    found: Any = body
+    for token in pointer.split("/")[1:]:
+        found = found[token]
+    return found
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case["case"] for case in CASES])
+def test_decision(case: dict[str, Any]) -> None:
+    facts, context = facts_and_context(case)
+    decision = planning.decide(facts, context, RENDERER)
+    assert told(decision) == case["does"]
+    for key in ("result", "message", "ready"):
+        if key in case:
+            assert getattr(decision, key) == case[key]
+    for pointer, value in case.get("carries", {}).items():
+        assert at(decision.actions[0].body, pointer) == value
+    if "guarded" in case:
+        assert bool(decision.actions[0].resource_version) is case["guarded"]
+    if "shutdown" in case:
+        written = decision.actions[0].body["status"]["shutdown"]
+        assert {key: written.get(key) for key in case["shutdown"]} == case["shutdown"]
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case["case"] for case in CASES])
+def test_every_write_to_what_was_seen_carries_its_uid(case: dict[str, Any]) -> None:
+    facts, context = facts_and_context(case)
+    seen = {"MCPServer": facts.cr, **facts.children}
+    for action in planning.decide(facts, context, RENDERER).actions:
+        live = seen.get(action.ref.kind)
+        assert action.uid == (live["metadata"]["uid"] if live is not None else None)
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case["case"] for case in CASES])
+def test_the_same_facts_lead_to_the_same_decision(case: dict[str, Any]) -> None:
+    facts, context = facts_and_context(case)
+    before = copy.deepcopy(facts)
+    first = planning.decide(facts, context, RENDERER)
+    assert planning.decide(facts, context, RENDERER) == first
+    assert facts == before
+
+
+@pytest.mark.parametrize("row", GUARD, ids=str)
+def test_prune_guard(row: dict[str, Any]) -> None:
+    allowed = row.get("allowed")
+    allowance = None
+    if allowed is not None:
+        allowance = planning.Allowance(None if allowed == "any" else allowed, "--allow-prune")
+    candidates = [ServerKey("ai", f"s{number}") for number in range(row["prunes"])]
+    reason = planning.prune_guard(
+        candidates, ours=row["ours"], empty=row.get("empty", False), allowed=allowance
+    )
+    assert bool(reason) is row["held"]
+    if reason:
+        assert str(candidates[0]) in reason
+        if allowed is None:
+            assert f"Allow-Prune: {row['prunes']}" in reason
+
+
+@pytest.mark.parametrize(
+    ("file", "path", "inside"),
+    [
+        ("a.yaml", "", True),
+        ("a/b.yaml", "a", True),
+        ("a/b.yaml", "a/", True),
+        ("ab/c.yaml", "a", False),
+        ("a/b.yaml", ".", True),
+    ],
+)
+def test_a_file_lies_within_a_path_by_whole_folders(file: str, path: str, inside: bool) -> None:
+    assert planning.within(file, path) is inside
