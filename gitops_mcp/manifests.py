@@ -79,32 +79,37 @@ def load(
     namespace: str = "default",
     path: str = "",
     allow_privileged: bool = False,
+    defaults: JsonObject | None = None,
+    skipped: Sequence[tuple[str, str]] = (),
     cache: Cache | None = None,
 ) -> Loaded:
     """What the source holds.
 
     ``cluster`` picks ``group_vars/<cluster>.yaml``; ``namespace`` is for manifests that name none;
     ``path`` narrows the source to a folder (group_vars of the root still hold);
-    ``allow_privileged`` lets manifests reach out of their container.
+    ``allow_privileged`` lets manifests reach out of their container; ``defaults`` lie under all
+    group_vars; ``skipped`` are files that could not be read, with the reason: what may have been a
+    manifest is a problem, and its server cannot be told.
     """
     if cache is None:
         cache = Cache()
     folder = posixpath.normpath(path).strip("/")
     prefix = "" if folder == "." else f"{folder}/"
-    defaults, candidates = _sort(files, cluster, prefix)
-    options = (namespace, allow_privileged, defaults.digest)
+    groups, candidates = _sort(files, cluster, prefix)
+    merged = _Defaults.read(groups, defaults or {})
+    options = (namespace, allow_privileged, merged.digest)
     keys: list[_CacheKey] = []
     results: list[_FileResult] = []
     for file in candidates:
         key = (file.path, file.blob, options)
         result = cache.get(key)
         if result is None:
-            result = _File(file, namespace, allow_privileged, defaults).read()
+            result = _File(file, namespace, allow_privileged, merged).read()
             cache.put(key, result)
         keys.append(key)
         results.append(result)
     cache.trim(keys)
-    return _assemble(results, defaults)
+    return _assemble([*results, _unread(skipped, prefix)], merged)
 
 
 def check(spec: JsonObject, *, allow_privileged: bool = False) -> tuple[str, ...]:
@@ -142,8 +147,8 @@ class _FileResult:
 
 def _sort(
     files: Sequence[SourceFile], cluster: str, prefix: str
-) -> tuple[_Defaults, list[SourceFile]]:
-    """The chosen group_vars, read, and the files that may hold manifests."""
+) -> tuple[list[list[SourceFile]], list[SourceFile]]:
+    """The chosen group_vars, the weakest first, and the files that may hold manifests."""
     candidates: list[SourceFile] = []
     group_vars: dict[tuple[str, str], list[SourceFile]] = {}
     for file in files:
@@ -163,7 +168,20 @@ def _sort(
         for stem in dict.fromkeys(("all", cluster))
         for folder in dict.fromkeys(("group_vars/", f"{prefix}group_vars/"))
     ]
-    return _Defaults.read([group_vars[place] for place in order if place in group_vars]), candidates
+    return [group_vars[place] for place in order if place in group_vars], candidates
+
+
+def _unread(skipped: Sequence[tuple[str, str]], prefix: str) -> _FileResult:
+    """Files that nobody could read, as if they had been."""
+    result = _FileResult()
+    for path, reason in skipped:
+        inside = path.startswith(prefix)
+        if inside and _may_hold_manifests(path[len(prefix) :]):
+            result.problems.append(Problem(path, 1, 1, None, "", f"not read: {reason}"))
+            result.unknown = True
+        else:
+            result.ignored.append((path, reason))
+    return result
 
 
 def _may_hold_manifests(name: str) -> bool:
@@ -236,9 +254,10 @@ class _Defaults:
     digest: str = ""
 
     @classmethod
-    def read(cls, groups: Sequence[Sequence[SourceFile]]) -> _Defaults:
-        """``groups``: the files for one group in one folder each, the weakest first."""
-        spec: JsonObject = {}
+    def read(cls, groups: Sequence[Sequence[SourceFile]], base: JsonObject) -> _Defaults:
+        """``groups``: the files for one group in one folder each, the weakest first; ``base`` lies
+        under them."""
+        spec: JsonObject = base
         variables: JsonObject = {}
         sources: list[tuple[str, Document]] = []
         problems: list[Problem] = []
@@ -255,9 +274,9 @@ class _Defaults:
                 sources.insert(0, (group[0].path, document))
                 spec = _merge(spec, document.value.get("spec") or {})
                 variables |= {k: v for k, v in document.value.items() if k != "spec"}
-        digest = hashlib.sha256(
-            "".join(f"{file.path}\0{file.blob}\0" for group in groups for file in group).encode()
-        ).hexdigest()
+        named = "".join(f"{file.path}\0{file.blob}\0" for group in groups for file in group)
+        laid = orjson.dumps(base, option=orjson.OPT_SORT_KEYS)
+        digest = hashlib.sha256(laid + b"\0" + named.encode()).hexdigest()
         return cls(spec, variables, tuple(sources), tuple(problems), broken, digest)
 
 

@@ -168,10 +168,28 @@ def read(
         namespace=options.namespace,
         path=path,
         allow_privileged=options.allow_privileged,
+        defaults=_own_defaults(own),
+        skipped=snapshot.skipped,
         cache=cache,
     )
     limit = Limit.parse(options.limit)
     return Source(repository, snapshot, loaded, options, source_id, path, limit)
+
+
+def _own_defaults(own: Mapping[str, Any]) -> JsonObject:
+    """The source's own defaults of all its manifests. Raises UsageError where they are wrong."""
+    spec = {key: own[key] for key in ("health", "drain") if key in own}
+    whole = {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": "any"},
+        "spec": {"image": "any", **spec},
+    }
+    if spec and not schemas.accepts(whole):
+        found = schemas.findings(whole)[0]
+        place = ".".join(str(part) for part in found.path[1:])
+        raise UsageError(f"{gitrepo.CONFIG_FILE}: {place}: {found.message}")
+    return spec
 
 
 def _own_config(snapshot: Snapshot) -> Mapping[str, Any]:

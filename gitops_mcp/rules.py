@@ -57,15 +57,13 @@ def of_metadata(metadata: JsonObject, spec: JsonObject) -> list[Finding]:
 
 
 def unused(own: JsonObject, spec: JsonObject) -> list[Finding]:
-    """Fields that have no effect with the spec's transport: warnings. Only of ``own``, what the
-    manifest itself says; a default for the whole fleet may name them."""
+    """Fields that mean nothing with the spec's transport, and so are refused rather than ignored.
+    Only of ``own``, what the manifest itself says; a default for the whole fleet may name them."""
     transport = transports.of_spec(spec)
     if transport.networked:
         return []
     return [
-        Finding(
-            ("spec", *path), f"has no effect: {transport.name} has no network", "key", "warning"
-        )
+        Finding(("spec", *path), f"{transport.name} has no network: leave it out", "key")
         for path in _NETWORK_FIELDS
         if _get(own, path) is not None
     ]

@@ -437,3 +437,27 @@ print("jsonschema" in sys.modules)
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert ran.stdout == "False\n"
+
+
+def test_the_sources_own_defaults_lie_under_all_group_vars() -> None:
+    files = {
+        "group_vars/all.yaml": "spec: {drain: {timeout: 2s}}\n",
+        "a.yaml": f"{HEAD}spec: {{image: a}}\n",
+    }
+    found = loaded(files, defaults={"drain": {"timeout": "9s", "preStop": "1s"}})
+    (server,) = found.servers.values()
+    assert server.spec["drain"] == {"timeout": "2s", "preStop": "1s"}
+    other = loaded(files, defaults={"drain": {"timeout": "9s", "preStop": "3s"}})
+    assert next(iter(other.servers.values())).digest != server.digest
+
+
+def test_a_file_that_could_not_be_read_stops_pruning_if_it_may_hold_a_server() -> None:
+    skipped = [("b.yaml", "larger than 1 MiB"), ("docs/c.txt", "odd"), ("sub", "a submodule")]
+    found = loaded({"a.yaml": f"{HEAD}spec: {{image: a}}\n"}, skipped=skipped)
+    assert [(p.file, p.message) for p in found.problems] == [
+        ("b.yaml", "not read: larger than 1 MiB")
+    ]
+    assert found.unknown
+    assert {file for file, _ in found.ignored} == {"docs/c.txt", "sub"}
+    elsewhere = loaded({"x/a.yaml": f"{HEAD}spec: {{image: a}}\n"}, skipped=skipped, path="x")
+    assert not elsewhere.unknown
