@@ -324,8 +324,11 @@ def _write(
     guard: bool,
 ) -> list[Action]:
     """The actions that make ``live`` what ``body`` says: none, when it is so already."""
+    people = context.kubectl_managers
+    if live is not None and diffing.agrees(body, live, kubectl_managers=people):
+        return []
     ref = ObjectRef.of(body)
-    difference = diffing.compare(body, live, kubectl_managers=context.kubectl_managers)
+    difference = diffing.compare(body, live, kubectl_managers=people)
     if live is not None and (not difference.fields or difference.key in facts.noise):
         return []
     change = Change(
@@ -633,8 +636,8 @@ def _at_rest(facts: Facts, context: Context, synced: Condition, invalid: str = "
     if facts.cr is None:
         retry = facts.failure.retry_at if facts.failure else None
         return Decision(result, message=message, look_again=retry, ready=False)
-    action, look_again = _status_write(facts, context, synced, invalid=invalid)
     wanted = _status(facts, context, synced, invalid, None)
+    action, look_again = _status_action(facts, wanted)
     ready = status.ready(wanted)
     if action is not None:
         return Decision(result, actions=(action,), message=message, ready=ready.status == "True")
@@ -702,13 +705,15 @@ def _status_write(
     context: Context,
     synced: Condition,
     *,
-    invalid: str = "",
     state: JsonObject | None = None,
 ) -> tuple[Action | None, datetime | None]:
+    return _status_action(facts, _status(facts, context, synced, "", state))
+
+
+def _status_action(facts: Facts, wanted: JsonObject) -> tuple[Action | None, datetime | None]:
     """The status apply that is due, or when it will be; neither, when the status stands."""
     cr = facts.cr
     assert cr is not None  # noqa: S101 -- a status stands on a CR
-    wanted = _status(facts, context, synced, invalid, state)
     difference = status.differs(wanted, cr.get("status") or {})
     if not difference:
         return None, None

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from gitops_mcp import diffing, sandbox
-from gitops_mcp.diffing import between, compare, ownership_patch, owns, same_content
+from gitops_mcp.diffing import between, ownership_patch, owns, same_content
 from gitops_mcp.model import API_VERSION, Context, FieldChange, JsonObject, Revision
 from gitops_mcp.rendering import Renderer
 
@@ -52,6 +52,17 @@ def merged(one: Any, two: Any) -> Any:
         return two
     result = {name: value for name, value in one.items() if two.get(name, "") is not None}
     return result | {k: merged(result.get(k), v) for k, v in two.items() if v is not None}
+
+
+def compare(
+    desired: JsonObject | None, live: JsonObject | None, *, kubectl_managers: frozenset[str]
+) -> diffing.Difference:
+    """The comparison; and wherever it is made here, the short one says the same."""
+    found = diffing.compare(desired, live, kubectl_managers=kubectl_managers)
+    if desired is not None and live is not None:
+        same = diffing.agrees(desired, live, kubectl_managers=kubectl_managers)
+        assert same == (not found.fields), found.fields
+    return found
 
 
 def fields(difference: diffing.Difference) -> dict[str, list[Any]]:
@@ -371,12 +382,32 @@ def test_what_differs_is_visible_and_what_is_visible_differs() -> None:
             return chance.sample([mutant(item) for item in value], len(value))
         return value
 
+    def fields_of(value: Any) -> Any:
+        """A FieldsV1 tree that owns some of a value."""
+        if isinstance(value, dict):
+            some = {k: v for k, v in value.items() if chance.random() > 0.2}
+            return {f"f:{k}": fields_of(v) for k, v in some.items()}
+        if isinstance(value, list):
+            named = [v for v in value if isinstance(v, dict) and "name" in v]
+            return {f"k:{json.dumps({'name': v['name']})}": fields_of(v) for v in named}
+        return {}
+
+    agreed = 0
     for _ in range(400):
         body = chance.choice(list(OBJECTS.values()))
         base, head = (body | {"spec": mutant(body["spec"])} for _ in range(2))
         found = between(base, head)
         assert bool(found.fields) == (found.before != found.after)
         assert not between(base, base)
+        managers = (("gitops-mcp", "Apply"), ("kubectl-edit", "Update"), ("other", "Update"))
+        entries = [
+            {"manager": name, "operation": verb, "fieldsV1": fields_of({"spec": base["spec"]})}
+            for name, verb in chance.sample(managers, chance.randrange(4))
+        ]
+        live = base | {"metadata": base["metadata"] | {"managedFields": entries}}
+        for desired in (head, body, base):
+            agreed += not compare(desired, live, kubectl_managers=PEOPLE).fields
+    assert 400 < agreed < 800
 
 
 # --- the table of structures ------------------------------------------------------------------
