@@ -46,7 +46,7 @@ def element(node: Node, item: Any) -> str:
     for name in node.keys:
         if name in item:
             key[name] = item[name]
-        elif (child := node.item.child(name)) and child.default not in (MISSING, "", 0):
+        elif (child := node.item.child(name)) and child.default is not MISSING:
             key[name] = child.default
     if not key:
         names = " ".join(f'"{name}"' for name in node.keys)

@@ -591,6 +591,7 @@ STATUS_RESETS: Mapping[KindKey, tuple[fields.Path, ...]] = {
 def _restore(kind: Kind, new: Object, old: Object, subresource: str) -> None:
     """Undo what an endpoint does not write."""
     if subresource == "status":
+        version = new["metadata"].get("resourceVersion", "")
         kept = {"status", "apiVersion", "kind"}
         if kind.definition is None:
             kept.add("metadata")
@@ -599,7 +600,6 @@ def _restore(kind: Kind, new: Object, old: Object, subresource: str) -> None:
             if key in old:
                 new[key] = old[key]
         if kind.definition is not None:
-            version = new["metadata"].get("resourceVersion", "")
             new["metadata"] = {**_without_managers(old)["metadata"], "resourceVersion": version}
         elif kind.key == DEPLOYMENTS:
             new["metadata"].pop("labels", None)

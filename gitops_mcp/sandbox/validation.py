@@ -13,7 +13,7 @@ from typing import Any
 from gitops_mcp.sandbox import quantity
 from gitops_mcp.sandbox.errors import Cause
 from gitops_mcp.sandbox.kinds import Kind
-from gitops_mcp.sandbox.storage import KindKey, Object
+from gitops_mcp.sandbox.storage import KindKey, Object, dumps
 from gitops_mcp.sandbox.structural import quoted
 
 Causes = Iterator[Cause]
@@ -110,12 +110,12 @@ def metadata(kind: Kind, new: Object, old: Object | None) -> Causes:
                 finalizer,
                 "name is neither a standard finalizer name nor is it fully qualified",
             )
+    yield from _owner_references(meta.get("ownerReferences", []))
     if old is None:
         return
     before = old["metadata"]
     if meta.get("uid") not in (None, "", before["uid"]):
-        # Told twice, as the real server does: by the kind and by what is common to all.
-        yield from [invalid("metadata.uid", meta["uid"], IMMUTABLE)] * 2
+        yield invalid("metadata.uid", meta["uid"], IMMUTABLE)
     if "deletionTimestamp" in before:
         added = sorted(set(meta.get("finalizers", [])) - set(before.get("finalizers", [])))
         if added:
@@ -124,7 +124,29 @@ def metadata(kind: Kind, new: Object, old: Object | None) -> Causes:
                 "no new finalizers can be added if the object is being deleted, found new"
                 f" finalizers []string{{{listed}}}"
             )
-            yield from [forbidden("metadata.finalizers", why)] * 2
+            yield forbidden("metadata.finalizers", why)
+
+
+REFERENCE = ("apiVersion", "kind", "name", "uid", "controller", "blockOwnerDeletion")
+
+
+def _owner_references(references: list[Object]) -> Causes:
+    path = "metadata.ownerReferences"
+    for reference in references:
+        for field in ("apiVersion", "kind", "name", "uid"):
+            if not reference.get(field):
+                prefix = "version " if field == "apiVersion" else ""
+                yield invalid(f"{path}.{field}", "", f"{prefix}must not be empty")
+    controllers = [one for one in references if one.get("controller")]
+    for other in controllers[1:]:
+        shown = [{key: one[key] for key in REFERENCE if key in one} for one in references]
+        names = [f"{one.get('kind')}/{one.get('name')}" for one in (controllers[0], other)]
+        yield Cause(
+            "FieldValueInvalid",
+            f"Invalid value: {dumps(shown).decode()}: Only one reference can have Controller set to"
+            f' true. Found "true" in references for {names[0]} and {names[1]}',
+            path,
+        )
 
 
 STANDARD = frozenset({"orphan", "foregroundDeletion", "kubernetes"})

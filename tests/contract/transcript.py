@@ -273,11 +273,12 @@ class _Names:
 
 
 def _sorted_causes(status: dict[str, Any]) -> dict[str, Any]:
-    """The real server lists the errors of a schema, and conflicts, in no certain order."""
+    """The real server lists errors and conflicts in no certain order, and some several times."""
     causes = status.get("details", {}).get("causes", [])
     if len(causes) < 2:
         return status
-    ordered = sorted(causes, key=lambda cause: (cause["field"], cause["message"]))
+    different = {(cause["field"], cause["message"]): cause for cause in causes}
+    ordered = [different[key] for key in sorted(different)]
     message = re.sub(r"is invalid: \[.*\]$", "is invalid: [<causes>]", status["message"])
     return {**status, "message": message, "details": {**status["details"], "causes": ordered}}
 
