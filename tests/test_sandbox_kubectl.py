@@ -183,8 +183,28 @@ def test_what_the_server_has_is_discovered(kubectl: Kubectl) -> None:
 
 
 def test_namespaces_come_and_go(kubectl: Kubectl) -> None:
-    body = json.dumps({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "team"}})
-    kubectl("create", "-f", "-", stdin=body)
+    assert kubectl("create", "namespace", "team") == "namespace/team created\n"
     assert "team " in kubectl("get", "ns")
     assert 'namespace "team" deleted' in kubectl("delete", "ns", "team")
     assert "NotFound" in kubectl("get", "ns", "team", code=1)
+
+
+def test_what_kubectl_creates_in_protobuf_arrives_whole(kubectl: Kubectl) -> None:
+    kubectl("create", "secret", "generic", "key", "--from-literal=token=s3cret")
+    assert kubectl("get", "secret", "key", "-o", "jsonpath={.data.token} {.type}") == (
+        "czNjcmV0 Opaque"
+    )
+    kubectl("create", "configmap", "settings", "--from-literal=a=1", "--from-literal=b=")
+    assert json.loads(kubectl("get", "cm", "settings", "-o", "jsonpath={.data}")) == {
+        "a": "1",
+        "b": "",
+    }
+    image = "--image=example.com/app:3"
+    kubectl("create", "deployment", "made", image, "--replicas=2", "--port=80")
+    path = "jsonpath={.spec.replicas} {.spec.template.spec.containers[0]['image','ports']}"
+    made = kubectl("get", "deploy", "made", "-o", path)
+    assert made == '2 example.com/app:3 [{"containerPort":80,"protocol":"TCP"}]'
+    kubectl("create", "serviceaccount", "robot")
+    refused = kubectl("create", "role", "reader", "--verb=get", "--resource=pods", code=1)
+    assert "the body of the request was in an unknown format" in refused
+    kubectl("delete", "deploy/made", "secret/key", "cm/settings", "sa/robot")

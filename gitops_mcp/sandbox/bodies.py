@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from gitops_mcp.sandbox import protobuf
 from gitops_mcp.sandbox.errors import ApiError, bad_request
 from gitops_mcp.sandbox.schema import Decoding
 
@@ -21,6 +22,7 @@ LIMIT = 3 * 1024 * 1024
 JSON = "application/json"
 YAML = "application/yaml"
 APPLY = "application/apply-patch+yaml"
+PROTOBUF = "application/vnd.kubernetes.protobuf"
 JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC = "application/strategic-merge-patch+json"
@@ -69,13 +71,19 @@ def parse(raw: bytes, content_type: str, accepted: tuple[str, ...], decoding: De
     if len(raw) > LIMIT:
         raise ApiError(413, "RequestEntityTooLarge", f"Request entity too large: limit is {LIMIT}")
     kind = content_type.partition(";")[0].strip() or JSON
+    unsupported = ApiError(
+        415,
+        "UnsupportedMediaType",
+        "the body of the request was in an unknown format - accepted media types include: "
+        + ", ".join(accepted),
+    )
+    if kind == PROTOBUF and JSON in accepted:
+        try:
+            return protobuf.read(raw)
+        except protobuf.Unreadable:
+            raise unsupported from None
     if kind not in accepted:
-        raise ApiError(
-            415,
-            "UnsupportedMediaType",
-            "the body of the request was in an unknown format - accepted media types include: "
-            + ", ".join(accepted),
-        )
+        raise unsupported
     try:
         strict = decoding.validation != "Ignore" and kind != APPLY
         hook = (lambda pairs: _unique(pairs, decoding)) if strict else None
