@@ -7,9 +7,10 @@ says when to call again, so a server drives it in real time and a simulation in 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from copy import deepcopy
-from datetime import datetime, timedelta
+from functools import partial
 from heapq import heappop, heappush
 from itertools import count
 
@@ -19,6 +20,8 @@ from gitops_mcp.sandbox.kinds import CRDS, NAMESPACES
 from gitops_mcp.sandbox.storage import KindKey, Object, WatchEvent
 from gitops_mcp.sandbox.store import Store, timestamp
 
+_log = logging.getLogger(__name__)
+
 ESTABLISH = 0.02
 COLLECT = 0.01
 RECHECK = 0.2
@@ -26,6 +29,8 @@ RECHECK = 0.2
 NAMESPACE_QUIET = 5.0
 """Seconds between the deletion of a namespace and the first touch of its content."""
 NAMESPACE_POLL = 0.5
+RESOLUTION = 1e-6
+"""Seconds that a clock may be unable to tell apart."""
 
 MANAGER = "kube-controller-manager"
 
@@ -35,12 +40,19 @@ Step = Callable[[], None]
 
 
 class Lifecycle:
-    """The housekeeping of one store. `speed` divides every delay."""
+    """The housekeeping of one store.
 
-    def __init__(self, store: Store, *, speed: float = 1.0) -> None:
+    `speed` divides every delay; `seconds` is the clock of the delays, the store's by default (a
+    server's is one that nobody sets).
+    """
+
+    def __init__(
+        self, store: Store, *, speed: float = 1.0, seconds: Callable[[], float] | None = None
+    ) -> None:
         self._store = store
+        self._seconds = seconds or (lambda: store.clock().timestamp())
         self._speed = speed
-        self._due: list[tuple[datetime, int, Step]] = []
+        self._due: list[tuple[float, int, Step]] = []
         self._order = count()
         self._children: dict[str, set[Place]] = {}
         self.wake: Callable[[], None] = lambda: None
@@ -52,19 +64,24 @@ class Lifecycle:
     def run_due(self) -> float | None:
         """Do what is due; returns the seconds until the next step, None if there is none."""
         while self._due:
-            now = self._store.clock()
-            if self._due[0][0] > now:
-                return (self._due[0][0] - now).total_seconds()
+            now = self._seconds()
+            delay = self._due[0][0] - now
+            if delay > RESOLUTION:
+                return delay
             _, _, step = heappop(self._due)
             try:
                 step()
             except ApiError as exc:
-                if exc.code not in (404, 409):
-                    raise
+                if exc.code == 409:
+                    self._later(RECHECK, step)  # decided on an older state: look again
+                elif exc.code != 404:
+                    _log.warning("left undone: %s", exc)
+            except Exception:
+                _log.exception("left undone")  # one bad object does not stop the others
         return None
 
     def _later(self, seconds: float, step: Step) -> None:
-        moment = self._store.clock() + timedelta(seconds=seconds / self._speed)
+        moment = self._seconds() + seconds / self._speed
         heappush(self._due, (moment, next(self._order), step))
         self.wake()
 
@@ -73,27 +90,28 @@ class Lifecycle:
         meta = obj["metadata"]
         place = kind, meta.get("namespace", ""), meta["name"]
         gone = event.type == "DELETED"
-        owners = {one["uid"] for one in meta.get("ownerReferences", ())}
         before = event.old or {"metadata": {}}
-        for uid in {one["uid"] for one in before["metadata"].get("ownerReferences", ())} - owners:
+        owners = _owners(obj)
+        had = _owners(before)
+        for uid in had.keys() - owners.keys():
             self._children.get(uid, set()).discard(place)
-        for uid in owners:
+        for uid, reference in owners.items():
             children = self._children.setdefault(uid, set())
             (children.discard if gone else children.add)(place)
             if gone:
-                self._later(COLLECT, lambda uid=uid: self._release(uid))  # type: ignore[misc]
+                self._later(COLLECT, partial(self._release, reference, place[1]))
         if gone:
             for child in self._children.get(meta["uid"], ()):
-                self._later(COLLECT, lambda child=child: self._collect(*child))  # type: ignore[misc]
-        elif owners:
-            self._later(RECHECK, lambda: self._collect(*place))
+                self._later(COLLECT, partial(self._collect, *child))
+        elif owners.keys() - had.keys():
+            self._later(RECHECK, partial(self._collect, *place))
         if not gone and "deletionTimestamp" in meta:
-            self._later(COLLECT, lambda: self._propagate(*place))
+            self._later(COLLECT, partial(self._propagate, *place))
         if kind == CRDS:
             self._see_crd(event)
         ending = "deletionTimestamp" in meta and "deletionTimestamp" not in before["metadata"]
         if kind == NAMESPACES and ending and not gone:
-            self._later(NAMESPACE_QUIET, lambda: self._empty(meta["name"]))
+            self._later(NAMESPACE_QUIET, partial(self._empty, meta["name"]))
 
     # --- custom kinds -----------------------------------------------------------------------------
 
@@ -104,9 +122,9 @@ class Lifecycle:
             return
         self._store.serve(event.object)
         if "deletionTimestamp" in event.object["metadata"]:
-            self._later(COLLECT, lambda: self._drop(name))
+            self._later(COLLECT, partial(self._drop, name))
         elif not event.object.get("status", {}).get("conditions"):
-            self._later(ESTABLISH, lambda: self._establish(name))
+            self._later(ESTABLISH, partial(self._establish, name))
 
     def _establish(self, name: str) -> None:
         crd = self._store.get(CRDS, None, name)
@@ -126,7 +144,7 @@ class Lifecycle:
         left = self._store.list(key)
         if left:
             self._delete_all(key, left)
-            self._later(NAMESPACE_POLL, lambda: self._drop(name))
+            self._later(NAMESPACE_POLL, partial(self._drop, name))
             return
         self._unhold(CRDS, crd, crds.CLEANUP)
 
@@ -143,7 +161,7 @@ class Lifecycle:
                 left = True
                 self._delete_all(kind, found)
         if left and any(self._store.list(kind, name) for kind in self._store.storage.kinds()):
-            self._later(NAMESPACE_POLL, lambda: self._empty(name))
+            self._later(NAMESPACE_POLL, partial(self._empty, name))
             return
         freed = deepcopy(namespace)
         freed["spec"].pop("finalizers", None)
@@ -213,13 +231,14 @@ class Lifecycle:
         still = self._store.get(kind, namespace, name) is not None
         return still and any(one.get("blockOwnerDeletion") for one in mine)
 
-    def _release(self, uid: str) -> None:
+    def _release(self, reference: Object, namespace: str) -> None:
         """A child has gone: its owner may be waiting for that."""
-        for kind in self._store.storage.kinds():
-            for obj in self._store.list(kind):
-                if obj["metadata"]["uid"] == uid and "deletionTimestamp" in obj["metadata"]:
-                    meta = obj["metadata"]
-                    self._propagate(kind, meta.get("namespace", ""), meta["name"])
+        owner = self._owner(reference, namespace)
+        if isinstance(owner, dict) and "deletionTimestamp" in owner["metadata"]:
+            kind = self._store.registry.named(owner["apiVersion"], owner["kind"])
+            if kind is not None:
+                meta = owner["metadata"]
+                self._propagate(kind.key, meta.get("namespace", ""), meta["name"])
 
     def _disown(self, kind: KindKey, namespace: str, name: str, uid: str) -> None:
         child = self._store.get(kind, namespace, name)
@@ -238,3 +257,8 @@ class Lifecycle:
         freed = deepcopy(current)
         freed["metadata"]["finalizers"].remove(finalizer)
         self._store.update(kind, freed, manager=MANAGER)
+
+
+def _owners(obj: Object) -> dict[str, Object]:
+    """The owner references by their uid."""
+    return {one["uid"]: one for one in obj["metadata"].get("ownerReferences", ())}

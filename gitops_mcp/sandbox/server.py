@@ -11,6 +11,7 @@ import asyncio
 import base64
 import contextlib
 import logging
+import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
@@ -64,7 +65,7 @@ class Server:
     def __init__(self, store: Store, *, speed: float = 1.0) -> None:
         self.store = store
         self.requests: Counter[tuple[str, str]] = Counter()
-        self._lifecycle = Lifecycle(store, speed=speed)
+        self._lifecycle = Lifecycle(store, speed=speed, seconds=time.monotonic)
         self._watchers: dict[KindKey, set[Watcher]] = {}
         self._snapshots: OrderedDict[str, tuple[int, list[Stored]]] = OrderedDict()
         self._unsubscribe = store.subscribe(self._spread)
