@@ -11,12 +11,12 @@ from __future__ import annotations
 import copy
 import random
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from gitops_mcp import diffing, planning, probes
+from gitops_mcp import diffing, hooks, planning, probes, shutdown
 from gitops_mcp.errors import (
     Configuration,
     Conflict,
@@ -114,6 +114,8 @@ class Memory:
     probe: ProbeResult | None = None
     sessions: int | None = None
     sessions_at: datetime | None = None
+    cleanup: str | None = ""
+    shutdown: JsonObject | None = None
     changes: dict[tuple[ObjectRef, str], Change] = field(default_factory=dict)
     overlay: Live | None = None
     """In check mode: the server's objects as they would be by now."""
@@ -144,6 +146,7 @@ class Engine:
         dry_run: bool = True,
         may_write: Callable[[], bool] = lambda: True,
         ask: Ask = probes.ask,
+        cleanup: Sequence[hooks.Hook] = (),
         clock: Callable[[], datetime] = utc_now,
         rng: random.Random | None = None,
     ) -> None:
@@ -157,6 +160,7 @@ class Engine:
         self._dry_run = dry_run
         self._may_write = may_write
         self._ask = ask
+        self._hooks = cleanup
         self._clock = clock
         self._rng = rng or random.Random()  # noqa: S311 -- spreads retries, guards nothing
         self._memories: dict[ServerKey, Memory] = {}
@@ -173,7 +177,7 @@ class Engine:
 
     def memory(self, key: ServerKey) -> Memory:
         """What is remembered of a server; made on first sight."""
-        return self._memories.setdefault(key, Memory())
+        return self._memories.setdefault(key, Memory(cleanup=None if self._hooks else ""))
 
     def facts(self, key: ServerKey) -> Facts:
         """All that is known of a server now."""
@@ -196,6 +200,7 @@ class Engine:
             noise=frozenset(memory.noise),
             sessions=memory.sessions,
             sessions_at=memory.sessions_at,
+            cleanup=memory.cleanup,
         )
 
     def _namespace(self, key: ServerKey, live: Live) -> Namespace:
@@ -227,7 +232,10 @@ class Engine:
         """Take a server as far as it goes now; returns the decision that leaves nothing to do."""
         memory = self.memory(key)
         for _ in range(MAX_STEPS):
-            decision = planning.decide(self.facts(key), self._context, self._renderer)
+            facts = self.facts(key)
+            decision = planning.decide(facts, self._context, self._renderer)
+            if facts.cr is not None:
+                memory.shutdown = shutdown.state_of(facts.cr) or memory.shutdown
             memory.pruned = memory.pruned or decision.result == "pruned"
             for change in decision.changes:
                 memory.changes.setdefault((change.ref, change.action), change)
@@ -319,11 +327,28 @@ class Engine:
     def ask(self, key: ServerKey, inquiry: Inquiry) -> None:
         """Have an inquiry answered, and remember it. Takes as long as the servers take."""
         memory = self.memory(key)
+        if inquiry.kind == "cleanup":
+            memory.cleanup = hooks.run(self._hooks, self._event(key), limit=inquiry.timeout)
+            return
         answer = self._ask(inquiry, self._clock)
         if isinstance(answer, ProbeResult):
             memory.probe = answer
         else:
             memory.sessions, memory.sessions_at = answer, self._clock()
+
+    def _event(self, key: ServerKey) -> JsonObject:
+        """What a cleanup hook is told."""
+        cr = self._view.live(key).cr or {}
+        status = cr.get("status") or {}
+        return {
+            "event": "cleanup",
+            "server": str(key),
+            "cluster": self._context.cluster,
+            "source": self._context.source,
+            "uid": cr.get("metadata", {}).get("uid"),
+            "endpoint": status.get("endpoint"),
+            "revision": str(self._context.revision),
+        }
 
     # --- failures ---
 
@@ -442,7 +467,7 @@ class Engine:
         ready = memory.decision.ready
         if self._check and changes:
             ready = None
-        return Outcome(key, result, ready, changes, message)
+        return Outcome(key, result, ready, changes, message, memory.shutdown)
 
 
 def _note(memory: Memory, action: Action) -> None:

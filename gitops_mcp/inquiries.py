@@ -21,6 +21,8 @@ HANDSHAKE_RETRY = timedelta(seconds=10)
 """After a handshake that went wrong: a server may take a while to start behind its port."""
 COUNT_INTERVAL = timedelta(seconds=2)
 COUNT_TIMEOUT = timedelta(seconds=2)
+CLEANUP_LIMIT = timedelta(seconds=60)
+CLEANUP_HURRIED = timedelta(seconds=10)
 METRICS_PATH = "/metrics"
 
 
@@ -69,6 +71,15 @@ def sessions(facts: Facts, context: Context) -> Inquiry | None:
     port, path = gauge.get("port", spec["port"]), gauge.get("path", METRICS_PATH)
     targets = tuple((uid, f"http://{ip}:{port}{path}") for uid, ip in sorted(pods.items()))
     return Inquiry("sessions", targets=targets, timeout=COUNT_TIMEOUT, gauge=gauge["name"])
+
+
+def cleanup(facts: Facts) -> Inquiry | None:
+    """The operator's hooks, where they have not been called yet; in a namespace that is going
+    they are given less time."""
+    if facts.cleanup is not None:
+        return None
+    limit = CLEANUP_HURRIED if facts.namespace == "Terminating" else CLEANUP_LIMIT
+    return Inquiry("cleanup", targets=(), timeout=limit)
 
 
 def _spec(facts: Facts) -> Mapping[str, Any]:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 from urllib.parse import quote
 
 import orjson
@@ -443,7 +443,7 @@ class Cluster:
         pool_size: int = 32,
         timeout: float = REQUEST_TIMEOUT,
         observe: Observer | None = None,
-    ) -> Cluster:
+    ) -> Self:
         """Reads the configuration as kubectl does, without a request.
 
         ``kubeconfig`` (several paths as in KUBECONFIG), else $KUBECONFIG, else ~/.kube/config, else

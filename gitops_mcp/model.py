@@ -201,11 +201,12 @@ class ProbeResult:
 
 @dataclass(frozen=True, slots=True)
 class Inquiry:
-    """What has to be asked of a server itself: ``targets`` are (pod uid, URL), ``host`` is the
-    Host header of its clients, ``timeout`` is for each target, ``gauge`` the name of a Prometheus
-    gauge that counts sessions ("": the URL answers with the number itself)."""
+    """What has to be asked outside of the API server: ``targets`` are (pod uid, URL), ``host`` is
+    the Host header of its clients, ``timeout`` is for each target, ``gauge`` the name of a
+    Prometheus gauge that counts sessions ("": the URL answers with the number itself). A cleanup
+    has no targets: it calls the operator's hooks, ``timeout`` being for all of them."""
 
-    kind: Literal["handshake", "sessions"]
+    kind: Literal["handshake", "sessions", "cleanup"]
     targets: tuple[tuple[str, str], ...]
     timeout: timedelta
     host: str = ""
@@ -347,7 +348,8 @@ class Facts:
     ``namespace`` is the phase of their namespace. ``probe`` is the last handshake, ``failure`` what
     the last request ended with, ``status_written_at`` our last status write (this process only),
     ``noise`` the apply keys that a dry-run showed to change nothing, ``sessions`` what the drain
-    gauge said at ``sessions_at`` (None: it did not), ``now`` is UTC.
+    gauge said at ``sessions_at`` (None: it did not), ``cleanup`` what the cleanup hooks said ("":
+    there are none; None: they have not been called), ``now`` is UTC.
     """
 
     key: ServerKey
@@ -366,6 +368,7 @@ class Facts:
     noise: frozenset[str] = frozenset()
     sessions: int | None = None
     sessions_at: datetime | None = None
+    cleanup: str | None = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,6 +416,8 @@ class Outcome:
     ready: bool | None = None
     changes: tuple[Change, ...] = ()
     message: str = ""
+    shutdown: JsonObject | None = None
+    """The last ``status.shutdown`` of a server that was shut down."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -128,6 +128,8 @@ class SourceOptions:
     git_password_file: Path | None = None
     git_ssh_key: Path | None = None
     git_known_hosts: Path | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """``health`` and ``drain`` of ``--config``: they beat the source's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +156,9 @@ def _gathered(value: type[Any], name: str, *decorators: Decorator[Any]) -> Decor
         @wraps(command)
         def gathering(**arguments: Any) -> Any:
             fields = value.__dataclass_fields__.keys()
-            given = {field: arguments.pop(field) for field in fields if field in arguments}
+            given = {each: arguments.pop(each) for each in fields if each in arguments}
+            if "defaults" in fields:
+                given["defaults"] = {k: v for k in DEFAULTS if (v := configured(k)) is not None}
             return command(**arguments, **{name: value(**given)})
 
         return _stack(*decorators)(gathering)
@@ -215,7 +219,10 @@ def output(*formats: str) -> Decorator[Any]:
 SOURCE_KEYS = frozenset({"sourceId", "path", "serial", "health", "drain"})
 """What a source may say about itself. Whatever gives power comes from the operator alone."""
 
-OWN_KEYS = frozenset({"health", "drain", "serial"})
+DEFAULTS = ("health", "drain")
+"""Keys of the file that lie under every manifest's spec."""
+
+OWN_KEYS = frozenset({"health", "drain", "serial", "hooks"})
 """Keys of the file that are no option of a verb: defaults of the manifests, and rollout batches."""
 
 
@@ -230,6 +237,11 @@ def read_config(ctx: click.Context, path: Path | None) -> None:
     values = parse_config(text, str(path), allowed=None)
     ctx.meta["gitops_mcp.config"] = values
     ctx.default_map = {DECLARED[key]: value for key, value in values.items() if key in DECLARED}
+
+
+def configured(key: str) -> Any:
+    """What ``--config FILE`` says of a key that is no option; None where it says nothing."""
+    return click.get_current_context().meta.get("gitops_mcp.config", {}).get(key)
 
 
 def parse_config(text: bytes, name: str, *, allowed: frozenset[str] | None) -> dict[str, Any]:

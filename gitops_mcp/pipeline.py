@@ -38,11 +38,18 @@ from gitops_mcp.model import (
     ServerKey,
     Snapshot,
 )
-from gitops_mcp.options import SOURCE_KEYS, ConnectionOptions, SourceOptions, parse_config
+from gitops_mcp.options import (
+    DEFAULTS,
+    SOURCE_KEYS,
+    ConnectionOptions,
+    SourceOptions,
+    parse_config,
+)
 
 if TYPE_CHECKING:
     from gitops_mcp.engine import Engine
     from gitops_mcp.fleet import Progress
+    from gitops_mcp.hooks import Hook
     from gitops_mcp.kube import Cluster, Lease
     from gitops_mcp.rendering import Renderer
     from gitops_mcp.view import View
@@ -168,7 +175,7 @@ def read(
         namespace=options.namespace,
         path=path,
         allow_privileged=options.allow_privileged,
-        defaults=_own_defaults(own),
+        defaults=_defaults({**own, **options.defaults}),
         skipped=snapshot.skipped,
         cache=cache,
     )
@@ -176,9 +183,9 @@ def read(
     return Source(repository, snapshot, loaded, options, source_id, path, limit)
 
 
-def _own_defaults(own: Mapping[str, Any]) -> JsonObject:
-    """The source's own defaults of all its manifests. Raises UsageError where they are wrong."""
-    spec = {key: own[key] for key in ("health", "drain") if key in own}
+def _defaults(configured: Mapping[str, Any]) -> JsonObject:
+    """The configured defaults of all manifests. Raises UsageError where they are wrong."""
+    spec = {key: configured[key] for key in DEFAULTS if key in configured}
     whole = {
         "apiVersion": API_VERSION,
         "kind": KIND,
@@ -254,6 +261,7 @@ class Wishes:
     allow_prune: planning.Allowance | None = None
     probes: bool = False
     finalizer: bool = False
+    hooks: tuple[Hook, ...] = ()
 
 
 Say = Callable[[str], None]
@@ -270,6 +278,8 @@ class Pass:
     warn: Say = lambda _: None
     progress: Progress = lambda _: None
     lost: threading.Event = field(default_factory=threading.Event)
+    ready: set[ServerKey] = field(default_factory=set)
+    """Servers that are Ready with what this very revision brought."""
 
     def run(self) -> Report:
         """Read the cluster, decide, act, report. Raises GitOpsError where it cannot be run."""
@@ -293,6 +303,7 @@ class Pass:
             check=self.wishes.check,
             dry_run=not self.wishes.check or self._may_patch(keys),
             may_write=lambda: not self.lost.is_set(),
+            cleanup=self.wishes.hooks,
         )
         runner = fleet.Fleet(
             engine,
@@ -307,7 +318,13 @@ class Pass:
             runner.run(keys, patience)
         finally:
             watches.stop()
-        return self._report(engine, keys)
+        report = self._report(engine, keys)
+        self.ready = {
+            outcome.server
+            for outcome in report.outcomes
+            if outcome.ready and _revision(view.live(outcome.server).cr) == str(report.revision)
+        }
+        return report
 
     def _context(self) -> Context:
         return Context(
@@ -447,6 +464,11 @@ class Pass:
         )
 
 
+def _revision(cr: JsonObject | None) -> str:
+    """The revision at which a server's state was first applied."""
+    return str((((cr or {}).get("status") or {}).get("source") or {}).get("revision", ""))
+
+
 def _worth_telling(outcome: Outcome) -> bool:
     """All but the servers of other sources that this pass only came across."""
     return outcome.message != "belongs to another source"
@@ -541,6 +563,15 @@ def connect(options: ConnectionOptions) -> Cluster:
     from gitops_mcp.kube import Cluster
 
     return Cluster.connect(options.kubeconfig, options.context)
+
+
+def cleanup_hooks(configured: object) -> tuple[Hook, ...]:
+    """The operator's hooks, from the configuration's ``hooks``. Raises UsageError."""
+    if configured is None:
+        return ()
+    from gitops_mcp import hooks
+
+    return hooks.parse(configured)
 
 
 def probing(word: str | None) -> bool:

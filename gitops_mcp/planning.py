@@ -574,7 +574,12 @@ def _shut_down(facts: Facts, context: Context) -> Decision:
     if deleted and FINALIZER not in finalizers:
         names = ", ".join(name for name in finalizers) or "the API server"
         return Decision("skipped", message=f"being deleted; held by {names}", waiting="deletion")
-    if deleted and ("orphan" in finalizers or facts.namespace == "Terminating"):
+    if deleted and "orphan" in finalizers:
+        return Decision("pruned", actions=(shutdown.release(cr),), message="released")
+    if deleted and facts.namespace == "Terminating":
+        hooks = inquiries.cleanup(facts)
+        if hooks is not None:
+            return Decision("pruned", waiting="shutdown: cleanup hooks", inquiry=hooks)
         return Decision("pruned", actions=(shutdown.release(cr),), message="released")
     failure = facts.failure
     if failure is not None and not failure.immutable and facts.now < failure.retry_at:
@@ -592,8 +597,10 @@ def _shut_down(facts: Facts, context: Context) -> Decision:
         return Decision(result, (action,), waiting="shutdown", deadline=deadline)
     look = min((time for time in (later, progress.look_again) if time), default=None)
     waiting = f"shutdown: {progress.waiting or 'next step'}"
-    counting = progress.state.get("step") == "Draining"
-    inquiry = inquiries.sessions(facts, context) if counting else None
+    inquiry = {
+        "Draining": lambda: inquiries.sessions(facts, context),
+        "CleaningUp": lambda: inquiries.cleanup(facts),
+    }.get(progress.state.get("step", ""), lambda: None)()
     return Decision(result, (), (), "", look, waiting, deadline, inquiry=inquiry)
 
 

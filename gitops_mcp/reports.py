@@ -481,7 +481,9 @@ def notes_of(
         event = _EVENTS.get(outcome.result)
         if event and not (server in told and outcome.result in ("failed", "blocked")):
             changes = [_noted(change) for change in outcome.changes]
-            extra = {"changes": changes} if changes else {}
+            extra: dict[str, Any] = {"changes": changes} if changes else {}
+            if outcome.shutdown:
+                extra["shutdown"] = outcome.shutdown
             record(event, server, outcome.result, _deeds(outcome), **extra)
         if outcome.ready and (event == "applied" or outcome.server in ready):
             record("ready", server, "ok", outcome.message)

@@ -7,6 +7,7 @@ cluster, so that whoever comes next goes on where the last one stopped:
     Withdrawing   the Service gets a selector that no pod has: no new clients, same pods
     Draining      until the sessions are gone, or the drain window ends
     Stopping      the Deployment is scaled to 0: preStop, SIGTERM, grace; until the pods are gone
+    CleaningUp    the operator's hooks are called, for what lives outside of the cluster
     Deleting      the children, then the finalizer (or the CR itself, where it bears none)
 
 An object that has gone already (foreground deletion, a person) counts as its step done.
@@ -200,6 +201,10 @@ def _take(live: JsonObject, why: str, *, metadata: JsonObject, spec: JsonObject)
 
 
 def _delete(facts: Facts, cr: JsonObject, state: JsonObject) -> Progress:
+    if facts.cleanup != "" and "cleanup" not in state and not state.get("recreate"):
+        if facts.cleanup is None:
+            return Progress(state | {"step": "CleaningUp"}, waiting="cleanup hooks")
+        return Progress(state | {"step": "Deleting", "cleanup": facts.cleanup}, persist=True)
     state = state | {"step": "Deleting"}
     standing = [child for child in facts.children.values() if _standing(child)]
     if standing:

@@ -60,6 +60,7 @@ def facts(has: dict[str, Any], at: int) -> Facts:
         children=children,
         pods=pods,
         sessions=has.get("sessions"),
+        cleanup=has.get("cleanup", ""),
     )
 
 

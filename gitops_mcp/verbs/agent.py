@@ -64,7 +64,10 @@ def command(
 
     terminal = Terminal(common)
     wishes = pipeline.Wishes(
-        create_namespace=create_namespace, finalizer=True, probes=pipeline.probing(probes)
+        create_namespace=create_namespace,
+        finalizer=True,
+        probes=pipeline.probing(probes),
+        hooks=pipeline.cleanup_hooks(options.configured("hooks")),
     )
     ended = threading.Event()
     with pipeline.open_repository(_at_head(source)) as repository:
@@ -139,7 +142,7 @@ class _Passes:
         if line.loaded.problems != self._problems:
             self._terminal.problems(line.loaded.problems)
             self._problems = line.loaded.problems
-        report = pipeline.Pass(
+        one = pipeline.Pass(
             line,
             self._cluster,
             self._source,
@@ -147,8 +150,11 @@ class _Passes:
             self._terminal.warn,
             self._terminal.progress,
             self.lost,
-        ).run()
-        records = reports.notes_of(report, source=line.source_id, time=pipeline.now())
+        )
+        report = one.run()
+        records = reports.notes_of(
+            report, source=line.source_id, time=pipeline.now(), ready=one.ready
+        )
         pipeline.write_notes(
             line, records, cluster=self._source.cluster, push=True, warn=self._terminal.warn
         )

@@ -84,6 +84,7 @@ def command(
             create_namespace=create_namespace,
             allow_prune=allowance(allow_prune),
             probes=pipeline.probing(probes),
+            hooks=pipeline.cleanup_hooks(options.configured("hooks")),
         )
         lost = threading.Event()
         one = pipeline.Pass(line, cluster, source, wishes, terminal.warn, terminal.progress, lost)
@@ -104,7 +105,9 @@ def command(
         finally:
             cluster.close()
         if not check:
-            records = reports.notes_of(report, source=line.source_id, time=pipeline.now())
+            records = reports.notes_of(
+                report, source=line.source_id, time=pipeline.now(), ready=one.ready
+            )
             pipeline.write_notes(
                 line, records, cluster=source.cluster, push=push_notes, warn=terminal.warn
             )
