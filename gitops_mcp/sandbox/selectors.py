@@ -55,6 +55,14 @@ def _label_test(term: re.Match[str]) -> Callable[[Mapping[str, str]], bool]:
     return lambda found: found.get(name) == value
 
 
+def number(text: str) -> int:
+    """A number in a query; ApiError 400 for anything else."""
+    try:
+        return int(text)
+    except ValueError:
+        raise bad_request(f'invalid number: "{text}"') from None
+
+
 SELECTABLE: dict[KindKey, frozenset[str]] = {
     key: frozenset(names.split())
     for key, names in {

@@ -8,35 +8,36 @@ event loop, so each request is one step for all the others.
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import logging
 import time
-from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import orjson
 from aiohttp import web
 
-from gitops_mcp.sandbox import bodies, discovery, errors, patch, selectors, tables, validation
+from gitops_mcp.sandbox import (
+    answers,
+    bodies,
+    discovery,
+    errors,
+    patch,
+    selectors,
+    validation,
+)
+from gitops_mcp.sandbox.answers import Form
 from gitops_mcp.sandbox.errors import ApiError
-from gitops_mcp.sandbox.kinds import CRDS, Kind
+from gitops_mcp.sandbox.kinds import Kind
 from gitops_mcp.sandbox.lifecycle import Lifecycle
+from gitops_mcp.sandbox.paging import Pages
 from gitops_mcp.sandbox.schema import Decoding
-from gitops_mcp.sandbox.storage import KindKey, Object, Stored, WatchEvent, dumps
+from gitops_mcp.sandbox.storage import Object, Stored, dumps
 from gitops_mcp.sandbox.store import Store, Writing
+from gitops_mcp.sandbox.watching import Watches
 
 _log = logging.getLogger(__name__)
-
-BOOKMARK_EVERY = 60.0
-WATCH_LONGEST = 1800
-SNAPSHOTS = 100
-"""Paged lists that are remembered, so that all their pages show one moment."""
-
-TABLE = "as=Table"
-PARTIAL = "as=PartialObjectMetadata"
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,6 @@ class Target:
     subresource: str = ""
 
 
-@dataclass(eq=False)
-class Watcher:
-    """One open watch: its kind, its place, its predicate, and the events that wait for it."""
-
-    target: Target
-    fits: selectors.Predicate
-    after: int
-    queue: asyncio.Queue[WatchEvent | None]
-
-
 class Server:
     """One API server on one store."""
 
@@ -66,10 +57,8 @@ class Server:
         self.store = store
         self.requests: Counter[tuple[str, str]] = Counter()
         self._lifecycle = Lifecycle(store, speed=speed, seconds=time.monotonic)
-        self._watchers: dict[KindKey, set[Watcher]] = {}
-        self._snapshots: OrderedDict[str, tuple[int, list[Stored]]] = OrderedDict()
-        self._unsubscribe = store.subscribe(self._spread)
-        self._address = ""
+        self._watches = Watches(store)
+        self._pages = Pages()
 
     def application(self) -> web.Application:
         """The aiohttp application."""
@@ -88,7 +77,7 @@ class Server:
         with contextlib.suppress(asyncio.CancelledError):
             await task
         self._lifecycle.close()
-        self._unsubscribe()
+        self._watches.close()
 
     async def _tick(self, wake: asyncio.Event) -> None:
         while True:
@@ -99,9 +88,7 @@ class Server:
                     await wake.wait()
 
     async def _end_watches(self, _app: web.Application) -> None:
-        for watchers in self._watchers.values():
-            for watcher in watchers:
-                watcher.queue.put_nowait(None)
+        self._watches.end()
 
     # --- routing ----------------------------------------------------------------------------------
 
@@ -113,36 +100,36 @@ class Server:
         except Exception as exc:  # a bug of ours, told as the real server tells one of its own
             _log.exception("%s %s", request.method, request.path)
             refusal = errors.internal(f"{type(exc).__name__}; the sandbox's log has more")
-        headers: Headers = []
+        headers: answers.Headers = []
         if refusal.retry_after is not None:
             headers = [("Retry-After", str(refusal.retry_after))]
         if refusal.text:
             text = refusal.message + "\n"
             return web.Response(status=refusal.code, text=text, headers=dict(headers))
-        return _json(refusal.status(), refusal.code, headers)
+        return answers.of_json(refusal.status(), refusal.code, headers)
 
     async def _route(self, request: web.Request) -> web.StreamResponse:
         parts = [part for part in request.path.split("/") if part]
         match parts:
             case ["version"]:
-                return _json(discovery.VERSION)
+                return answers.of_json(discovery.VERSION)
             case ["healthz" | "livez" | "readyz", *_]:
                 return web.Response(text="ok")
             case ["openapi", "v3"]:
-                return _json(discovery.openapi_index(self.store.registry))
+                return answers.of_json(discovery.openapi_index(self.store.registry))
             case ["openapi", "v3", *rest]:
                 raw = discovery.openapi(self.store.registry, "/".join(rest))
                 return web.Response(body=raw, content_type=bodies.JSON)
             case ["api"]:
-                return _json(discovery.legacy(request.host))
+                return answers.of_json(discovery.legacy(request.host))
             case ["apis"]:
-                return _json(discovery.groups(self.store.registry))
+                return answers.of_json(discovery.groups(self.store.registry))
             case ["apis", group]:
-                return _json(discovery.group(self.store.registry, group))
+                return answers.of_json(discovery.group(self.store.registry, group))
             case ["api", version]:
-                return _json(discovery.resources(self.store.registry, "", version))
+                return answers.of_json(discovery.resources(self.store.registry, "", version))
             case ["apis", group, version]:
-                return _json(discovery.resources(self.store.registry, group, version))
+                return answers.of_json(discovery.resources(self.store.registry, group, version))
             case ["apis", "authorization.k8s.io", "v1", plural] if plural in discovery.REVIEWS:
                 return _review(discovery.REVIEWS[plural])
             case ["api", version, *rest]:
@@ -205,8 +192,11 @@ class Server:
         if stored is None:
             raise errors.not_found(target.kind, target.name)
         if target.subresource == "scale":
-            return _json(scale_of(target.kind, stored.object))
+            return answers.of_json(scale_of(target.kind, stored.object))
         return self._show(request, target.kind, stored.object, stored.data)
+
+    def _form(self, request: web.Request, kind: Kind) -> Form:
+        return Form(request.headers.get("Accept", ""), kind, self.store.clock)
 
     def _show(
         self,
@@ -215,19 +205,11 @@ class Server:
         obj: Object,
         data: bytes | None = None,
         code: int = 200,
-        warnings: list[str] | None = None,
+        warnings: Iterable[str] = (),
     ) -> web.Response:
         """One object, in the form that the client asked for."""
-        accept = request.headers.get("Accept", "")
-        headers = [("Warning", f'299 - "{_escaped(text)}"') for text in warnings or ()]
-        obj, same = _in_version(kind, obj)
-        if TABLE in accept:
-            rv = obj["metadata"].get("resourceVersion", "")
-            return _json(tables.table(kind, [obj], rv, self.store.clock()), code, headers)
-        if PARTIAL in accept:
-            return _json(tables.partial(obj), code, headers)
-        body = data if data is not None and same else dumps(obj)
-        return _raw(body, code, headers)
+        headers = [("Warning", f'299 - "{_escaped(text)}"') for text in warnings]
+        return answers.of_bytes(self._form(request, kind).one(obj, data), code, headers)
 
     def _select(self, target: Target, query: Mapping[str, str]) -> selectors.Predicate | None:
         """The predicate of a list or watch; None selects everything."""
@@ -241,222 +223,35 @@ class Server:
         return lambda obj: all(test(obj) for test in tests)
 
     def _list(self, request: web.Request, target: Target) -> web.Response:
-        query, kind = request.query, target.kind
+        query, kind, storage = request.query, target.kind, self.store.storage
         fits = self._select(target, query)
+
+        def now() -> tuple[int, list[Stored]]:
+            found = storage.list(kind.key, target.namespace)
+            chosen = found if fits is None else [one for one in found if fits(one.object)]
+            return storage.rv, chosen
+
         asked = query.get("resourceVersion", "")
-        limit = int(query.get("limit") or 0)
-        start, rv = 0, self.store.storage.rv
-        token = query.get("continue", "")
-        if token:
-            rv, items, start = self._resume(target, token)
+        limit = 0 if asked == "0" else selectors.number(query.get("limit") or "0")
+        if token := query.get("continue", ""):
+            rv, items, start = self._pages.resume(token, now)
         else:
-            _wait_for(asked, rv)
-            items = self.store.storage.list(kind.key, target.namespace)
-            if asked == "0":
-                limit = 0
-        chosen = items if fits is None else [one for one in items if fits(one.object)]
+            _wait_for(asked, storage.rv)
+            rv, items = now()
+            start = 0
         metadata: dict[str, Any] = {"resourceVersion": str(rv)}
-        page = chosen[start:]
-        if limit and len(page) > limit:
-            page = page[:limit]
-            following = start + limit
-            last = page[-1].object["metadata"]
-            metadata["continue"] = self._remember(rv, items, following, last)
+        end = start + limit if limit else len(items)
+        if end < len(items):
+            metadata["continue"] = self._pages.token((rv, items, end))
             if fits is None:
-                metadata["remainingItemCount"] = len(chosen) - following
-        return self._show_list(request, kind, page, metadata)
-
-    def _show_list(
-        self, request: web.Request, kind: Kind, page: list[Stored], metadata: dict[str, Any]
-    ) -> web.Response:
-        accept = request.headers.get("Accept", "")
-        objects = [one.object for one in page]
-        if TABLE in accept:
-            rv = metadata["resourceVersion"]
-            table = tables.table(kind, objects, rv, self.store.clock())
-            return _json({**table, "metadata": metadata})
-        if PARTIAL in accept:
-            head = {"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1"}
-            items = [tables.partial(obj) for obj in objects]
-            return _json({**head, "metadata": metadata, "items": items})
-        if kind.definition is None:
-            items = [_bare(obj) for obj in objects]
-            joined = b",".join(map(dumps, items))
-        else:
-            joined = b",".join(
-                one.data if same else dumps(obj)
-                for one in page
-                for obj, same in [_in_version(kind, one.object)]
-            )
-        listing = {"kind": f"{kind.name}List", "apiVersion": kind.api_version, "metadata": metadata}
-        return _raw(dumps(listing)[:-1] + b',"items":[' + joined + b"]}")
-
-    def _remember(self, rv: int, items: list[Stored], start: int, last: Object) -> str:
-        key = f"{rv}/{id(items)}"
-        self._snapshots[key] = (rv, items)
-        while len(self._snapshots) > SNAPSHOTS:
-            self._snapshots.popitem(last=False)
-        place = [last.get("namespace", ""), last["name"]]
-        return base64.urlsafe_b64encode(dumps([key, start, place])).decode()
-
-    def _resume(self, target: Target, token: str) -> tuple[int, list[Stored], int]:
-        """The snapshot that a continue token stands for: rv, items and where to go on."""
-        try:
-            key, start, place = orjson.loads(base64.urlsafe_b64decode(token))
-        except ValueError:
-            raise errors.bad_request("continue key is not valid") from None
-        if key in self._snapshots:
-            rv, items = self._snapshots[key]
-            return rv, items, start
-        items = self.store.storage.list(target.kind.key, target.namespace)
-        rv = self.store.storage.rv
-        if key == "":
-            after = [one for one in items if _place(one.object) > place]
-            return rv, after, 0
-        raise ApiError(
-            410,
-            "Expired",
-            "The provided continue parameter is too old to display a consistent list result. You"
-            " can start a new list without the continue parameter, or use the continue token in"
-            " this response to retrieve the remainder of the results.",
-            continue_token=base64.urlsafe_b64encode(dumps(["", 0, place])).decode(),
-        )
-
-    # --- watching ---------------------------------------------------------------------------------
-
-    def _spread(self, event: WatchEvent) -> None:
-        for watcher in tuple(self._watchers.get(event.kind, ())):
-            watcher.queue.put_nowait(event)
-        if event.kind == CRDS and event.type == "DELETED":
-            spec = event.object["spec"]
-            for watcher in self._watchers.get((spec["group"], spec["names"]["plural"]), ()):
-                watcher.queue.put_nowait(None)
+                metadata["remainingItemCount"] = len(items) - end
+        return answers.of_bytes(self._form(request, kind).many(items[start:end], metadata))
 
     async def _watch(self, request: web.Request, target: Target) -> web.StreamResponse:
-        query, storage = request.query, self.store.storage
-        fits = self._select(target, query) or (lambda _obj: True)
-        asked = query.get("resourceVersion", "")
-        initial = query.get("sendInitialEvents")
-        if initial == "true" and query.get("resourceVersionMatch") != "NotOlderThan":
-            cause = validation.forbidden(
-                "resourceVersionMatch",
-                "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-            )
-            raise errors.invalid("meta.k8s.io", "ListOptions", "", [cause])
-        bookmarks = query.get("allowWatchBookmarks") in ("true", "1")
-        timeout = float(query.get("timeoutSeconds") or WATCH_LONGEST)
-        watcher = Watcher(target, fits, storage.rv, asyncio.Queue())
-        fresh = (asked in ("", "0") and initial != "false") or initial == "true"
-        backlog: list[WatchEvent] = []
-        first: list[Stored] = []
-        if fresh:
-            first = [
-                one for one in storage.list(target.kind.key, target.namespace) if fits(one.object)
-            ]
-        elif asked not in ("", "0"):
-            watcher.after = _number(asked)
-            if watcher.after >= storage.oldest:
-                backlog = [
-                    one for one in storage.since(watcher.after) if one.kind == target.kind.key
-                ]
-        encode = self._encoder(request, target.kind)
-        response = web.StreamResponse(headers={"Content-Type": bodies.JSON})
-        response.enable_chunked_encoding()
-        if not fresh and watcher.after < storage.oldest and asked not in ("", "0"):
-            await response.prepare(request)
-            gone = errors.expired(watcher.after, storage.oldest).status()
-            await response.write(b'{"type":"ERROR","object":' + dumps(gone) + b"}\n")
-            return response
-        watchers = self._watchers.setdefault(target.kind.key, set())
-        watchers.add(watcher)
-        rv = storage.rv
-        try:
-            await response.prepare(request)
-            lines = [encode("ADDED", one.object, one.data) for one in first]
-            if initial == "true" and bookmarks:
-                lines.append(_bookmark(target.kind, rv, initial=True))
-            for event in backlog:
-                lines += self._lines(watcher, event, encode)
-            if lines:
-                await response.write(b"".join(lines))
-            await self._stream(response, watcher, encode, timeout, bookmarks)
-        except ConnectionError:
-            pass  # the client has gone
-        finally:
-            watchers.discard(watcher)
-        return response
-
-    async def _stream(
-        self,
-        response: web.StreamResponse,
-        watcher: Watcher,
-        encode: Callable[[str, Object, bytes], bytes],
-        timeout: float,
-        bookmarks: bool,
-    ) -> None:
-        loop = asyncio.get_running_loop()
-        end = loop.time() + timeout
-        next_mark = loop.time() + BOOKMARK_EVERY
-        kind = watcher.target.kind
-        while True:
-            wait = min(end, next_mark) - loop.time()
-            try:
-                async with asyncio.timeout(max(wait, 0)):
-                    event = await watcher.queue.get()
-            except TimeoutError:
-                if bookmarks:
-                    await response.write(_bookmark(kind, self.store.storage.rv))
-                if loop.time() >= end:
-                    return
-                next_mark = loop.time() + BOOKMARK_EVERY
-                continue
-            lines: list[bytes] = []
-            while event is not None:
-                lines += self._lines(watcher, event, encode)
-                if watcher.queue.empty():
-                    break
-                event = watcher.queue.get_nowait()
-            if lines:
-                await response.write(b"".join(lines))
-            if event is None:
-                return
-
-    def _lines(
-        self, watcher: Watcher, event: WatchEvent, encode: Callable[[str, Object, bytes], bytes]
-    ) -> list[bytes]:
-        """What a watcher is told of a change: nothing, or one line."""
-        target, obj = watcher.target, event.object
-        if event.rv <= watcher.after:
-            return []
-        if target.namespace not in (None, obj["metadata"].get("namespace", "")):
-            return []
-        was = event.old is not None and watcher.fits(event.old)
-        fits = watcher.fits(obj)
-        if event.type == "DELETED":
-            return [encode("DELETED", obj, event.data)] if was or fits else []
-        if fits:
-            return [encode("MODIFIED" if was else "ADDED", obj, event.data)]
-        if was:
-            before = event.old or {}
-            left = {**before, "metadata": {**before["metadata"], "resourceVersion": str(event.rv)}}
-            return [encode("DELETED", left, dumps(left))]
-        return []
-
-    def _encoder(self, request: web.Request, kind: Kind) -> Callable[[str, Object, bytes], bytes]:
-        accept = request.headers.get("Accept", "")
-
-        def encode(what: str, obj: Object, data: bytes) -> bytes:
-            obj, same = _in_version(kind, obj)
-            if TABLE in accept:
-                rv = obj["metadata"]["resourceVersion"]
-                data = dumps(tables.table(kind, [obj], rv, self.store.clock()))
-            elif PARTIAL in accept:
-                data = dumps(tables.partial(obj))
-            elif not same:
-                data = dumps(obj)
-            return b'{"type":"%b","object":%b}\n' % (what.encode(), data)
-
-        return encode
+        kind = target.kind
+        fits = self._select(target, request.query) or (lambda _obj: True)
+        form = self._form(request, kind)
+        return await self._watches.serve(request, kind, target.namespace, fits, form)
 
     # --- writing ----------------------------------------------------------------------------------
 
@@ -626,7 +421,7 @@ class Server:
             force=query.get("force") in ("true", "1"),
         )
         if target.subresource == "scale":
-            return _json(scale_of(kind, obj))
+            return answers.of_json(scale_of(kind, obj))
         return self._show(request, kind, obj, code=201 if created else 200)
 
     def _scale(self, target: Target, body: Any, writing: Writing) -> web.Response:
@@ -651,7 +446,7 @@ class Server:
         if wanted not in (None, "", obj["metadata"]["resourceVersion"]):
             raise errors.conflict(kind, target.name)
         scaled = self.store.scale(kind, target.namespace, target.name, replicas, writing)
-        return _json(scale_of(kind, scaled))
+        return answers.of_json(scale_of(kind, scaled))
 
     # --- deleting ---------------------------------------------------------------------------------
 
@@ -664,7 +459,7 @@ class Server:
             if key in request.query:
                 options[key] = request.query[key]
         if "gracePeriodSeconds" in request.query:
-            options["gracePeriodSeconds"] = _number(request.query["gracePeriodSeconds"])
+            options["gracePeriodSeconds"] = selectors.number(request.query["gracePeriodSeconds"])
         orphans = options.get("orphanDependents")
         if orphans is not None:
             options["propagationPolicy"] = "Orphan" if orphans else "Background"
@@ -694,7 +489,7 @@ class Server:
             "kind": kind.plural,
             "uid": old["metadata"]["uid"],
         }
-        return _json(
+        return answers.of_json(
             {
                 "kind": "Status",
                 "apiVersion": "v1",
@@ -728,7 +523,7 @@ class Server:
             meta = one.object["metadata"]
             self._delete_one(target.kind, meta.get("namespace"), meta["name"], options)
         metadata = {"resourceVersion": str(self.store.storage.rv)}
-        return self._show_list(request, target.kind, chosen, metadata)
+        return answers.of_bytes(self._form(request, target.kind).many(chosen, metadata))
 
 
 # --- small parts ----------------------------------------------------------------------------------
@@ -782,7 +577,7 @@ def _review(kind: str) -> web.Response:
             "incomplete": False,
         }
     head = {"apiVersion": "authorization.k8s.io/v1", "kind": kind, "spec": {}}
-    return _json({**head, "status": status}, 201)
+    return answers.of_json({**head, "status": status}, 201)
 
 
 def _finalizer_warnings(kind: Kind, obj: Object) -> list[str]:
@@ -831,31 +626,9 @@ def _same_namespace(metadata: Object, target: Target) -> None:
         )
 
 
-def _in_version(kind: Kind, obj: Object) -> tuple[Object, bool]:
-    """The object in the version of the URL, and whether that is how it is stored."""
-    if obj["apiVersion"] == kind.api_version:
-        return obj, True
-    return {**obj, "apiVersion": kind.api_version}, False
-
-
-def _bare(obj: Object) -> Object:
-    return {key: value for key, value in obj.items() if key not in ("apiVersion", "kind")}
-
-
-def _place(obj: Object) -> list[str]:
-    return [obj["metadata"].get("namespace", ""), obj["metadata"]["name"]]
-
-
-def _number(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise errors.bad_request(f'invalid number: "{text}"') from None
-
-
 def _wait_for(asked: str, current: int) -> None:
     """Refuse a resourceVersion that has not been reached; the real one waits for it first."""
-    if asked and (wanted := _number(asked)) > current:
+    if asked and (wanted := selectors.number(asked)) > current:
         raise ApiError(
             504,
             "Timeout",
@@ -865,27 +638,5 @@ def _wait_for(asked: str, current: int) -> None:
         )
 
 
-def _bookmark(kind: Kind, rv: int, *, initial: bool = False) -> bytes:
-    metadata: Object = {"resourceVersion": str(rv)}
-    if initial:
-        metadata["annotations"] = {"k8s.io/initial-events-end": "true"}
-    obj = {"kind": kind.name, "apiVersion": kind.api_version, "metadata": metadata}
-    return b'{"type":"BOOKMARK","object":' + dumps(obj) + b"}\n"
-
-
 def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"')
-
-
-Headers = list[tuple[str, str]] | tuple[()]
-
-
-def _json(body: Any, code: int = 200, headers: Headers = ()) -> web.Response:
-    return _raw(dumps(body), code, headers)
-
-
-def _raw(body: bytes, code: int = 200, headers: Headers = ()) -> web.Response:
-    response = web.Response(body=body, status=code, content_type=bodies.JSON)
-    for name, value in headers:
-        response.headers.add(name, value)
-    return response
