@@ -47,6 +47,7 @@ def read(cluster: Cluster, view: View, namespace: str | None) -> dict[Watched, s
                 watched.kind,
                 namespace,
                 label_selector=watched.selector,
+                narrowed=view.narrowed,
             )
             for watched in WATCHED
         }
@@ -94,7 +95,7 @@ class Watches:
             stop=self._stop,
         ):
             if news[0] == "SYNC":
-                self._view.replace(watched.kind, news[1])
+                self._view.replace(watched.kind, map(self._view.narrowed, news[1]))
                 continue
             event, body = news[1]
             body = {"apiVersion": watched.api_version, "kind": watched.kind, **body}

@@ -584,16 +584,24 @@ class Cluster:
         *,
         label_selector: str = "",
         limit: int = PAGE,
+        narrowed: Callable[[JsonObject], JsonObject] = lambda item: item,
     ) -> tuple[Objects, str]:
         """All objects of a kind (``namespace`` None: of all namespaces), and the resourceVersion
-        to watch from. Read page by page; when the pages expire meanwhile, all in one."""
+        to watch from. Read page by page; when the pages expire meanwhile, all in one. ``narrowed``
+        makes of each object what is worth keeping, before the next page is read."""
         try:
-            return self._pages(api_version, kind, namespace, label_selector, limit)
+            return self._pages(api_version, kind, namespace, label_selector, limit, narrowed)
         except Expired:
-            return self._pages(api_version, kind, namespace, label_selector, 0)
+            return self._pages(api_version, kind, namespace, label_selector, 0, narrowed)
 
     def _pages(
-        self, api_version: str, kind: str, namespace: str | None, selector: str, limit: int
+        self,
+        api_version: str,
+        kind: str,
+        namespace: str | None,
+        selector: str,
+        limit: int,
+        narrowed: Callable[[JsonObject], JsonObject],
     ) -> tuple[Objects, str]:
         ref = ObjectRef(api_version, kind, namespace or "", "")
         path = _path(ref)
@@ -606,7 +614,7 @@ class Cluster:
             metadata = page.get("metadata", {})
             # Items of built-in kinds do not say what they are.
             items += [
-                {"apiVersion": api_version, "kind": kind, **item}
+                narrowed({"apiVersion": api_version, "kind": kind, **item})
                 for item in page.get("items") or ()
             ]
             if not metadata.get("continue"):

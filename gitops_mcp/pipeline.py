@@ -318,6 +318,7 @@ class Pass:
             runner.run(keys, patience)
         finally:
             watches.stop()
+            view.subscribe(lambda _: None)  # else each holds the other until a collection
         report = self._report(engine, keys)
         self.ready = {
             outcome.server

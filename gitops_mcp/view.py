@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import orjson
+
 from gitops_mcp.model import (
     API_VERSION,
     APP_NAME,
@@ -99,6 +101,7 @@ class View:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._trees: dict[bytes, JsonObject] = {}
         self._servers: dict[ServerKey, Live] = {}
         self._changed: Callable[[ServerKey], None] = lambda _: None
 
@@ -118,8 +121,27 @@ class View:
             found = [(key, live.cr) for key, live in self._servers.items()]
         return ((key, cr) for key, cr in found if cr is not None)
 
+    def narrowed(self, body: JsonObject) -> JsonObject:
+        """What of an object is worth its memory: of a pod what is ever asked, and one copy of what
+        managedFields say of many objects alike."""
+        metadata = dict(body["metadata"])
+        entries = metadata.pop("managedFields", None) or ()
+        if body["kind"] == "Pod":
+            gates = (body.get("spec") or {}).get("readinessGates")
+            return body | {"metadata": metadata, "spec": {"readinessGates": gates or []}}
+        metadata["managedFields"] = [
+            entry | {"fieldsV1": self._tree(entry.get("fieldsV1") or {})} for entry in entries
+        ]
+        return body | {"metadata": metadata}
+
+    def _tree(self, tree: JsonObject) -> JsonObject:
+        return self._trees.setdefault(orjson.dumps(tree), tree)
+
     def put(self, body: JsonObject) -> None:
         """Take over an object's state, unless a newer one is known already."""
+        self._put(self.narrowed(body))
+
+    def _put(self, body: JsonObject) -> None:
         key = key_of(body)
         with self._lock:
             live = self._servers.setdefault(key, Live())
@@ -144,7 +166,7 @@ class View:
         self._changed(key)
 
     def replace(self, kind: str, bodies: Iterable[JsonObject]) -> None:
-        """A fresh list of a kind: what it lacks has gone."""
+        """A fresh list of a kind, each ``narrowed``: what it lacks has gone."""
         listed = {(key_of(body), body["metadata"]["name"]): body for body in bodies}
         with self._lock:
             known = [body for live in self._servers.values() for body in _of_kind(live, kind)]
@@ -152,7 +174,7 @@ class View:
             if (key_of(body), body["metadata"]["name"]) not in listed:
                 self.drop(body)
         for body in listed.values():
-            self.put(body)
+            self._put(body)
 
 
 def _of_kind(live: Live, kind: str) -> list[JsonObject]:
