@@ -1,4 +1,5 @@
-"""A real MCP server of the SDK for tests: `python tests/mcp_server.py FILE [json] [stateless]`.
+"""A real MCP server of the SDK for tests: `python tests/mcp_server.py FILE [json] [stateless]
+[open] [ADDRESS:PORT]`, on a free port of 127.0.0.1 unless told where; open to any Host header.
 
 Writes its port to FILE once it listens. Serves streamable HTTP at /mcp (both eras), HTTP+SSE at
 /sse, and the number of live legacy sessions at /sessions, as a number, and /metrics, as a gauge.
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import uvicorn
 from mcp.server import MCPServer
+from mcp.server.transport_security import TransportSecuritySettings
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
@@ -20,7 +22,11 @@ from starlette.routing import Route
 def main(file: str, *flags: str) -> None:
     server = MCPServer("web-search", version="1.2", log_level="ERROR")
     app = server.streamable_http_app(
-        json_response="json" in flags, stateless_http="stateless" in flags
+        json_response="json" in flags,
+        stateless_http="stateless" in flags,
+        transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False)
+        if "open" in flags
+        else None,
     )
 
     def count() -> int:
@@ -40,7 +46,9 @@ def main(file: str, *flags: str) -> None:
         *server.sse_app().routes,
     ]
     listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
+    address, _, port = next((flag for flag in flags if ":" in flag), "127.0.0.1:0").partition(":")
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((address, int(port)))
     runner = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none"))
     ready = Path(file).with_suffix(".part")
     listener.listen()
