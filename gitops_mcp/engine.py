@@ -246,6 +246,9 @@ class Engine:
                 break
         else:
             self._failed(memory, Transient(f"{key}: no end after {MAX_STEPS} steps"))
+        if self._check:
+            # Nothing was done, so there is nothing to wait for.
+            decision = replace(decision, waiting="", look_again=None)
         memory.decision = decision
         return decision
 
