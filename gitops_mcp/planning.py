@@ -222,11 +222,16 @@ def _converge(facts: Facts, context: Context, renderer: Renderer, owner: Owner |
         return _at_rest(facts, context, Condition("Synced", "False", "Suspended", "suspended"))
     invalid = _invalid(facts, context)
     refused: list[str] = []
+    leaving: list[str] = []
     if not paused and (not invalid or facts.protected):
-        child_actions = [*_child_actions(facts, context, renderer, refused), *_gates(facts)]
+        child_actions = [
+            *_child_actions(facts, context, renderer, refused, leaving),
+            *_gates(facts),
+        ]
         if child_actions:
             return Decision("ok", actions=tuple(child_actions))
-    return _at_rest(facts, context, _synced(facts, context, invalid, refused), invalid)
+    rest = _at_rest(facts, context, _synced(facts, context, invalid, refused), invalid)
+    return replace(rest, waiting=f"deletion of {', '.join(leaving)}") if leaving else rest
 
 
 def _lenient(context: Context) -> Context:
@@ -373,8 +378,10 @@ def _write(
 
 
 def _child_actions(
-    facts: Facts, context: Context, renderer: Renderer, refused: list[str]
+    facts: Facts, context: Context, renderer: Renderer, refused: list[str], leaving: list[str]
 ) -> Iterator[Action]:
+    """The writes that make the children what the CR says. ``refused`` gets why one is not written,
+    ``leaving`` the children that must have gone before they are made anew."""
     cr = facts.cr
     assert cr is not None  # noqa: S101 -- children are rendered from the CR
     external = _external(cr)
@@ -386,6 +393,7 @@ def _child_actions(
             refused.append(refusal)
             continue
         if live is not None and ("deletionTimestamp" in live["metadata"] or _orphaned(live, cr)):
+            leaving.append(str(ObjectRef.of(live)))
             continue  # its end is an event; then it is created anew
         guard = external and kind == "Deployment"
         if guard:
