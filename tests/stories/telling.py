@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gitfixtures
 import yaml
@@ -59,6 +59,11 @@ class Asked:
         return f"{self.verb} {self.kind}{'/' if self.subresource else ''}{self.subresource}"
 
 
+T = TypeVar("T")
+Patch = list[JsonObject]
+Writes = list[Asked]
+
+
 class Interrupted(BaseException):
     """The sync's process ends here."""
 
@@ -67,18 +72,12 @@ class Line(Cluster):
     """A sync's connection. ``asked`` are its writing requests; ``before`` and ``after`` are called
     around each of them and may raise."""
 
-    def listen(self, before: Callable[[Asked], None], after: Callable[[Asked], None]) -> None:
-        self.asked: list[Asked] = []
-        self.reads: list[str] = []
+    def __init__(
+        self, kubeconfig: str, before: Callable[[Asked], None], after: Callable[[Asked], None]
+    ) -> None:
+        super().__init__(kubeconfig)
+        self.asked: Writes = []
         self._before, self._after = before, after
-
-    def list(self, api_version: str, kind: str, *args: Any, **options: Any) -> Any:
-        self.reads.append(f"list {kind}")
-        return super().list(api_version, kind, *args, **options)
-
-    def get(self, ref: ObjectRef) -> JsonObject | None:
-        self.reads.append(f"get {ref.kind}")
-        return super().get(ref)
 
     def apply(self, body: JsonObject, **options: Any) -> JsonObject:
         if options.get("dry_run"):
@@ -89,7 +88,7 @@ class Line(Cluster):
         )
         return self._made(asked, lambda: super(Line, self).apply(body, **options))
 
-    def json_patch(self, ref: ObjectRef, ops: list[JsonObject], **options: Any) -> JsonObject:
+    def json_patch(self, ref: ObjectRef, ops: Patch, **options: Any) -> JsonObject:
         asked = Asked("patch", ref.kind, ref.name)
         return self._made(asked, lambda: super(Line, self).json_patch(ref, ops, **options))
 
@@ -97,7 +96,7 @@ class Line(Cluster):
         asked = Asked("delete", ref.kind, ref.name)
         self._made(asked, lambda: super(Line, self).delete(ref, **options))
 
-    def _made(self, asked: Asked, request: Callable[[], Any]) -> Any:
+    def _made(self, asked: Asked, request: Callable[[], T]) -> T:
         self._before(asked)
         self.asked.append(asked)
         answer = request()
@@ -118,7 +117,6 @@ class Story:
     """Of the last sync."""
     asked: list[Asked] = field(default_factory=list)
     """The writing requests of the last sync."""
-    reads: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -180,8 +178,7 @@ class Story:
             count = allow_prune if isinstance(allow_prune, int) else None
             wishes["allow_prune"] = Allowance(count, "--allow-prune")
         options = self.options(**(source or {}))
-        line = Line.connect(self.kubeconfig)
-        line.listen(before, after)
+        line = Line(self.kubeconfig, before, after)
         try:
             with pipeline.open_repository(options) as repository:
                 read = pipeline.read(options, repository)
@@ -202,7 +199,7 @@ class Story:
                     )
         finally:
             line.close()
-            self.asked, self.reads = line.asked, line.reads
+            self.asked = line.asked
         return {
             outcome.server.name: outcome.result
             for outcome in self.report.outcomes
@@ -212,7 +209,7 @@ class Story:
     def created(self, name: str = "web", **manifest: Any) -> JsonObject:
         """A server that git holds and the cluster runs, Ready or not; its MCPServer."""
         self.put(name, **manifest)
-        assert self.sync() == {name: "changed"}
+        assert self.sync()[name] == "changed", self.outcome(name).message
         return self.get(KIND, name)
 
     def outcome(self, name: str = "web") -> Outcome:
@@ -260,7 +257,7 @@ class Story:
 
     def objects(self) -> dict[str, JsonObject]:
         """Every object that stands for a server, as ``Kind/name``."""
-        found = {}
+        found: dict[str, JsonObject] = {}
         for kind in (KIND, "Deployment", "Service"):
             items, _ = self.hand.list(VERSIONS.get(kind, "v1"), kind, self.namespace)
             found |= {f"{kind}/{item['metadata']['name']}": item for item in items}
