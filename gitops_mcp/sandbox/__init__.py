@@ -159,9 +159,12 @@ class Sandbox:
 
     def _jobs(self) -> list[Coroutine[Any, Any, None]]:
         """What runs beside the server."""
-        from gitops_mcp.sandbox import controllers
+        if not self._controllers:
+            return []
+        from gitops_mcp.sandbox import controllers, nodes
 
-        return [controllers.run(self.store, speed=self._speed)] if self._controllers else []
+        nodes.register(self.store)
+        return [controllers.run(self.store, speed=self._speed)]
 
 
 def _report(task: asyncio.Task[None]) -> None:

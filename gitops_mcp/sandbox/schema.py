@@ -182,13 +182,14 @@ def document(group: str, version: str) -> dict[str, Any]:
 
 @cache
 def built_in(group: str, version: str, kind: str) -> Node:
-    """The structure of a built-in kind."""
+    """The structure of a built-in kind; free-form but for its metadata if no document has it."""
     schemas = document(group, version).get("components", {}).get("schemas", {})
     wanted = {"group": group, "version": version, "kind": kind}
     for name, schema in schemas.items():
         if wanted in schema.get("x-kubernetes-group-version-kind", ()):
             return _compiler(group, version).named(name)
-    return ANY
+    named = {**EMBEDDED, "metadata": object_meta()}
+    return Node("map", properties=named, values=ANY, relation="granular")
 
 
 @cache

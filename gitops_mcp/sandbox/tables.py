@@ -186,6 +186,12 @@ def _selector(obj: Object, _now: datetime) -> str:
     return ",".join(f"{key}={value}" for key, value in sorted(pairs.items())) or "<none>"
 
 
+def _node_status(obj: Object, _now: datetime) -> str:
+    conditions = obj.get("status", {}).get("conditions", [])
+    ready = any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+    return "Ready" if ready else "NotReady"
+
+
 def _pod_status(obj: Object, _now: datetime) -> str:
     status = obj.get("status", {})
     if "deletionTimestamp" in obj["metadata"]:
@@ -278,6 +284,12 @@ BUILT_IN: dict[KindKey, tuple[Column, ...]] = {
         AGE,
     ),
     ("", "namespaces"): (Column("Status", _at("status.phase", "")), AGE),
+    ("", "nodes"): (
+        Column("Status", _node_status),
+        Column("Roles", lambda _obj, _now: "<none>"),
+        AGE,
+        Column("Version", _at("status.nodeInfo.kubeletVersion", "")),
+    ),
     ("", "pods"): (
         Column("Ready", _pod_ready),
         Column("Status", _pod_status),
