@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import random
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
@@ -125,6 +125,56 @@ class Memory:
     """What a shutdown still waited for when the pass gave up on it."""
 
 
+class Settled:
+    """Decisions that left nothing to do, by all that they were made from: what one pass leaves for
+    the next of the same process. A server of which nothing has changed costs no second look."""
+
+    def __init__(self) -> None:
+        self._frame: object = None
+        self._decisions: dict[ServerKey, tuple[object, Decision]] = {}
+
+    def begin(self, frame: object, keys: Collection[ServerKey]) -> None:
+        """Begin a pass over ``keys``. ``frame`` equals the last one's when all that holds for
+        every server is the same: context and templates."""
+        last = self._decisions if frame == self._frame else {}
+        self._frame = frame
+        self._decisions = {key: last[key] for key in keys if key in last}
+
+    def find(self, facts: Facts, context: Context) -> Decision | None:
+        """What was decided from equal facts, whatever the time."""
+        known = self._decisions.get(facts.key)
+        return known[1] if known is not None and known[0] == _print(facts, context) else None
+
+    def keep(self, facts: Facts, context: Context, decision: Decision) -> None:
+        """Remember a decision, unless time alone may change it."""
+        timeless = decision.look_again is None and facts.failure is None
+        if timeless and not decision.actions and decision.inquiry is None:
+            self._decisions[facts.key] = _print(facts, context), decision
+
+
+def _print(facts: Facts, context: Context) -> object:
+    """Equal where all facts but the time are. The revision counts only where it would be written:
+    a server keeps the one at which its present state came."""
+    desired = facts.desired.digest if facts.desired is not None else ""
+    source = ((facts.cr or {}).get("status") or {}).get("source") or {}
+    stands = "revision" in source and source.get("digest") == desired[:16]
+    objects = (facts.cr, *facts.children.values(), *facts.pods)
+    return (
+        desired,
+        "" if stands else str(context.revision),
+        frozenset((o["metadata"]["uid"], o["metadata"]["resourceVersion"]) for o in objects if o),
+        facts.protected,
+        facts.problems,
+        facts.held,
+        facts.namespace,
+        facts.probe,
+        facts.failure,
+        facts.noise,
+        facts.sessions,
+        facts.cleanup,
+    )
+
+
 class Engine:
     """Decides and acts for the servers of one pass.
 
@@ -147,6 +197,7 @@ class Engine:
         may_write: Callable[[], bool] = lambda: True,
         ask: Ask = probes.ask,
         cleanup: Sequence[hooks.Hook] = (),
+        settled: Settled | None = None,
         clock: Callable[[], datetime] = utc_now,
         rng: random.Random | None = None,
     ) -> None:
@@ -161,6 +212,7 @@ class Engine:
         self._may_write = may_write
         self._ask = ask
         self._hooks = cleanup
+        self._settled = settled or Settled()
         self._clock = clock
         self._rng = rng or random.Random()  # noqa: S311 -- spreads retries, guards nothing
         self._memories: dict[ServerKey, Memory] = {}
@@ -233,7 +285,7 @@ class Engine:
         memory = self.memory(key)
         for _ in range(MAX_STEPS):
             facts = self.facts(key)
-            decision = planning.decide(facts, self._context, self._renderer)
+            decision = self._decide(facts)
             if facts.cr is not None:
                 memory.shutdown = shutdown.state_of(facts.cr) or memory.shutdown
             memory.pruned = memory.pruned or decision.result == "pruned"
@@ -250,6 +302,15 @@ class Engine:
             # Nothing was done, so there is nothing to wait for.
             decision = replace(decision, waiting="", look_again=None)
         memory.decision = decision
+        return decision
+
+    def _decide(self, facts: Facts) -> Decision:
+        if self._check:  # it foresees objects, which have no version yet
+            return planning.decide(facts, self._context, self._renderer)
+        decision = self._settled.find(facts, self._context)
+        if decision is None:
+            decision = planning.decide(facts, self._context, self._renderer)
+            self._settled.keep(facts, self._context, decision)
         return decision
 
     def _carry_out(self, key: ServerKey, memory: Memory, decision: Decision) -> bool:

@@ -35,6 +35,7 @@ from gitops_mcp.model import (
     Outcome,
     Report,
     Result,
+    Revision,
     ServerKey,
     Snapshot,
 )
@@ -47,7 +48,7 @@ from gitops_mcp.options import (
 )
 
 if TYPE_CHECKING:
-    from gitops_mcp.engine import Engine
+    from gitops_mcp.engine import Engine, Settled
     from gitops_mcp.fleet import Progress
     from gitops_mcp.hooks import Hook
     from gitops_mcp.kube import Cluster, Lease
@@ -280,11 +281,13 @@ class Pass:
     lost: threading.Event = field(default_factory=threading.Event)
     ready: set[ServerKey] = field(default_factory=set)
     """Servers that are Ready with what this very revision brought."""
+    settled: Settled | None = None
+    """What the last pass of this process left, and what this one leaves."""
 
     def run(self) -> Report:
         """Read the cluster, decide, act, report. Raises GitOpsError where it cannot be run."""
         from gitops_mcp import fleet
-        from gitops_mcp.engine import Engine, utc_now
+        from gitops_mcp.engine import Engine, Settled, utc_now
         from gitops_mcp.view import View
 
         view = View()
@@ -292,6 +295,8 @@ class Pass:
         context = self._context()
         keys = self._keys(view, context)
         held = self._held(view, context, keys)
+        settled = self.settled or Settled()
+        settled.begin((replace(context, revision=Revision("")), self.source.renderer.digest), keys)
         watches = fleet.Watches(self.cluster, view, None, versions)
         engine = Engine(
             self.cluster,
@@ -304,6 +309,7 @@ class Pass:
             dry_run=not self.wishes.check or self._may_patch(keys),
             may_write=lambda: not self.lost.is_set(),
             cleanup=self.wishes.hooks,
+            settled=settled,
         )
         runner = fleet.Fleet(
             engine,

@@ -112,6 +112,7 @@ class _Passes:
         ended: threading.Event,
     ) -> None:
         from gitops_mcp import manifests
+        from gitops_mcp.engine import Settled
 
         self._source = source
         self._repository = repository
@@ -120,6 +121,7 @@ class _Passes:
         self._terminal = terminal
         self._ended = ended
         self._cache: Cache = manifests.Cache()
+        self._settled = Settled()
         self._problems: tuple[object, ...] = ()
         self.lost = threading.Event()
 
@@ -150,6 +152,7 @@ class _Passes:
             self._terminal.warn,
             self._terminal.progress,
             self.lost,
+            settled=self._settled,
         )
         report = one.run()
         records = reports.notes_of(
