@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from contract.transcript import Cluster, prepared
 
 from gitops_mcp import sandbox
 from gitops_mcp.sandbox import cel, quantity
@@ -228,6 +229,54 @@ def test_a_kubeconfig_is_its_owners_alone(tmp_path: Path) -> None:
 def test_a_port_that_is_taken_is_an_error_at_the_start(url: str) -> None:
     with pytest.raises(OSError, match="address already in use"):
         sandbox.start(port=int(url.rpartition(":")[2]), controllers=False)
+
+
+MAP = "/api/v1/namespaces/default/configmaps/a"
+WIDGET = "/apis/example.com/v1/namespaces/default/widgets/w"
+CRD_PATH = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+HEAD = {"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": "w"}}
+
+
+@pytest.mark.parametrize(
+    ("request_line", "kind", "body", "code"),
+    [
+        (f"PATCH {MAP}", "json-patch", [5], 422),
+        (f"PATCH {MAP}", "json-patch", [{"op": "replace", "path": "", "value": 5}], 400),
+        (f"PATCH {MAP}", "json-patch", {}, 400),
+        (f"PATCH {MAP}", "merge", {"metadata": {"managedFields": [{"fieldsV1": {"f:a": 5}}]}}, 200),
+        (f"PATCH {MAP}", "merge", [], 400),
+        (f"PATCH {MAP}?fieldManager=m", "apply", 5, 400),
+        (f"PUT {MAP}", "json", {"metadata": {"name": "a", "labels": 5}}, 400),
+        (f"DELETE {MAP}", "json", [], 400),
+        (f"DELETE {MAP}?gracePeriodSeconds=soon", "json", None, 400),
+        ("GET /api/v1/pods?limit=all", "json", None, 400),
+        ("GET /api/v1/pods?watch=true&timeoutSeconds=long", "json", None, 400),
+        (f"PATCH {WIDGET}?fieldManager=m", "apply", {**HEAD, "spec": None}, 422),
+        (f"PATCH {WIDGET}?fieldManager=m", "apply", {**HEAD, "spec": 5}, 500),
+        (f"PUT {WIDGET}", "json", {**HEAD, "spec": 5}, 404),
+        (f"POST {CRD_PATH}", "json", {"metadata": {"name": "a.b"}}, 422),
+        (f"POST {CRD_PATH}", "json", {"spec": {"versions": [{"schema": 5}]}}, 400),
+        (f"POST {MAP}", "json", {}, 405),
+        ("GET /nothing", "json", None, 404),
+    ],
+)
+def test_an_odd_request_gets_an_answer_that_blames_it(
+    odd: Cluster, request_line: str, kind: str, body: Any, code: int
+) -> None:
+    method, _, path = request_line.partition(" ")
+    answer = odd.request(method, path, body, kind=kind)
+    assert answer.code == code, answer.body
+    assert not isinstance(answer.body, dict) or answer.body.get("reason") != "InternalError"
+
+
+@pytest.fixture(scope="module")
+def odd() -> Iterator[Cluster]:
+    with sandbox.start(controllers=False) as started:
+        cluster = prepared(Cluster("sandbox", started.url))
+        body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}}
+        assert cluster.request("PATCH", f"{MAP}?fieldManager=m", body, kind="apply").code == 201
+        yield cluster
+        cluster.close()
 
 
 # --- parts ------------------------------------------------------------------------

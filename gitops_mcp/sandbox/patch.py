@@ -47,9 +47,9 @@ def json(document: Any, operations: Any) -> Any:
     try:
         for operation in operations:
             _operate(holder, operation)
+        return holder[""]
     except (Rejected, KeyError, TypeError, AttributeError):
         raise rejected() from None
-    return holder[""]
 
 
 def _operate(holder: dict[str, Any], operation: dict[str, Any]) -> None:

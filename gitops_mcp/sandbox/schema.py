@@ -101,7 +101,11 @@ class Compiler:
             if name in KINDS:
                 node.kind = KINDS[name]
             elif name in self._schemas:
-                self._fill(node, self._schemas[name])
+                schema = self._schemas[name]
+                if "properties" in schema:
+                    # What refers to itself is copied from here before it is complete.
+                    node.kind, node.required = "object", tuple(schema.get("required", ()))
+                self._fill(node, schema)
         return node
 
     def node(self, schema: Mapping[str, Any]) -> Node:

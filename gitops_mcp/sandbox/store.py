@@ -206,6 +206,8 @@ class Store:
         """Update from a patch: `change` receives the object and returns the patched one."""
         old = self._existing(kind, namespace, name)
         patched = change(old)
+        if not isinstance(patched, dict):
+            raise errors.bad_request("the patch leaves no object")
         try:
             new = self.decode(kind, patched, writing.reader())
         except ApiError as exc:
@@ -411,7 +413,10 @@ class Store:
             old_entries = [] if given == [{}] else given
         else:
             old_entries = old["metadata"].get("managedFields", [])
-        before = apply.load(old_entries)
+        try:
+            before = apply.load(old_entries)
+        except (AttributeError, TypeError, ValueError):  # what was sent is no field set
+            before = apply.load(old["metadata"].get("managedFields", []))
         _restore(kind, new, old, writing.subresource)
         managers = self._updated(kind, _without_managers(old), new, writing, before)
         return self._write(kind, old, new, writing, managers)
@@ -519,7 +524,8 @@ class Store:
             causes += structural.validate(
                 kind.definition.node, new, before, rules=kind.definition.rules
             )
-            replicas = new.get("spec", {}).get("replicas")
+            spec = new.get("spec")
+            replicas = spec.get("replicas") if isinstance(spec, dict) else None
             if kind.definition.scale and isinstance(replicas, int) and replicas < 0:
                 why = "should be a non-negative integer"
                 causes.append(validation.invalid(".spec.replicas", replicas, why))
