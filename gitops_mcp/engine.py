@@ -90,7 +90,7 @@ class Kube(Protocol):
         uid: str | None,
         resource_version: str | None,
         propagation: Propagation,
-    ) -> None: ...
+    ) -> JsonObject | None: ...
 
 
 Ask = Callable[[Inquiry, Callable[[], datetime]], ProbeResult | int | None]
@@ -330,13 +330,13 @@ class Engine:
             raise LeaseLost("another writer has taken the lease of this source")
         before = self._view.live(key).get(action.ref)
         if action.verb is Verb.DELETE:
-            self._kube.delete(
+            left = self._kube.delete(
                 action.ref,
                 uid=action.uid,
                 resource_version=action.resource_version,
                 propagation=action.propagation,
             )
-            self._reread(key, action.ref)
+            self._now(before, left)
         elif action.verb is Verb.JSON_PATCH:
             patched = self._kube.json_patch(
                 action.ref,
@@ -345,10 +345,9 @@ class Engine:
                 uid=action.uid,
                 resource_version=action.resource_version,
             )
-            if action.why == "release the finalizer":
-                self._reread(key, action.ref)
-            else:
-                self._view.put(patched)
+            released = "deletionTimestamp" in patched["metadata"]
+            released = released and not patched["metadata"].get("finalizers")
+            self._now(before, None if released else patched)
         else:
             self._applied(key, memory, action, before)
             return
@@ -379,14 +378,15 @@ class Engine:
             _note(memory, action)
 
     def _reread(self, key: ServerKey, ref: ObjectRef) -> None:
-        """Look at one object again: after a delete or a lost race the view may be wrong."""
-        live = self._kube.get(ref)
+        """Look at one object again: after a lost race the view may be wrong."""
+        self._now(self._view.live(key).get(ref), self._kube.get(ref))
+
+    def _now(self, before: JsonObject | None, live: JsonObject | None) -> None:
+        """Hold what an object has become; None: it has gone."""
         if live is not None:
             self._view.put(live)
-            return
-        known = self._view.live(key).get(ref)
-        if known is not None:
-            self._view.drop(known)
+        elif before is not None:
+            self._view.drop(before)
 
     def ask(self, key: ServerKey, inquiry: Inquiry) -> None:
         """Have an inquiry answered, and remember it. Takes as long as the servers take."""

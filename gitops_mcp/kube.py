@@ -839,8 +839,11 @@ class Cluster:
         resource_version: str | None = None,
         propagation: Propagation = "Background",
         dry_run: bool = False,
-    ) -> None:
-        """Deletes that very object: another one of its name (or none at all) is Gone."""
+    ) -> JsonObject | None:
+        """Deletes that very object: another one of its name (or none at all) is Gone.
+
+        Returns what still stands of it, held by finalizers or a grace period; None: it is gone.
+        """
         held = {"uid": uid, "resourceVersion": resource_version}
         body: JsonObject = {
             "apiVersion": "v1",
@@ -850,7 +853,10 @@ class Cluster:
         }
         if dry_run:
             body["dryRun"] = ["All"]
-        self._request("DELETE", _path(ref), operation="delete", ref=ref, body=body)
+        answer = self._request("DELETE", _path(ref), operation="delete", ref=ref, body=body)
+        if answer.get("kind") == "Status":
+            return None
+        return {"apiVersion": ref.api_version, "kind": ref.kind, **answer}
 
     def create(self, body: JsonObject) -> JsonObject:
         """POST: for what is made once and never applied (Events, reviews, Leases)."""

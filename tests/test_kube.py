@@ -538,13 +538,14 @@ class TestServer:
             resource_version=version,
         )
         assert patched["data"] == {"a": "1", "b": "2"}
-        for write in (
+        writes: tuple[Callable[[], object], ...] = (
             lambda: cluster.apply(body, uid=old["uid"], resource_version=version),
             lambda: cluster.merge_patch(ref, {"data": {}}, resource_version=version),
             lambda: cluster.json_patch(ref, [], resource_version=version),
             lambda: cluster.delete(ref, uid=old["uid"], resource_version=version),
             lambda: cluster.create(body),
-        ):
+        )
+        for write in writes:
             with pytest.raises(errors.Conflict):
                 write()
 

@@ -92,9 +92,12 @@ class Line(Cluster):
         asked = Asked("patch", ref.kind, ref.name)
         return self._made(asked, lambda: super(Line, self).json_patch(ref, ops, **options))
 
-    def delete(self, ref: ObjectRef, **options: Any) -> None:
+    def delete(self, ref: ObjectRef, **options: Any) -> JsonObject | None:
         asked = Asked("delete", ref.kind, ref.name)
-        self._made(asked, lambda: super(Line, self).delete(ref, **options))
+        gone: JsonObject | None = self._made(
+            asked, lambda: super(Line, self).delete(ref, **options)
+        )
+        return gone
 
     def _made(self, asked: Asked, request: Callable[[], T]) -> T:
         self._before(asked)

@@ -394,7 +394,7 @@ def test_what_is_outside_of_the_limit_is_neither_changed_nor_pruned(story: Story
     assert story.find(KIND, "old")
 
 
-# --- garbage collection, at the end: a real cluster's collector takes half a minute to know our kind
+# --- garbage collection, last: a real collector takes half a minute to know our kind
 
 
 def test_a_server_that_was_deleted_by_kubectl_is_made_again(story: Story) -> None:
