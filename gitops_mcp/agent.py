@@ -6,6 +6,7 @@ time. SIGTERM and SIGINT let the pass that runs end, and start no further one.
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from collections.abc import Callable
@@ -13,6 +14,9 @@ from datetime import UTC, datetime, timedelta
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
+
+LOOK = 0.5
+"""Seconds between two looks at whether a signal has come."""
 
 
 def run(one_pass: Callable[[], None], *, interval: timedelta, ended: threading.Event) -> None:
@@ -43,8 +47,12 @@ def run(one_pass: Callable[[], None], *, interval: timedelta, ended: threading.E
     scheduler.add_job(
         job, "interval", seconds=interval.total_seconds(), next_run_time=datetime.now(UTC)
     )
+    # A pass that outlasts the interval is no news; what one raises is handled above.
+    logging.getLogger("apscheduler").setLevel(logging.ERROR)
     scheduler.start()
-    ended.wait()
+    # A signal may come in on another thread, which does not wake this one: look for oneself.
+    while not ended.wait(LOOK):
+        pass
     scheduler.shutdown(wait=True)
     if crash:
         raise crash[0]

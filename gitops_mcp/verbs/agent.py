@@ -123,6 +123,7 @@ class _Passes:
         self._cache: Cache = manifests.Cache()
         self._settled = Settled()
         self._problems: tuple[object, ...] = ()
+        self._said = ""
         self.lost = threading.Event()
 
     def one(self) -> None:
@@ -161,6 +162,10 @@ class _Passes:
         pipeline.write_notes(
             line, records, cluster=self._source.cluster, push=True, warn=self._terminal.warn
         )
-        text = reports.sync(report, style=self._terminal.style)
+        said = ""
         if any(outcome.result not in ("ok", "skipped") for outcome in report.outcomes):
-            click.echo(f"{report.revision} {text}", nl=False)
+            text = reports.sync(report, style=self._terminal.style)
+            said = f"commit {report.revision.sha[:12]}\n{text}"
+        if said and said != self._said:  # what stays wrong is told once
+            click.echo(said, nl=False)
+        self._said = said

@@ -1,0 +1,134 @@
+"""The demo tells its story, holds it against the cluster, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@contextmanager
+def demo(folder: Path, **programs: str) -> Iterator[subprocess.Popen[str]]:
+    """A demo on a machine with git alone, and with ``programs`` as scripts. Its files go to
+    ``folder/tmp``; its home cannot be written, nor even made. Whoever is left is ended."""
+    (folder / "tmp").mkdir()
+    binaries = folder / "bin"
+    binaries.mkdir()
+    git = shutil.which("git")
+    assert git is not None
+    (binaries / "git").symlink_to(git)
+    for name, script in programs.items():
+        (binaries / name).write_text(f"#!/bin/sh\n{script}\n")
+        (binaries / name).chmod(0o755)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gitops_mcp", "demo"],
+        cwd=folder,
+        env={
+            name: value for name, value in os.environ.items() if not name.startswith("GIT_")
+        }  # no identity either
+        | {
+            "HOME": f"{os.devnull}/home",
+            "PATH": str(binaries),
+            "PYTHONPATH": str(ROOT),
+            "TMPDIR": str(folder / "tmp"),
+        },
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        with process:
+            yield process
+    finally:
+        left = survivors(process.pid)
+        if left:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert not left, "a process outlived the demo"
+    assert list((folder / "tmp").iterdir()) == []
+
+
+def survivors(group: int) -> bool:
+    """Is anybody left of a process group?"""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def until(process: subprocess.Popen[str], text: str) -> None:
+    """Read a demo's output as far as a line that holds ``text``."""
+    assert process.stdout is not None
+    assert any(text in line for line in process.stdout), f"it never said {text!r}"
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> str:
+    with demo(tmp_path_factory.mktemp("demo")) as process:
+        said, errors = process.communicate(timeout=180)
+    assert errors == ""
+    assert process.returncode == 0
+    return said
+
+
+FACTS = {
+    "a push becomes Ready servers": "All twelve are Ready,",
+    "diff shows the drift": "-        image: docker.io/somebody/gitlab-mcp:latest\n"
+    "+        image: iwakitakuma/gitlab-mcp:2.0.19\n",
+    "a sync heals it alone": "ok=11 changed=1 pruned=0 failed=0 blocked=0 skipped=0",
+    "nothing is left to heal": "no changes (12 servers)",
+    "a mistake has its place": "servers/ai-tools/gitlab.yaml:8:9: error:",
+    "a misspelt key is understood": 'did you mean "replicas"?',
+    "the agent contains it": "ok=10 changed=1 pruned=0 failed=1 blocked=0 skipped=0",
+    "it was repaired": "All twelve are Ready again.",
+    "the removed server is pruned": "pruned: [ai-tools/gofetch] delete Deployment, Service",
+    "the note tells of it": '"event":"pruned","server":"ai-tools/gofetch"',
+    "without kubectl its request is sent": "no kubectl here: its request is sent instead",
+    "all of it was checked": "Every step held, in ",
+}
+
+
+@pytest.mark.parametrize("fact", FACTS)
+def test_the_demo_shows_it(told: str, fact: str) -> None:
+    assert FACTS[fact] in told
+
+
+def test_a_shutdown_is_seen_step_by_step(told: str) -> None:
+    steps = ("Terminating ", "Withdrawn ", "Draining ", "Stopping ", "Stopped ", "Deleted ")
+    places = [told.index(f" s  {step}") for step in steps]
+    assert places == sorted(places)
+
+
+def test_output_that_is_no_terminals_has_no_colours(told: str) -> None:
+    assert "\x1b" not in told
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_an_interrupted_demo_cleans_up(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    with demo(tmp_path) as process:
+        until(process, "agent |")
+        process.send_signal(number)
+        process.communicate(timeout=60)
+    assert process.returncode == code
+
+
+def test_a_claim_that_does_not_hold_fails_the_demo(tmp_path: Path) -> None:
+    with demo(tmp_path, kubectl="echo done") as process:
+        said, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "no changes (12 servers)" in said
+    assert errors.startswith("error: this should hold, and does not: ")
+    assert "Every step held" not in said
