@@ -134,6 +134,20 @@ def test_a_namespace_goes_in_simulated_time() -> None:
     assert clock.now - datetime(2026, 1, 1, tzinfo=UTC) >= timedelta(seconds=5)
 
 
+def test_a_definition_that_is_deleted_at_once_goes_and_nothing_is_left_undone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = Clock()
+    store = Store(clock=clock)
+    lifecycle = Lifecycle(store)
+    path = Path(__file__).parent / "contract" / "widgets.yaml"
+    store.create(CRDS, yaml.safe_load(path.read_text()), manager="test")
+    store.delete(CRDS, None, "widgets.example.com")
+    clock.run(lifecycle)
+    assert store.list(CRDS) == []
+    assert caplog.messages == []
+
+
 # --- state over restarts ------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from gitops_mcp.sandbox import quantity
 from gitops_mcp.sandbox.errors import Cause
-from gitops_mcp.sandbox.kinds import Kind
+from gitops_mcp.sandbox.kinds import CRDS, Kind
 from gitops_mcp.sandbox.storage import KindKey, Object, dumps
 from gitops_mcp.sandbox.structural import quoted
 
@@ -103,8 +103,9 @@ def metadata(kind: Kind, new: Object, old: Object | None) -> Causes:
             f"Too long: may not be more than {MAX_ANNOTATIONS} bytes",
             "metadata.annotations",
         )
+    domains = kind.definition is None and kind.key != CRDS  # theirs may be any name
     for index, finalizer in enumerate(meta.get("finalizers", [])):
-        if "/" not in finalizer and kind.definition is None and finalizer not in STANDARD:
+        if domains and "/" not in finalizer and finalizer not in STANDARD:
             yield invalid(
                 f"metadata.finalizers[{index}]",
                 finalizer,
