@@ -44,24 +44,30 @@ spec:
 """
 
 
-def files(count: int, *, version: int = 1, changed: int = 0) -> tuple[SourceFile, ...]:
+def files(
+    count: int, *, version: int = 1, changed: int = 0, replicas: int | None = None
+) -> tuple[SourceFile, ...]:
     """``count`` manifests and one group_vars file, sorted by path. The first ``changed`` manifests
-    are of the version after ``version``."""
-    return tuple(sorted(_files(count, version, changed), key=lambda file: file.path))
+    are of the version after ``version``; all have ``replicas``, where given."""
+    fleet = _files(count, version, changed, replicas)
+    return tuple(sorted(fleet, key=lambda file: file.path))
 
 
-def _files(count: int, version: int, changed: int) -> Iterator[SourceFile]:
+def _files(count: int, version: int, changed: int, replicas: int | None) -> Iterator[SourceFile]:
     yield _file("group_vars/all.yaml", _DEFAULTS)
     names = tuple(TRANSPORTS)
     for number in range(count):
         # One in seven has no network; settings and replicas vary, so that structures do.
         transport = names[0] if number % 7 == 0 else names[1 + number % 2]
+        wanted = 1 if number % 7 == 0 else 1 + number % 4
+        if replicas is not None:
+            wanted = replicas
         text = _MANIFEST.format(
             number=number,
             team=number % 40,
             version=version + (number < changed),
             transport=transport,
-            replicas="replicas: 1" if number % 7 == 0 else f"replicas: {1 + number % 4}",
+            replicas=f"replicas: {wanted}",
             timeout=5 + number % 50,
             settings="\n".join(
                 f"    SETTING_{index}: value-{index}" for index in range(number % 6)

@@ -1,0 +1,248 @@
+"""Passes over a cluster: with nothing to do, with one change, and making a fleet from nothing.
+
+    python benchmarks/passes.py [--small 50] [--large 5000] [--created 1000] [--cluster plane]
+
+"First" is what a new process pays (``gitops-mcp sync``), "again" what a long-lived one does (the
+agent). Creation stands beside its floor: the very same requests, sent bare by as many threads to
+another new cluster. Prints tables and ends with 1 where a bar is broken. CPU is this process's;
+the cluster runs in others, on the same machine. Servers have no pods unless ``--replicas`` says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import rig  # noqa: E402
+from fleet import files  # noqa: E402
+
+from gitops_mcp import fleet, manifests, pipeline  # noqa: E402
+from gitops_mcp.cli import spare_the_collector  # noqa: E402
+from gitops_mcp.engine import Settled  # noqa: E402
+from gitops_mcp.kube import PAGE, Cluster  # noqa: E402
+from gitops_mcp.model import JsonObject, Report, ServerKey  # noqa: E402
+from gitops_mcp.options import SourceOptions  # noqa: E402
+from gitops_mcp.view import WATCHED, key_of  # noqa: E402
+
+CHANGE_BAR = 1.25
+"""CPU of a pass with one change over one with none, at any size: noise included."""
+CHANGE_WRITES = 5
+"""One changed server: its MCPServer, its Deployment, and the status before and after."""
+CREATE_BAR = 1.15
+"""Creation over its floor, where the cluster is a real one."""
+REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one pass cost."""
+
+    wall: float
+    cpu: float
+    requests: Counter[str]
+
+    @property
+    def writes(self) -> int:
+        return self.requests.total() - self.requests["list"] - self.requests["get"]
+
+
+class Passes:
+    """Passes of one source over one cluster, in this process."""
+
+    def __init__(self, kubeconfig: Path, repository: Path) -> None:
+        self._requests: Counter[str] = Counter()
+        self.cluster = Cluster(str(kubeconfig), observe=self._observe)
+        self._options = SourceOptions(str(repository), ref="HEAD")
+        self._repository = pipeline.open_repository(self._options)
+        self._cache, self._settled = manifests.Cache(), Settled()
+
+    def __enter__(self) -> Passes:
+        self._repository.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._repository.__exit__(*error)
+        self.cluster.close()
+
+    def _observe(self, operation: str, _kind: str, _status: int) -> None:
+        verb = operation.split()[0]
+        if verb not in ("ask", "watch"):
+            self._requests[verb] += 1
+
+    def one(self) -> Cost:
+        """One pass; all its servers must end well."""
+        self._requests.clear()
+        wall, cpu = time.monotonic(), time.process_time()
+        self._repository.poll()
+        source = pipeline.read(self._options, self._repository, cache=self._cache)
+        wishes = pipeline.Wishes(create_namespace=True)
+        report = pipeline.Pass(
+            source, self.cluster, self._options, wishes, settled=self._settled
+        ).run()
+        cost = Cost(time.monotonic() - wall, time.process_time() - cpu, Counter(self._requests))
+        check(report)
+        return cost
+
+
+def check(report: Report) -> None:
+    """A benchmark of failures would be none."""
+    bad = [outcome for outcome in report.outcomes if outcome.result not in ("ok", "changed")]
+    assert not bad, bad[:3]
+
+
+def median(costs: list[Cost]) -> Cost:
+    """The middle in time, with the requests of the last."""
+    return Cost(
+        statistics.median(cost.wall for cost in costs),
+        statistics.median(cost.cpu for cost in costs),
+        costs[-1].requests,
+    )
+
+
+# --- at rest, and one change ----------------------------------------------------------------
+
+
+def at_rest(kind: str, count: int, replicas: int) -> tuple[Cost, Cost, Cost]:
+    """A fleet that is made by ``sync``, then passes: the first, more of them, one change each."""
+    with rig.folder() as repository, rig.running(kind) as kubeconfig:
+        rig.commit(repository, files(count, replicas=replicas))
+        sync = [sys.executable, "-m", "gitops_mcp", "sync", "--ref", "HEAD", "--create-namespace"]
+        where = ["--kubeconfig", str(kubeconfig), "--wait=10m", "--quiet", str(repository)]
+        subprocess.run([*sync, *where], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        with Passes(kubeconfig, repository) as passes:
+            settle(passes)
+        with Passes(kubeconfig, repository) as passes:
+            first = passes.one()
+            again = median([passes.one() for _ in range(REPEATS)])
+            changes = []
+            for number in range(1, REPEATS + 1):
+                rig.commit(repository, files(count, changed=number, replicas=replicas))
+                changes.append(passes.one())
+                settle(passes)
+        return first, again, median(changes)
+
+
+def settle(passes: Passes) -> None:
+    """Until the cluster has done its part, and the last status is written."""
+    for _ in range(60):
+        if passes.one().writes == 0:
+            return
+        time.sleep(1)
+    raise AssertionError("a fleet that does not come to rest")
+
+
+# --- from nothing ---------------------------------------------------------------------------
+
+
+class Recorder(Cluster):
+    """A connection that remembers its applies."""
+
+    def __init__(self, kubeconfig: Path) -> None:
+        super().__init__(str(kubeconfig))
+        self.sent: list[tuple[JsonObject, JsonObject]] = []
+
+    def apply(self, body: JsonObject, **options: Any) -> JsonObject:
+        """As ever."""
+        self.sent.append((body, options))
+        return super().apply(body, **options)
+
+
+def creation(kind: str, count: int) -> tuple[float, float, int]:
+    """Seconds for a pass that makes a fleet, for the same applies sent bare, and their number."""
+    with rig.folder() as repository:
+        rig.commit(repository, files(count, replicas=0))
+        with rig.running(kind) as kubeconfig, Passes(kubeconfig, repository) as passes:
+            recorder = passes.cluster = Recorder(kubeconfig)
+            made = passes.one().wall
+            recorder.close()
+        with rig.running(kind) as kubeconfig:
+            bare = replay(Cluster.connect(str(kubeconfig)), recorder.sent)
+    return made, bare, len(recorder.sent)
+
+
+def replay(cluster: Cluster, sent: list[tuple[JsonObject, JsonObject]]) -> float:
+    """Send recorded applies to another cluster; a server's in their order. Seconds."""
+    servers: dict[ServerKey, list[tuple[JsonObject, JsonObject]]] = {}
+    start = time.monotonic()
+    for body, options in sent:
+        if body["kind"] == "Namespace":
+            cluster.apply(body, **options)
+        else:
+            servers.setdefault(key_of(body), []).append((body, options))
+    with ThreadPoolExecutor(fleet.WORKERS) as pool:
+        list(pool.map(lambda requests: _replay_server(cluster, requests), servers.values()))
+    seconds = time.monotonic() - start
+    cluster.close()
+    return seconds
+
+
+def _replay_server(cluster: Cluster, requests: list[tuple[JsonObject, JsonObject]]) -> None:
+    uids: dict[str, str] = {}
+    for body, options in requests:
+        metadata = dict(body["metadata"])
+        if owners := metadata.get("ownerReferences"):
+            metadata["ownerReferences"] = [owners[0] | {"uid": uids["MCPServer"]}]
+        uid = uids[body["kind"]] if options["uid"] else None
+        held = {**options, "uid": uid, "resource_version": None}
+        uids[body["kind"]] = cluster.apply(body | {"metadata": metadata}, **held)["metadata"]["uid"]
+
+
+# --- the tables -----------------------------------------------------------------------------
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--cluster", choices=rig.CHOICES, default="sandbox")
+    parser.add_argument("--small", type=int, default=50)
+    parser.add_argument("--large", type=int, default=5000)
+    parser.add_argument("--created", type=int, default=1000)
+    parser.add_argument("--replicas", type=int, default=0, help="pods of each server")
+    given = parser.parse_args()
+    spare_the_collector()
+    broken = False
+
+    print(f"on a {given.cluster}, {given.replicas} pod(s) a server")
+    print(f"{'servers':>7}  {'pass':12}{'wall s':>8}{'CPU s':>8}{'x again':>9}  requests")
+    for count in (given.small, given.large):
+        first, again, one = at_rest(given.cluster, count, given.replicas)
+        for name, cost in (("first", first), ("again", again), ("one change", one)):
+            text = ", ".join(f"{number} {verb}" for verb, number in sorted(cost.requests.items()))
+            ratio = cost.cpu / again.cpu
+            print(f"{count:7}  {name:12}{cost.wall:8.3f}{cost.cpu:8.3f}{ratio:9.2f}  {text}")
+        pages = len(WATCHED) * math.ceil(count * max(given.replicas, 1) / PAGE)
+        broken |= first.writes + again.writes > 0 or again.requests["list"] > pages
+        broken |= one.writes > CHANGE_WRITES
+        broken |= count == given.large and one.cpu > CHANGE_BAR * again.cpu
+    print(f"peak memory of this process: {peak()} MiB")
+
+    if given.created:
+        made, bare, number = creation(given.cluster, given.created)
+        print(f"\n{given.created} servers from nothing, {number} applies")
+        print(f"{'a pass':24}{made:8.1f} s{made / bare:7.2f} x")
+        print(f"{'the same, bare (floor)':24}{bare:8.1f} s{1:7.2f} x")
+        broken |= given.cluster == "plane" and made > CREATE_BAR * bare
+    if broken:
+        print("a bar is broken")
+    return int(broken)
+
+
+def peak() -> int:
+    """The process's highest memory use so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+if __name__ == "__main__":
+    sys.exit(main())
