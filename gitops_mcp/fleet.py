@@ -82,8 +82,8 @@ class Watches:
             ).start()
 
     def stop(self) -> None:
-        """End the watches; their connections end with the cluster's."""
-        self._stop.set()
+        """End the watches: a process makes many passes, and each watch holds a whole view."""
+        self._cluster.end_watches(self._stop)
 
     def _follow(self, watched: Watched) -> None:
         for news in self._cluster.list_and_watch(

@@ -429,7 +429,7 @@ class Cluster:
         self._timeout = timeout
         self._observe = observe or (lambda *_: None)
         self._renewing = threading.Lock()
-        self._streams: set[BaseHTTPResponse] = set()
+        self._streams: dict[BaseHTTPResponse, threading.Event] = {}
         self._closed = threading.Event()
         self._client, self.namespace = self._load()
 
@@ -475,10 +475,19 @@ class Cluster:
     def close(self) -> None:
         """Ends every watch and closes the connections."""
         self._closed.set()
-        for stream in list(self._streams):
-            with contextlib.suppress(ValueError, RuntimeError, OSError):
-                stream.shutdown()
+        self._cut(lambda _: True)
         self._client.rest_client.close()
+
+    def end_watches(self, stop: threading.Event) -> None:
+        """Sets ``stop`` and ends the watches that were given it, also those that wait."""
+        stop.set()
+        self._cut(lambda given: given is stop)
+
+    def _cut(self, meant: Callable[[threading.Event], bool]) -> None:
+        for stream, stop in list(self._streams.items()):
+            if meant(stop):
+                with contextlib.suppress(ValueError, RuntimeError, OSError):
+                    stream.shutdown()
 
     def _send(
         self,
@@ -657,8 +666,8 @@ class Cluster:
 
         Bookmarks included: an object's resourceVersion is where the next watch goes on. ``opened``
         is called when the server has taken the watch. ``stop`` is looked at between events;
-        ``close`` ends a watch that is waiting. Raises Expired when the version is too old, and
-        Transient when the stream breaks or stays silent for WATCH_SILENCE.
+        ``end_watches`` and ``close`` end a watch that is waiting. Raises Expired when the version
+        is too old, and Transient when the stream breaks or stays silent for WATCH_SILENCE.
         """
         from urllib3.exceptions import HTTPError
 
@@ -679,9 +688,9 @@ class Cluster:
             query=query,
             timeout=(self._timeout, WATCH_SILENCE),
         )
-        self._streams.add(response)
+        self._streams[response] = stop
         try:
-            if self._closed.is_set():
+            if stop.is_set() or self._closed.is_set():
                 return  # too late for ``close`` to have seen this stream
             opened()
             for line in _lines(response.stream()):
@@ -694,12 +703,12 @@ class Cluster:
                     raise translate(code, {}, orjson.dumps(item), operation="watch", ref=ref)
                 yield event["type"], item
         except (HTTPError, OSError) as error:
-            if not self._closed.is_set():
+            if not (stop.is_set() or self._closed.is_set()):
                 raise _no_answer(error, "watch", ref) from error
         except (ValueError, KeyError) as error:
             raise Transient(f"{_place('watch', ref)}: an event cannot be read") from error
         finally:
-            self._streams.discard(response)
+            self._streams.pop(response, None)
             response.close()
 
     def list_and_watch(

@@ -397,7 +397,10 @@ def test_a_server_that_ends_each_watch_at_once_is_asked_more_and_more_slowly(
     assert all(a / 4 < b for a, b in itertools.pairwise(waits))
 
 
-def test_closing_ends_a_watch_that_is_waiting(connect: Connect) -> None:
+@pytest.mark.parametrize("end", [lambda cluster, _: cluster.close(), Cluster.end_watches])
+def test_closing_ends_a_watch_that_is_waiting(
+    connect: Connect, end: Callable[[Cluster, threading.Event], None]
+) -> None:
     with scripted(script(LISTED, Answer(chunks=[], wait=threading.Event()))) as server:
         cluster = connect(server)
         opened = threading.Event()
@@ -406,9 +409,26 @@ def test_closing_ends_a_watch_that_is_waiting(connect: Connect) -> None:
         thread = threading.Thread(target=lambda: list(stream))
         thread.start()
         assert opened.wait(5)
-        cluster.close()
+        end(cluster, stop)
         thread.join(5)
         assert not thread.is_alive()
+
+
+def test_other_watches_go_on(connect: Connect) -> None:
+    with scripted(script(LISTED, Answer(chunks=[], wait=threading.Event()))) as server:
+        cluster = connect(server)
+        opened = threading.Event()
+        stream = cluster.list_and_watch(
+            "v1", "Pod", None, stop=threading.Event(), state=lambda _: opened.set()
+        )
+        thread = threading.Thread(target=lambda: list(stream))
+        thread.start()
+        assert opened.wait(5)
+        cluster.end_watches(threading.Event())
+        thread.join(0.2)
+        assert thread.is_alive()
+        cluster.close()
+        thread.join(5)
 
 
 # --- a real control plane, and the sandbox ----------------------------------------------------
