@@ -6,9 +6,11 @@ verb does not need costs it nothing.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -31,11 +33,15 @@ VERBS: Mapping[str, str] = MappingProxyType(
         "resume": "Go on reconciling servers.",
         "schema": "Print the JSON Schema of an MCPServer.",
         "crd": "Print the CustomResourceDefinition.",
+        "completion": "Print what makes a shell complete our command lines.",
         "sandbox": "Run an embedded Kubernetes cluster, or a command against one.",
         "demo": "See it all happen on an embedded cluster.",
     }
 )
 """Every verb with its line in --help; ``gitops_mcp.verbs.<verb>`` holds its ``command``."""
+
+COMPLETION = "_GITOPS_MCP_COMPLETE"
+"""The variable by which a shell asks for completions; its value says how."""
 
 EXIT_USAGE = 2
 EXIT_BUG = 70
@@ -68,8 +74,8 @@ class Verbs(click.Group):
             import difflib
 
             close = difflib.get_close_matches(name, VERBS, 1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            ctx.fail(f"No such verb {name!r}.{hint}")
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            ctx.fail(f"no verb {name!r}{hint}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -100,8 +106,13 @@ def cli() -> None:
 def run(arguments: list[str]) -> int:
     """Run one command line; returns its exit code. An expected failure is one line on stderr."""
     try:
-        code = cli.main(arguments, prog_name="gitops-mcp", standalone_mode=False)
+        # click's own main would turn a closed pipe into a diff's "changes".
+        with cli.make_context("gitops-mcp", arguments) as context:
+            code = cli.invoke(context)
         sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return EXIT_USAGE
     except click.UsageError as error:
         where = f"{error.ctx.command_path} --help" if error.ctx else "gitops-mcp --help"
         return _fail(f"{error.format_message().rstrip('.')}; see {where}", EXIT_USAGE)
@@ -110,6 +121,8 @@ def run(arguments: list[str]) -> int:
         return _fail(f"{error.message}{hint}", EXIT_USAGE)
     except click.ClickException as error:
         return _fail(error.format_message(), EXIT_USAGE)
+    except click.exceptions.Exit as end:
+        return end.exit_code
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted; run the same command again to go on", EXIT_INTERRUPTED)
     except BrokenPipeError:
@@ -117,12 +130,16 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PIPE
     except Exception:
-        return _fail(f"this is a bug; the traceback is in {_log_bug()}", EXIT_BUG)
+        return _fail(f"this is a bug; please report it with {_log_bug()}", EXIT_BUG)
     return code if isinstance(code, int) else 0
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    """Say it on one line that no server's answer can break out of."""
+    line = " ".join(message.split())
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    with contextlib.suppress(BrokenPipeError):
+        click.echo(f"error: {shown}", err=True)
     return code
 
 
@@ -144,6 +161,11 @@ def spare_the_collector() -> None:
 
 
 def main() -> None:
-    """The console script."""
+    """The console script. SIGTERM is an interruption like Ctrl-C: what is held is let go."""
+    if COMPLETION in os.environ:
+        from click.shell_completion import shell_complete
+
+        raise SystemExit(shell_complete(cli, {}, "gitops-mcp", COMPLETION, os.environ[COMPLETION]))
     spare_the_collector()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     raise SystemExit(run(sys.argv[1:]))

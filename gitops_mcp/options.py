@@ -11,14 +11,16 @@ import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 import durationpy
 
 from gitops_mcp.errors import UsageError
+from gitops_mcp.model import JsonObject
 
 F = TypeVar("F", bound=Callable[..., Any])
 Decorator = Callable[[F], F]
@@ -36,13 +38,20 @@ class Duration(click.ParamType[Any]):
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """A ``timedelta``."""
-        if not isinstance(value, str):
+        """A ``timedelta`` that is not negative."""
+        del param, ctx
+        if isinstance(value, timedelta):
             return value
+        from gitops_mcp.rules import DURATION
+
         try:
-            return durationpy.from_str(value)
-        except (durationpy.DurationError, ValueError, IndexError):
-            self.fail(f"{value!r} is no duration such as 90s or 1h30m", param, ctx)
+            # durationpy alone would take more than Go does: days, blanks, a sign.
+            return durationpy.from_str(value) if DURATION.fullmatch(value) else self._fail(value)
+        except (durationpy.DurationError, OverflowError):
+            return self._fail(value)
+
+    def _fail(self, value: str) -> NoReturn:
+        self.fail(f"{value!r} is no duration such as 90s or 1h30m")
 
 
 class Verb(click.Command):
@@ -77,6 +86,10 @@ def _camel(name: str) -> str:
     return re.sub(r"-(\w)", lambda match: match[1].upper(), name)
 
 
+def _dashed(name: str) -> str:
+    return re.sub(r"[A-Z]", lambda match: f"-{match[0].lower()}", name)
+
+
 def _stack(*decorators: Decorator[Any]) -> Decorator[Any]:
     def decorate(command: Any) -> Any:
         for decorator in reversed(decorators):
@@ -90,6 +103,7 @@ def _stack(*decorators: Decorator[Any]) -> Decorator[Any]:
 
 _config = click.option(
     "--config",
+    metavar="FILE",
     type=click.Path(dir_okay=False, path_type=Path),
     envvar="GITOPS_MCP_CONFIG",
     is_eager=True,
@@ -111,7 +125,8 @@ _color = option(
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
     """Which manifests, and how they are read and rendered. ``path`` and ``source_id`` are None
-    where neither flag nor environment nor ``--config`` says: then the source itself may."""
+    where neither flag nor environment nor ``--config`` says: then the source itself may.
+    ``namespace`` None: ``default`` for manifests, and the lease's own rule for our lease."""
 
     location: str = "."
     ref: str | None = None
@@ -119,7 +134,7 @@ class SourceOptions:
     path: str | None = None
     cluster: str = "default"
     limit: str = ""
-    namespace: str = "default"
+    namespace: str | None = None
     source_id: str | None = None
     allow_privileged: bool = False
     templates: Path | None = None
@@ -169,48 +184,105 @@ def _gathered(value: type[Any], name: str, *decorators: Decorator[Any]) -> Decor
 common = _gathered(CommonOptions, "common", _config, _verbose, _quiet, _color)
 """What every verb takes: ``common: CommonOptions``."""
 
-source = _gathered(
-    SourceOptions,
-    "source",
-    click.argument("location", metavar="[SOURCE]", default="."),
-    option("--ref", help="Read this branch, tag or commit instead of the files as they lie."),
-    option("--branch", help="The branch to read of a URL or bare repository (its HEAD)."),
-    option("--path", help="Read only this folder of the source."),
-    option("--cluster", default="default", help="Picks group_vars/NAME.yaml and the notes ref."),
-    option("--limit", default="", help="Only these servers: globs on name or ns/name, ! excludes."),
-    option("-n", "--namespace", default="default", help="Where manifests without one go."),
-    option("--source-id", help="Whose servers these are in the cluster  [default: default]"),
+_location = (
+    click.argument("location", metavar="[SOURCE]", default=".", type=click.Path()),
+    option("--ref", metavar="REF", help="Read this branch, tag or commit, not the files here."),
+    option("--branch", metavar="NAME", help="The branch of a URL or bare repository (its HEAD)."),
+    option(
+        "--cluster",
+        metavar="NAME",
+        default="default",
+        help="Picks group_vars/NAME.yaml and the notes ref.",
+    ),
+)
+_reading = (
+    option("--path", metavar="FOLDER", help="Read only this folder of the source."),
+    option(
+        "--limit",
+        metavar="PATTERNS",
+        default="",
+        help="Only these servers: globs on name or ns/name, comma-separated, ! excludes.",
+    ),
+    option(
+        "-n",
+        "--namespace",
+        metavar="NAME",
+        help="Where manifests without one go, and our lease  [default: default]",
+    ),
+    option(
+        "--source-id",
+        metavar="ID",
+        help="Whose servers these are in the cluster  [default: default]",
+    ),
     option("--allow-privileged", is_flag=True, help="Accept privileged pods and host access."),
     option(
         "--templates",
+        metavar="FOLDER",
         type=click.Path(exists=True, file_okay=False, path_type=Path),
         help="Render with your own templates from this folder.",
     ),
-    option("--cluster-domain", default="cluster.local", help="The cluster's DNS domain."),
-    option("--git-username", default="", help="User for https; most hosts take any with a token."),
+    option(
+        "--cluster-domain",
+        metavar="NAME",
+        default="cluster.local",
+        help="The cluster's DNS domain.",
+    ),
+)
+_git = (
+    option(
+        "--git-username",
+        metavar="NAME",
+        default="",
+        help="User for https; most hosts take any with a token.",
+    ),
     option(
         "--git-password-file",
+        metavar="FILE",
         type=click.Path(path_type=Path),
         help="File with the https password or token, read anew at each use.",
     ),
-    option("--git-ssh-key", type=click.Path(path_type=Path), help="ssh private key file."),
-    option("--git-known-hosts", type=click.Path(path_type=Path), help="ssh known_hosts file."),
+    option(
+        "--git-ssh-key",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        help="The private key for ssh.",
+    ),
+    option(
+        "--git-known-hosts",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        help="The known_hosts for ssh.",
+    ),
 )
+
+source = _gathered(SourceOptions, "source", *_location, *_reading, *_git)
 """Where the manifests are, and how they are read and rendered: ``source: SourceOptions``."""
+
+notes = _gathered(SourceOptions, "source", *_location, *_git)
+"""Where the deployment notes are: ``source: SourceOptions``, as far as that needs them."""
 
 connection = _gathered(
     ConnectionOptions,
     "connection",
-    option("--kubeconfig", help="Path to the kubeconfig  [default: as kubectl]"),
-    option("--context", help="The kubeconfig's context to use."),
+    option("--kubeconfig", metavar="FILE", help="The kubeconfig  [default: as kubectl]"),
+    option("--context", metavar="NAME", help="The kubeconfig's context to use."),
 )
 """Which cluster: ``connection: ConnectionOptions``."""
+
+namespace = option(
+    "-n", "--namespace", metavar="NAME", help="Whose servers  [default: the context's]"
+)
+"""The namespace of servers that are named: ``namespace: str | None``."""
 
 
 def output(*formats: str) -> Decorator[Any]:
     """``-o``, with what the verb can print."""
     return option(
-        "-o", "--output", type=click.Choice(["text", *formats]), default="text", help="Format."
+        "-o",
+        "--output",
+        type=click.Choice(["text", *formats]),
+        default="text",
+        help="What the result looks like  [default: text]",
     )
 
 
@@ -223,7 +295,7 @@ DEFAULTS = ("health", "drain")
 """Keys of the file that lie under every manifest's spec."""
 
 OWN_KEYS = frozenset({"health", "drain", "serial", "hooks"})
-"""Keys of the file that are no option of a verb: defaults of the manifests, and rollout batches."""
+"""Keys of the file that are no option of a verb, and whose values are more than a text."""
 
 
 def read_config(ctx: click.Context, path: Path | None) -> None:
@@ -233,10 +305,14 @@ def read_config(ctx: click.Context, path: Path | None) -> None:
     try:
         text = path.read_bytes()
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
+        raise UsageError(f"--config {path}: {error.strerror}") from error
     values = parse_config(text, str(path), allowed=None)
     ctx.meta["gitops_mcp.config"] = values
-    ctx.default_map = {DECLARED[key]: value for key, value in values.items() if key in DECLARED}
+    ctx.default_map = {
+        DECLARED[key]: _plain(value, f"{path}: {key}", OPTIONAL_VALUES.get(f"--{_dashed(key)}"))
+        for key, value in values.items()
+        if key in DECLARED
+    }
 
 
 def configured(key: str) -> Any:
@@ -244,33 +320,60 @@ def configured(key: str) -> Any:
     return click.get_current_context().meta.get("gitops_mcp.config", {}).get(key)
 
 
-def parse_config(text: bytes, name: str, *, allowed: frozenset[str] | None) -> dict[str, Any]:
-    """The mapping that a configuration file holds. ``allowed`` None: any option.
+def _plain(value: Any, place: str, alone: str | None) -> str:
+    """A value as it would stand on the command line. ``alone``: what the option means by itself."""
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return ",".join(value)
+    if not isinstance(value, str):
+        raise UsageError(f"{place}: expected one value")
+    return alone if alone is not None and value == "true" else value
+
+
+def parse_config(text: bytes, name: str, *, allowed: frozenset[str] | None) -> JsonObject:
+    """The mapping that a configuration file holds. The values of options are texts, as in the
+    environment. ``allowed`` None: any option, whichever verb has it.
 
     Raises UsageError for YAML that is none, and for a key that does not exist or is not allowed.
     """
     import yaml
 
     try:
-        values = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
-    except yaml.YAMLError as error:
+        # As texts first: `probes: on` means on, and is no boolean.
+        values = yaml.load(text, Loader=yaml.CBaseLoader)  # noqa: S506 -- makes texts only
+        if isinstance(values, dict) and values.keys() & OWN_KEYS:
+            typed = yaml.load(text, Loader=yaml.CSafeLoader)
+            values |= {key: typed[key] for key in OWN_KEYS if key in typed}
+    except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         raise UsageError(f"{name}{place}: not valid YAML") from error
-    if values is None:
+    if values in (None, ""):
         return {}
     if not isinstance(values, dict):
         raise UsageError(f"{name}: expected a mapping of options")
     for key in values:
-        if key in (DECLARED.keys() | OWN_KEYS | SOURCE_KEYS):
-            if allowed is not None and key not in allowed:
-                raise UsageError(
-                    f"{name}: {key} may not be set by the source itself",
-                    hint="give it as a flag, in the environment or with --config FILE",
-                )
+        if key in SOURCE_KEYS or (allowed is None and key in DECLARED.keys() | OWN_KEYS):
             continue
-        close = difflib.get_close_matches(str(key), list(DECLARED) + list(OWN_KEYS), 1)
-        raise UsageError(
-            f"{name}: no option {key!r}", hint=f"did you mean {close[0]!r}?" if close else ""
-        )
-    return values
+        known = sorted(SOURCE_KEYS | OWN_KEYS | _every_option())
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, 1)
+            raise UsageError(
+                f"{name}: no option {key!r}",
+                hint=f"did you mean {close[0]!r}?" if close else "keys are the verbs' options",
+            )
+        if allowed is not None and key not in allowed:
+            raise UsageError(
+                f"{name}: {key} may not be set by the source itself",
+                hint="give it as a flag, in the environment or with --config FILE",
+            )
+    return {key: value for key, value in values.items() if value not in ("", None)}
+
+
+def _every_option() -> set[str]:
+    """The keys of every verb's options, though verbs are imported only when they are run."""
+    context = click.get_current_context(silent=True)
+    root = context.find_root() if context is not None else None
+    if root is not None and isinstance(root.command, click.Group):
+        for name in root.command.list_commands(root):
+            root.command.get_command(root, name)
+    return set(DECLARED)

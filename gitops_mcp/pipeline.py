@@ -8,6 +8,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import random
+import re
 import socket
 import threading
 import time
@@ -64,6 +65,7 @@ LEASE_PATIENCE = 15.0
 """Seconds that a sync waits for another sync's lease."""
 LEASE_REVISION = f"{GROUP}/revision"
 """The Lease's annotation that bears the revision of the last pass."""
+_SOURCE_ID = re.compile(r"(?=.{1,52}$)[a-z0-9]+(?:[-.][a-z0-9]+)*")
 CLUSTER_SOURCE = "cluster"
 """The pseudo-source of servers that kubectl made."""
 
@@ -166,14 +168,12 @@ def read(
     given = options.path or ""
     snapshot = repository.base(base, given) if base else repository.snapshot(given)
     own = _own_config(snapshot)
-    path = options.path if options.path is not None else str(own.get("path", ""))
-    source_id = options.source_id or str(own.get("sourceId", "default"))
-    if source_id == CLUSTER_SOURCE:
-        raise UsageError(f"source id {source_id!r} is taken: it stands for kubectl's servers")
+    path = options.path if options.path is not None else own.get("path", "")
+    source_id = checked_source_id(options.source_id or own.get("sourceId", "default"))
     loaded = manifests.load(
         snapshot.files,
         cluster=options.cluster,
-        namespace=options.namespace,
+        namespace=options.namespace or "default",
         path=path,
         allow_privileged=options.allow_privileged,
         defaults=_defaults({**own, **options.defaults}),
@@ -200,10 +200,26 @@ def _defaults(configured: Mapping[str, Any]) -> JsonObject:
     return spec
 
 
+def checked_source_id(name: str) -> str:
+    """``name``, which becomes a label's value and part of a Lease's name."""
+    if name == CLUSTER_SOURCE:
+        raise UsageError(f"source id {name!r} is taken: it stands for kubectl's servers")
+    if not _SOURCE_ID.fullmatch(name):
+        raise UsageError(
+            f"source id {name!r} is no good name",
+            hint="use up to 52 lowercase letters, digits and single '-' or '.' between them",
+        )
+    return name
+
+
 def _own_config(snapshot: Snapshot) -> Mapping[str, Any]:
     for file in snapshot.files:
         if file.path == gitrepo.CONFIG_FILE:
-            return parse_config(file.data, file.path, allowed=SOURCE_KEYS)
+            own = parse_config(file.data, file.path, allowed=SOURCE_KEYS)
+            for key in ("path", "sourceId"):
+                if not isinstance(own.get(key, ""), str):
+                    raise UsageError(f"{file.path}: {key}: expected one value")
+            return own
     return {}
 
 

@@ -19,6 +19,9 @@ class Terminal:
     def __init__(self, options: CommonOptions) -> None:
         self._verbose = options.verbose
         self._quiet = options.quiet
+        context = click.get_current_context(silent=True)
+        if context is not None:
+            context.color = True  # what is coloured is decided here; click strips none of it
         self.style = reports.Style(_coloured(options.color, sys.stdout.isatty()))
         self._err = reports.Style(_coloured(options.color, sys.stderr.isatty()))
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     epilog="""\b
 Examples:
   gitops-mcp agent https://git.example.com/fleet.git --branch main --cluster prod
-  gitops-mcp agent /srv/fleet --interval 10s           HEAD of a clone, uncommitted work is not run
+  gitops-mcp agent /srv/fleet --interval 10s           HEAD of a clone, nothing uncommitted
 """,
 )
 @options.source
@@ -77,7 +77,7 @@ def command(
         try:
             with pipeline.only_writer(
                 cluster,
-                source.namespace,
+                source.namespace or "default",
                 line.source_id,
                 holder="agent",
                 take_over=take_over,

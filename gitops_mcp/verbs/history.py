@@ -17,8 +17,8 @@ Examples:
   gitops-mcp history -o json | jq '.[] | select(.event == "pruned")'
 """,
 )
-@options.source
-@options.option("--server", help="Only this server: NAME or NAMESPACE/NAME.")
+@options.notes
+@options.option("--server", metavar="NAME", help="Only this server: NAME or NAMESPACE/NAME.")
 @options.output("json")
 @options.common
 def command(

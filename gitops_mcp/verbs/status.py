@@ -34,10 +34,12 @@ Exit codes: 0 done, 1 a named server was not found, 2 could not run.
 )
 @click.argument("names", nargs=-1, metavar="[NAME…]")
 @options.connection
-@click.option("-n", "--namespace", envvar="GITOPS_MCP_NAMESPACE", help="Whose servers.")
-@click.option("-A", "--all-namespaces", is_flag=True, help="The servers of all namespaces.")
-@click.option("-w", "--watch", is_flag=True, help="Go on, and print the table at each change.")
-@options.option("--source-id", default="default", show_default=True, help="Whose agent to show.")
+@options.namespace
+@options.option("-A", "--all-namespaces", is_flag=True, help="The servers of all namespaces.")
+@options.option("-w", "--watch", is_flag=True, help="Go on, and print the table at each change.")
+@options.option(
+    "--source-id", metavar="ID", help="Whose agent and revision to show  [default: default]"
+)
 @options.output("wide", "json", "yaml")
 @options.common
 def command(
@@ -46,7 +48,7 @@ def command(
     namespace: str | None,
     all_namespaces: bool,
     watch: bool,
-    source_id: str,
+    source_id: str | None,
     output: str,
     common: options.CommonOptions,
 ) -> int:
@@ -57,7 +59,7 @@ def command(
     terminal = Terminal(common)
     cluster = pipeline.connect(connection)
     where = None if all_namespaces else namespace or cluster.namespace
-    shown = _Shown(cluster, terminal, names, where, source_id, output)
+    shown = _Shown(cluster, terminal, names, where, source_id or "default", output)
     try:
         return shown.watch() if watch else shown.once()
     finally:

@@ -19,7 +19,7 @@ def decorated(name: str, example: str) -> Callable[[Callable[..., int]], click.C
     def decorate(function: Any) -> Any:
         for decorator in (
             options.common,
-            click.option("-n", "--namespace", envvar="GITOPS_MCP_NAMESPACE", help="Whose servers."),
+            options.namespace,
             options.connection,
             click.argument("names", nargs=-1, required=True, metavar="NAME…"),
             click.command(name, cls=options.Verb, epilog=f"\b\nExample:\n  {example}"),

@@ -73,6 +73,7 @@ def command(
     from gitops_mcp.terminal import Terminal
 
     terminal = Terminal(common)
+    allowed = allowance(allow_prune)
     with pipeline.open_repository(source) as repository:
         line = pipeline.read(source, repository)
         terminal.ignored(line.loaded.ignored)
@@ -82,7 +83,7 @@ def command(
             check=check,
             ready_within=None if check else wait,
             create_namespace=create_namespace,
-            allow_prune=allowance(allow_prune),
+            allow_prune=allowed,
             probes=pipeline.probing(probes),
             hooks=pipeline.cleanup_hooks(options.configured("hooks")),
         )
@@ -94,7 +95,7 @@ def command(
             else:
                 with pipeline.only_writer(
                     cluster,
-                    source.namespace,
+                    source.namespace or "default",
                     line.source_id,
                     holder="sync",
                     take_over=take_over,

@@ -1,0 +1,75 @@
+"""Runs the command line in tests, in process, and knows a few manifests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from gitops_mcp import cli
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command line ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def error(self) -> str:
+        """The one line on stderr of a failure that was expected."""
+        lines = self.err.splitlines()
+        assert len(lines) == 1, self.err
+        assert lines[0].startswith("error: ")
+        return lines[0]
+
+
+Run = Callable[..., Ended]
+
+
+def runner(capsys: pytest.CaptureFixture[str]) -> Run:
+    """A function that runs ``gitops-mcp ARGUMENTS`` in process."""
+
+    def run(*arguments: object) -> Ended:
+        capsys.readouterr()
+        code = cli.run([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        return Ended(code, said.out, said.err)
+
+    return run
+
+
+def manifest(name: str = "web", namespace: str | None = "ai", **spec: Any) -> str:
+    """A valid MCPServer; ``spec`` adds to it."""
+    metadata = {"name": name} | ({"namespace": namespace} if namespace else {})
+    return json.dumps(
+        {
+            "apiVersion": "mcp.example.com/v1alpha1",
+            "kind": "MCPServer",
+            "metadata": metadata,
+            "spec": {"image": f"ghcr.io/example/{name}:1.0", **spec},
+        },
+        indent=1,
+    )
+
+
+BROKEN = """\
+apiVersion: mcp.example.com/v1alpha1
+kind: MCPServer
+metadata:
+  name: broken
+  namespace: ai
+spec:
+  image: ghcr.io/example/broken:1.0
+  prot: 80
+"""
+"""``prot`` should be ``port``: line 8, column 3."""

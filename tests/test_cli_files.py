@@ -1,0 +1,634 @@
+"""The verbs that need no cluster, as users, scripts and CI meet them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from commandline import BROKEN, Run, manifest, runner
+from gitfixtures import GitServer, bare, commit, commit_all, git, worktree, write
+
+from gitops_mcp import __version__, cli, pipeline
+from gitops_mcp.errors import UsageError
+from gitops_mcp.options import SourceOptions
+
+GITOPS = [sys.executable, "-m", "gitops_mcp"]
+SECRET = "hunter2-do-not-tell"
+
+
+@pytest.fixture
+def gitops(capsys: pytest.CaptureFixture[str]) -> Run:
+    return runner(capsys)
+
+
+def servers(stream: str) -> list[str]:
+    bodies = yaml.safe_load_all(stream)
+    return [body["metadata"]["name"] for body in bodies if body["kind"] == "MCPServer"]
+
+
+# --- validate ---------------------------------------------------------------------------------
+
+
+def test_validate_ends_with_0_when_all_is_valid(gitops: Run, tmp_path: Path) -> None:
+    write(tmp_path, {"web.yaml": manifest()})
+    ended = gitops("validate", tmp_path)
+    assert (ended.code, ended.out, ended.err) == (0, "1 server: valid\n", "")
+
+
+def test_validate_names_the_place_of_every_problem(gitops: Run, tmp_path: Path) -> None:
+    write(tmp_path, {"a/web.yaml": manifest(replicas=-1), "broken.yaml": BROKEN})
+    ended = gitops("validate", tmp_path)
+    assert ended.code == 1
+    lines = ended.out.splitlines()
+    assert lines[0].startswith("a/web.yaml:10:15: error: ")
+    assert lines[1] == (
+        'broken.yaml:8:3: error: unknown field "prot": did you mean "port"? [ai/broken /spec/prot]'
+    )
+    assert lines[2] == "2 servers: not valid (2 errors)"
+
+
+def test_validate_in_json(gitops: Run, tmp_path: Path) -> None:
+    write(tmp_path, {"web.yaml": manifest(), "broken.yaml": BROKEN})
+    ended = gitops("validate", tmp_path, "-o", "json")
+    assert (ended.code, ended.err) == (1, "")
+    assert ended.json == {
+        "valid": False,
+        "servers": 2,
+        "problems": [
+            {
+                "file": "broken.yaml",
+                "line": 8,
+                "column": 3,
+                "server": "ai/broken",
+                "path": "/spec/prot",
+                "message": 'unknown field "prot": did you mean "port"?',
+                "severity": "error",
+            }
+        ],
+    }
+
+
+def test_validate_annotates_a_workflow(gitops: Run, tmp_path: Path) -> None:
+    write(tmp_path, {"broken.yaml": BROKEN})
+    ended = gitops("validate", tmp_path, "-o", "github")
+    assert ended.code == 1
+    assert ended.out.startswith(
+        "::error file=broken.yaml,line=8,col=3,title=ai/broken /spec/prot::"
+    )
+    assert ended.out.count("\n") == 1
+
+
+def test_validate_names_what_is_not_ours_only_when_asked(gitops: Run, tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {
+            "web.yaml": manifest(),
+            "other.yaml": "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: x}\n",
+            ".hidden/web.yaml": manifest("hidden"),
+        },
+    )
+    assert gitops("validate", tmp_path).err == ""
+    told = gitops("validate", "-v", tmp_path)
+    assert told.code == 0
+    assert "other.yaml: left alone" in told.err
+    assert ".hidden" not in told.err
+
+
+def test_a_file_that_is_not_read_is_a_problem_and_stops_pruning(
+    gitops: Run, tmp_path: Path
+) -> None:
+    write(tmp_path, {"web.yaml": manifest()})
+    (tmp_path / "linked.yaml").symlink_to("web.yaml")
+    ended = gitops("validate", tmp_path, "-o", "json")
+    assert ended.code == 1
+    (problem,) = ended.json["problems"]
+    assert (problem["file"], problem["severity"]) == ("linked.yaml", "error")
+    assert "symbolic link" in problem["message"]
+    source = SourceOptions(location=str(tmp_path))
+    with pipeline.open_repository(source) as repository:
+        assert pipeline.read(source, repository).loaded.unknown
+
+
+# --- render -----------------------------------------------------------------------------------
+
+
+def test_render_prints_each_server_before_its_children(gitops: Run, tmp_path: Path) -> None:
+    write(tmp_path, {"web.yaml": manifest(), "cli.yaml": manifest("cli", transport="stdio")})
+    ended = gitops("render", tmp_path)
+    assert (ended.code, ended.err) == (0, "")
+    found = [(b["kind"], b["metadata"]["name"]) for b in yaml.safe_load_all(ended.out)]
+    assert found == [
+        ("MCPServer", "cli"),
+        ("Deployment", "cli"),
+        ("MCPServer", "web"),
+        ("Deployment", "web"),
+        ("Service", "web"),
+    ]
+    listed = gitops("render", tmp_path, "-o", "json").json
+    assert (listed["kind"], len(listed["items"])) == ("List", 5)
+
+
+def test_render_prints_what_is_valid_and_tells_of_the_rest(gitops: Run, tmp_path: Path) -> None:
+    write(tmp_path, {"web.yaml": manifest(), "broken.yaml": BROKEN})
+    ended = gitops("render", tmp_path)
+    assert ended.code == 1
+    assert servers(ended.out) == ["web"]
+    assert ended.err.startswith("broken.yaml:8:3: error: ")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "chosen"),
+    [
+        ("web", ["web"]),
+        ("web*", ["web", "web-canary"]),
+        ("web*,!*-canary", ["web"]),
+        ("!ai/*", ["db"]),
+        ("data/*", ["db"]),
+        ("ai/web,db", ["web", "db"]),
+        ("nothing", []),
+        ("", ["web", "web-canary", "db"]),
+    ],
+)
+def test_the_limit_is_ansibles(
+    gitops: Run, tmp_path: Path, pattern: str, chosen: list[str]
+) -> None:
+    files = {
+        "a.yaml": manifest(),
+        "b.yaml": manifest("web-canary"),
+        "c.yaml": manifest("db", "data"),
+    }
+    write(tmp_path, files)
+    ended = gitops("render", tmp_path, "--limit", pattern)
+    assert ended.code == 0
+    assert servers(ended.out) == chosen
+
+
+def test_the_cluster_picks_its_group_vars(gitops: Run, tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {
+            "web.yaml": manifest(),
+            "group_vars/all.yaml": "spec: {replicas: 2}\n",
+            "group_vars/prod.yaml": "spec: {replicas: 5}\n",
+        },
+    )
+
+    def replicas(*arguments: object) -> int:
+        items = gitops("render", tmp_path, "-o", "json", *arguments).json["items"]
+        count: int = items[0]["spec"]["replicas"]
+        return count
+
+    assert replicas() == 2
+    assert replicas("--cluster", "prod") == 5
+
+
+# --- sources ----------------------------------------------------------------------------------
+
+
+def test_a_directory_is_read_as_it_lies_or_at_a_ref(gitops: Run, tmp_path: Path) -> None:
+    worktree(tmp_path, {"web.yaml": manifest()})
+    git(tmp_path, "tag", "v1")
+    write(tmp_path, {"new.yaml": manifest("new")})
+    assert servers(gitops("render", tmp_path).out) == ["new", "web"]
+    assert servers(gitops("render", tmp_path, "--ref", "v1").out) == ["web"]
+    assert servers(gitops("render", tmp_path, "--ref", "HEAD").out) == ["web"]
+
+
+@pytest.fixture
+def remote(tmp_path: Path) -> Path:
+    """A bare repository whose branches differ."""
+    repository = bare(tmp_path / "served" / "fleet.git")
+    commit(repository, {"servers/web.yaml": manifest()})
+    commit(repository, {"servers/next.yaml": manifest("next")}, branch="next")
+    return repository
+
+
+@pytest.mark.parametrize("over_http", [False, True], ids=["path", "url"])
+def test_a_bare_repository_and_a_url_are_read_at_a_branch(
+    gitops: Run, remote: Path, over_http: bool
+) -> None:
+    with GitServer(remote.parent) as server:
+        location = f"{server.url}/fleet.git" if over_http else str(remote)
+        assert servers(gitops("render", location).out) == ["web"]
+        assert servers(gitops("render", location, "--branch", "next").out) == ["next"]
+        assert servers(gitops("render", location, "--ref", "next", "--path", "servers").out) == [
+            "next"
+        ]
+        missing = gitops("render", location, "--branch", "nope")
+        assert missing.code == 2
+        assert "nope" in missing.error
+        assert "next" in missing.error  # what there is instead
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["nowhere"], "no such directory"),
+        ([".", "--ref", "HEAD"], "not a git repository"),
+        ([".", "--path", "../x"], "leads out of the source"),
+        ([".", "--path", "none"], "no folder none"),
+        ([".", "--branch", "main"], "--ref main reads that branch"),
+        (["http://127.0.0.1:9/fleet.git"], "127.0.0.1"),
+        (["ftp://example.com/fleet.git"], "ftp"),
+    ],
+)
+def test_a_source_that_cannot_be_read_is_one_line_and_2(
+    gitops: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = gitops("validate", *arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert says in ended.error
+
+
+# --- diff --base ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def branch(tmp_path: Path) -> Path:
+    """A work tree on a branch that changes, adds and removes a server of main."""
+    folder = tmp_path / "clone"
+    worktree(
+        folder,
+        {
+            "web.yaml": manifest(config={"API_TOKEN": SECRET, "MODE": "a"}),
+            "old.yaml": manifest("old"),
+            "same.yaml": manifest("same"),
+        },
+    )
+    git(folder, "switch", "--quiet", "-c", "feature")
+    commit_all(
+        folder,
+        {
+            "web.yaml": manifest(config={"API_TOKEN": SECRET + "2", "MODE": "b"}),
+            "old.yaml": None,
+            "new.yaml": manifest("new"),
+        },
+    )
+    git(folder, "switch", "--quiet", "main")
+    commit_all(folder, {"later.yaml": manifest("later")})
+    git(folder, "switch", "--quiet", "feature")
+    return folder
+
+
+def test_diff_against_a_branch_needs_no_cluster(gitops: Run, branch: Path) -> None:
+    ended = gitops("diff", branch, "--base", "main", "-o", "json")
+    assert (ended.code, ended.err) == (1, "")
+    found = ended.json
+    assert found["base"] == git(branch, "merge-base", "main", "HEAD")
+    assert found["head"] == git(branch, "rev-parse", "HEAD")
+    assert found["summary"] == {
+        "create": 1, "update": 1, "replace": 0, "delete": 1, "unchanged": 1, "blocked": 0,
+    }  # fmt: skip
+    told = {(change["server"], change["action"], change["kind"]) for change in found["changes"]}
+    assert told == {
+        ("ai/new", "create", "MCPServer"),
+        ("ai/new", "create", "Deployment"),
+        ("ai/new", "create", "Service"),
+        ("ai/old", "delete", "MCPServer"),
+        ("ai/old", "delete", "Deployment"),
+        ("ai/old", "delete", "Service"),
+        ("ai/web", "update", "MCPServer"),
+        ("ai/web", "update", "Deployment"),
+    }
+    change = next(
+        c for c in found["changes"] if (c["server"], c["kind"]) == ("ai/web", "MCPServer")
+    )
+    assert change.keys() == {"action", "server", "kind", "namespace", "name", "fields", "reason"}
+    assert {"path": "/spec/config/MODE", "from": "a", "to": "b"} in change["fields"]
+    assert SECRET not in ended.out
+
+
+@pytest.mark.parametrize("output", ["text", "markdown", "json"])
+def test_diff_never_shows_a_secret(gitops: Run, branch: Path, output: str) -> None:
+    ended = gitops("diff", branch, "--base", "main", "-o", output)
+    assert ended.code == 1
+    assert "API_TOKEN" in ended.out
+    assert SECRET not in ended.out + ended.err
+
+
+def test_diff_as_a_comment_and_as_text(gitops: Run, branch: Path) -> None:
+    comment = gitops("diff", branch, "--base", "main", "-o", "markdown").out
+    assert "**gitops-mcp**" in comment
+    assert "| | Server | Object | Fields |" in comment
+    assert "<details>" in comment
+    text = gitops("diff", branch, "--base", "main").out
+    assert re.search(r"^--- [0-9a-f]{12}/MCPServer/ai/web$", text, re.MULTILINE)
+    assert re.search(r"^@@ ", text, re.MULTILINE)
+    assert text.splitlines()[-1] == "1 to create, 1 to update, 1 to delete, 1 unchanged"
+
+
+def test_diff_ends_with_0_without_a_change_and_2_with_a_problem(gitops: Run, branch: Path) -> None:
+    git(branch, "switch", "--quiet", "main")
+    assert gitops("diff", branch, "--base", "main").code == 0
+    write(branch, {"broken.yaml": BROKEN})
+    ended = gitops("diff", branch, "--base", "main")
+    assert ended.code == 2
+    assert "broken.yaml:8:3" in ended.err
+    asjson = gitops("diff", branch, "--base", "main", "-o", "json")
+    assert (asjson.code, asjson.json["problems"][0]["file"]) == (2, "broken.yaml")
+
+
+def test_a_broken_manifest_removes_nothing_from_a_diff(gitops: Run, branch: Path) -> None:
+    write(branch, {"web.yaml": manifest(replicas="two")})
+    found = gitops("diff", branch, "--base", "main", "-o", "json").json
+    assert "ai/web" not in {change["server"] for change in found["changes"]}
+
+
+def test_diff_against_what_is_no_commit_is_2(gitops: Run, branch: Path) -> None:
+    ended = gitops("diff", branch, "--base", "nope")
+    assert ended.code == 2
+    assert "nope" in ended.error
+
+
+# --- schema, crd, history -----------------------------------------------------------------------
+
+
+def test_schema_and_crd_are_printed(gitops: Run) -> None:
+    schema = gitops("schema")
+    assert (schema.code, schema.json["$schema"]) == (
+        0,
+        "https://json-schema.org/draft/2020-12/schema",
+    )
+    crd = gitops("crd")
+    assert crd.code == 0
+    assert yaml.safe_load(crd.out)["metadata"]["name"] == "mcpservers.mcp.example.com"
+
+
+def note(repository: Path, revision: str, *records: dict[str, Any]) -> None:
+    fixed = {"cluster": "default", "source": "default", "result": "ok", "message": ""}
+    text = "\n".join(json.dumps(fixed | record) for record in records)
+    git(repository, "notes", "--ref=gitops-mcp/default", "add", "-m", text, revision)
+
+
+def test_history_is_newest_first_and_of_one_server(gitops: Run, tmp_path: Path) -> None:
+    revision = worktree(tmp_path, {"web.yaml": manifest()})
+    times = [f"2030-01-0{day}T00:00:00.000000Z" for day in (1, 2, 3)]
+    note(
+        tmp_path,
+        revision,
+        {"time": times[0], "event": "applied", "server": "ai/web"},
+        {"time": times[2], "event": "applied", "server": "data/web"},
+        {"time": times[1], "event": "synced", "server": None},
+    )
+    assert gitops("history", tmp_path).out.splitlines()[0].startswith("2030-01-03T00:00:00Z")
+    found = gitops("history", tmp_path, "-o", "json").json
+    assert [record["time"] for record in found] == times[::-1]
+    assert list(found[0])[:7] == [
+        "time", "cluster", "source", "event", "server", "result", "message",
+    ]  # fmt: skip
+    one = gitops("history", tmp_path, "-o", "json", "--server", "web").json
+    assert [record["server"] for record in one] == ["data/web", "ai/web"]
+    one = gitops("history", tmp_path, "-o", "json", "--server", "ai/web").json
+    assert [record["server"] for record in one] == ["ai/web"]
+    assert gitops("history", tmp_path, "--cluster", "other", "-o", "json").json == []
+
+
+# --- help, errors, ends -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", list(cli.VERBS))
+def test_the_help_of_each_verb_teaches_by_example(gitops: Run, verb: str) -> None:
+    ended = gitops(verb, "--help")
+    assert (ended.code, ended.err) == (0, "")
+    assert re.search(rf"Examples?:\n +\S*.*gitops-mcp {verb}", ended.out)
+    assert max(map(len, ended.out.splitlines())) <= 100
+
+
+def test_help_and_version(gitops: Run) -> None:
+    assert gitops("--version").out == f"gitops-mcp {__version__}\n"
+    ended = gitops("--help")
+    assert ended.code == 0
+    assert all(f"\n  {verb} " in ended.out for verb in cli.VERBS)
+    bare_call = gitops()
+    assert (bare_call.code, bare_call.out) == (2, "")
+    assert bare_call.err.startswith("Usage: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["validat"], "did you mean 'validate'?; see gitops-mcp --help"),
+        (["nonsense"], "no verb 'nonsense'"),
+        (["validate", "--rev"], "--ref"),
+        (["validate", "-o", "xml"], "'text', 'json', 'github'"),
+        (["sync", "--allow-prune=some"], "not a number of servers"),
+        (["validate", "a", "b"], "unexpected extra argument (b)"),
+        (["suspend"], "NAME"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_with_a_way_out(
+    gitops: Run, arguments: list[str], says: str
+) -> None:
+    ended = gitops(*arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert says in ended.error
+
+
+@pytest.mark.parametrize("verb", ["diff", "sync", "status", "agent", "suspend web", "resume web"])
+def test_without_a_cluster_a_verb_says_how_to_get_one(
+    gitops: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = gitops(*verb.split())
+    assert ended.code == 2
+    assert "no cluster is configured" in ended.error
+    assert "KUBECONFIG" in ended.error
+
+
+def test_a_bug_shows_its_traceback_only_to_the_owner_of_the_log(
+    gitops: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(pipeline, "read", broken)
+    ended = gitops("validate", tmp_path)
+    assert (ended.code, ended.out) == (70, "")
+    assert "a bug" not in ended.err.replace("this is a bug", "")
+    (log,) = tmp_path.glob("gitops-mcp-*.log")
+    assert str(log) in ended.error
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+    assert "RuntimeError: a bug" in log.read_text()
+
+
+def test_an_error_cannot_leave_its_line(
+    gitops: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise UsageError("one\ntwo\x1b[2J\u202e")
+
+    monkeypatch.setattr(pipeline, "read", refuse)
+    ended = gitops("validate", tmp_path)
+    assert ended.code == 2
+    assert ended.error == "error: one two\\x1b[2J\\u202e"
+
+
+def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
+    write(tmp_path, {f"{n}.yaml": manifest(f"server-{n}") for n in range(200)})
+    # An unbuffered Python drops what a closed pipe left of a write, without an error.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(
+        [*GITOPS, "render", str(tmp_path)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_verb_says_so_and_ends_with_130(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    fifo = tmp_path / "config"
+    os.mkfifo(fifo)  # reading it blocks until the signal comes
+    with subprocess.Popen(
+        [*GITOPS, "validate", "--config", str(fifo)], stderr=subprocess.PIPE, text=True
+    ) as process:
+        writer = _once_it_reads(fifo)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=20)
+    os.close(writer)
+    assert process.returncode == 130
+    assert err == "error: interrupted; run the same command again to go on\n"
+
+
+def _once_it_reads(fifo: Path) -> int:
+    """The FIFO, opened for writing as soon as somebody reads it."""
+    for _ in range(1000):
+        try:
+            return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:
+            time.sleep(0.02)
+    raise AssertionError("nobody reads it")
+
+
+# --- colours ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "no_color", "coloured"),
+    [
+        ([], "", False),  # stdout is no terminal here
+        (["--color", "always"], "", True),
+        (["--color", "always"], "1", True),  # a flag beats the environment
+        (["--color", "never"], "", False),
+    ],
+)
+def test_colours_are_for_terminals_unless_asked_for(
+    gitops: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    no_color: str,
+    coloured: bool,
+) -> None:
+    monkeypatch.setenv("NO_COLOR", no_color)
+    write(tmp_path, {"web.yaml": manifest()})
+    assert ("\x1b[" in gitops("validate", tmp_path, *arguments).out) is coloured
+
+
+@pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
+def test_no_color_is_obeyed_on_a_terminal(tmp_path: Path, no_color: str, coloured: bool) -> None:
+    write(tmp_path, {"web.yaml": manifest()})
+    ours, theirs = os.openpty()
+    subprocess.run(
+        [*GITOPS, "validate", str(tmp_path)],
+        stdout=theirs,
+        env=os.environ | {"NO_COLOR": no_color},
+        check=True,
+    )
+    os.close(theirs)
+    said = os.read(ours, 4096).decode()
+    os.close(ours)
+    assert ("\x1b[" in said) is coloured
+
+
+# --- completion ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_printed_for_a_shell(gitops: Run, shell: str) -> None:
+    ended = gitops("completion", shell)
+    assert ended.code == 0
+    assert f"{cli.COMPLETION}={shell}_complete" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("gitops-mcp va", "validate"),
+        ("gitops-mcp sync --take", "--take-over"),
+        ("gitops-mcp diff -o mark", "markdown"),
+    ],
+)
+def test_completion_completes_verbs_options_and_values(line: str, completed: str) -> None:
+    asked = {
+        cli.COMPLETION: "bash_complete",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(line.split()) - 1),
+    }
+    ended = subprocess.run(
+        GITOPS, env=os.environ | asked, capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.split() == [f"plain,{completed}"]
+
+
+def test_bash_takes_the_completion(gitops: Run) -> None:
+    script = gitops("completion", "bash").out + "\ncomplete -p gitops-mcp"
+    ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.rstrip().endswith(" gitops-mcp")
+
+
+# --- secrets ------------------------------------------------------------------------------------
+
+
+def test_the_password_in_a_url_is_told_to_nobody(gitops: Run, remote: Path) -> None:
+    with GitServer(remote.parent, password=SECRET) as server:
+        address = server.url.replace("http://", f"http://ada:{SECRET}@") + "/fleet.git"
+        read = gitops("render", "-v", address)
+        assert (read.code, servers(read.out)) == (0, ["web"])
+        wrong = gitops("validate", "-v", address.replace(SECRET, f"{SECRET}x"))
+        assert wrong.code == 2
+        nowhere = gitops("validate", "-v", address.replace("fleet", "none"))
+        assert nowhere.code == 2
+        said = read.out + read.err + wrong.out + wrong.err + nowhere.out + nowhere.err
+    assert SECRET not in said
+
+
+@pytest.mark.parametrize("output", ["text", "json", "github"])
+def test_a_secret_in_a_broken_manifest_is_not_repeated(
+    gitops: Run, tmp_path: Path, output: str
+) -> None:
+    write(
+        tmp_path,
+        {
+            "a.yaml": manifest("a", config={"API_TOKEN": {"deep": SECRET}}),
+            "b.yaml": manifest("b", apiToken=SECRET),
+            "c.yaml": manifest("c", env=[{"name": "PASSWORD", "value": [SECRET]}]),
+            "d.yaml": f"apiVersion: mcp.example.com/v1alpha1\nkind: MCPServer\n  x: {SECRET}\n",
+            "e.yaml": manifest("e", port=SECRET, path=SECRET, replicas=SECRET),
+        },
+    )
+    ended = gitops("validate", "-v", "-o", output, tmp_path)
+    assert ended.code == 1
+    assert SECRET not in ended.out + ended.err

@@ -1,0 +1,181 @@
+"""Options come from flag, environment and file, in this order, whichever verb has them."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from commandline import Run, manifest, runner
+
+from gitops_mcp import cli, options
+from gitops_mcp.errors import UsageError
+
+
+@pytest.fixture
+def gitops(capsys: pytest.CaptureFixture[str]) -> Run:
+    return runner(capsys)
+
+
+@pytest.fixture(autouse=True)
+def _source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with a server that names no namespace: where it goes shows what -n was."""
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "web.yaml").write_text(manifest(namespace=None))
+    monkeypatch.chdir(tmp_path / "source")
+
+
+def namespace(gitops: Run, *arguments: object) -> str:
+    ended = gitops("render", "-o", "json", *arguments)
+    assert ended.code == 0, ended.err
+    found: str = ended.json["items"][0]["metadata"]["namespace"]
+    return found
+
+
+def test_a_flag_beats_the_environment_beats_the_file(
+    gitops: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "config.yaml"
+    assert namespace(gitops) == "default"
+    file.write_text("namespace: from-file\n")
+    assert namespace(gitops, "--config", file) == "from-file"
+    monkeypatch.setenv("GITOPS_MCP_NAMESPACE", "from-environment")
+    assert namespace(gitops, "--config", file) == "from-environment"
+    assert namespace(gitops, "--config", file, "-n", "from-flag") == "from-flag"
+
+
+def test_the_file_can_be_named_by_the_environment(
+    gitops: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.yaml").write_text("namespace: from-file\n")
+    monkeypatch.setenv("GITOPS_MCP_CONFIG", str(tmp_path / "config.yaml"))
+    assert namespace(gitops) == "from-file"
+
+
+def test_what_a_verb_lacks_is_ignored(
+    gitops: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("interval: 90s\nwait: true\nprobes: on\nallNamespaces: true\n")
+    monkeypatch.setenv("GITOPS_MCP_TAKE_OVER", "nonsense")
+    monkeypatch.setenv("GITOPS_MCP_NO_SUCH_OPTION", "1")
+    assert gitops("validate", "--config", file).code == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("namespce: ai\n", "no option 'namespce'; did you mean 'namespace'?"),
+        ("takeOvr: true\n", "no option 'takeOvr'; did you mean 'takeOver'?"),
+        ("- a\n", "expected a mapping of options"),
+        ("a: [\n", ":2:1: not valid YAML"),
+        ("namespace: {a: b}\n", "namespace: expected one value"),
+        ("limit: [[a]]\n", "limit: expected one value"),
+    ],
+)
+def test_a_wrong_file_is_an_error_with_a_way_out(
+    gitops: Run, tmp_path: Path, text: str, says: str
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    ended = gitops("validate", "--config", file)
+    assert (ended.code, ended.out) == (2, "")
+    assert str(file) in ended.error
+    assert says in ended.error
+
+
+def test_a_file_that_is_not_there_is_named(gitops: Run, tmp_path: Path) -> None:
+    ended = gitops("validate", "--config", tmp_path / "none.yaml")
+    assert ended.code == 2
+    assert "none.yaml: No such file or directory" in ended.error
+
+
+def test_values_of_the_file_are_what_they_would_be_as_flags(gitops: Run, tmp_path: Path) -> None:
+    """YAML's own reading would make a boolean of ``on`` and a number of ``007``."""
+    parsed = options.parse_config(b"probes: on\nwait: 90s\nlimit: 007\nref:\n", "f", allowed=None)
+    assert parsed == {"probes": "on", "wait": "90s", "limit": "007"}
+    file = tmp_path / "config.yaml"
+    file.write_text("limit: [web, '!*-canary']\nallowPrivileged: yes\n")
+    assert gitops("render", "--config", file).out.count("kind: MCPServer") == 1
+    file.write_text("limit: ['!web']\n")
+    assert gitops("render", "--config", file).out == ""
+
+
+@pytest.mark.parametrize(
+    ("key", "why"),
+    [
+        ("allowPrivileged", "may not be set by the source itself"),
+        ("templates", "may not be set by the source itself"),
+        ("allowPrune", "may not be set by the source itself"),
+        ("pth", "did you mean 'path'?"),
+    ],
+)
+def test_the_sources_own_file_gives_itself_no_power(gitops: Run, key: str, why: str) -> None:
+    Path("gitops-mcp.yaml").write_text(f"{key}: true\n")
+    ended = gitops("validate")
+    assert ended.code == 2
+    assert "gitops-mcp.yaml" in ended.error
+    assert why in ended.error
+
+
+def test_the_sources_own_file_says_where_it_lies_and_who_it_is(gitops: Run) -> None:
+    Path("gitops-mcp.yaml").write_text("path: servers\nsourceId: fleet\n")
+    Path("servers").mkdir()
+    Path("servers/api.yaml").write_text(manifest("api"))
+    found = gitops("render", "-o", "json").json["items"]
+    assert [body["metadata"]["name"] for body in found if body["kind"] == "MCPServer"] == ["api"]
+    assert found[0]["metadata"]["labels"]["mcp.example.com/source"] == "fleet"
+    given = gitops("render", "-o", "json", "--path", "", "--source-id", "mine").json["items"]
+    assert given[0]["metadata"]["labels"]["mcp.example.com/source"] == "mine"
+    assert {b["metadata"]["name"] for b in given} == {"api", "web"}
+
+
+@pytest.mark.parametrize("name", ["cluster", "UPPER", "a b", "-x", "x" * 60, "a/b"])
+def test_a_source_id_must_do_for_a_label_and_a_lease(gitops: Run, name: str) -> None:
+    ended = gitops("validate", f"--source-id={name}")
+    assert ended.code == 2
+    assert "source id" in ended.error
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("90s", 90), ("1h30m", 5400), ("1.5s", 1.5), ("250ms", 0.25), ("0", 0)],
+)
+def test_durations_are_gos(text: str, value: float) -> None:
+    assert options.Duration().convert(text, None, None) == timedelta(seconds=value)
+
+
+@pytest.mark.parametrize("text", ["5", "1d", "five", "-3s", "", "1h 2m"])
+def test_what_is_no_duration_is_refused(gitops: Run, text: str) -> None:
+    ended = gitops("sync", f"--wait={text}")
+    assert ended.code == 2
+    assert "no duration such as 90s or 1h30m" in ended.error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "seconds"), [(["--wait"], 300), (["--wait=90s"], 90), (["--wait", "."], 300)]
+)
+def test_a_value_may_be_left_out_without_eating_the_next_argument(
+    arguments: list[str], seconds: float
+) -> None:
+    command = cli.cli.get_command(None, "sync")  # type: ignore[arg-type]
+    assert command is not None
+    context = command.make_context("sync", ["--check", *arguments])
+    assert context.params["wait"] == timedelta(seconds=seconds)
+    assert context.params["check"]
+    assert context.params["location"] == "."
+
+
+def test_every_option_is_declared_for_environment_and_file() -> None:
+    for verb in cli.VERBS:
+        command = cli.cli.get_command(None, verb)  # type: ignore[arg-type]
+        assert command is not None
+        for param in command.params:
+            if param.param_type_name == "option" and param.name not in ("help", "config"):
+                assert param.name in options.DECLARED.values(), (verb, param.name)
+                assert str(param.envvar).startswith("GITOPS_MCP_"), (verb, param.name)
+
+
+def test_a_problem_of_the_file_is_an_expected_failure() -> None:
+    with pytest.raises(UsageError):
+        options.parse_config(b"x: 1", "file", allowed=None)
