@@ -33,6 +33,8 @@ VERBS: Mapping[str, str] = MappingProxyType(
         "resume": "Go on reconciling servers.",
         "schema": "Print the JSON Schema of an MCPServer.",
         "crd": "Print the CustomResourceDefinition.",
+        "install": "Print all that an agent in a cluster needs.",
+        "uninstall": "Stop the agents, and let go of everything that they hold.",
         "completion": "Print what makes a shell complete our command lines.",
         "sandbox": "Run an embedded Kubernetes cluster, or a command against one.",
         "demo": "See it all happen on an embedded cluster.",

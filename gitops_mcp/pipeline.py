@@ -279,6 +279,8 @@ class Wishes:
     probes: bool = False
     finalizer: bool = False
     hooks: tuple[Hook, ...] = ()
+    watch_namespace: str | None = None
+    """Nothing outside of this namespace is read or written."""
 
 
 Say = Callable[[str], None]
@@ -313,7 +315,7 @@ class Pass:
         held = self._held(view, context, keys)
         settled = self.settled or Settled()
         settled.begin((replace(context, revision=Revision("")), self.source.renderer.digest), keys)
-        watches = fleet.Watches(self.cluster, view, None, versions)
+        watches = fleet.Watches(self.cluster, view, self.wishes.watch_namespace, versions)
         engine = Engine(
             self.cluster,
             view,
@@ -373,7 +375,9 @@ class Pass:
                 hint="older ones have no native preStop sleep",
             )
         try:
-            versions = fleet.read(self.cluster, view, None)
+            versions = fleet.read(self.cluster, view, self.wishes.watch_namespace)
+            if self.wishes.watch_namespace is not None:
+                return versions  # the CRD is outside of it
             definition = self.cluster.get(
                 ObjectRef("apiextensions.k8s.io/v1", "CustomResourceDefinition", "", CRD_NAME)
             )
@@ -405,6 +409,8 @@ class Pass:
                 continue
             if owner is not planning.Owner.OURS or planning.in_scope(cr, context):
                 keys.add(key)
+        only = self.wishes.watch_namespace
+        keys = {key for key in keys if only in (None, key.namespace)}
         chosen = {key for key in keys if self.source.limit.selects(key)}
         if self.source.limit and not chosen:
             raise UsageError("--limit matches no server", hint="globs match name or namespace/name")
@@ -517,14 +523,16 @@ def only_writer(
     say: Say = lambda _: None,
 ) -> Iterator[None]:
     """Hold the source's Lease, renewed in the background; ``lost`` is set when it is not ours any
-    more. ``holder`` is what we are: ``sync`` or ``agent``. Another sync is waited for, an agent is
-    not."""
+    more. ``holder`` is what we are: ``sync`` or ``agent``. A sync waits for another sync, but not
+    for an agent; an agent stands by until whoever holds it has ended, well or badly."""
     from gitops_mcp.kube import Lease
 
     name = lease_name(source_id)
     identity = f"{holder}-{socket.gethostname()}-{os.getpid()}-{random.getrandbits(32):08x}"
     lease = Lease(cluster, namespace, name, identity, duration=LEASE_DURATION)
-    _acquire(lease, f"lease {namespace}/{name}", take_over=take_over, say=say)
+    _acquire(
+        lease, f"lease {namespace}/{name}", stand_by=holder == "agent", take_over=take_over, say=say
+    )
     stop = threading.Event()
     renewal = threading.Thread(target=_renew, args=(lease, stop, lost), name="lease", daemon=True)
     renewal.start()
@@ -539,14 +547,14 @@ def only_writer(
             say(f"the lease could not be released: {error.message}")
 
 
-def _acquire(lease: Lease, name: str, *, take_over: bool, say: Say) -> None:
+def _acquire(lease: Lease, name: str, *, stand_by: bool, take_over: bool, say: Say) -> None:
     until = time.monotonic() + LEASE_PATIENCE
     told = False
     while not lease.acquire(take_over=take_over):
         hint = "stop it, or use --take-over"
-        if lease.holder.startswith("agent-"):
+        if lease.holder.startswith("agent-") and not stand_by:
             raise LeaseLost(f"{name} is held by {lease.holder}", hint=hint)
-        if time.monotonic() >= until:
+        if time.monotonic() >= until and not stand_by:
             raise LeaseLost(f"{name} is still held by {lease.holder}", hint=hint)
         if not told:
             say(f"waiting for {lease.holder}, which holds {name}")

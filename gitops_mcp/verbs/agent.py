@@ -37,6 +37,7 @@ Examples:
     help="Between two looks at git and the cluster.",
 )
 @options.option("--create-namespace", is_flag=True, help="Create namespaces that are missing.")
+@options.option("--watch-namespace", help="Read and write this namespace only, with rights there.")
 @options.option("--take-over", is_flag=True, help="Take the lease from whoever holds it.")
 @options.option(
     "--probes",
@@ -50,6 +51,7 @@ def command(
     *,
     interval: timedelta,
     create_namespace: bool,
+    watch_namespace: str | None,
     take_over: bool,
     probes: str | None,
     common: options.CommonOptions,
@@ -68,6 +70,7 @@ def command(
         finalizer=True,
         probes=pipeline.probing(probes),
         hooks=pipeline.cleanup_hooks(options.configured("hooks")),
+        watch_namespace=watch_namespace,
     )
     ended = threading.Event()
     with pipeline.open_repository(_at_head(source)) as repository:
@@ -77,7 +80,7 @@ def command(
         try:
             with pipeline.only_writer(
                 cluster,
-                source.namespace or "default",
+                source.namespace or cluster.namespace,
                 line.source_id,
                 holder="agent",
                 take_over=take_over,

@@ -1,0 +1,295 @@
+"""Everything that an agent in a cluster needs, as Kubernetes objects.
+
+Receives an ``Installation``, returns the objects in the order in which they are applied; makes no
+request. The rights are those of the requests that a pass makes, no more: no wildcard, no Secret
+(the kubelet mounts the one with the git credentials), and where one namespace is watched, nothing
+outside of it but the agent's own lease.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gitops_mcp import crd, schemas
+from gitops_mcp.errors import UsageError
+from gitops_mcp.model import CRD_NAME, GROUP, PLURAL, VERSION, JsonObject
+
+NAMESPACE = "gitops-mcp"
+"""Where the agent lives, unless it is told otherwise."""
+APP = "gitops-mcp"
+LABEL_APP = "app.kubernetes.io/name"
+COMPONENT = "agent"
+USER = 65532
+"""The image's numeric user."""
+GIT_FOLDER = "/etc/gitops-mcp/git"
+TOKEN_FOLDER = "/var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105 -- a path
+TOKEN_LIFE = 3600
+"""Seconds; the kubelet renews it, and the agent reads it again."""
+COLLECTORS = (
+    "system:serviceaccount:kube-system:generic-garbage-collector",
+    "system:kube-controller-manager",
+)
+"""Who deletes what another object owned: refused, that one's own deletion would hang for ever."""
+
+_RBAC = "rbac.authorization.k8s.io"
+_ADMISSION = "admissionregistration.k8s.io/v1"
+_POLICY = f"no-foreground-deletion.{GROUP}"
+_LONGEST_NAME = 63
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """What is installed. ``arguments`` follow the agent's ``agent`` on its command line; a secret
+    has no place there, ``git_secret`` names the one that holds it."""
+
+    image: str
+    arguments: tuple[str, ...] = ()
+    namespace: str = NAMESPACE
+    source_id: str = ""
+    watch_namespace: str = ""
+    create_namespace: bool = False
+    git_secret: str = ""
+
+    @property
+    def name(self) -> str:
+        """The name of the agent's objects: several agents may stand side by side."""
+        source = "" if self.source_id == "default" else self.source_id
+        name = "-".join(part for part in (APP, source, self.watch_namespace) if part)
+        if len(name) > _LONGEST_NAME:
+            raise UsageError(f"the name {name} is too long", hint="choose a shorter --source-id")
+        return name
+
+
+def definition() -> JsonObject:
+    """The CustomResourceDefinition."""
+    return crd.custom_resource_definition(schemas.schema())
+
+
+def objects(wanted: Installation) -> list[JsonObject]:
+    """All of it, in an order in which nothing is missed by what comes after it."""
+    return [
+        _namespace(wanted),
+        definition(),
+        _object("v1", "ServiceAccount", wanted, wanted.namespace)
+        | {"automountServiceAccountToken": False},
+        *_rights(wanted),
+        *_policy(wanted),
+        _deployment(wanted),
+    ]
+
+
+def labels(name: str) -> dict[str, str]:
+    """What an agent's objects bear. Not ``managed-by``: servers' children are found by that."""
+    return {
+        LABEL_APP: APP,
+        "app.kubernetes.io/instance": name,
+        "app.kubernetes.io/component": COMPONENT,
+    }
+
+
+def _object(
+    api_version: str, kind: str, wanted: Installation, namespace: str = "", *, name: str = ""
+) -> JsonObject:
+    metadata: JsonObject = {"name": name or wanted.name}
+    if namespace:
+        metadata["namespace"] = namespace
+    return {
+        "apiVersion": api_version,
+        "kind": kind,
+        "metadata": metadata | {"labels": labels(wanted.name)},
+    }
+
+
+def _namespace(wanted: Installation) -> JsonObject:
+    levels = ("enforce", "audit", "warn")
+    pods = {f"pod-security.kubernetes.io/{level}": "restricted" for level in levels}
+    metadata = {"name": wanted.namespace, "labels": {LABEL_APP: APP} | pods}
+    if wanted.namespace == wanted.watch_namespace:
+        # It is the servers' namespace too: what else runs there is not for us to judge.
+        metadata = {"name": wanted.namespace}
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
+
+
+# --- rights -----------------------------------------------------------------------------------
+
+
+def server_rules(wanted: Installation) -> list[JsonObject]:
+    """What running servers takes, in all namespaces or in the watched one."""
+    children = ("get", "list", "watch", "create", "patch", "delete")
+    namespaces = ["get"]
+    if wanted.create_namespace:
+        namespaces += ["create", "patch"]
+    rules = [
+        _rule(GROUP, PLURAL, *children),
+        _rule(GROUP, f"{PLURAL}/status", "patch"),
+        # Asked for by OwnerReferencesPermissionEnforcement: our references block their owner.
+        _rule(GROUP, f"{PLURAL}/finalizers", "update"),
+        _rule("apps", "deployments", *children),
+        _rule("", "services", *children),
+        _rule("", "pods", "get", "list", "watch"),
+        # The readiness gate of a server with health.gate.
+        _rule("", "pods/status", "patch"),
+    ]
+    if wanted.watch_namespace:
+        # Of a Namespace itself, a Role in it may speak.
+        return [*rules, _rule("", "namespaces", *namespaces, name=wanted.watch_namespace)]
+    definitions = _rule("apiextensions.k8s.io", "customresourcedefinitions", "get", name=CRD_NAME)
+    return [*rules, _rule("", "namespaces", *namespaces), definitions]
+
+
+def lease_rules() -> list[JsonObject]:
+    """What being the only writer takes, in the agent's namespace."""
+    return [_rule("coordination.k8s.io", "leases", "get", "create", "update")]
+
+
+def _rule(group: str, resource: str, *verbs: str, name: str = "") -> JsonObject:
+    rule: JsonObject = {"apiGroups": [group], "resources": [resource], "verbs": list(verbs)}
+    return rule | {"resourceNames": [name]} if name else rule
+
+
+def _rights(wanted: Installation) -> Iterator[JsonObject]:
+    watched = wanted.watch_namespace
+    yield from _role(wanted, server_rules(wanted), namespace=watched, name=wanted.name)
+    yield from _role(wanted, lease_rules(), namespace=wanted.namespace, name=f"{wanted.name}-lease")
+
+
+def _role(
+    wanted: Installation, rules: list[JsonObject], *, namespace: str, name: str
+) -> Iterator[JsonObject]:
+    kind = "Role" if namespace else "ClusterRole"
+    yield _object(f"{_RBAC}/v1", kind, wanted, namespace, name=name) | {"rules": rules}
+    yield _object(f"{_RBAC}/v1", f"{kind}Binding", wanted, namespace, name=name) | {
+        "roleRef": {"apiGroup": _RBAC, "kind": kind, "name": name},
+        "subjects": [
+            {"kind": "ServiceAccount", "name": wanted.name, "namespace": wanted.namespace}
+        ],
+    }
+
+
+# --- admission --------------------------------------------------------------------------------
+
+
+def _policy(wanted: Installation) -> Iterator[JsonObject]:
+    """Against ``kubectl delete --cascade=foreground``: it takes the children at once, whatever
+    finalizers say. One policy for all agents, a binding for each."""
+    users = ", ".join(f"'{user}'" for user in COLLECTORS)
+    yield {
+        "apiVersion": _ADMISSION,
+        "kind": "ValidatingAdmissionPolicy",
+        "metadata": {"name": _POLICY, "labels": {LABEL_APP: APP}},
+        "spec": {
+            "failurePolicy": "Fail",
+            "matchConstraints": {
+                "resourceRules": [
+                    {
+                        "apiGroups": [GROUP],
+                        "apiVersions": [VERSION],
+                        "operations": ["DELETE"],
+                        "resources": [PLURAL],
+                        "scope": "Namespaced",
+                    }
+                ]
+            },
+            "matchConditions": [
+                {
+                    "name": "not-the-garbage-collector",
+                    "expression": f"!(request.userInfo.username in [{users}])",
+                }
+            ],
+            "validations": [
+                {
+                    "expression": "!has(request.options.propagationPolicy) || "
+                    "request.options.propagationPolicy != 'Foreground'",
+                    "message": "foreground deletion takes a server's pods before its sessions are "
+                    "drained; delete it in the background (kubectl's default), or with "
+                    "--cascade=orphan to keep it running",
+                    "reason": "Forbidden",
+                }
+            ],
+        },
+    }
+    spec: JsonObject = {"policyName": _POLICY, "validationActions": ["Deny"]}
+    if wanted.watch_namespace:
+        where = {"kubernetes.io/metadata.name": wanted.watch_namespace}
+        spec["matchResources"] = {"namespaceSelector": {"matchLabels": where}}
+    binding = _object(_ADMISSION, "ValidatingAdmissionPolicyBinding", wanted)
+    yield binding | {"spec": spec}
+
+
+# --- the agent --------------------------------------------------------------------------------
+
+
+def _deployment(wanted: Installation) -> JsonObject:
+    own = labels(wanted.name)
+    volumes: list[JsonObject] = [
+        {"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}},
+        {"name": "token", "projected": {"defaultMode": 0o440, "sources": _token()}},
+    ]
+    mounts: list[JsonObject] = [
+        {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 -- the pod's own
+        {"name": "token", "mountPath": TOKEN_FOLDER, "readOnly": True},
+    ]
+    if wanted.git_secret:
+        secret = {"secretName": wanted.git_secret, "defaultMode": 0o440}
+        volumes.append({"name": "git", "secret": secret})
+        mounts.append({"name": "git", "mountPath": GIT_FOLDER, "readOnly": True})
+    pod = {
+        "serviceAccountName": wanted.name,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        # A shutdown that is under way when the agent must go has the time for its next step.
+        "terminationGracePeriodSeconds": 60,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_container(wanted, mounts)],
+        "volumes": volumes,
+    }
+    return _object("apps/v1", "Deployment", wanted, wanted.namespace) | {
+        "spec": {
+            "replicas": 1,
+            "revisionHistoryLimit": 3,
+            # The lease admits one writer: a second pod would only stand by.
+            "strategy": {"type": "Recreate"},
+            "selector": {"matchLabels": own},
+            "template": {"metadata": {"labels": own}, "spec": pod},
+        }
+    }
+
+
+def _container(wanted: Installation, mounts: list[JsonObject]) -> JsonObject:
+    return {
+        "name": COMPONENT,
+        "image": wanted.image,
+        # The kubelet would take $(NAME) for a variable.
+        "args": [part.replace("$(", "$$(") for part in ("agent", *wanted.arguments)],
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "privileged": False,
+            "readOnlyRootFilesystem": True,
+        },
+        "resources": {
+            "requests": {"cpu": "100m", "memory": "128Mi"},
+            "limits": {"cpu": "2", "memory": "1Gi"},
+        },
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": mounts,
+    }
+
+
+def _token() -> list[JsonObject]:
+    """The token as a pod gets it, for less time, and only in the container that needs it."""
+    field = {"apiVersion": "v1", "fieldPath": "metadata.namespace"}
+    authority = {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}
+    return [
+        {"serviceAccountToken": {"path": "token", "expirationSeconds": TOKEN_LIFE}},
+        {"configMap": authority},
+        {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": field}]}},
+    ]

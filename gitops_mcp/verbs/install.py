@@ -1,0 +1,146 @@
+"""``install``: what an agent in a cluster needs, for kubectl."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import PurePosixPath
+
+import click
+import durationpy
+
+from gitops_mcp import __version__, options
+from gitops_mcp.errors import UsageError
+
+_PASSED = ("branch", "ref", "path", "cluster", "limit", "source_id", "cluster_domain")
+"""Options of the source that the agent is given as they are."""
+_DEFAULTS = {"cluster": "default", "cluster_domain": "cluster.local"}
+
+
+@click.command(
+    "install",
+    cls=options.Verb,
+    epilog="""\b
+Examples:
+  gitops-mcp install https://git.example.com/fleet.git --cluster prod --git-secret fleet \\
+    --image registry.example.com/gitops-mcp:1.0 | kubectl apply --server-side -f -
+  gitops-mcp install ssh://git@git.example.com/fleet.git --git-secret fleet
+  gitops-mcp install https://git.example.com/team-a.git --watch-namespace team-a
+  gitops-mcp install --crd-only | kubectl apply --server-side -f -
+\b
+The Secret, in the agent's namespace, holds "password" (a token, for https), or "ssh-privatekey" and
+"known_hosts". Its files are mounted; nobody reads it through the API.
+""",
+)
+@click.argument("location", metavar="[SOURCE]", default="")
+@options.option("--branch", help="The branch to read (the repository's HEAD).")
+@options.option("--ref", help="Read this tag or commit.")
+@options.option("--path", help="Read only this folder of the source.")
+@options.option("--cluster", default="default", help="Picks group_vars/NAME.yaml and notes ref.")
+@options.option("--limit", default="", help="Only these servers.")
+@options.option("--source-id", help="Whose servers these are  [default: default]")
+@options.option("--cluster-domain", default="cluster.local", help="The cluster's DNS domain.")
+@options.option("--allow-privileged", is_flag=True, help="Accept privileged pods and host access.")
+@options.option("--create-namespace", is_flag=True, help="Create namespaces that are missing.")
+@options.option("--interval", type=options.Duration(), help="Between two looks  [default: 60s]")
+@options.option("--image", default=f"gitops-mcp:{__version__}", show_default=True, help="To run.")
+@options.option("--git-secret", default="", help="Secret with the credentials for the source.")
+@options.option("--git-username", default="", help="User for https; most hosts take any.")
+@options.option("--watch-namespace", default="", help="One namespace only, with rights there.")
+@options.option("--namespace", "-n", help="Where the agent lives  [default: gitops-mcp]")
+@options.option("--crd-only", is_flag=True, help="Print nothing but the CRD.")
+@options.output("json")
+@options.common
+def command(
+    location: str,
+    *,
+    interval: timedelta | None,
+    image: str,
+    git_secret: str,
+    git_username: str,
+    watch_namespace: str,
+    namespace: str | None,
+    create_namespace: bool,
+    allow_privileged: bool,
+    crd_only: bool,
+    output: str,
+    common: options.CommonOptions,
+    **source: str | None,
+) -> None:
+    """Print all that an agent in a cluster needs: namespace, CRD, rights, policy, Deployment.
+
+    SOURCE is a git URL; without one the agent runs the servers that kubectl made. Nothing is sent
+    to a cluster: read it, keep it in git, apply it.
+    """
+    del common
+    from gitops_mcp import install, reports
+
+    if crd_only:
+        click.echo(reports.objects([install.definition()], output=output), nl=False)
+        return
+    arguments = _source(location, source)
+    if interval is not None:
+        arguments += [f"--interval={durationpy.to_str(interval)}"]
+    arguments += ["--allow-privileged"] if allow_privileged else []
+    arguments += ["--create-namespace"] if create_namespace else []
+    arguments += [f"--watch-namespace={watch_namespace}"] if watch_namespace else []
+    if location and git_secret:
+        arguments += _credentials(location, PurePosixPath(install.GIT_FOLDER), git_username)
+    if watch_namespace and create_namespace:
+        raise UsageError(
+            "--create-namespace needs rights outside of --watch-namespace", hint="leave one out"
+        )
+    wanted = install.Installation(
+        image=image,
+        arguments=tuple(arguments),
+        namespace=namespace or install.NAMESPACE,
+        source_id=source["source_id"] or "",
+        watch_namespace=watch_namespace,
+        create_namespace=create_namespace,
+        git_secret=git_secret,
+    )
+    click.echo(reports.objects(install.objects(wanted), output=output), nl=False)
+
+
+def _source(location: str, source: dict[str, str | None]) -> list[str]:
+    """The agent's arguments that say what it reads."""
+    if location:
+        _check(location)
+    given = {name: value for name in _PASSED if (value := source[name])}
+    return [
+        *([location] if location else []),
+        *(
+            f"--{name.replace('_', '-')}={value}"
+            for name, value in given.items()
+            if value != _DEFAULTS.get(name)
+        ),
+    ]
+
+
+def _check(location: str) -> None:
+    """A pod can read a URL only, and its arguments are no place for a password."""
+    from urllib.parse import urlsplit
+
+    from gitops_mcp.gitcommand import Credentials, server_of
+
+    server = server_of(location, Credentials(), allow_file=False)
+    if server is None:
+        raise UsageError(
+            f"{location}: an agent in the cluster reads a git URL",
+            hint="give an https or ssh address",
+        )
+    if server.credentials.secret() or urlsplit(location).password:
+        raise UsageError(
+            "the address holds credentials, which everybody could read in the Deployment",
+            hint="put them into a Secret, and name it with --git-secret",
+        )
+
+
+def _credentials(location: str, folder: PurePosixPath, username: str) -> list[str]:
+    """The agent's arguments that say where the mounted credentials are."""
+    if location.startswith(("http://", "https://")):
+        named = [f"--git-username={username}"] if username else []
+        return [*named, f"--git-password-file={folder / 'password'}"]
+    return [
+        f"--git-ssh-key={folder / 'ssh-privatekey'}",
+        f"--git-known-hosts={folder / 'known_hosts'}",
+    ]

@@ -1,0 +1,252 @@
+"""What ``install`` prints: complete, harmless to read, and no more power than it needs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gitops_mcp import cli, install
+from gitops_mcp.errors import UsageError
+from gitops_mcp.install import Installation
+
+DEPLOY = Path(__file__).parents[1] / "deploy"
+URL = "https://git.example.com/fleet.git"
+VARIANTS = {
+    "cluster": Installation("example.com/agent:1"),
+    "creating": Installation("example.com/agent:1", create_namespace=True),
+    "namespace": Installation("example.com/agent:1", watch_namespace="team-a"),
+    "own namespace": Installation(
+        "example.com/agent:1", namespace="team-a", watch_namespace="team-a", git_secret="fleet"
+    ),
+}
+KEPT = {
+    "install.yaml": ("--cluster=production", "--git-secret=fleet-credentials"),
+    "install-namespace.yaml": ("--watch-namespace=team-a", "--git-secret=fleet-credentials"),
+}
+
+
+@pytest.fixture(params=VARIANTS)
+def wanted(request: pytest.FixtureRequest) -> Installation:
+    return VARIANTS[request.param]
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, Any]]:
+    assert cli.run(["install", *arguments]) == 0
+    return list(yaml.safe_load_all(capsys.readouterr().out))
+
+
+def kinds(objects: list[dict[str, Any]]) -> list[str]:
+    return [body["kind"] for body in objects]
+
+
+def rules(objects: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for body in objects:
+        if body["kind"] in ("Role", "ClusterRole"):
+            yield from body["rules"]
+
+
+def pod(objects: list[dict[str, Any]]) -> dict[str, Any]:
+    spec: dict[str, Any] = objects[-1]["spec"]["template"]["spec"]
+    return spec
+
+
+def agent_arguments(objects: list[dict[str, Any]]) -> list[str]:
+    arguments: list[str] = pod(objects)["containers"][0]["args"]
+    return arguments
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_the_copies_in_the_repository_are_what_install_prints(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["install", URL, *KEPT[name]]) == 0
+    command = f"python -m gitops_mcp install {URL} {' '.join(KEPT[name])}"
+    assert (DEPLOY / name).read_text() == capsys.readouterr().out, f"{command} > deploy/{name}"
+
+
+def test_the_crd_alone_is_what_crd_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["crd"]) == 0
+    crd = capsys.readouterr().out
+    assert printed(capsys, "--crd-only") == [yaml.safe_load(crd)]
+
+
+def test_everything_an_agent_needs_comes_in_an_order_that_works() -> None:
+    objects = install.objects(VARIANTS["cluster"])
+    assert kinds(objects) == [
+        "Namespace",
+        "CustomResourceDefinition",
+        "ServiceAccount",
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "Role",
+        "RoleBinding",
+        "ValidatingAdmissionPolicy",
+        "ValidatingAdmissionPolicyBinding",
+        "Deployment",
+    ]
+    assert json.loads(json.dumps(objects)) == objects
+
+
+def test_an_agent_of_one_namespace_has_no_right_outside_of_it() -> None:
+    objects = install.objects(VARIANTS["namespace"])
+    assert not {"ClusterRole", "ClusterRoleBinding"} & set(kinds(objects))
+    where = {
+        rule["resources"][0]: body["metadata"]["namespace"]
+        for body in objects
+        if body["kind"] == "Role"
+        for rule in body["rules"]
+    }
+    assert where.pop("leases") == "gitops-mcp"
+    assert set(where.values()) == {"team-a"}
+    binding = next(b for b in objects if b["kind"] == "ValidatingAdmissionPolicyBinding")
+    assert binding["spec"]["matchResources"]["namespaceSelector"] == {
+        "matchLabels": {"kubernetes.io/metadata.name": "team-a"}
+    }
+
+
+def test_no_rule_has_a_wildcard_reads_secrets_or_gives_rights_away(wanted: Installation) -> None:
+    for rule in rules(install.objects(wanted)):
+        for values in rule.values():
+            assert "*" not in "".join(values), rule
+        assert not set(rule["resources"]) & {"secrets", "configmaps", "serviceaccounts", "nodes"}
+        assert not {"escalate", "bind", "impersonate", "deletecollection"} & set(rule["verbs"])
+        assert set(rule["apiGroups"]).isdisjoint({"rbac.authorization.k8s.io"})
+        assert "nonResourceURLs" not in rule
+
+
+def test_namespaces_can_be_made_only_where_the_agent_is_told_to() -> None:
+    def of(name: str) -> set[str]:
+        found = rules(install.objects(VARIANTS[name]))
+        return {verb for r in found if r["resources"] == ["namespaces"] for verb in r["verbs"]}
+
+    assert of("cluster") == of("namespace") == {"get"}
+    assert of("creating") == {"get", "create", "patch"}
+
+
+def test_the_agents_pod_fits_the_restricted_profile(wanted: Installation) -> None:
+    spec = pod(install.objects(wanted))
+    container = spec["containers"][0]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "privileged": False,
+        "readOnlyRootFilesystem": True,
+    }
+    assert container["resources"].keys() == {"requests", "limits"}
+    assert {"hostNetwork", "hostPID", "hostIPC"}.isdisjoint(spec)
+    assert all("hostPath" not in volume for volume in spec["volumes"])
+    assert "env" not in container
+
+
+def test_the_token_is_short_lived_and_only_the_agents(wanted: Installation) -> None:
+    objects = install.objects(wanted)
+    account = next(body for body in objects if body["kind"] == "ServiceAccount")
+    assert account["automountServiceAccountToken"] is False
+    assert pod(objects)["automountServiceAccountToken"] is False
+    token = next(v for v in pod(objects)["volumes"] if v["name"] == "token")
+    assert token["projected"]["sources"][0]["serviceAccountToken"]["expirationSeconds"] == 3600
+
+
+def test_the_agents_objects_are_not_taken_for_a_servers(wanted: Installation) -> None:
+    for body in install.objects(wanted):
+        assert "app.kubernetes.io/managed-by" not in body["metadata"].get("labels", {})
+
+
+def test_a_namespace_that_servers_share_gets_no_label_of_ours() -> None:
+    namespace = install.objects(VARIANTS["own namespace"])[0]
+    assert namespace["metadata"] == {"name": "team-a"}
+
+
+def test_the_options_of_the_source_reach_the_agent(capsys: pytest.CaptureFixture[str]) -> None:
+    objects = printed(
+        capsys, URL, "--branch=main", "--cluster=prod", "--path=servers", "--interval=90s",
+        "--source-id=fleet", "--image=example.com/agent:1", "-n", "system", "--allow-privileged",
+    )  # fmt: skip
+    assert agent_arguments(objects) == [
+        "agent", URL, "--branch=main", "--path=servers", "--cluster=prod", "--source-id=fleet",
+        "--interval=1m30s", "--allow-privileged",
+    ]  # fmt: skip
+    assert pod(objects)["containers"][0]["image"] == "example.com/agent:1"
+    assert objects[-1]["metadata"]["name"] == "gitops-mcp-fleet"
+    assert objects[-1]["metadata"]["namespace"] == "system"
+
+
+def test_without_a_source_the_agent_gets_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert agent_arguments(printed(capsys)) == ["agent"]
+
+
+def test_every_argument_is_one_that_the_agent_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    from gitops_mcp.verbs import agent
+
+    objects = printed(
+        capsys, "ssh://git@git.example.com/fleet.git", "--branch=b", "--ref=r", "--path=p",
+        "--cluster=c", "--limit=l", "--source-id=s", "--cluster-domain=d", "--interval=1s",
+        "--allow-privileged", "--watch-namespace=w", "--git-secret=g",
+    )  # fmt: skip
+    with agent.command.make_context("agent", agent_arguments(objects)[1:]) as context:
+        assert context.params["location"] == "ssh://git@git.example.com/fleet.git"
+        assert str(context.params["git_ssh_key"]) == "/etc/gitops-mcp/git/ssh-privatekey"
+        assert context.params["watch_namespace"] == "w"
+
+
+@pytest.mark.parametrize(
+    ("source", "files"),
+    [
+        (URL, ["--git-username=robot", "--git-password-file=/etc/gitops-mcp/git/password"]),
+        (
+            "git@git.example.com:fleet.git",
+            [
+                "--git-ssh-key=/etc/gitops-mcp/git/ssh-privatekey",
+                "--git-known-hosts=/etc/gitops-mcp/git/known_hosts",
+            ],
+        ),
+    ],
+)
+def test_git_credentials_are_files_of_a_mounted_secret(
+    source: str, files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    objects = printed(capsys, source, "--git-secret=fleet", "--git-username=robot")
+    assert agent_arguments(objects) == ["agent", source, *files]
+    (volume,) = (v for v in pod(objects)["volumes"] if v["name"] == "git")
+    assert volume["secret"] == {"secretName": "fleet", "defaultMode": 0o440}
+    (mount,) = (m for m in pod(objects)["containers"][0]["volumeMounts"] if m["name"] == "git")
+    assert mount["readOnly"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["https://robot:s3cret@git.example.com/fleet.git"], "--git-secret"),
+        (["https://s3cret@git.example.com/fleet.git"], "--git-secret"),
+        (["ssh://git:s3cret@git.example.com/fleet.git"], "--git-secret"),
+        (["."], "git URL"),
+        (["file:///srv/fleet.git"], "file"),
+        ([URL, "--watch-namespace=a", "--create-namespace"], "--create-namespace"),
+        ([URL, f"--source-id={'a' * 60}"], "shorter"),
+    ],
+)
+def test_what_could_not_run_or_would_show_a_secret_is_refused(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["install", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert told in err
+    assert "s3cret" not in err
+
+
+def test_an_argument_is_not_taken_for_a_variable() -> None:
+    objects = install.objects(Installation("i", ("--path=$(HOME)",)))
+    assert agent_arguments(objects) == ["agent", "--path=$$(HOME)"]
+
+
+def test_a_name_that_is_too_long_is_refused() -> None:
+    with pytest.raises(UsageError, match="too long"):
+        install.objects(Installation("i", source_id="a" * 40, watch_namespace="b" * 40))
