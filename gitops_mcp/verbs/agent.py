@@ -37,7 +37,11 @@ Examples:
     help="Between two looks at git and the cluster.",
 )
 @options.option("--create-namespace", is_flag=True, help="Create namespaces that are missing.")
-@options.option("--watch-namespace", help="Read and write this namespace only, with rights there.")
+@options.option(
+    "--watch-namespace",
+    metavar="NAME",
+    help="Run the servers of this namespace only; rights elsewhere are not needed.",
+)
 @options.option("--take-over", is_flag=True, help="Take the lease from whoever holds it.")
 @options.option(
     "--probes",

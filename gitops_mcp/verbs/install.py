@@ -27,26 +27,60 @@ Examples:
   gitops-mcp install https://git.example.com/team-a.git --watch-namespace team-a
   gitops-mcp install --crd-only | kubectl apply --server-side -f -
 \b
-The Secret, in the agent's namespace, holds "password" (a token, for https), or "ssh-privatekey" and
-"known_hosts". Its files are mounted; nobody reads it through the API.
+The Secret, in the agent's namespace, holds "password" (a token, for https), or "ssh-privatekey"
+and "known_hosts". Its files are mounted; nobody reads it through the API.
 """,
 )
 @click.argument("location", metavar="[SOURCE]", default="")
-@options.option("--branch", help="The branch to read (the repository's HEAD).")
-@options.option("--ref", help="Read this tag or commit.")
-@options.option("--path", help="Read only this folder of the source.")
-@options.option("--cluster", default="default", help="Picks group_vars/NAME.yaml and notes ref.")
-@options.option("--limit", default="", help="Only these servers.")
-@options.option("--source-id", help="Whose servers these are  [default: default]")
-@options.option("--cluster-domain", default="cluster.local", help="The cluster's DNS domain.")
+@options.option("--branch", metavar="NAME", help="The branch to read (the repository's HEAD).")
+@options.option("--ref", metavar="REF", help="Read this tag or commit.")
+@options.option("--path", metavar="FOLDER", help="Read only this folder of the source.")
+@options.option(
+    "--cluster",
+    metavar="NAME",
+    default="default",
+    help="Picks group_vars/NAME.yaml and the notes ref.",
+)
+@options.option("--limit", metavar="PATTERNS", default="", help="Only these servers.")
+@options.option(
+    "--source-id", metavar="ID", help="Whose servers these are in the cluster  [default: default]"
+)
+@options.option(
+    "--cluster-domain", metavar="NAME", default="cluster.local", help="The cluster's DNS domain."
+)
 @options.option("--allow-privileged", is_flag=True, help="Accept privileged pods and host access.")
 @options.option("--create-namespace", is_flag=True, help="Create namespaces that are missing.")
-@options.option("--interval", type=options.Duration(), help="Between two looks  [default: 60s]")
-@options.option("--image", default=f"gitops-mcp:{__version__}", show_default=True, help="To run.")
-@options.option("--git-secret", default="", help="Secret with the credentials for the source.")
-@options.option("--git-username", default="", help="User for https; most hosts take any.")
-@options.option("--watch-namespace", default="", help="One namespace only, with rights there.")
-@options.option("--namespace", "-n", help="Where the agent lives  [default: gitops-mcp]")
+@options.option(
+    "--interval",
+    type=options.Duration(),
+    metavar="DURATION",
+    help="Between two looks at git and the cluster  [default: 60s]",
+)
+@options.option(
+    "--image",
+    metavar="IMAGE",
+    default=f"gitops-mcp:{__version__}",
+    show_default=True,
+    help="The agent's container image.",
+)
+@options.option(
+    "--git-secret", metavar="NAME", default="", help="Secret with the credentials for the source."
+)
+@options.option(
+    "--git-username",
+    metavar="NAME",
+    default="",
+    help="User for https; most hosts take any with a token.",
+)
+@options.option(
+    "--watch-namespace",
+    metavar="NAME",
+    default="",
+    help="Run the servers of this namespace only, with rights nowhere else.",
+)
+@options.option(
+    "-n", "--namespace", metavar="NAME", help="Where the agent lives  [default: gitops-mcp]"
+)
 @options.option("--crd-only", is_flag=True, help="Print nothing but the CRD.")
 @options.output("json")
 @options.common
