@@ -24,6 +24,7 @@ from gitops_mcp.errors import KindAbsent, KubeError, LeaseLost, Permanent, Usage
 from gitops_mcp.model import (
     API_VERSION,
     CRD_NAME,
+    FINALIZER,
     GROUP,
     KIND,
     Change,
@@ -278,6 +279,8 @@ class Wishes:
     allow_prune: planning.Allowance | None = None
     probes: bool = False
     finalizer: bool = False
+    kubectl: bool = True
+    """The servers that kubectl made are run, too."""
     hooks: tuple[Hook, ...] = ()
     watch_namespace: str | None = None
     """Nothing outside of this namespace is read or written."""
@@ -313,6 +316,7 @@ class Pass:
         context = self._context()
         keys = self._keys(view, context)
         held = self._held(view, context, keys)
+        self._warn_of_finalizers(view, keys)
         settled = self.settled or Settled()
         settled.begin((replace(context, revision=Revision("")), self.source.renderer.digest), keys)
         watches = fleet.Watches(self.cluster, view, self.wishes.watch_namespace, versions)
@@ -407,6 +411,8 @@ class Pass:
             owner = planning.owner_of(cr, context.source)
             if owner is planning.Owner.OTHER:
                 continue
+            if owner is not planning.Owner.OURS and not self.wishes.kubectl:
+                continue
             if owner is not planning.Owner.OURS or planning.in_scope(cr, context):
                 keys.add(key)
         only = self.wishes.watch_namespace
@@ -415,6 +421,21 @@ class Pass:
         if self.source.limit and not chosen:
             raise UsageError("--limit matches no server", hint="globs match name or namespace/name")
         return chosen
+
+    def _warn_of_finalizers(self, view: View, keys: Collection[ServerKey]) -> None:
+        """A finalizer that nobody answers makes kubectl delete wait."""
+        if self.wishes.check or self.wishes.finalizer:
+            return
+        bearing = [
+            key
+            for key, cr in view.resources()
+            if key in keys and FINALIZER in (cr["metadata"].get("finalizers") or ())
+        ]
+        if bearing:
+            self.warn(
+                f"{len(bearing)} server(s) bear the agent's finalizer while no agent holds the "
+                "lease: deleting them by hand waits for the next sync or agent"
+            )
 
     def _held(
         self, view: View, context: Context, keys: Collection[ServerKey]
@@ -525,14 +546,43 @@ def only_writer(
     """Hold the source's Lease, renewed in the background; ``lost`` is set when it is not ours any
     more. ``holder`` is what we are: ``sync`` or ``agent``. A sync waits for another sync, but not
     for an agent; an agent stands by until whoever holds it has ended, well or badly."""
+    lease = source_lease(cluster, namespace, source_id, holder)
+    name = f"lease {namespace}/{lease_name(source_id)}"
+    _acquire(lease, name, stand_by=holder == "agent", take_over=take_over, say=say)
+    with _renewed(lease, lost, say):
+        yield
+
+
+def source_lease(cluster: Cluster, namespace: str, source_id: str, holder: str) -> Lease:
+    """A source's Lease, for ``holder`` (``sync`` or ``agent``). Keep it: that its holder is gone is
+    seen by looking at it for a while."""
     from gitops_mcp.kube import Lease
 
-    name = lease_name(source_id)
     identity = f"{holder}-{socket.gethostname()}-{os.getpid()}-{random.getrandbits(32):08x}"
-    lease = Lease(cluster, namespace, name, identity, duration=LEASE_DURATION)
-    _acquire(
-        lease, f"lease {namespace}/{name}", stand_by=holder == "agent", take_over=take_over, say=say
-    )
+    return Lease(cluster, namespace, lease_name(source_id), identity, duration=LEASE_DURATION)
+
+
+@contextmanager
+def kubectl_writer(
+    lease: Lease, *, patience: float, lost: threading.Event, say: Say = lambda _: None
+) -> Iterator[bool]:
+    """Stand for the servers that kubectl made: True where nobody else does. ``lease`` is that of
+    CLUSTER_SOURCE; an agent that has it is left alone at once, a sync after ``patience`` seconds.
+    """
+    until = time.monotonic() + patience
+    while not lease.acquire():
+        if lease.holder.startswith("agent-") or time.monotonic() >= until:
+            say(f"servers made by kubectl are left to {lease.holder}")
+            yield False
+            return
+        time.sleep(0.5)
+    with _renewed(lease, lost, say):
+        yield True
+
+
+@contextmanager
+def _renewed(lease: Lease, lost: threading.Event, say: Say) -> Iterator[None]:
+    """Renew a lease that we have until the end, then give it up."""
     stop = threading.Event()
     renewal = threading.Thread(target=_renew, args=(lease, stop, lost), name="lease", daemon=True)
     renewal.start()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gitops_mcp.gitrepo import Repository
     from gitops_mcp.kube import Cluster
     from gitops_mcp.manifests import Cache
+    from gitops_mcp.pipeline import Wishes
     from gitops_mcp.terminal import Terminal
 
 
@@ -114,13 +115,15 @@ class _Passes:
         source: options.SourceOptions,
         repository: Repository,
         cluster: Cluster,
-        wishes: object,
+        wishes: Wishes,
         terminal: Terminal,
         ended: threading.Event,
     ) -> None:
-        from gitops_mcp import manifests
+        from gitops_mcp import manifests, pipeline
         from gitops_mcp.engine import Settled
 
+        where = source.namespace or "default"
+        self._kubectl = pipeline.source_lease(cluster, where, pipeline.CLUSTER_SOURCE, "agent")
         self._source = source
         self._repository = repository
         self._cluster = cluster
@@ -156,13 +159,16 @@ class _Passes:
             line,
             self._cluster,
             self._source,
-            self._wishes,  # type: ignore[arg-type]
+            self._wishes,
             self._terminal.warn,
             self._terminal.progress,
             self.lost,
             settled=self._settled,
         )
-        report = one.run()
+        # Pass by pass, so that another source's agent takes over once this one has gone.
+        with pipeline.kubectl_writer(self._kubectl, patience=0, lost=self.lost) as kubectl:
+            one.wishes = replace(self._wishes, kubectl=kubectl)
+            report = one.run()
         records = reports.notes_of(
             report, source=line.source_id, time=pipeline.now(), ready=one.ready
         )

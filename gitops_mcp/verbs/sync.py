@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -89,19 +90,29 @@ def command(
         )
         lost = threading.Event()
         one = pipeline.Pass(line, cluster, source, wishes, terminal.warn, terminal.progress, lost)
+        where = source.namespace or "default"
         try:
             if check:
                 report = one.run()
             else:
-                with pipeline.only_writer(
-                    cluster,
-                    source.namespace or "default",
-                    line.source_id,
-                    holder="sync",
-                    take_over=take_over,
-                    lost=lost,
-                    say=terminal.say,
+                with (
+                    pipeline.only_writer(
+                        cluster,
+                        where,
+                        line.source_id,
+                        holder="sync",
+                        take_over=take_over,
+                        lost=lost,
+                        say=terminal.say,
+                    ),
+                    pipeline.kubectl_writer(
+                        pipeline.source_lease(cluster, where, pipeline.CLUSTER_SOURCE, "sync"),
+                        patience=pipeline.LEASE_PATIENCE,
+                        lost=lost,
+                        say=terminal.say,
+                    ) as kubectl,
                 ):
+                    one.wishes = replace(wishes, kubectl=kubectl)
                     report = one.run()
         finally:
             cluster.close()
