@@ -10,8 +10,9 @@ from gitops_mcp.transports import TRANSPORTS
 
 _DEFAULTS = """\
 spec:
-  config: {LOG_LEVEL: info, CORS_ORIGINS: "https://*.example.com"}
-  podAnnotations: {example.org/cost-center: platform}
+  config: {{LOG_LEVEL: info, CORS_ORIGINS: "https://*.example.com"}}
+  podAnnotations: {{example.org/cost-center: platform}}
+{more}
 region: eu-central-1
 """
 
@@ -45,16 +46,26 @@ spec:
 
 
 def files(
-    count: int, *, version: int = 1, changed: int = 0, replicas: int | None = None
+    count: int,
+    *,
+    version: int = 1,
+    changed: int = 0,
+    replicas: int | None = None,
+    defaults: str = "",
 ) -> tuple[SourceFile, ...]:
     """``count`` manifests and one group_vars file, sorted by path. The first ``changed`` manifests
-    are of the version after ``version``; all have ``replicas``, where given."""
-    fleet = _files(count, version, changed, replicas)
+    are of the version after ``version``; all have ``replicas``, where given. ``defaults`` are lines
+    of YAML added to the group_vars' spec."""
+    fleet = [
+        _file("group_vars/all.yaml", _DEFAULTS.format(more=defaults)),
+        *_manifests(count, version, changed, replicas),
+    ]
     return tuple(sorted(fleet, key=lambda file: file.path))
 
 
-def _files(count: int, version: int, changed: int, replicas: int | None) -> Iterator[SourceFile]:
-    yield _file("group_vars/all.yaml", _DEFAULTS)
+def _manifests(
+    count: int, version: int, changed: int, replicas: int | None
+) -> Iterator[SourceFile]:
     names = tuple(TRANSPORTS)
     for number in range(count):
         # One in seven has no network; settings and replicas vary, so that structures do.

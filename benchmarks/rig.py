@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -43,7 +42,7 @@ def running(kind: str) -> Iterator[Path]:
         try:
             yield Path(sandbox.stdout.readline().strip().partition("=")[2])
         finally:
-            sandbox.send_signal(signal.SIGINT)
+            sandbox.terminate()
 
 
 @contextlib.contextmanager
