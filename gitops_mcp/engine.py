@@ -132,6 +132,7 @@ class Settled:
     def __init__(self) -> None:
         self._frame: object = None
         self._decisions: dict[ServerKey, tuple[object, Decision]] = {}
+        self._noise: dict[ServerKey, set[str]] = {}
 
     def begin(self, frame: object, keys: Collection[ServerKey]) -> None:
         """Begin a pass over ``keys``. ``frame`` equals the last one's when all that holds for
@@ -139,6 +140,11 @@ class Settled:
         last = self._decisions if frame == self._frame else {}
         self._frame = frame
         self._decisions = {key: last[key] for key in keys if key in last}
+        self._noise = {key: self._noise[key] for key in keys if key in self._noise}
+
+    def noise(self, key: ServerKey) -> set[str]:
+        """The server's applies that were seen to change nothing; they hold in any frame."""
+        return self._noise.setdefault(key, set())
 
     def find(self, facts: Facts, context: Context) -> Decision | None:
         """What was decided from equal facts, whatever the time."""
@@ -229,7 +235,8 @@ class Engine:
 
     def memory(self, key: ServerKey) -> Memory:
         """What is remembered of a server; made on first sight."""
-        return self._memories.setdefault(key, Memory(cleanup=None if self._hooks else ""))
+        new = Memory(cleanup=None if self._hooks else "", noise=self._settled.noise(key))
+        return self._memories.setdefault(key, new)
 
     def facts(self, key: ServerKey) -> Facts:
         """All that is known of a server now."""

@@ -134,3 +134,12 @@ def test_the_next_pass_keeps_what_holds_in_its_own_frame(
     kept = settled()
     kept.begin(frame, keys)
     assert (kept.find(FACTS, CONTEXT) is not None) == found
+
+
+def test_applies_that_change_nothing_stay_known_as_long_as_their_server() -> None:
+    kept = settled()
+    kept.noise(KEY).add("key")
+    kept.begin("other", [KEY])
+    assert kept.noise(KEY) == {"key"}
+    kept.begin("other", [])
+    assert kept.noise(KEY) == set()
