@@ -29,9 +29,10 @@ LABEL org.opencontainers.image.title="gitops-mcp" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-# ssh looks its user up by name, so the numeric one gets a name too.
+# ssh looks its user up by name, so the numeric one gets a name too. GitPython finds the children of
+# a git command that hangs with ps.
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends ca-certificates git openssh-client tini \
+ && apt-get install --yes --no-install-recommends ca-certificates git openssh-client procps tini \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt /var/log/apt /var/log/dpkg.log \
  && useradd --no-log-init --no-create-home --home-dir /tmp --shell /usr/sbin/nologin \
       --uid 65532 --user-group gitops-mcp
