@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -108,6 +109,25 @@ def test_a_shutdown_is_seen_step_by_step(told: str) -> None:
     steps = ("Terminating ", "Withdrawn ", "Draining ", "Stopping ", "Stopped ", "Deleted ")
     places = [told.index(f" s  {step}") for step in steps]
     assert places == sorted(places)
+
+
+def told_again(line: str) -> str:
+    """A line without what differs from run to run: commits, times, widths of columns."""
+    return re.sub(r"\b[0-9a-f]{12}\b|[0-9]+", "0", " ".join(line.split()))
+
+
+def test_the_readme_shows_what_the_demo_says(told: str) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = re.search(r"<!-- demo -->\n```console\n(.*?)```", readme, re.S)
+    assert shown is not None
+    said = [told_again(line) for line in told.splitlines() if line]
+    at = 0
+    for line in shown[1].splitlines():
+        if line == "…":
+            continue
+        found = (n for n in range(at, len(said)) if said[n].startswith(told_again(line)))
+        at = next(found, -1) + 1
+        assert at, f"the demo does not say, in this order: {line}"
 
 
 def test_output_that_is_no_terminals_has_no_colours(told: str) -> None:
