@@ -101,7 +101,7 @@ def test_every_verb_is_documented_and_every_documented_verb_exists() -> None:
 def test_every_verb_teaches_by_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run([verb, "--help"]) == 0
     said = capsys.readouterr().out
-    assert re.search(rf"Examples?:\n +gitops-mcp {verb}", said)
+    assert re.search(rf"Examples?:\n.*\bgitops-mcp {verb}", said)
 
 
 def test_no_option_is_documented_that_no_verb_has() -> None:
