@@ -299,7 +299,12 @@ class Engine:
             for change in decision.changes:
                 memory.changes.setdefault((change.ref, change.action), change)
             if not decision.actions:
-                break
+                if memory.failure is None or self._clock() < memory.failure.retry_at:
+                    break
+                # Its time has come, and there is nothing left to try: it was done all the same, by
+                # a request whose answer was lost, or by somebody else.
+                memory.failure = memory.failing_since = None
+                continue
             step = self._pretend if self._check else self._carry_out
             if not step(key, memory, decision):
                 break
@@ -533,7 +538,7 @@ class Engine:
             result, message = "failed", f"not done in time: {memory.overdue}"
         elif memory.pruned and key not in self._loaded.servers:
             result = "pruned"
-        elif result == "ok" and changes:
+        elif result in ("ok", "skipped") and changes:
             result = "changed"
         ready = memory.decision.ready
         if self._check and changes:
