@@ -496,7 +496,7 @@ def _recreate(facts: Facts, context: Context) -> Decision:
     action, look_again = _status_write(facts, context, synced, state=state)
     changes = tuple(
         replace(_deletion(facts.key, child, facts.failure.message), action="replace")
-        for child in facts.children.values()
+        for child in _without_strangers(facts, recreate=True).children.values()
     )
     return Decision(
         "ok",
@@ -526,7 +526,8 @@ def _prune(facts: Facts, context: Context) -> Decision:
         rest = _at_rest(facts, context, Condition("Synced", "False", "PruneBlocked", facts.held))
         return replace(rest, result="blocked", changes=(change,), message=facts.held)
     reason = "git no longer holds it"
-    changes = tuple(_deletion(facts.key, child, reason) for child in facts.children.values())
+    own = _without_strangers(facts).children.values()
+    changes = tuple(_deletion(facts.key, child, reason) for child in own)
     if FINALIZER in (cr["metadata"].get("finalizers") or ()):
         return Decision("pruned", actions=(_delete(facts.key, cr, reason),), changes=changes)
     synced = Condition("Synced", "False", "RolloutInProgress", reason)
@@ -539,6 +540,22 @@ def _prune(facts: Facts, context: Context) -> Decision:
         look_again=look_again,
         waiting="shutdown",
     )
+
+
+def _without_strangers(facts: Facts, *, recreate: bool = False) -> Facts:
+    """The facts with only those children that a shutdown may touch: what bears the server's name
+    may be somebody else's, or was orphaned. A recreate takes what would be taken over, too."""
+    cr = facts.cr
+    assert cr is not None  # noqa: S101 -- only what exists is shut down
+    adopt = _adopts(facts.desired)
+    own = {
+        kind: child
+        for kind, child in facts.children.items()
+        if _controller(child).get("uid") == cr["metadata"]["uid"]
+        or (recreate and not _refusal(child, cr, adopt=adopt))
+    }
+    orphaned = "Deployment" in facts.children and "Deployment" not in own
+    return replace(facts, children=own, pods=() if orphaned else facts.pods)
 
 
 def _disown(facts: Facts, cr: JsonObject) -> Action:
@@ -594,6 +611,8 @@ def _shut_down(facts: Facts, context: Context) -> Decision:
         return Decision(
             "failed", message=failure.message, look_again=failure.retry_at, waiting="shutdown"
         )
+    recreate = bool((shutdown.state_of(cr) or {}).get("recreate"))
+    facts = _without_strangers(facts, recreate=recreate)
     progress = shutdown.advance(facts)
     deadline = shutdown.deadline_of(progress.state)
     synced = Condition("Synced", "False", "RolloutInProgress", "shutting down")
