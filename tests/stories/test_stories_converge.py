@@ -203,7 +203,7 @@ def test_a_child_that_was_deleted_is_made_again(story: Story, kind: str) -> None
 
 
 def test_a_status_that_somebody_changed_is_written_again(story: Story) -> None:
-    story.created()
+    story.created(replicas=0)
     story.until(story.settled)
     before = story.status()
     story.patch(KIND, {"status": {"phase": "Failed"}}, subresource="status")
