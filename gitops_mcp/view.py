@@ -43,6 +43,9 @@ WATCHED = (
 )
 """One LIST and one watch each. What bears none of these labels is found when a create meets it."""
 
+REMEMBERED = 4096
+"""Objects that have gone and are remembered: news of one that comes late must not revive it."""
+
 
 @dataclass(slots=True)
 class Live:
@@ -103,6 +106,8 @@ class View:
         self._lock = threading.Lock()
         self._trees: dict[bytes, JsonObject] = {}
         self._servers: dict[ServerKey, Live] = {}
+        self._ended: dict[str, None] = {}
+        """The uids of objects that have gone, the last ``REMEMBERED`` of them in order."""
         self._changed: Callable[[ServerKey], None] = lambda _: None
 
     def subscribe(self, changed: Callable[[ServerKey], None]) -> None:
@@ -144,6 +149,8 @@ class View:
     def _put(self, body: JsonObject) -> None:
         key = key_of(body)
         with self._lock:
+            if body["metadata"]["uid"] in self._ended:
+                return  # late news
             live = self._servers.setdefault(key, Live())
             known = live.get(ObjectRef.of(body))
             if known is not None and not _newer(body, known):
@@ -156,6 +163,9 @@ class View:
         key = key_of(body)
         ref = ObjectRef.of(body)
         with self._lock:
+            self._ended[body["metadata"]["uid"]] = None
+            if len(self._ended) > REMEMBERED:
+                del self._ended[next(iter(self._ended))]
             live = self._servers.get(key)
             known = live.get(ref) if live is not None else None
             if live is None or known is None or known["metadata"]["uid"] != body["metadata"]["uid"]:
@@ -186,9 +196,7 @@ def _of_kind(live: Live, kind: str) -> list[JsonObject]:
 
 
 def _newer(body: JsonObject, known: JsonObject) -> bool:
-    """Is ``body`` the later state? Another uid is another object, and what tells us of it is later.
-    Versions of one object are ordered numbers."""
-    new, old = body["metadata"], known["metadata"]
-    if new["uid"] != old["uid"]:
-        return True
-    return int(new["resourceVersion"]) >= int(old["resourceVersion"])
+    """Is ``body`` the later state? The versions of all objects of one kind are ordered numbers, so
+    also the former object of a name does not come back over the present one."""
+    new, old = (one["metadata"]["resourceVersion"] for one in (body, known))
+    return int(new) >= int(old)
