@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -172,9 +173,11 @@ class Story:
         wait: float | None = None,
         allow_prune: int | str | None = None,
         source: Mapping[str, Any] | None = None,
+        lost: threading.Event | None = None,
         **wishes: Any,
     ) -> dict[str, str]:
-        """One sync, notes included; its results by server. ``wait``: seconds to wait for Ready."""
+        """One sync, notes included; its results by server. ``wait``: seconds to wait for Ready;
+        ``lost``: set when somebody else has become the writer."""
         if wait is not None:
             wishes["ready_within"] = timedelta(seconds=wait)
         if allow_prune is not None:
@@ -186,7 +189,12 @@ class Story:
             with pipeline.open_repository(options) as repository:
                 read = pipeline.read(options, repository)
                 one = pipeline.Pass(
-                    read, line, options, pipeline.Wishes(**wishes), self.warnings.append
+                    read,
+                    line,
+                    options,
+                    pipeline.Wishes(**wishes),
+                    warn=self.warnings.append,
+                    lost=lost or threading.Event(),
                 )
                 self.report = one.run()
                 if not self.report.check:

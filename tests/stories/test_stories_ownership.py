@@ -1,0 +1,293 @@
+"""Stories of whose a server and its children are: git's, kubectl's, another source's, a stranger's."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from stories.telling import QUICK, Asked, Story
+
+from gitops_mcp import pipeline
+from gitops_mcp.errors import LeaseLost
+from gitops_mcp.model import (
+    ANNOTATION_ADOPT,
+    APP_NAME,
+    FIELD_MANAGER,
+    KIND,
+    LABEL_INSTANCE,
+    LABEL_MANAGED_BY,
+    LABEL_NAME,
+    LABEL_SOURCE,
+    JsonObject,
+)
+
+ADOPT = {ANNOTATION_ADOPT: "true"}
+
+
+def by_hand(story: Story, name: str = "web", *, labels: JsonObject | None = None) -> JsonObject:
+    """An MCPServer that a person made with kubectl apply."""
+    spec = {"image": "example.com/hand:1", "transport": "http", "drain": QUICK}
+    return story.apply(
+        KIND, {"metadata": {"labels": labels or {}}, "spec": spec}, name, manager="kubectl"
+    )
+
+
+def unowned(story: Story, kind: str, labels: JsonObject, **metadata: Any) -> JsonObject:
+    """A Deployment or Service that a person made with kubectl create."""
+    ref = story.ref(kind)
+    pod = {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "x", "image": "x"}]}}
+    spec: JsonObject = {"selector": labels, "ports": [{"port": 80}]}
+    if kind == "Deployment":
+        spec = {"selector": {"matchLabels": labels}, "template": pod}
+    body = {
+        "apiVersion": ref.api_version,
+        "kind": kind,
+        "metadata": {"name": "web", "namespace": story.namespace, "labels": labels, **metadata},
+        "spec": spec,
+    }
+    return story.hand.create(body)
+
+
+def owner(child: JsonObject) -> list[str]:
+    return [reference["uid"] for reference in child["metadata"].get("ownerReferences", ())]
+
+
+# --- MCPServers -------------------------------------------------------------------------------
+
+
+def test_a_server_made_by_kubectl_is_run_as_kubectl_says_and_never_pruned(story: Story) -> None:
+    story.created("other")
+    cr = by_hand(story)
+    assert story.sync() == {"other": "ok", "web": "changed"}
+    assert owner(story.get("Deployment")) == [cr["metadata"]["uid"]]
+    assert owner(story.get("Service")) == [cr["metadata"]["uid"]]
+    assert story.conditions()["Synced"] == "Synced"
+    assert "source" not in story.status()
+    story.until(story.settled)
+    assert story.find(KIND)
+
+    story.patch("Deployment", {"spec": {"replicas": 3}})
+    assert story.sync()["web"] == "changed"
+    assert story.get("Deployment")["spec"]["replicas"] == 1
+    story.patch(KIND, {"spec": {"image": "example.com/hand:2", "config": {"A": "1"}}})
+    story.sync()
+    cr = story.get(KIND)
+    assert (cr["spec"]["image"], cr["spec"]["config"]) == ("example.com/hand:2", {"A": "1"})
+    container = story.get("Deployment")["spec"]["template"]["spec"]["containers"][0]
+    assert container["image"] == "example.com/hand:2"
+
+
+def test_a_copied_source_label_makes_nobody_prune(story: Story) -> None:
+    story.created("other")
+    by_hand(story, labels={LABEL_SOURCE: story.namespace})
+    assert story.sync() == {"other": "ok", "web": "changed"}
+    assert story.find("Deployment")
+    story.until(story.settled)
+    assert story.find(KIND)
+
+
+def test_another_sources_server_is_never_written(story: Story) -> None:
+    story.created(image="example.com/theirs:1")
+    story.until(story.settled)
+    before = {name: body["metadata"]["resourceVersion"] for name, body in story.objects().items()}
+    story.put("web", image="example.com/ours:1")
+    assert story.sync(source={"source_id": "other"}) == {"web": "blocked"}
+    assert f"belongs to source '{story.namespace}'" in story.outcome().message
+    assert story.told() == {KIND: ["blocked"]}
+    assert story.deeds() == []
+    story.remove("web")
+    assert story.sync(source={"source_id": "other"}) == {}
+    assert story.deeds() == []
+    after = {name: body["metadata"]["resourceVersion"] for name, body in story.objects().items()}
+    assert {k: v for k, v in after.items() if k != "Deployment/web"} == {
+        k: v for k, v in before.items() if k != "Deployment/web"
+    }
+
+
+def test_two_sources_share_a_cluster(story: Story) -> None:
+    story.write("web", file="a/web.yaml")
+    story.write("api", file="b/api.yaml")
+    story.commit()
+    ours = {"source_id": f"{story.namespace}-a", "path": "a"}
+    theirs = {"source_id": f"{story.namespace}-b", "path": "b"}
+    assert story.sync(source=ours) == {"web": "changed"}
+    assert story.sync(source=theirs) == {"api": "changed"}
+    assert story.sync(source=ours) == {"web": "ok"}
+    story.commit({"a/web.yaml": None})
+    assert story.sync(source=ours, allow_prune="any") == {"web": "pruned"}
+    assert story.objects().keys() == {"MCPServer/api", "Deployment/api", "Service/api"}
+
+
+def test_two_paths_of_one_source_prune_only_their_own(story: Story) -> None:
+    story.write("web", file="a/web.yaml")
+    story.write("api", file="b/api.yaml")
+    story.commit()
+    assert story.sync() == {"web": "changed", "api": "changed"}
+    story.commit({"a/web.yaml": None, "b/api.yaml": None, "b/README.yaml": "a: 1"})
+    assert story.sync(source={"path": "b"}, allow_prune="any") == {"api": "pruned"}
+    assert story.objects().keys() == {"MCPServer/web", "Deployment/web", "Service/web"}
+
+
+def test_a_server_made_by_hand_is_not_taken_over_unless_git_adopts_it(story: Story) -> None:
+    by_hand(story)
+    story.put("web", image="example.com/git:1")
+    assert story.sync() == {"web": "blocked"}
+    assert ANNOTATION_ADOPT in story.outcome().message
+    assert story.get(KIND)["spec"]["image"] == "example.com/hand:1"
+    assert story.deeds() == []
+
+    story.put("web", image="example.com/git:1", annotations=ADOPT)
+    assert story.sync() == {"web": "changed"}
+    cr = story.get(KIND)
+    assert cr["spec"]["image"] == "example.com/git:1"
+    assert cr["metadata"]["labels"][LABEL_SOURCE] == story.namespace
+    story.until(story.settled)
+    story.remove("web")
+    assert story.sync(allow_prune=1) == {"web": "pruned"}
+
+
+# --- children ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "Service"])
+def test_a_strangers_child_is_refused_and_outlives_the_server(story: Story, kind: str) -> None:
+    labels = {"app": "theirs"}
+    theirs = unowned(story, kind, labels)
+    story.put("web")
+    assert story.sync() == {"web": "blocked"}
+    assert f"{kind.lower()}/web exists and is not ours" in story.outcome().message
+    assert story.conditions()["Synced"] == "!NotOwned"
+    assert story.conditions()["Ready"].startswith("!")
+    assert story.sync() == {"web": "blocked"}
+    assert story.get(kind)["spec"] == theirs["spec"]
+
+    story.remove("web")
+    assert story.sync(allow_prune=1) == {"web": "pruned"}
+    left = story.get(kind)
+    assert left["metadata"]["uid"] == theirs["metadata"]["uid"]
+    assert left["spec"]["selector"] == theirs["spec"]["selector"]
+    assert left["metadata"]["labels"] == labels
+    assert story.objects().keys() == {f"{kind}/web"}
+
+
+def test_a_strangers_service_is_taken_over_when_git_adopts_it(story: Story) -> None:
+    theirs = unowned(story, "Service", {"app": "theirs"})
+    story.put("web", annotations=ADOPT)
+    assert story.sync() == {"web": "changed"}
+    service = story.get("Service")
+    assert service["metadata"]["uid"] == theirs["metadata"]["uid"]
+    assert owner(service) == [story.get(KIND)["metadata"]["uid"]]
+    assert service["spec"]["selector"][LABEL_INSTANCE] == "web"
+    story.until(story.settled)
+
+
+def test_another_controllers_child_is_never_taken(story: Story) -> None:
+    account = story.hand.create(
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": "operator", "namespace": story.namespace},
+        }
+    )
+    reference = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "name": "operator",
+        "uid": account["metadata"]["uid"],
+        "controller": True,
+    }
+    ours = {LABEL_NAME: APP_NAME, LABEL_INSTANCE: "web", LABEL_MANAGED_BY: FIELD_MANAGER}
+    theirs = unowned(story, "Service", ours, ownerReferences=[reference])
+    story.put("web", annotations=ADOPT)
+    assert story.sync() == {"web": "blocked"}
+    assert "controlled by configmap/operator" in story.outcome().message
+    assert story.conditions()["Synced"] == "!NotOwned"
+    assert owner(story.get("Service")) == [account["metadata"]["uid"]]
+    story.remove("web")
+    story.sync(allow_prune=1)
+    assert story.get("Service")["metadata"]["uid"] == theirs["metadata"]["uid"]
+    assert story.get("Service")["spec"]["selector"] == ours
+
+
+def test_what_somebody_rendered_into_kubectl_is_taken_over(story: Story) -> None:
+    story.put("web")
+    options = story.options()
+    with pipeline.open_repository(options) as repository:
+        bodies = list(pipeline.read(options, repository).objects())
+    for body in bodies:
+        story.hand.apply(body, manager="kubectl")
+    uids = {name: body["metadata"]["uid"] for name, body in story.objects().items()}
+    assert len(uids) == 3
+    assert story.sync() == {"web": "changed"}
+    objects = story.objects()
+    assert {name: body["metadata"]["uid"] for name, body in objects.items()} == uids
+    for kind in ("Deployment", "Service"):
+        assert owner(objects[f"{kind}/web"]) == [uids["MCPServer/web"]]
+    story.until(story.settled)
+    story.put("web", config={"A": "1"})
+    story.put("web")
+    story.until(story.settled)
+    story.remove("web")
+    assert story.sync(allow_prune=1) == {"web": "pruned"}
+
+
+def test_a_child_that_appears_in_between_is_not_overwritten(story: Story) -> None:
+    story.put("web")
+    once = iter([True])
+
+    def appear(asked: Asked) -> None:
+        if asked.kind == "Service" and next(once, False):
+            unowned(story, "Service", {"app": "theirs"})
+
+    assert story.sync(before=appear) == {"web": "blocked"}
+    assert story.get("Service")["spec"]["selector"] == {"app": "theirs"}
+
+
+# --- one writer -------------------------------------------------------------------------------
+
+
+@contextmanager
+def writing(story: Story, holder: str, *, take_over: bool = False) -> Iterator[threading.Event]:
+    lost = threading.Event()
+    with pipeline.only_writer(
+        story.hand,
+        story.namespace,
+        story.namespace,
+        holder=holder,
+        take_over=take_over,
+        lost=lost,
+    ):
+        yield lost
+
+
+@pytest.mark.parametrize("holder", ["sync", "agent"])
+def test_only_one_writes_for_a_source(
+    story: Story, holder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "LEASE_PATIENCE", 0.1)
+    monkeypatch.setattr(pipeline, "LEASE_RENEWAL", 0.1)
+    with writing(story, holder) as lost:
+        with pytest.raises(LeaseLost, match=holder), writing(story, "sync"):
+            pass
+        assert not lost.is_set()
+        with writing(story, "sync", take_over=True):
+            story.until(lost.is_set)
+    with writing(story, "sync"):
+        pass
+
+
+def test_a_sync_that_lost_its_lease_writes_no_more(story: Story) -> None:
+    story.put("web")
+    lost = threading.Event()
+
+    def lose(asked: Asked) -> None:
+        if asked.kind == "Deployment":
+            lost.set()
+
+    with pytest.raises(LeaseLost):
+        story.sync(after=lose, lost=lost)
+    assert story.deeds()[-1] == "apply Deployment"
+    assert story.find("Service") is None
