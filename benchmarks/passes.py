@@ -122,7 +122,7 @@ def at_rest(kind: str, count: int, replicas: int) -> tuple[Cost, Cost, Cost]:
     with rig.folder() as repository, rig.running(kind) as kubeconfig:
         rig.commit(repository, files(count, replicas=replicas))
         sync = [sys.executable, "-m", "gitops_mcp", "sync", "--ref", "HEAD", "--create-namespace"]
-        where = ["--kubeconfig", str(kubeconfig), "--wait=10m", "--quiet", str(repository)]
+        where = ["--kubeconfig", str(kubeconfig), "--quiet", str(repository)]
         subprocess.run([*sync, *where], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         with Passes(kubeconfig, repository) as passes:
             settle(passes)
