@@ -53,7 +53,7 @@ def main() -> int:
     given = parser.parse_args()
     spare_the_collector()
     ready, gone = measured(given.cluster, given.servers)
-    bar = given.servers * DRAIN / fleet.WORKERS / 2
+    bar = given.servers * DRAIN / fleet.WORKERS
     print(f"{given.servers} servers on a {given.cluster}, drain {DRAIN} s")
     print(f"{'':22}{'wall s':>8}{'CPU s':>8}{'writes':>8}{'bar s':>8}")
     print(f"{'made, until Ready':22}{ready.wall:8.1f}{ready.cpu:8.1f}{ready.writes:8}")
