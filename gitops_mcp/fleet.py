@@ -37,11 +37,17 @@ PROGRESS_INTERVAL = timedelta(seconds=5)
 Progress = Callable[[dict[ServerKey, str]], None]
 
 
-def read(cluster: Cluster, view: View, namespace: str | None) -> dict[Watched, str]:
-    """Fill the view, one LIST a kind; returns the versions to watch from."""
-    with ThreadPoolExecutor(len(WATCHED)) as pool:
+EVERYWHERE: tuple[str | None, ...] = (None,)
+"""In place of single namespaces."""
+Versions = dict[tuple[str | None, Watched], str]
+"""Where each list ended, by namespace and kind: its watch goes on from there."""
+
+
+def read(cluster: Cluster, view: View, namespaces: Iterable[str | None]) -> Versions:
+    """Fill the view, one LIST a namespace and kind; returns the versions to watch from."""
+    with ThreadPoolExecutor(WORKERS) as pool:
         lists = {
-            watched: pool.submit(
+            (namespace, watched): pool.submit(
                 cluster.list,
                 watched.api_version,
                 watched.kind,
@@ -49,24 +55,22 @@ def read(cluster: Cluster, view: View, namespace: str | None) -> dict[Watched, s
                 label_selector=watched.selector,
                 narrowed=view.narrowed,
             )
+            for namespace in namespaces
             for watched in WATCHED
         }
     versions = {}
-    for watched, listed in lists.items():
-        items, versions[watched] = listed.result()
-        view.replace(watched.kind, items)
+    for (namespace, watched), listed in lists.items():
+        items, versions[namespace, watched] = listed.result()
+        view.replace(watched.kind, items, namespace)
     return versions
 
 
 class Watches:
-    """Keeps a view current, one thread and one watch a kind, from the versions of its lists on."""
+    """Keeps a view current, one thread and one watch a list, from the versions of its lists on."""
 
-    def __init__(
-        self, cluster: Cluster, view: View, namespace: str | None, versions: dict[Watched, str]
-    ) -> None:
+    def __init__(self, cluster: Cluster, view: View, versions: Versions) -> None:
         self._cluster = cluster
         self._view = view
-        self._namespace = namespace
         self._versions = versions
         self._stop = threading.Event()
         self._started = False
@@ -76,26 +80,25 @@ class Watches:
         if self._started:
             return
         self._started = True
-        for watched in WATCHED:
-            threading.Thread(
-                target=self._follow, args=(watched,), name=f"watch-{watched.kind}", daemon=True
-            ).start()
+        for place in self._versions:
+            name = f"watch-{place[1].kind}"
+            threading.Thread(target=self._follow, args=place, name=name, daemon=True).start()
 
     def stop(self) -> None:
         """End the watches: a process makes many passes, and each watch holds a whole view."""
         self._cluster.end_watches(self._stop)
 
-    def _follow(self, watched: Watched) -> None:
+    def _follow(self, namespace: str | None, watched: Watched) -> None:
         for news in self._cluster.list_and_watch(
             watched.api_version,
             watched.kind,
-            self._namespace,
+            namespace,
             label_selector=watched.selector,
-            resource_version=self._versions[watched],
+            resource_version=self._versions[namespace, watched],
             stop=self._stop,
         ):
             if news[0] == "SYNC":
-                self._view.replace(watched.kind, map(self._view.narrowed, news[1]))
+                self._view.replace(watched.kind, map(self._view.narrowed, news[1]), namespace)
                 continue
             event, body = news[1]
             body = {"apiVersion": watched.api_version, "kind": watched.kind, **body}

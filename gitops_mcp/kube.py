@@ -39,6 +39,7 @@ from gitops_mcp.model import (
     API_VERSION,
     FIELD_MANAGER,
     KIND,
+    LABEL_MANAGED_BY,
     PLURAL,
     JsonObject,
     ObjectRef,
@@ -959,6 +960,8 @@ class Lease:
         self._until = float("-inf")
         self.holder = ""
         """Who held it when we last looked; empty: nobody."""
+        self.annotations: dict[str, str] = {}
+        """What the next write says besides who holds it."""
 
     @property
     def held(self) -> bool:
@@ -996,11 +999,15 @@ class Lease:
         }
         try:
             if live is None:
-                metadata = {"name": self._ref.name, "namespace": self._ref.namespace}
+                metadata = {
+                    "name": self._ref.name,
+                    "namespace": self._ref.namespace,
+                    "labels": {LABEL_MANAGED_BY: FIELD_MANAGER},
+                }
                 body = {"apiVersion": self._ref.api_version, "kind": "Lease", "metadata": metadata}
                 written = self._cluster.create({**body, "spec": spec})
             else:
-                written = self._cluster.update({**live, "spec": spec})
+                written = self._cluster.update(self._annotated({**live, "spec": spec}))
         except (Conflict, Gone):
             self._until = float("-inf")
             return False
@@ -1017,5 +1024,10 @@ class Lease:
             return
         freed = {**live["spec"], "holderIdentity": "", "renewTime": _micro(self._now())}
         with contextlib.suppress(Conflict, Gone):
-            self._cluster.update({**live, "spec": freed})
+            self._cluster.update(self._annotated({**live, "spec": freed}))
         self.holder = ""
+
+    def _annotated(self, body: JsonObject) -> JsonObject:
+        metadata = body["metadata"]
+        annotations = {**metadata.get("annotations", {}), **self.annotations}
+        return {**body, "metadata": {**metadata, "annotations": annotations}}

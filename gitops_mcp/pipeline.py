@@ -13,20 +13,22 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gitops_mcp import diffing, gitrepo, manifests, planning, schemas, settings
 from gitops_mcp.errors import KindAbsent, KubeError, LeaseLost, Permanent, UsageError
 from gitops_mcp.model import (
     API_VERSION,
     CRD_NAME,
+    FIELD_MANAGER,
     FINALIZER,
     GROUP,
     KIND,
+    LABEL_MANAGED_BY,
     Change,
     ChangeAction,
     Context,
@@ -51,12 +53,37 @@ from gitops_mcp.options import (
 
 if TYPE_CHECKING:
     from gitops_mcp.engine import Engine, Settled
-    from gitops_mcp.fleet import Progress
+    from gitops_mcp.fleet import Progress, Versions
     from gitops_mcp.hooks import Hook
     from gitops_mcp.kube import Cluster, Lease
     from gitops_mcp.rendering import Renderer
     from gitops_mcp.view import View
 
+
+class Right(NamedTuple):
+    """One permission, in the order of ``Cluster.can``; prints as ``patch mcpservers/status``."""
+
+    verb: str
+    group: str
+    resource: str
+    namespace: str | None = None
+    subresource: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.verb} {self.resource}" + (f"/{self.subresource}" if self.subresource else "")
+
+
+NEEDED = (
+    *(
+        Right(verb, group, resource)
+        for group, resource in ((GROUP, "mcpservers"), ("apps", "deployments"), ("", "services"))
+        for verb in ("watch", "create", "patch", "delete")
+    ),
+    Right("patch", GROUP, "mcpservers", subresource="status"),
+    Right("watch", "", "pods"),
+)
+"""What a pass may have to do in the namespaces of its servers, besides the lists that it begins
+with."""
 OLDEST_KUBERNETES = (1, 30)
 """The first with a native preStop sleep switched on."""
 LEASE_DURATION = timedelta(seconds=10)
@@ -282,6 +309,8 @@ class Wishes:
     kubectl: bool = True
     """The servers that kubectl made are run, too."""
     hooks: tuple[Hook, ...] = ()
+    rights: bool = False
+    """Ask for every right that the pass may need, before any change."""
     watch_namespace: str | None = None
     """Nothing outside of this namespace is read or written."""
 
@@ -315,11 +344,13 @@ class Pass:
         versions = self._read(view)
         context = self._context()
         keys = self._keys(view, context)
+        if self.wishes.rights:
+            self._ask_rights(view, keys)
         held = self._held(view, context, keys)
         self._warn_of_finalizers(view, keys)
         settled = self.settled or Settled()
         settled.begin((replace(context, revision=Revision("")), self.source.renderer.digest), keys)
-        watches = fleet.Watches(self.cluster, view, self.wishes.watch_namespace, versions)
+        watches = fleet.Watches(self.cluster, view, versions)
         engine = Engine(
             self.cluster,
             view,
@@ -368,7 +399,7 @@ class Pass:
             probes=self.wishes.probes and not self.wishes.check,
         )
 
-    def _read(self, view: View) -> dict[Any, str]:
+    def _read(self, view: View) -> Versions:
         """The cluster's state, and the one clear line where it is not fit for us."""
         from gitops_mcp import crd, fleet
 
@@ -379,9 +410,10 @@ class Pass:
                 hint="older ones have no native preStop sleep",
             )
         try:
-            versions = fleet.read(self.cluster, view, self.wishes.watch_namespace)
             if self.wishes.watch_namespace is not None:
-                return versions  # the CRD is outside of it
+                # The CRD is outside of it.
+                return fleet.read(self.cluster, view, [self.wishes.watch_namespace])
+            versions = self._lists(view)
             definition = self.cluster.get(
                 ObjectRef("apiextensions.k8s.io/v1", "CustomResourceDefinition", "", CRD_NAME)
             )
@@ -402,6 +434,55 @@ class Pass:
                 hint="gitops-mcp crd | kubectl apply --server-side -f -",
             )
         return versions
+
+    def _lists(self, view: View) -> Versions:
+        """All namespaces; where that may not be listed, those of the manifests."""
+        from gitops_mcp import fleet
+
+        try:
+            return fleet.read(self.cluster, view, fleet.EVERYWHERE)
+        except Permanent as error:
+            loaded = self.source.loaded
+            keys = filter(self.source.limit.selects, {*loaded.servers, *loaded.protected})
+            namespaces = sorted({key.namespace for key in keys})
+            if error.code != 403 or not namespaces:
+                raise
+            versions = fleet.read(self.cluster, view, namespaces)
+            self.warn(
+                "without the right to list mcpservers in all namespaces, only those of the "
+                f"manifests are looked at: {', '.join(namespaces)}"
+            )
+            return versions
+
+    def _ask_rights(self, view: View, keys: Collection[ServerKey]) -> None:
+        """Refuse, in one line, a pass that would stop half-way for want of a right. Servers that
+        kubectl made in namespaces of others are none of this source's business."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        loaded, source = self.source.loaded, self.source.source_id
+        mine = {*loaded.servers, *loaded.protected} | {
+            key
+            for key, cr in view.resources()
+            if planning.owner_of(cr, source) is planning.Owner.OURS
+        }
+        namespaces = {key.namespace for key in mine.intersection(keys)}
+        can = self.cluster.can
+        if can("*", "*", "*", None):
+            return
+        with ThreadPoolExecutor(len(NEEDED)) as pool:
+            mays = pool.map(lambda right: can(*right), NEEDED)
+            refused = [r for r, may in zip(NEEDED, mays, strict=True) if not may]
+            places = [(right, name) for right in refused for name in sorted(namespaces)]
+            answers = pool.map(lambda place: can(*place[0]._replace(namespace=place[1])), places)
+            missing = [place for place, may in zip(places, answers, strict=True) if not may]
+        if missing:
+            listed = ", ".join(f"{right} in namespace {name}" for right, name in missing[:8])
+            more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
+            raise UsageError(
+                f"missing rights: {listed}{more}",
+                hint="kubectl auth can-i --list shows what you may; gitops-mcp install prints a "
+                "fitting role",
+            )
 
     def _keys(self, view: View, context: Context) -> set[ServerKey]:
         """Every server that this pass is about."""
@@ -532,6 +613,35 @@ def lease_name(source_id: str) -> str:
     return f"gitops-mcp-{source_id}"
 
 
+def lease_namespace(cluster: Cluster, source_id: str, given: str | None) -> str:
+    """Where the Lease of a source lives: in ``given``, else where its agent holds it, else in the
+    namespace of the pod that we run in, else in ``default``."""
+    if given:
+        return given
+    own = cluster.namespace if "KUBERNETES_SERVICE_HOST" in os.environ else "default"
+    holders = {
+        lease["metadata"]["namespace"]: str(lease.get("spec", {}).get("holderIdentity") or "")
+        for lease in find_leases(cluster, source_id)
+    }
+    agents = sorted(name for name, holder in holders.items() if holder.startswith("agent-"))
+    return own if own in agents or not agents else agents[0]
+
+
+def find_leases(cluster: Cluster, source_id: str) -> list[JsonObject]:
+    """The Leases of a source, wherever we may look for them."""
+    api_version, name = "coordination.k8s.io/v1", lease_name(source_id)
+    selector = f"{LABEL_MANAGED_BY}={FIELD_MANAGER}"
+    try:
+        leases, _ = cluster.list(api_version, "Lease", None, label_selector=selector)
+    except Permanent:
+        leases = []
+        for namespace in {cluster.namespace, "default"}:
+            with suppress(Permanent):
+                lease = cluster.get(ObjectRef(api_version, "Lease", namespace, name))
+                leases += [lease] if lease is not None else []
+    return [lease for lease in leases if lease["metadata"]["name"] == name]
+
+
 @contextmanager
 def only_writer(
     cluster: Cluster,
@@ -542,7 +652,7 @@ def only_writer(
     take_over: bool,
     lost: threading.Event,
     say: Say = lambda _: None,
-) -> Iterator[None]:
+) -> Iterator[Lease]:
     """Hold the source's Lease, renewed in the background; ``lost`` is set when it is not ours any
     more. ``holder`` is what we are: ``sync`` or ``agent``. A sync waits for another sync, but not
     for an agent; an agent stands by until whoever holds it has ended, well or badly."""
@@ -550,7 +660,7 @@ def only_writer(
     name = f"lease {namespace}/{lease_name(source_id)}"
     _acquire(lease, name, stand_by=holder == "agent", take_over=take_over, say=say)
     with _renewed(lease, lost, say):
-        yield
+        yield lease
 
 
 def source_lease(cluster: Cluster, namespace: str, source_id: str, holder: str) -> Lease:

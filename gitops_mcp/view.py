@@ -175,12 +175,17 @@ class View:
                 del self._servers[key]
         self._changed(key)
 
-    def replace(self, kind: str, bodies: Iterable[JsonObject]) -> None:
-        """A fresh list of a kind, each ``narrowed``: what it lacks has gone."""
+    def replace(
+        self, kind: str, bodies: Iterable[JsonObject], namespace: str | None = None
+    ) -> None:
+        """A fresh list of a kind, each ``narrowed``: what it lacks has gone. ``namespace``: the
+        list is of that one only."""
         listed = {(key_of(body), body["metadata"]["name"]): body for body in bodies}
         with self._lock:
             known = [body for live in self._servers.values() for body in _of_kind(live, kind)]
         for body in known:
+            if namespace not in (None, body["metadata"]["namespace"]):
+                continue
             if (key_of(body), body["metadata"]["name"]) not in listed:
                 self.drop(body)
         for body in listed.values():

@@ -13,7 +13,7 @@ from gitops_mcp import options
 
 if TYPE_CHECKING:
     from gitops_mcp.gitrepo import Repository
-    from gitops_mcp.kube import Cluster
+    from gitops_mcp.kube import Cluster, Lease
     from gitops_mcp.manifests import Cache
     from gitops_mcp.pipeline import Wishes
     from gitops_mcp.terminal import Terminal
@@ -81,18 +81,20 @@ def command(
     with pipeline.open_repository(_at_head(source)) as repository:
         line = pipeline.read(source, repository)
         cluster = pipeline.connect(connection)
-        passes = _Passes(source, repository, cluster, wishes, terminal, ended)
+        passes = _Passes(source, repository, cluster, wishes, terminal)
         try:
             with pipeline.only_writer(
                 cluster,
-                source.namespace or cluster.namespace,
+                pipeline.lease_namespace(cluster, line.source_id, source.namespace),
                 line.source_id,
                 holder="agent",
                 take_over=take_over,
                 lost=passes.lost,
                 say=terminal.say,
-            ):
+            ) as passes.lease:
                 agent.run(passes.one, interval=interval, ended=ended)
+        except KeyboardInterrupt:
+            return 0  # told to end while it stood by
         finally:
             cluster.close()
     return 0
@@ -117,23 +119,24 @@ class _Passes:
         cluster: Cluster,
         wishes: Wishes,
         terminal: Terminal,
-        ended: threading.Event,
     ) -> None:
         from gitops_mcp import manifests, pipeline
         from gitops_mcp.engine import Settled
 
-        where = source.namespace or "default"
-        self._kubectl = pipeline.source_lease(cluster, where, pipeline.CLUSTER_SOURCE, "agent")
+        shared = pipeline.CLUSTER_SOURCE
+        where = pipeline.lease_namespace(cluster, shared, source.namespace)
+        self._kubectl = pipeline.source_lease(cluster, where, shared, "agent")
         self._source = source
         self._repository = repository
         self._cluster = cluster
         self._wishes = wishes
         self._terminal = terminal
-        self._ended = ended
         self._cache: Cache = manifests.Cache()
         self._settled = Settled()
         self._problems: tuple[object, ...] = ()
         self._said = ""
+        self._warned: set[str] = set()
+        self.lease: Lease | None = None
         self.lost = threading.Event()
 
     def one(self) -> None:
@@ -146,6 +149,12 @@ class _Passes:
             raise
         except GitOpsError as error:
             self._terminal.warn(f"{error.message}; the next pass tries again")
+
+    def _warn(self, text: str) -> None:
+        """What every pass would say is said once."""
+        if text not in self._warned:
+            self._warned.add(text)
+            self._terminal.warn(text)
 
     def _pass(self) -> None:
         from gitops_mcp import pipeline, reports
@@ -160,7 +169,7 @@ class _Passes:
             self._cluster,
             self._source,
             self._wishes,
-            self._terminal.warn,
+            self._warn,
             self._terminal.progress,
             self.lost,
             settled=self._settled,
@@ -173,8 +182,10 @@ class _Passes:
             report, source=line.source_id, time=pipeline.now(), ready=one.ready
         )
         pipeline.write_notes(
-            line, records, cluster=self._source.cluster, push=True, warn=self._terminal.warn
+            line, records, cluster=self._source.cluster, push=True, warn=self._warn
         )
+        if self.lease is not None:
+            self.lease.annotations[pipeline.LEASE_REVISION] = str(report.revision)
         said = ""
         if any(outcome.result not in ("ok", "skipped") for outcome in report.outcomes):
             text = reports.sync(report, style=self._terminal.style)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from gitops_mcp import options
 
 if TYPE_CHECKING:
+    from gitops_mcp.errors import KubeError
     from gitops_mcp.kube import Cluster
     from gitops_mcp.model import JsonObject
     from gitops_mcp.terminal import Terminal
@@ -99,9 +100,17 @@ class _Shown:
     def watch(self) -> int:
         from gitops_mcp.model import API_VERSION, KIND
 
-        known: dict[tuple[str, str], JsonObject] = {}
+        # The first list by itself: where it cannot be read, there is nothing to wait for.
+        servers, version = self._cluster.list(API_VERSION, KIND, self._namespace)
+        known = {_name(body): body for body in servers}
+        self._print(self._chosen(servers))
         for news in self._cluster.list_and_watch(
-            API_VERSION, KIND, self._namespace, stop=threading.Event()
+            API_VERSION,
+            KIND,
+            self._namespace,
+            resource_version=version,
+            stop=threading.Event(),
+            state=self._heard,
         ):
             if news[0] == "SYNC":
                 known = {_name(body): body for body in news[1]}
@@ -109,9 +118,13 @@ class _Shown:
                 kind, body = news[1]
                 known.pop(_name(body), None)
                 if kind != "DELETED":
-                    known[_name(body)] = body
+                    known[_name(body)] = {"apiVersion": API_VERSION, "kind": KIND, **body}
             self._print(self._chosen(list(known.values())))
         return 0
+
+    def _heard(self, error: KubeError | None) -> None:
+        if error is not None:
+            self._terminal.warn(error.message)
 
     def _chosen(self, servers: list[JsonObject]) -> list[JsonObject]:
         chosen = [s for s in servers if not self._names or s["metadata"]["name"] in self._names]
@@ -138,21 +151,24 @@ class _Shown:
         """The agent's last sign of life, and the revision of the last pass."""
         from gitops_mcp import pipeline
         from gitops_mcp.errors import KubeError
-        from gitops_mcp.model import ObjectRef
 
-        name = pipeline.lease_name(self._source_id)
-        namespace = self._namespace or self._cluster.namespace
-        ref = ObjectRef("coordination.k8s.io/v1", "Lease", namespace, name)
         try:
-            lease: Any = self._cluster.get(ref) or {}
+            leases = pipeline.find_leases(self._cluster, self._source_id)
         except KubeError:
             return None, ""
-        spec = lease.get("spec") or {}
-        annotations = (lease.get("metadata") or {}).get("annotations") or {}
-        revision = annotations.get(pipeline.LEASE_REVISION, "")
-        if not str(spec.get("holderIdentity", "")).startswith("agent-"):
-            return None, revision
-        return datetime.fromisoformat(spec["renewTime"]).astimezone(UTC), revision
+        seen: datetime | None = None
+        revision = ""
+        for lease in sorted(leases, key=_renewed):
+            annotations = lease["metadata"].get("annotations") or {}
+            revision = annotations.get(pipeline.LEASE_REVISION, revision)
+            if str(lease.get("spec", {}).get("holderIdentity", "")).startswith("agent-"):
+                seen = _renewed(lease)
+        return seen, revision
+
+
+def _renewed(lease: JsonObject) -> datetime:
+    text = lease.get("spec", {}).get("renewTime")
+    return datetime.fromisoformat(text) if text else datetime.min.replace(tzinfo=UTC)
 
 
 def _name(body: JsonObject) -> tuple[str, str]:

@@ -82,6 +82,7 @@ def command(
         cluster = pipeline.connect(connection)
         wishes = pipeline.Wishes(
             check=check,
+            rights=not check,
             ready_within=None if check else wait,
             create_namespace=create_namespace,
             allow_prune=allowed,
@@ -90,11 +91,15 @@ def command(
         )
         lost = threading.Event()
         one = pipeline.Pass(line, cluster, source, wishes, terminal.warn, terminal.progress, lost)
-        where = source.namespace or "default"
         try:
             if check:
                 report = one.run()
             else:
+                shared = pipeline.CLUSTER_SOURCE
+                where, everyones = (
+                    pipeline.lease_namespace(cluster, each, source.namespace)
+                    for each in (line.source_id, shared)
+                )
                 with (
                     pipeline.only_writer(
                         cluster,
@@ -104,9 +109,9 @@ def command(
                         take_over=take_over,
                         lost=lost,
                         say=terminal.say,
-                    ),
+                    ) as lease,
                     pipeline.kubectl_writer(
-                        pipeline.source_lease(cluster, where, pipeline.CLUSTER_SOURCE, "sync"),
+                        pipeline.source_lease(cluster, everyones, shared, "sync"),
                         patience=pipeline.LEASE_PATIENCE,
                         lost=lost,
                         say=terminal.say,
@@ -114,6 +119,7 @@ def command(
                 ):
                     one.wishes = replace(wishes, kubectl=kubectl)
                     report = one.run()
+                    lease.annotations[pipeline.LEASE_REVISION] = str(report.revision)
         finally:
             cluster.close()
         if not check:

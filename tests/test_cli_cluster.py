@@ -1,0 +1,595 @@
+"""The verbs that need a cluster, on the sandbox: results, exit codes, leases, interruptions.
+
+Each test has its own namespace and source id, so that they may share one cluster.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from commandline import BROKEN, Ended, Run, manifest, runner
+from gitfixtures import GitServer, bare, commit, commit_all, git, worktree, write
+
+from gitops_mcp import pipeline, sandbox
+from gitops_mcp.kube import Cluster
+from gitops_mcp.model import API_VERSION, KIND, JsonObject, ObjectRef
+from gitops_mcp.verbs.sandbox import install_crd
+
+GITOPS = [sys.executable, "-m", "gitops_mcp"]
+SECRET = "hunter2-do-not-tell"
+RECAP = re.compile(r"ok=\d+ changed=\d+ pruned=\d+ failed=\d+ blocked=\d+ skipped=\d+")
+
+
+@pytest.fixture(scope="module")
+def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with sandbox.start(speed=10) as cluster:
+        install_crd(cluster.url)
+        yield cluster.write_kubeconfig(tmp_path_factory.mktemp("sandbox") / "config")
+
+
+@pytest.fixture(scope="module")
+def cluster(kubeconfig: Path) -> Iterator[Cluster]:
+    connected = Cluster.connect(str(kubeconfig))
+    yield connected
+    connected.close()
+
+
+_numbers = itertools.count(1)
+
+
+@dataclass
+class Fleet:
+    """A work tree with one server, the namespace and the source id that are this test's own."""
+
+    folder: Path
+    name: str
+    cluster: Cluster
+    run: Run
+
+    def __call__(self, verb: str, *arguments: object) -> Ended:
+        """Run a verb on this source."""
+        chosen = (verb, self.folder, "--source-id", self.name, "-n", self.name)
+        return self.run(*chosen, *arguments)
+
+    def get(self, kind: str, name: str) -> JsonObject | None:
+        versions = {"Deployment": "apps/v1", "Service": "v1", KIND: API_VERSION}
+        return self.cluster.get(ObjectRef(versions[kind], kind, self.name, name))
+
+    def lease(self, holder: str, *, age: timedelta = timedelta(0), namespace: str = "") -> None:
+        """Let somebody else hold this source's lease."""
+        stamp = (datetime.now(UTC) - age).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        self.cluster.create(
+            {
+                "apiVersion": "coordination.k8s.io/v1",
+                "kind": "Lease",
+                "metadata": {
+                    "name": pipeline.lease_name(self.name),
+                    "namespace": namespace or self.name,
+                    "labels": {"app.kubernetes.io/managed-by": "gitops-mcp"},
+                },
+                "spec": {
+                    "holderIdentity": holder,
+                    "leaseDurationSeconds": 60,
+                    "acquireTime": stamp,
+                    "renewTime": stamp,
+                },
+            }
+        )
+
+
+@pytest.fixture
+def fleet(
+    tmp_path: Path,
+    kubeconfig: Path,
+    cluster: Cluster,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Fleet:
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+    name = f"test-{next(_numbers)}"
+    body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+    cluster.create(body)
+    folder = tmp_path / "fleet"
+    worktree(folder, {"web.yaml": manifest(namespace=None)})
+    return Fleet(folder, name, cluster, runner(capsys))
+
+
+# --- sync and diff ------------------------------------------------------------------------------
+
+
+def test_diff_tells_1_of_changes_and_0_of_none_and_changes_nothing(fleet: Fleet) -> None:
+    before = fleet("diff", "-o", "json")
+    assert (before.code, before.err) == (1, "")
+    assert before.json["base"] is None
+    assert before.json["head"] == git(fleet.folder, "rev-parse", "HEAD")
+    assert before.json["summary"]["create"] == 1
+    assert {(c["kind"], c["action"]) for c in before.json["changes"]} == {
+        (KIND, "create"),
+        ("Deployment", "create"),
+        ("Service", "create"),
+    }
+    assert fleet.get(KIND, "web") is None
+    assert fleet("sync").code == 0
+    after = fleet("diff")
+    assert (after.code, after.out, after.err) == (0, "no changes (1 server)\n", "")
+
+
+def test_sync_ends_with_its_recap_and_waits_until_ready(fleet: Fleet) -> None:
+    ended = fleet("sync", "--wait")
+    assert ended.code == 0, ended.err
+    *lines, recap = ended.out.splitlines()
+    assert recap == "ok=0 changed=1 pruned=0 failed=0 blocked=0 skipped=0"
+    assert lines == [f"changed: [{fleet.name}/web] create MCPServer, Deployment, Service"]
+    live = fleet.get(KIND, "web")
+    assert live is not None
+    assert live["status"]["phase"] == "Ready"
+    again = fleet("sync", "--wait=30s", "-q")
+    assert (again.code, again.err) == (0, "")
+    assert again.out == "ok=1 changed=0 pruned=0 failed=0 blocked=0 skipped=0\n"
+
+
+def test_sync_in_json(fleet: Fleet) -> None:
+    ended = fleet("sync", "--wait", "-o", "json")
+    found = ended.json
+    assert list(found) == [
+        "revision", "cluster", "check", "servers", "problems", "recap",
+    ]  # fmt: skip
+    assert found["revision"] == git(fleet.folder, "rev-parse", "HEAD")
+    assert (found["cluster"], found["check"], found["problems"]) == ("default", False, [])
+    (server,) = found["servers"]
+    assert list(server) == ["server", "result", "ready", "changes", "message"]
+    assert (server["server"], server["result"]) == (f"{fleet.name}/web", "changed")
+    assert server["ready"] is True
+    assert list(found["recap"].items()) == [
+        ("ok", 0), ("changed", 1), ("pruned", 0), ("failed", 0), ("blocked", 0), ("skipped", 0),
+    ]  # fmt: skip
+
+
+def test_a_dirty_tree_is_named_and_leaves_no_note(fleet: Fleet) -> None:
+    write(fleet.folder, {"new.yaml": manifest("new", None)})
+    found = fleet("sync", "-o", "json").json
+    assert found["revision"] == git(fleet.folder, "rev-parse", "HEAD") + "-dirty"
+    assert git(fleet.folder, "for-each-ref", "refs/notes") == ""
+    live = fleet.get(KIND, "new")
+    assert live is not None
+    assert live["status"]["source"]["revision"] == found["revision"]
+
+
+def test_check_changes_nothing_and_diff_shows_each_change(fleet: Fleet) -> None:
+    ended = fleet("sync", "--check", "--diff")
+    assert ended.code == 0
+    assert f"+++ git/MCPServer/{fleet.name}/web" in ended.out
+    assert ended.out.splitlines()[-1].startswith("ok=0 changed=1 ")
+    assert fleet.get(KIND, "web") is None
+    assert fleet("sync").code == 0
+    write(fleet.folder, {"web.yaml": manifest(namespace=None, replicas=3)})
+    ended = fleet("sync", "--check", "--diff", "-o", "json")
+    assert (ended.code, ended.json["check"]) == (0, True)
+    fields = [f for c in ended.json["servers"][0]["changes"] for f in c["fields"]]
+    assert {"path": "/spec/replicas", "from": 1, "to": 3} in fields
+    live = fleet.get("Deployment", "web")
+    assert live is not None
+    assert live["spec"]["replicas"] == 1
+
+
+def test_problems_of_the_source_make_sync_1_and_diff_2(fleet: Fleet) -> None:
+    write(fleet.folder, {"broken.yaml": BROKEN})
+    ended = fleet("sync")
+    assert ended.code == 1
+    assert ended.err.startswith("broken.yaml:8:3: error: ")
+    assert RECAP.fullmatch(ended.out.splitlines()[-1])
+    assert fleet.get(KIND, "web") is not None
+    ended = fleet("diff", "-o", "markdown")
+    assert ended.code == 2
+    assert "broken.yaml:8:3" in ended.out
+
+
+def test_a_server_that_does_not_get_ready_fails_only_who_waits(fleet: Fleet) -> None:
+    write(fleet.folder, {"web.yaml": _unready()})
+    assert fleet("sync").code == 0
+    ended = fleet("sync", "--wait=2s")
+    assert ended.code == 1
+    assert ended.out.splitlines()[-1].startswith("ok=1 ")
+
+
+def _unready() -> str:
+    """A server whose pods never start."""
+    simulated = {"sandbox.mcp.example.com/simulate": "image-pull-failure"}
+    return manifest(namespace=None, podAnnotations=simulated)
+
+
+def test_a_namespace_that_is_missing_is_created_when_asked(fleet: Fleet) -> None:
+    there = f"{fleet.name}-new"
+    write(fleet.folder, {"web.yaml": manifest(namespace=there)})
+    refused = fleet("sync")
+    assert refused.code == 1
+    assert "--create-namespace" in refused.out
+    ended = fleet("sync", "--create-namespace")
+    assert ended.code == 0, ended.out
+    assert fleet.cluster.get(ObjectRef("v1", "Namespace", "", there)) is not None
+
+
+def test_the_prune_guard_is_released_by_the_number_that_it_names(fleet: Fleet) -> None:
+    quick = {"timeout": "0s"}
+    # No sessions to wait for: the windows of a drain are real time.
+    files = {f"{n}.yaml": manifest(f"server-{n}", None, drain=quick) for n in range(3)}
+    commit_all(fleet.folder, files)
+    assert fleet("sync").code == 0
+    commit_all(fleet.folder, dict.fromkeys(files))
+    blocked = fleet("sync")
+    assert blocked.code == 1
+    assert blocked.out.splitlines()[-1] == "ok=1 changed=0 pruned=0 failed=0 blocked=3 skipped=0"
+    assert fleet("sync", "--allow-prune=2").code == 1
+    assert fleet.get(KIND, "server-0") is not None
+    found = fleet(
+        "diff",
+        "-o",
+        "json",
+    )
+    assert (found.code, found.json["summary"]["blocked"]) == (1, 3)
+    ended = fleet("sync", "--allow-prune=3")
+    assert ended.code == 0, ended.out
+    assert ended.out.splitlines()[-1] == "ok=1 changed=0 pruned=3 failed=0 blocked=0 skipped=0"
+    assert fleet.get(KIND, "server-0") is None
+    assert fleet.get("Deployment", "server-0") is None
+
+
+def test_what_is_outside_the_limit_is_neither_changed_nor_pruned(fleet: Fleet) -> None:
+    commit_all(fleet.folder, {"old.yaml": manifest("old", None)})
+    assert fleet("sync").code == 0
+    commit_all(fleet.folder, {"old.yaml": None, "web.yaml": manifest(namespace=None, replicas=2)})
+    ended = fleet("sync", "--limit", "!old,!web")
+    assert ended.code == 2
+    assert "--limit matches no server" in ended.error
+    ended = fleet("sync", "--limit", f"{fleet.name}/w*")
+    assert ended.out.splitlines()[-1] == "ok=0 changed=1 pruned=0 failed=0 blocked=0 skipped=0"
+    assert fleet.get(KIND, "old") is not None
+
+
+def test_notes_are_pushed_only_when_asked(fleet: Fleet, tmp_path: Path) -> None:
+    repository = bare(tmp_path / "served" / "fleet.git")
+    git(fleet.folder, "push", "--quiet", str(repository), "main")
+    with GitServer(repository.parent) as server:
+        url = f"{server.url}/fleet.git"
+        chosen = ("--source-id", fleet.name, "-n", fleet.name)
+        assert fleet.run("sync", url, *chosen).code == 0
+        assert git(repository, "for-each-ref", "refs/notes") == ""
+        commit(repository, {"web.yaml": manifest(namespace=None, replicas=2)})
+        assert fleet.run("sync", url, *chosen, "--push-notes").code == 0
+        assert "refs/notes/gitops-mcp/default" in git(repository, "for-each-ref", "refs/notes")
+        events = [one["event"] for one in fleet.run("history", url, "-o", "json").json]
+    assert sorted(events) == ["applied", "synced"]
+
+
+def test_a_bare_repository_by_its_path_gets_its_notes_directly(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    repository = bare(tmp_path / "fleet.git")
+    git(fleet.folder, "push", "--quiet", str(repository), "main")
+    ended = fleet.run("sync", repository, "--source-id", fleet.name, "-n", fleet.name, "--wait")
+    assert (ended.code, ended.err) == (0, "")
+    events = [one["event"] for one in fleet.run("history", repository, "-o", "json").json]
+    assert sorted(events) == ["applied", "ready", "synced"]
+
+
+def test_no_secret_is_told_by_any_verb(fleet: Fleet) -> None:
+    def server(suffix: str) -> str:
+        return manifest(
+            namespace=None,
+            config={"API_TOKEN": SECRET + suffix},
+            args=["--password", SECRET + suffix],
+            env=[{"name": "DB_PASSWORD", "value": SECRET + suffix}],
+        )
+
+    commit_all(fleet.folder, {"web.yaml": server("1")})
+    said = fleet("sync", "--diff", "--wait", "-v").out
+    commit_all(fleet.folder, {"web.yaml": server("2")})
+    for arguments in (
+        ("diff", "-v"),
+        ("diff", "-o", "json"),
+        ("diff", "-o", "markdown"),
+        ("sync", "--diff", "-o", "json"),
+    ):
+        ended = fleet(*arguments)
+        said += ended.out + ended.err
+    said += fleet.run("history", fleet.folder, "-o", "json").out
+    said += fleet.run("status", "-n", fleet.name, "-o", "wide").out
+    assert "API_TOKEN" in said
+    assert SECRET not in said
+    assert SECRET not in git(fleet.folder, "log", "-p", "refs/notes/gitops-mcp/default")
+
+
+# --- interruption -------------------------------------------------------------------------------
+
+
+def _started(fleet: Fleet, verb: str, *arguments: str) -> subprocess.Popen[str]:
+    chosen = (str(fleet.folder), "--source-id", fleet.name, "-n", fleet.name)
+    return subprocess.Popen(
+        [*GITOPS, verb, *chosen, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _eventually(true: Callable[[], Any], within: float = 30) -> Any:
+    until = time.monotonic() + within
+    while not (found := true()):
+        assert time.monotonic() < until, "it never happened"
+        time.sleep(0.1)
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_sync_ends_with_130_and_the_next_one_goes_on(
+    fleet: Fleet, number: signal.Signals
+) -> None:
+    write(fleet.folder, {"web.yaml": _unready(), "good.yaml": manifest("good", None)})
+    with _started(fleet, "sync", "--wait") as process:
+        _eventually(lambda: fleet.get("Deployment", "web"))
+        process.send_signal(number)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "error: interrupted; run the same command again to go on"
+    write(fleet.folder, {"web.yaml": manifest(namespace=None)})
+    began = time.monotonic()
+    ended = fleet("sync", "--wait=60s")
+    assert ended.code == 0, ended.out
+    assert "waiting for sync" not in ended.err  # the lease was given back
+    assert time.monotonic() - began < 30
+
+
+# --- the lease ----------------------------------------------------------------------------------
+
+
+def test_a_lease_of_an_agent_stops_a_sync_unless_it_takes_over(fleet: Fleet) -> None:
+    fleet.lease("agent-there-1")
+    ended = fleet("sync")
+    assert (ended.code, ended.out) == (2, "")
+    assert "agent-there-1" in ended.error
+    assert "--take-over" in ended.error
+    assert fleet.get(KIND, "web") is None
+    assert fleet("diff").code == 1  # reading needs no lease
+    assert fleet("sync", "--check").code == 0
+    assert fleet("sync", "--take-over").code == 0
+
+
+def test_a_lease_of_another_sync_is_waited_for(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "LEASE_PATIENCE", 1.0)
+    fleet.lease("sync-there-1")
+    ended = fleet("sync")
+    assert (ended.code, ended.out) == (2, "")
+    told, error = ended.err.splitlines()
+    assert told.startswith("waiting for sync-there-1")
+    assert error.startswith("error: ")
+    assert "sync-there-1" in error
+    free = threading.Timer(1, lambda: fleet.cluster.merge_patch(_lease(fleet), {"spec": FREED}))
+    monkeypatch.setattr(pipeline, "LEASE_PATIENCE", 20.0)
+    free.start()
+    assert fleet("sync").code == 0
+    free.join()
+
+
+FREED = {"holderIdentity": ""}
+
+
+def _lease(fleet: Fleet, namespace: str = "") -> ObjectRef:
+    name = pipeline.lease_name(fleet.name)
+    return ObjectRef("coordination.k8s.io/v1", "Lease", namespace or fleet.name, name)
+
+
+def test_without_n_the_lease_is_where_the_agent_has_its_own_else_in_default(fleet: Fleet) -> None:
+    write(fleet.folder, {"web.yaml": manifest(namespace=fleet.name)})
+    assert fleet.run("sync", fleet.folder, "--source-id", fleet.name).code == 0
+    assert fleet.cluster.get(_lease(fleet, "default")) is not None
+    fleet.lease("agent-there-1")
+    ended = fleet.run("sync", fleet.folder, "--source-id", fleet.name)
+    assert ended.code == 2
+    assert f"{fleet.name}/{pipeline.lease_name(fleet.name)} is held by agent-there-1" in ended.error
+
+
+# --- status -------------------------------------------------------------------------------------
+
+
+def test_status_is_a_table_under_a_line_about_source_and_agent(fleet: Fleet) -> None:
+    fleet("sync", "--wait")
+    revision = git(fleet.folder, "rev-parse", "HEAD")
+    heading, titles, row = fleet.run(
+        "status", "-n", fleet.name, "--source-id", fleet.name
+    ).out.splitlines()
+    assert heading == f"source {fleet.name} at {revision[:12]}, no agent"
+    assert titles.split() == [
+        "NAME", "PHASE", "READY", "REPLICAS", "TRANSPORT", "ENDPOINT", "AGE", "REVISION",
+    ]  # fmt: skip
+    assert row.split()[:5] == ["web", "Ready", "1", "1", "streamable-http"]
+    assert row.split()[-1] == revision[:12]
+    wide = fleet.run("status", "web", "-n", fleet.name, "-o", "wide").out.splitlines()
+    assert wide[1].split()[-1] == "VERIFIED"
+    everywhere = fleet.run("status", "-A").out.splitlines()
+    assert everywhere[1].split()[0] == "NAMESPACE"
+    assert any(line.split()[:2] == [fleet.name, "web"] for line in everywhere)
+
+
+def test_status_lists_objects_for_programs(fleet: Fleet) -> None:
+    fleet("sync")
+    listed = fleet.run("status", "-n", fleet.name, "-o", "json").json
+    assert (listed["apiVersion"], listed["kind"]) == ("v1", "List")
+    assert [item["metadata"]["name"] for item in listed["items"]] == ["web"]
+    assert listed["items"][0]["kind"] == KIND
+    same = yaml.safe_load(fleet.run("status", "-n", fleet.name, "-o", "yaml").out)
+    assert same["kind"] == "List"
+
+
+def test_status_of_a_server_that_is_not_there_is_1(fleet: Fleet) -> None:
+    fleet("sync")
+    ended = fleet.run("status", "web", "none", "-n", fleet.name)
+    assert ended.code == 1
+    assert "web" in ended.out
+    assert 'mcpserver "none" not found' in ended.err
+    assert fleet.run("status", "-n", fleet.name).code == 0
+
+
+@pytest.mark.parametrize(("age", "stale"), [(12, False), (600, True)])
+def test_status_tells_the_agents_last_sign_of_life(fleet: Fleet, age: int, stale: bool) -> None:
+    fleet.lease("agent-there-1", age=timedelta(seconds=age))
+    # Found wherever the agent lives, not only in the namespace that is looked at.
+    heading = fleet.run("status", "-n", "default", "--source-id", fleet.name).out.splitlines()[0]
+    assert "agent seen 1" in heading
+    assert ("stale" in heading) is stale
+
+
+def test_status_watches(fleet: Fleet, kubeconfig: Path) -> None:
+    fleet("sync")
+    arguments = [*GITOPS, "status", "--watch", "-n", fleet.name, "--kubeconfig", str(kubeconfig)]
+    with subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        while "web" not in (line := process.stdout.readline()):
+            assert line
+        write(fleet.folder, {"second.yaml": manifest("second", None)})
+        assert fleet("sync").code == 0
+        while "second" not in (line := process.stdout.readline()):
+            assert line
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+    assert process.returncode == 130
+
+
+# --- suspend and resume -------------------------------------------------------------------------
+
+
+def test_suspend_keeps_a_server_as_it_is_until_resume(fleet: Fleet) -> None:
+    fleet("sync", "--wait")
+    ended = fleet.run("suspend", "web", "-n", fleet.name)
+    assert (ended.code, ended.out) == (0, "mcpserver/web suspended\n")
+    commit_all(fleet.folder, {"web.yaml": manifest(namespace=None, port=9000)})
+    found = fleet("sync", "-o", "json")
+    assert (found.code, found.json["recap"]["skipped"]) == (0, 1)
+    assert fleet("diff").code == 0
+    commit_all(fleet.folder, {"web.yaml": None, "b.yaml": manifest("b", None)})
+    assert fleet("sync").code == 0
+    assert fleet.get("Deployment", "web") is not None
+    commit_all(fleet.folder, {"web.yaml": manifest(namespace=None, port=9000)})
+    ended = fleet.run("resume", "web", "-n", fleet.name)
+    assert (ended.code, ended.out) == (0, "mcpserver/web resumed\n")
+    assert fleet("sync", "--wait").code == 0
+    service = fleet.get("Service", "web")
+    assert service is not None
+    assert service["spec"]["ports"][0]["port"] == 9000
+
+
+def test_what_cannot_be_suspended_is_told(fleet: Fleet) -> None:
+    ended = fleet.run("suspend", "none", "-n", fleet.name)
+    assert ended.code == 2
+    assert 'mcpserver "none" not found' in ended.error
+    commit_all(fleet.folder, {"web.yaml": manifest(namespace=None, suspend=False)})
+    assert fleet("sync").code == 0
+    ended = fleet.run("suspend", "web", "-n", fleet.name)
+    assert ended.code == 2
+    assert "git sets spec.suspend" in ended.error
+    live = fleet.get(KIND, "web")
+    assert live is not None
+    assert live["spec"]["suspend"] is False
+
+
+# --- agent --------------------------------------------------------------------------------------
+
+
+def test_the_agent_repeats_passes_over_head_until_sigterm(fleet: Fleet) -> None:
+    with _started(fleet, "agent", "--interval", "300ms") as process:
+        _eventually(lambda: fleet.get(KIND, "web"))
+        write(fleet.folder, {"second.yaml": manifest("second", None)})
+        git(fleet.folder, "add", "second.yaml")
+        git(fleet.folder, "commit", "--quiet", "--message", "second")
+        write(fleet.folder, {"dirty.yaml": manifest("dirty", None)})  # uncommitted: not deployed
+        _eventually(lambda: fleet.get(KIND, "second"))
+        busy = fleet("sync")
+        head = git(fleet.folder, "rev-parse", "HEAD")[:12]
+
+        def heading() -> str:
+            return fleet.run("status", "-n", fleet.name, "--source-id", fleet.name).out
+
+        _eventually(
+            lambda: re.match(rf"source {fleet.name} at {head}, agent seen [012]s", heading())
+        )
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 0
+    # Each pass would say it anew.
+    assert err == f"warning: the deployment notes were not pushed: {fleet.folder} has no remote\n"
+    assert RECAP.search(out)
+    assert (busy.code, "held by agent-" in busy.error) == (2, True)
+    live = fleet.get(KIND, "web")
+    assert live is not None
+    assert live["metadata"]["finalizers"] == ["mcp.example.com/finalizer"]
+    assert fleet.get(KIND, "dirty") is None
+    assert fleet("sync").code == 0  # the lease was given back
+
+
+# --- sandbox ------------------------------------------------------------------------------------
+
+
+def test_the_sandbox_runs_a_command_and_ends_with_its_code() -> None:
+    script = (
+        "import json, os, sys;"
+        "print(json.load(open(os.environ['KUBECONFIG']))['clusters'][0]['cluster']['server']);"
+        "sys.exit(7)"
+    )
+    command = [*GITOPS, "sandbox", "--", sys.executable, "-c", script]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (7, "")
+    assert ended.stdout.startswith("http://127.0.0.1:")
+
+
+def test_a_command_that_is_not_there_is_2(gitops: Run) -> None:
+    ended = gitops("sandbox", "--", "no-such-command")
+    assert ended.code == 2
+    assert "no-such-command" in ended.error
+
+
+@pytest.fixture
+def gitops(capsys: pytest.CaptureFixture[str]) -> Run:
+    return runner(capsys)
+
+
+def test_the_sandbox_keeps_its_state_and_knows_mcpservers(tmp_path: Path) -> None:
+    write(tmp_path / "fleet", {"web.yaml": manifest(namespace="default")})
+    keep = [*GITOPS, "sandbox", "--speed", "20", "--state", str(tmp_path / "state"), "--"]
+    sync = [*GITOPS, "sync", str(tmp_path / "fleet")]
+    assert subprocess.run([*keep, *sync], check=False).returncode == 0
+    status = subprocess.run(
+        [*keep, *GITOPS, "status", "-o", "json"], capture_output=True, text=True, check=True
+    )
+    assert [item["metadata"]["name"] for item in json.loads(status.stdout)["items"]] == ["web"]
+
+
+def test_the_sandbox_serves_until_it_is_interrupted() -> None:
+    with subprocess.Popen(
+        [*GITOPS, "sandbox"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        config = Path(line.removeprefix("export KUBECONFIG=").strip())
+        assert json.loads(config.read_text())["kind"] == "Config"
+        assert config.stat().st_mode & 0o077 == 0
+        os.kill(process.pid, signal.SIGINT)
+        process.communicate(timeout=20)
+    assert not config.exists()
