@@ -270,7 +270,7 @@ _SUFFIXES: Mapping[str, Decimal] = {
     "E": Decimal(10) ** 18,
     **{f"{s}i": Decimal(1024) ** n for n, s in enumerate("KMGTPE", 1)},
 }
-_QUANTITY = re.compile(r"([-+.0-9]+(?:[eE][-+]?[0-9]{1,3})?)([numkMGTPE]?i?)")
+_QUANTITY = re.compile(r"([-+.0-9]+(?:[eE][-+]?[0-9]{1,3})?)([numkKMGTPE]?i?)")
 _NATIVE = frozenset({"cpu", "memory", "ephemeral-storage"})
 
 
