@@ -16,7 +16,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -382,7 +382,10 @@ _VOLUME = {
     "ephemeral": _Shape(
         children={
             "volumeClaimTemplate": _Shape(
-                children={"spec": _Shape(children={"resources": _RESOURCES, "selector": _ATOMIC})}
+                children={
+                    "metadata": _Shape(children={"annotations": _MAP, "labels": _MAP}),
+                    "spec": _Shape(children={"resources": _RESOURCES, "selector": _LABEL_SELECTOR}),
+                }
             )
         }
     ),
@@ -392,6 +395,7 @@ _VOLUME = {
         children={
             "sources": _Shape(
                 children={
+                    "clusterTrustBundle": _Shape(children={"labelSelector": _LABEL_SELECTOR}),
                     "downwardAPI": _Shape(children={"items": _DOWNWARD}),
                     "serviceAccountToken": _Shape(
                         children={"expirationSeconds": _Shape(default=3600)}
@@ -401,7 +405,13 @@ _VOLUME = {
         }
     ),
     **{
-        name: _Shape(children={"secretRef": _ATOMIC, "nodePublishSecretRef": _ATOMIC})
+        name: _Shape(
+            children={
+                "secretRef": _ATOMIC,
+                "nodePublishSecretRef": _ATOMIC,
+                "volumeAttributes": _MAP,
+            }
+        )
         for name in (
             "cephfs",
             "cinder",
@@ -414,9 +424,22 @@ _VOLUME = {
         )
     },
 }
+_TERM = _Shape(children={"labelSelector": _LABEL_SELECTOR, "namespaceSelector": _LABEL_SELECTOR})
+_POD_AFFINITY = _Shape(
+    children={
+        "requiredDuringSchedulingIgnoredDuringExecution": _TERM,
+        "preferredDuringSchedulingIgnoredDuringExecution": _Shape(
+            children={"podAffinityTerm": _TERM}
+        ),
+    }
+)
 _AFFINITY = _Shape(
     children={
-        "nodeAffinity": _Shape(children={"requiredDuringSchedulingIgnoredDuringExecution": _ATOMIC})
+        "nodeAffinity": _Shape(
+            children={"requiredDuringSchedulingIgnoredDuringExecution": _ATOMIC}
+        ),
+        "podAffinity": _POD_AFFINITY,
+        "podAntiAffinity": _POD_AFFINITY,
     }
 )
 _POD = _Shape(
@@ -659,10 +682,7 @@ class _Walk:
         self, live: Any, shape: _Shape, at: _At, owners: _Owners, *, exclusive: bool = False
     ) -> Any:
         """A live value that is not desired: what of it goes; None where all of it stays."""
-        if _empty(live, shape) or (
-            shape.default is not None
-            and _canonical(live, shape) == _canonical(shape.default, shape)
-        ):
+        if _empty(live, shape) or _is_default(live, shape):
             return None
         if shape.kept and owners != _ALL_OURS:
             return None
@@ -867,9 +887,9 @@ def _canonical(value: Any, shape: _Shape) -> Any:
     """Equal for values that the server takes for equal."""
     if isinstance(value, dict):
         return {
-            name: _canonical(inner, shape.child(name))
+            name: _canonical(inner, child)
             for name, inner in value.items()
-            if not _empty(inner, shape.child(name)) and inner != shape.child(name).default
+            if not (_empty(inner, child := shape.child(name)) or _is_default(inner, child))
         }
     if isinstance(value, list):
         return [_canonical(item, shape.item or shape) for item in value]
@@ -878,9 +898,16 @@ def _canonical(value: Any, shape: _Shape) -> Any:
     return quantity(value) if shape.quantity else value
 
 
+def _is_default(value: Any, shape: _Shape) -> bool:
+    if shape.default is None:
+        return False
+    return bool(_canonical(value, shape) == _canonical(shape.default, shape))
+
+
 _QUANTITY_TEXT = re.compile(
     r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)([numkMGTPE]|[KMGTPE]i)?", re.ASCII
 )
+_FINEST = Decimal("0.001")
 _SUFFIXES = {"": Decimal(1), "n": Decimal("1e-9"), "u": Decimal("1e-6"), "m": Decimal("1e-3")}
 _SUFFIXES |= {suffix: Decimal(1000) ** (power + 1) for power, suffix in enumerate("kMGTPE")}
 _SUFFIXES |= {f"{suffix}i": Decimal(1024) ** (power + 1) for power, suffix in enumerate("KMGTPE")}
@@ -889,11 +916,16 @@ _SUFFIXES |= {f"{suffix}i": Decimal(1024) ** (power + 1) for power, suffix in en
 def quantity(value: Any) -> Any:
     """A Kubernetes quantity (``1``, ``"1000m"``, ``"1.5Gi"``, ``"1e3"``) as a number.
 
-    What is none comes back as it is: the API server will say so.
+    What is finer than a thousandth is rounded up, as the API server does with resources. What is
+    no quantity comes back as it is: the API server will say so.
     """
     parts = _QUANTITY_TEXT.fullmatch(str(value))
+    if parts is None:
+        return value
     try:
-        return Decimal(parts[1]) * _SUFFIXES[parts[2] or ""] if parts else value
+        number = Decimal(parts[1]) * _SUFFIXES[parts[2] or ""]
+        fine = int(number.as_tuple().exponent) < int(_FINEST.as_tuple().exponent)
+        return number.quantize(_FINEST, ROUND_CEILING) if fine else number
     except ArithmeticError:  # 1e999999999
         return value
 

@@ -349,6 +349,9 @@ def test_the_same_content_means_all_but_bookkeeping_and_status() -> None:
         ("2147483648", "2Gi"),
         ("0", "0m"),
         ("-1", "-1000m"),
+        ("0.0005", "1m"),
+        ("1500u", "2m"),
+        ("1e30", "1" + "0" * 30),
     ],
 )
 def test_quantities_are_compared_by_value(one: Any, two: Any) -> None:
