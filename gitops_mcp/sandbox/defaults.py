@@ -12,6 +12,8 @@ import base64
 from collections.abc import Callable
 from typing import Any
 
+from gitops_mcp.sandbox import quantity
+
 Struct = dict[str, Any]
 
 CORE = "io.k8s.api.core.v1."
@@ -122,6 +124,12 @@ def _pod(pod: Struct) -> None:
             resources["requests"] = {**limits, **resources.get("requests", {})}
 
 
+def _resources(resources: Struct) -> None:
+    for kind in ("limits", "requests"):
+        for name, text in resources.get(kind, {}).items():
+            resources[kind][name] = quantity.rounded(text)
+
+
 def _volume(volume: Struct) -> None:
     if len(volume) == 1:
         volume["emptyDir"] = {}
@@ -192,12 +200,14 @@ DEFAULTS: dict[str, Callable[[Struct], None]] = {
         timeoutSeconds=1, periodSeconds=10, successThreshold=1, failureThreshold=3
     ),
     CORE + "ProjectedVolumeSource": fill(defaultMode=420),
+    CORE + "ResourceRequirements": _resources,
     CORE + "Secret": _secret,
     CORE + "SecretVolumeSource": fill(defaultMode=420),
     CORE + "ServiceAccountTokenProjection": fill(expirationSeconds=3600),
     CORE + "ServicePort": _service_port,
     CORE + "ServiceSpec": _service_spec,
     CORE + "Volume": _volume,
+    CORE + "VolumeResourceRequirements": _resources,
     APPS + "DeploymentSpec": fill(replicas=1, revisionHistoryLimit=10, progressDeadlineSeconds=600),
     APPS + "DeploymentStrategy": _rolling_update,
     APPS + "ReplicaSetSpec": fill(replicas=1),

@@ -49,6 +49,13 @@ def canonical(text: str) -> str:
     return f"{int(value)}e{exponent}" if exponent else f"{int(value)}"
 
 
+def rounded(text: str) -> str:
+    """A stored quantity as resources store it: what is finer than a thousandth is rounded up."""
+    value = amount(text)
+    whole = value.quantize(Decimal("1e-3"), ROUND_UP)
+    return text if whole == value else canonical(str(whole))
+
+
 def _scaled(value: Decimal, suffixes: list[tuple[str, Decimal | int]]) -> str:
     if value == 0:
         return "0"
