@@ -385,6 +385,7 @@ class Plane:
             f"--cert-dir={key.parent}",
             "--endpoint-reconciler-type=none",
             "--service-cluster-ip-range=10.0.0.0/16",
+            "--allow-privileged",  # as every distribution sets it
             # the serving key, which the server makes for itself, signs tokens as well
             f"--service-account-key-file={key}",
             f"--service-account-signing-key-file={key}",
