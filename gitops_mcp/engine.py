@@ -265,7 +265,7 @@ class Engine:
     def _namespace(self, key: ServerKey, live: Live) -> Namespace:
         """The namespace's phase; asked only where a create or a deletion depends on it."""
         needed = live.cr is None or "deletionTimestamp" in live.cr["metadata"]
-        if not needed:
+        if not needed and self._namespaces.get(key.namespace) != "Terminating":
             return "Active"
         return "Active" if key.namespace in self._foreseen else self._phase(key.namespace)
 
@@ -311,8 +311,8 @@ class Engine:
         else:
             self._failed(memory, Transient(f"{key}: no end after {MAX_STEPS} steps"))
         if self._check:
-            # Nothing was done, so there is nothing to wait for.
-            decision = replace(decision, waiting="", look_again=None)
+            # Nothing was done, so there is nothing to wait for, and no hook to call.
+            decision = replace(decision, waiting="", look_again=None, inquiry=None)
         memory.decision = decision
         return decision
 
@@ -473,7 +473,10 @@ class Engine:
         if memory.overlay is None:
             memory.overlay = self._view.live(key)
         for action in decision.actions:
-            if action.verb is Verb.DELETE or action.subresource == "status":
+            lets_go = action.verb is Verb.JSON_PATCH and not (
+                action.change is not None and action.change.fields
+            )
+            if action.verb is Verb.DELETE or action.subresource == "status" or lets_go:
                 _note(memory, action)
                 if action.ref.kind == KIND:
                     return False

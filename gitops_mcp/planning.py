@@ -245,6 +245,9 @@ def _missing_namespace(facts: Facts, context: Context) -> Decision:
         return Decision(
             "failed", message=f'namespace "{name}" not found: create it, or use --create-namespace'
         )
+    failure = facts.failure
+    if failure is not None and facts.now < failure.retry_at:
+        return Decision("failed", message=failure.message, look_again=failure.retry_at)
     ref = ObjectRef("v1", "Namespace", "", name)
     body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
     return Decision("ok", actions=(Action(Verb.APPLY, ref, "create the namespace", body),))

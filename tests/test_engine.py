@@ -1,0 +1,253 @@
+"""The engine on a small API server in memory: one that can refuse, lose and change."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from gitops_mcp import hooks
+from gitops_mcp.engine import Engine
+from gitops_mcp.errors import Gone, Permanent, Terminating, Transient
+from gitops_mcp.model import (
+    ANNOTATION_PRUNE,
+    FINALIZER,
+    KIND,
+    LABEL_SOURCE,
+    Context,
+    JsonObject,
+    Loaded,
+    McpServer,
+    ObjectRef,
+    Revision,
+    ServerKey,
+)
+from gitops_mcp.rendering import Renderer
+from gitops_mcp.settings import resource
+from gitops_mcp.view import View
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+KEY = ServerKey("ai", "web")
+CONTEXT = Context("default", "default", Revision("a" * 40), probes=False)
+RENDERER = Renderer(resource("templates"), source="default")
+WEB = McpServer(KEY, {"image": "x", "transport": "http"}, {}, {}, "web.yaml", 1, "d" * 64)
+NAMESPACE = ObjectRef("v1", "Namespace", "", "ai")
+
+
+class Server:
+    """An API server's answers, as far as the engine tells them apart. ``refuse`` may raise."""
+
+    def __init__(self) -> None:
+        self.objects: dict[ObjectRef, JsonObject] = {
+            NAMESPACE: {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "ai"}}
+        }
+        self.asked: list[str] = []
+        self.refuse: Callable[[str, ObjectRef], None] = lambda *_: None
+        self._versions = itertools.count(1)
+
+    def _ask(self, verb: str, ref: ObjectRef) -> None:
+        self.asked.append(f"{verb} {ref.kind}")
+        self.refuse(verb, ref)
+
+    def get(self, ref: ObjectRef) -> JsonObject | None:
+        self._ask("get", ref)
+        return self.objects.get(ref)
+
+    def apply(
+        self, body: JsonObject, *, uid: str | None, dry_run: bool, manager: str, **_: Any
+    ) -> JsonObject:
+        ref = ObjectRef.of(body)
+        self._ask("dry-run" if dry_run else "apply", ref)
+        old = self.objects.get(ref)
+        if uid is not None and (old is None or old["metadata"]["uid"] != uid):
+            raise Gone(f"no {ref} of uid {uid}")
+        new = _merged(old or {}, body)
+        number = str(next(self._versions))
+        new["metadata"] = {"uid": f"uid-{number}", **new["metadata"], "resourceVersion": number}
+        if ref.kind == KIND and manager == "gitops-mcp" and "spec" in body:
+            tree = {"f:metadata": {"f:labels": {f"f:{LABEL_SOURCE}": {}}}}
+            entry = {"manager": manager, "operation": "Apply", "fieldsV1": tree}
+            new["metadata"]["managedFields"] = [entry]
+        if not dry_run:
+            self.objects[ref] = new
+        return new
+
+    def json_patch(self, ref: ObjectRef, ops: list[JsonObject], **_: Any) -> JsonObject:
+        self._ask("patch", ref)
+        new = copy.deepcopy(self.objects[ref])
+        for op in ops:
+            *parents, last = (
+                part.replace("~1", "/").replace("~0", "~") for part in op["path"].split("/")[1:]
+            )
+            place: Any = new
+            for part in parents:
+                place = place[int(part)] if isinstance(place, list) else place[part]
+            if op["op"] == "remove":
+                del place[int(last) if isinstance(place, list) else last]
+            elif op["op"] == "replace":
+                place[last] = op["value"]
+        self.objects[ref] = new
+        return new
+
+    def delete(self, ref: ObjectRef, *, uid: str | None, **_: Any) -> JsonObject | None:
+        self._ask("delete", ref)
+        if self.objects[ref]["metadata"]["uid"] != uid:
+            raise Gone(f"another {ref}")
+        del self.objects[ref]
+        return None
+
+
+def _merged(base: JsonObject, over: JsonObject) -> JsonObject:
+    result = dict(base)
+    for name, value in over.items():
+        inner = result.get(name)
+        both = isinstance(value, dict) and isinstance(inner, dict)
+        result[name] = _merged(inner or {}, value) if both else copy.deepcopy(value)
+    return result
+
+
+class Stage:
+    """An engine, its view, and an API server behind them."""
+
+    def __init__(self, *, git: McpServer | None = WEB, context: Context = CONTEXT, **more: Any):
+        self.server = Server()
+        self.view = View()
+        self.now = NOW
+        servers = {KEY: git} if git is not None else {}
+        self.engine = Engine(
+            self.server,
+            self.view,
+            RENDERER,
+            context,
+            Loaded(servers),
+            clock=lambda: self.now,
+            **more,
+        )
+
+    def stands(self, body: JsonObject) -> JsonObject:
+        """An object that is there before the pass begins."""
+        ref = ObjectRef.of(body)
+        self.server.objects[ref] = body
+        self.view.put(body)
+        return body
+
+
+def cr(*, server: McpServer = WEB, **metadata: Any) -> JsonObject:
+    body = RENDERER.custom_resource(server)
+    tree = {"f:metadata": {"f:labels": {f"f:{LABEL_SOURCE}": {}}}}
+    entry = {"manager": "gitops-mcp", "operation": "Apply", "fieldsV1": tree}
+    known = {"uid": "u", "resourceVersion": "1", "generation": 1, "managedFields": [entry]}
+    spec = {"replicas": 1, **body["spec"]}
+    return {**body, "spec": spec, "metadata": {**body["metadata"], **known, **metadata}}
+
+
+def terminating(server: Server) -> None:
+    """The namespace begins to go; nothing in it is touched yet."""
+    server.objects[NAMESPACE] = _merged(
+        server.objects[NAMESPACE], {"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}
+    )
+
+    def refuse(verb: str, ref: ObjectRef) -> None:
+        if verb == "apply" and ref not in server.objects:
+            raise Terminating("unable to create new content in namespace ai")
+
+    server.refuse = refuse
+
+
+def test_a_namespace_that_begins_to_go_is_asked_about_once() -> None:
+    stage = Stage()
+    stage.stands(cr())
+    terminating(stage.server)
+    decision = stage.engine.work(KEY)
+    assert decision.result == "skipped"
+    assert stage.server.asked == ["apply Deployment", "get Namespace"]
+    assert stage.engine.outcome(KEY).result == "skipped"
+
+
+def test_a_namespace_that_may_not_be_made_is_tried_once_and_the_cause_is_told() -> None:
+    stage = Stage(context=replace(CONTEXT, create_namespace=True))
+    del stage.server.objects[NAMESPACE]
+
+    def refuse(verb: str, ref: ObjectRef) -> None:
+        if verb == "apply":
+            raise Permanent("apply namespace/ai: forbidden")
+
+    stage.server.refuse = refuse
+    stage.engine.work(KEY)
+    assert stage.server.asked == ["get Namespace", "apply Namespace"]
+    outcome = stage.engine.outcome(KEY)
+    assert (outcome.result, outcome.message) == ("failed", "apply namespace/ai: forbidden")
+
+
+DELETED = {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": [FINALIZER]}
+
+
+def test_a_check_asks_no_hook_and_waits_for_none() -> None:
+    stage = Stage(git=None, check=True, cleanup=[hooks.Hook("dns", "http://127.0.0.1:1/")])
+    stage.stands(cr(**DELETED))
+    terminating(stage.server)
+    decision = stage.engine.work(KEY)
+    assert decision.inquiry is None
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {**DELETED, "finalizers": [FINALIZER, "orphan"]},
+        {"annotations": {ANNOTATION_PRUNE: "disabled"}},
+    ],
+    ids=["released", "disowned"],
+)
+def test_a_check_foresees_the_end_of_our_hold_on_a_server(metadata: JsonObject) -> None:
+    stage = Stage(git=None, check=True)
+    stage.stands(cr(**metadata))
+    stage.engine.work(KEY)
+    outcome = stage.engine.outcome(KEY)
+    assert outcome.result in ("pruned", "changed"), outcome.message
+    assert not any(asked.startswith(("apply", "patch")) for asked in stage.server.asked)
+
+
+def test_a_lost_answer_is_no_failure_once_its_effect_is_seen() -> None:
+    stage = Stage()
+    stage.stands(cr())
+    failing = True
+
+    def refuse(verb: str, ref: ObjectRef) -> None:
+        if failing and ref.kind == "Service":
+            raise Transient("no answer in time")
+
+    stage.server.refuse = refuse
+    stage.engine.work(KEY)
+    assert stage.engine.outcome(KEY).result == "failed"
+    failing = False
+    stage.now += timedelta(seconds=2)
+    stage.engine.work(KEY)
+    assert stage.engine.outcome(KEY).result == "changed"
+
+
+def test_a_status_that_could_not_be_written_leaves_no_failure_behind() -> None:
+    stage = Stage()
+    stage.stands(cr())
+    failing = True
+
+    def refuse(verb: str, ref: ObjectRef) -> None:
+        if failing and ref.kind == KIND:
+            raise Transient("apply status of mcpserver/web: HTTP 503")
+
+    stage.server.refuse = refuse
+    stage.engine.work(KEY)
+    assert stage.engine.outcome(KEY).result == "failed"
+    failing = False
+    stage.now += timedelta(seconds=2)
+    stage.engine.work(KEY)
+    stage.now += timedelta(seconds=2)
+    stage.engine.work(KEY)
+    assert stage.engine.outcome(KEY).result == "changed"
+    status = stage.server.objects[ObjectRef.of(cr())]["status"]
+    synced = {c["type"]: c["status"] for c in status["conditions"]}["Synced"]
+    assert synced == "True"
