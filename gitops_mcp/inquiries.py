@@ -10,8 +10,6 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-import durationpy
-
 from gitops_mcp import schemas, transports
 from gitops_mcp.model import Context, Facts, Inquiry, JsonObject
 
@@ -40,7 +38,7 @@ def handshake(facts: Facts, context: Context) -> tuple[Inquiry | None, datetime 
     if not pods:
         return None, None
     last = facts.probe
-    interval = _duration(health.get("interval"), HANDSHAKE_INTERVAL)
+    interval = transports.duration(health.get("interval"), HANDSHAKE_INTERVAL)
     if last is not None:
         again = interval if pods.keys() <= last.passed else min(interval, HANDSHAKE_RETRY)
         if pods.keys() <= last.pods and facts.now < last.at + again:
@@ -50,7 +48,7 @@ def handshake(facts: Facts, context: Context) -> tuple[Inquiry | None, datetime 
         "handshake",
         targets=tuple((uid, f"http://{ip}:{port}{path}") for uid, ip in sorted(pods.items())),
         host=f"{facts.key.name}.{facts.key.namespace}.svc.{context.domain}:{port}",
-        timeout=_duration(health.get("timeout"), HANDSHAKE_TIMEOUT),
+        timeout=transports.duration(health.get("timeout"), HANDSHAKE_TIMEOUT),
     )
     return inquiry, None
 
@@ -100,7 +98,3 @@ def _addresses(pods: tuple[JsonObject, ...]) -> Iterator[tuple[str, str]]:
         if ready and status.get("podIP") and "deletionTimestamp" not in pod["metadata"]:
             ip = status["podIP"]
             yield pod["metadata"]["uid"], f"[{ip}]" if ":" in ip else ip
-
-
-def _duration(text: object, default: timedelta) -> timedelta:
-    return default if text is None else durationpy.from_str(str(text))

@@ -204,7 +204,8 @@ class Renderer:
         spec["config"] = dict(sorted(spec["config"].items()))
         health, limits = spec["health"], spec["resources"]["limits"]
         timing = transports.timing(given)
-        pre_stop = _whole(timing.pre_stop)
+        own = spec["drain"]["preStop"]
+        pre_stop = _whole(timing.pre_stop) if own is None else _seconds(own)
         replicas = 1 if spec["replicas"] is None else spec["replicas"]
         return {
             "name": key.name,

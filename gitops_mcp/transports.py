@@ -122,13 +122,23 @@ def timing(spec: Mapping[str, Any]) -> Timing:
     """
     row = of_spec(spec)
     drain = spec.get("drain") or {}
-    pre_stop = _duration(drain.get("preStop"), row.pre_stop)
+    pre_stop = duration(drain.get("preStop"), row.pre_stop)
     return Timing(
         pre_stop=pre_stop,
         stop=row.stop,
-        drain_timeout=_duration(drain.get("timeout"), pre_stop if row.networked else timedelta()),
+        drain_timeout=duration(drain.get("timeout"), pre_stop if row.networked else timedelta()),
     )
 
 
-def _duration(text: object, default: timedelta) -> timedelta:
-    return default if text is None else durationpy.from_str(str(text))
+LONGEST = timedelta(hours=24)
+"""What an object may hold that no rule of ours has seen is bounded by this, as the rules bound it:
+no server's spec may throw the work on all the others over."""
+
+
+def duration(text: object, default: timedelta) -> timedelta:
+    """A time of a spec as it stands in the cluster; the default where there is none that can be
+    read."""
+    try:
+        return default if text is None else min(durationpy.from_str(str(text)), LONGEST)
+    except (durationpy.DurationError, OverflowError):
+        return default
