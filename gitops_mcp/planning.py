@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from gitops_mcp import diffing, inquiries, manifests, schemas, shutdown, status, transports
+from gitops_mcp.errors import GitOpsError
 from gitops_mcp.model import (
     ANNOTATION_ADOPT,
     ANNOTATION_FILE,
@@ -24,6 +25,7 @@ from gitops_mcp.model import (
     APP_NAME,
     FIELD_MANAGER,
     FINALIZER,
+    GROUP,
     KIND,
     LABEL_INSTANCE,
     LABEL_MANAGED_BY,
@@ -224,14 +226,32 @@ def _converge(facts: Facts, context: Context, renderer: Renderer, owner: Owner |
     refused: list[str] = []
     leaving: list[str] = []
     if not paused and (not invalid or facts.protected):
-        child_actions = [
-            *_child_actions(facts, context, renderer, refused, leaving),
-            *_gates(facts),
-        ]
+        try:
+            child_actions = [
+                *_child_actions(facts, context, renderer, refused, leaving),
+                *_gates(facts),
+            ]
+        except GitOpsError as error:  # this spec cannot be rendered; others can
+            synced = Condition("Synced", "False", "ApplyFailed", error.message)
+            return _at_rest(facts, context, synced, invalid or error.message)
         if child_actions:
             return Decision("ok", actions=tuple(child_actions))
-    rest = _at_rest(facts, context, _synced(facts, context, invalid, refused), invalid)
-    return replace(rest, waiting=f"deletion of {', '.join(leaving)}") if leaving else rest
+    synced = _synced(facts, context, invalid, refused)
+    if not leaving:
+        return _at_rest(facts, context, synced, invalid)
+    waiting = f"deletion of {', '.join(leaving)}"
+    if synced.status == "True":
+        synced = Condition("Synced", "False", "RolloutInProgress", f"waiting for the {waiting}")
+    return replace(_at_rest(_without_former(facts), context, synced, invalid), waiting=waiting)
+
+
+def _without_former(facts: Facts) -> Facts:
+    """The facts without what a former CR of that name left behind: it speaks for nobody."""
+    cr = facts.cr
+    assert cr is not None  # noqa: S101 -- only what exists had a predecessor
+    own = {kind: child for kind, child in facts.children.items() if not _orphaned(child, cr)}
+    gone = "Deployment" in facts.children and "Deployment" not in own
+    return replace(facts, children=own, pods=() if gone else facts.pods)
 
 
 def _lenient(context: Context) -> Context:
@@ -453,7 +473,9 @@ def _refusal(child: JsonObject, cr: JsonObject, *, adopt: bool) -> str:
     controller = _controller(child)
     if controller:
         same = controller.get("uid") == cr["metadata"].get("uid")
-        former = controller.get("kind") == KIND and controller.get("name") == ref.name
+        # Others have a kind of this name, too: the group tells.
+        kind = (controller.get("apiVersion", "").split("/")[0], controller.get("kind"))
+        former = kind == (GROUP, KIND) and controller.get("name") == ref.name
         if same or former:
             return ""
         return f"{ref} is controlled by {controller['kind'].lower()}/{controller['name']}"
@@ -692,6 +714,7 @@ def _at_rest(facts: Facts, context: Context, synced: Condition, invalid: str = "
 
 _RESULTS: Mapping[str, Result] = {
     "Synced": "ok",
+    "RolloutInProgress": "ok",
     "Suspended": "skipped",
     "NotOwned": "blocked",
     "PruneBlocked": "blocked",

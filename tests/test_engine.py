@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from gitops_mcp import hooks
+from gitops_mcp import hooks, schemas
 from gitops_mcp.engine import Engine
-from gitops_mcp.errors import Gone, Permanent, Terminating, Transient
+from gitops_mcp.errors import Configuration, Gone, Permanent, Terminating, Transient
 from gitops_mcp.model import (
     ANNOTATION_PRUNE,
     FINALIZER,
@@ -70,7 +70,7 @@ class Server:
         number = str(next(self._versions))
         new["metadata"] = {"uid": f"uid-{number}", **new["metadata"], "resourceVersion": number}
         if ref.kind == KIND and manager == "gitops-mcp" and "spec" in body:
-            tree = {"f:metadata": {"f:labels": {f"f:{LABEL_SOURCE}": {}}}}
+            tree: JsonObject = {"f:metadata": {"f:labels": {f"f:{LABEL_SOURCE}": {}}}}
             entry = {"manager": manager, "operation": "Apply", "fieldsV1": tree}
             new["metadata"]["managedFields"] = [entry]
         if not dry_run:
@@ -114,7 +114,14 @@ def _merged(base: JsonObject, over: JsonObject) -> JsonObject:
 class Stage:
     """An engine, its view, and an API server behind them."""
 
-    def __init__(self, *, git: McpServer | None = WEB, context: Context = CONTEXT, **more: Any):
+    def __init__(
+        self,
+        *,
+        git: McpServer | None = WEB,
+        context: Context = CONTEXT,
+        renderer: Renderer = RENDERER,
+        **more: Any,
+    ):
         self.server = Server()
         self.view = View()
         self.now = NOW
@@ -122,7 +129,7 @@ class Stage:
         self.engine = Engine(
             self.server,
             self.view,
-            RENDERER,
+            renderer,
             context,
             Loaded(servers),
             clock=lambda: self.now,
@@ -139,7 +146,7 @@ class Stage:
 
 def cr(*, server: McpServer = WEB, **metadata: Any) -> JsonObject:
     body = RENDERER.custom_resource(server)
-    tree = {"f:metadata": {"f:labels": {f"f:{LABEL_SOURCE}": {}}}}
+    tree: JsonObject = {"f:metadata": {"f:labels": {f"f:{LABEL_SOURCE}": {}}}}
     entry = {"manager": "gitops-mcp", "operation": "Apply", "fieldsV1": tree}
     known = {"uid": "u", "resourceVersion": "1", "generation": 1, "managedFields": [entry]}
     spec = {"replicas": 1, **body["spec"]}
@@ -173,7 +180,7 @@ def test_a_namespace_that_may_not_be_made_is_tried_once_and_the_cause_is_told() 
     stage = Stage(context=replace(CONTEXT, create_namespace=True))
     del stage.server.objects[NAMESPACE]
 
-    def refuse(verb: str, ref: ObjectRef) -> None:
+    def refuse(verb: str, _: ObjectRef) -> None:
         if verb == "apply":
             raise Permanent("apply namespace/ai: forbidden")
 
@@ -184,7 +191,7 @@ def test_a_namespace_that_may_not_be_made_is_tried_once_and_the_cause_is_told() 
     assert (outcome.result, outcome.message) == ("failed", "apply namespace/ai: forbidden")
 
 
-DELETED = {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": [FINALIZER]}
+DELETED: JsonObject = {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": [FINALIZER]}
 
 
 def test_a_check_asks_no_hook_and_waits_for_none() -> None:
@@ -212,12 +219,75 @@ def test_a_check_foresees_the_end_of_our_hold_on_a_server(metadata: JsonObject) 
     assert not any(asked.startswith(("apply", "patch")) for asked in stage.server.asked)
 
 
+def children(cr: JsonObject, **owner: Any) -> list[JsonObject]:
+    """A Deployment and a Service that serve, as ``cr`` wants them; ``owner`` changes whose."""
+    bodies = []
+    for body in RENDERER.children(schemas.defaulted(cr)):
+        owners = [{**body["metadata"]["ownerReferences"][0], **owner}]
+        known = {"uid": body["kind"], "resourceVersion": "3", "generation": 1}
+        metadata = {**body["metadata"], **known, "ownerReferences": owners}
+        bodies.append({**body, "metadata": metadata})
+    counts = ("replicas", "updatedReplicas", "readyReplicas", "availableReplicas")
+    bodies[0]["status"] = {"observedGeneration": 1, **dict.fromkeys(counts, 1)}
+    bodies[1]["spec"] = {**bodies[1]["spec"], "clusterIP": "10.0.0.1"}
+    return bodies
+
+
+def conditions(stage: Stage) -> dict[str, str]:
+    status = stage.server.objects[ObjectRef.of(cr())]["status"]
+    return {one["type"]: f"{one['status']} {one['reason']}" for one in status["conditions"]}
+
+
+def test_children_that_a_former_server_left_make_no_new_one_ready() -> None:
+    stage = Stage()
+    for body in children(stage.stands(cr()), uid="former"):
+        stage.stands(body)
+    decision = stage.engine.work(KEY)
+    assert decision.ready is False
+    assert decision.waiting == "deletion of deployment/web, service/web"
+    told = conditions(stage)
+    assert told["Ready"] == "False DeploymentNotFound"
+    assert told["Synced"] == "False RolloutInProgress"
+
+
+def test_the_same_kind_of_another_group_is_a_stranger() -> None:
+    stage = Stage()
+    owner = {"apiVersion": "other.example.org/v1", "uid": "theirs"}
+    for body in children(stage.stands(cr()), **owner):
+        stage.stands(body)
+    stage.engine.work(KEY)
+    outcome = stage.engine.outcome(KEY)
+    assert outcome.result == "blocked"
+    assert "deployment/web is controlled by mcpserver/web" in outcome.message
+
+
+@pytest.mark.parametrize("timeout", ["999999999h", "99999999999999999999s", "9" * 400 + "h"])
+def test_a_time_beyond_all_bounds_does_not_keep_a_server_from_its_shutdown(timeout: str) -> None:
+    stage = Stage(git=None)
+    body = cr(labels={}, managedFields=[], **DELETED)
+    stage.stands({**body, "spec": {**body["spec"], "drain": {"timeout": timeout}}})
+    assert stage.engine.work(KEY).waiting.startswith("shutdown")
+
+
+def test_a_spec_that_cannot_be_rendered_fails_alone() -> None:
+    class Broken(Renderer):
+        def children(self, cr: JsonObject) -> tuple[JsonObject, ...]:
+            raise Configuration(f"{cr['metadata']['name']}: no such filter")
+
+    stage = Stage(renderer=Broken(resource("templates"), source="default"))
+    stage.stands(cr())
+    stage.engine.work(KEY)
+    outcome = stage.engine.outcome(KEY)
+    assert (outcome.result, outcome.message) == ("failed", "ApplyFailed: web: no such filter")
+    assert conditions(stage)["Ready"] == "False ConfigurationInvalid"
+
+
 def test_a_lost_answer_is_no_failure_once_its_effect_is_seen() -> None:
     stage = Stage()
     stage.stands(cr())
     failing = True
 
-    def refuse(verb: str, ref: ObjectRef) -> None:
+    def refuse(_: str, ref: ObjectRef) -> None:
         if failing and ref.kind == "Service":
             raise Transient("no answer in time")
 
@@ -235,7 +305,7 @@ def test_a_status_that_could_not_be_written_leaves_no_failure_behind() -> None:
     stage.stands(cr())
     failing = True
 
-    def refuse(verb: str, ref: ObjectRef) -> None:
+    def refuse(_: str, ref: ObjectRef) -> None:
         if failing and ref.kind == KIND:
             raise Transient("apply status of mcpserver/web: HTTP 503")
 
