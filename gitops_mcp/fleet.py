@@ -121,7 +121,10 @@ class Patience:
         self, decision: Decision, memory: Memory, now: datetime, started: datetime
     ) -> str:
         """What is still waited for, in words; "" when the pass is done with the server."""
-        if memory.failure is not None and memory.failing_since is not None:
+        # What only a recreate can carry has not failed while that recreate is under way.
+        recreate = decision.waiting.startswith(("shutdown", "recreate"))
+        recreate = recreate and memory.failure is not None and memory.failure.immutable
+        if memory.failure is not None and memory.failing_since is not None and not recreate:
             transient = memory.failure.category == "Transient"
             if transient and memory.failure.retry_at < memory.failing_since + RETRY_WITHIN:
                 return f"to try again: {memory.failure.message}"
