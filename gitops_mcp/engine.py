@@ -119,6 +119,8 @@ class Memory:
     changes: dict[tuple[ObjectRef, str], Change] = field(default_factory=dict)
     overlay: Live | None = None
     """In check mode: the server's objects as they would be by now."""
+    taken: set[ObjectRef] = field(default_factory=set)
+    """In check mode: objects of which we would have taken over what was added by hand."""
     decision: Decision = field(default_factory=Decision)
     pruned: bool = False
     overdue: str = ""
@@ -187,6 +189,8 @@ class Engine:
     ``may_write`` is asked right before each write: False, once another writer may be at work.
     ``check``: every write is a dry-run, and what it would bring is remembered instead of done;
     ``dry_run`` False makes a check without the right to patch: local comparison only.
+    ``held``: why servers that git no longer holds are kept; ``guard`` is asked the same of all the
+    servers that the pass recreates, once for each further one.
     """
 
     def __init__(
@@ -198,6 +202,7 @@ class Engine:
         loaded: Loaded,
         *,
         held: Mapping[ServerKey, str] | None = None,
+        guard: Callable[[Collection[ServerKey]], str] = lambda _: "",
         check: bool = False,
         dry_run: bool = True,
         may_write: Callable[[], bool] = lambda: True,
@@ -212,7 +217,9 @@ class Engine:
         self._renderer = renderer
         self._context = context
         self._loaded = loaded
-        self._held = held or {}
+        self._held = dict(held or {})
+        self._guard = guard
+        self._recreates: set[ServerKey] = set()
         self._check = check
         self._dry_run = dry_run
         self._may_write = may_write
@@ -297,7 +304,7 @@ class Engine:
                 memory.shutdown = shutdown.state_of(facts.cr) or memory.shutdown
             memory.pruned = memory.pruned or decision.result == "pruned"
             for change in decision.changes:
-                memory.changes.setdefault((change.ref, change.action), change)
+                _remember(memory, change)
             if not decision.actions:
                 if memory.failure is None or self._clock() < memory.failure.retry_at:
                     break
@@ -434,17 +441,28 @@ class Engine:
             phase = self._namespaces[key.namespace] = self._ask_namespace(key.namespace)
             if phase == "Terminating":
                 return True
-        unknown = action.uid is None and isinstance(error, Configuration) and error.code == 409
-        if (isinstance(error, Gone | Conflict) or unknown) and memory.races < MAX_RACES:
+        if _is_news(action, error) and memory.races < MAX_RACES:
             memory.races += 1
             try:
                 self._reread(key, action.ref)
             except KubeError as again:
                 self._failed(memory, again)
             return True
+        if isinstance(error, Immutable):
+            self._may_recreate(key)
         self._failed(memory, error)
         # What failed is said in the status; a status that cannot be written has to wait.
         return action.subresource != "status"
+
+    def _may_recreate(self, key: ServerKey) -> bool:
+        """Only a new object can carry what was refused: a recreate counts as a prune."""
+        with self._asking:
+            if key not in self._recreates:
+                self._recreates.add(key)
+                if reason := self._guard(self._recreates):
+                    self._held[key] = reason
+                    self._recreates.remove(key)
+        return key not in self._held
 
     def _failed(self, memory: Memory, error: KubeError) -> None:
         now = self._clock()
@@ -484,24 +502,50 @@ class Engine:
                 continue
             before = memory.overlay.get(action.ref)
             try:
-                after = self._foresee(key, action, before)
+                after = self._foresee(key, memory, action, before)
             except KubeError as error:
-                if isinstance(error, Immutable) and action.change is not None:
+                immutable = isinstance(error, Immutable) and action.change is not None
+                if immutable and action.change is not None and self._may_recreate(key):
                     _note(memory, replace(action, change=replace(action.change, action="replace")))
                     memory.noise.add(action.key)
                     continue
+                if action.ref in memory.taken and isinstance(error, Configuration):
+                    # Refused for what is still there.
+                    memory.overlay.put(_merged(before, action.body))
+                    continue
+                if _is_news(action, error) and memory.races < MAX_RACES:
+                    return self._learn(memory, memory.overlay, action.ref)
                 self._failed(memory, error)
-                return False
+                return immutable
             if before is not None and diffing.same_content(before, after):
                 memory.noise.add(action.key)
                 continue
-            _note(memory, action)
+            if action.ref not in memory.taken:  # else all of it is told already
+                _note(memory, action)
+            if action.verb is Verb.JSON_PATCH:
+                memory.taken.add(action.ref)
             memory.noise.add(action.key)
             if action.ref.kind != "Namespace":
                 memory.overlay.put(after)
         return True
 
-    def _foresee(self, key: ServerKey, action: Action, before: JsonObject | None) -> JsonObject:
+    def _learn(self, memory: Memory, overlay: Live, ref: ObjectRef) -> bool:
+        """Look at what a dry-run told us of; True: decide again."""
+        memory.races += 1
+        try:
+            live = self._kube.get(ref)
+        except KubeError as error:
+            self._failed(memory, error)
+            return False
+        if live is None:
+            overlay.drop(ref)
+        else:
+            overlay.put(live)
+        return True
+
+    def _foresee(
+        self, key: ServerKey, memory: Memory, action: Action, before: JsonObject | None
+    ) -> JsonObject:
         if action.ref.kind == "Namespace":
             self._foreseen.add(key.namespace)
             return action.body
@@ -510,7 +554,8 @@ class Engine:
                 (f.path for f in action.change.fields if f.after is None) if action.change else ()
             )
             return diffing.without(before, gone)
-        if not self._dry_run or (before is None and key.namespace in self._foreseen):
+        absent = before is None and key.namespace in self._foreseen
+        if not self._dry_run or absent:
             return _merged(before, action.body)
         after = self._kube.apply(
             action.body,
@@ -521,6 +566,8 @@ class Engine:
             uid=action.uid,
             resource_version=action.resource_version,
         )
+        if action.ref in memory.taken:
+            return _merged(before, action.body)  # the answer still holds what would be gone
         if before is None:
             # The uid of a dry-run is made up: children must not be rendered with it.
             after = copy.copy(after)
@@ -535,7 +582,7 @@ class Engine:
         changes = tuple(memory.changes.values())
         result: Result = memory.decision.result
         message = memory.decision.message
-        if memory.failure is not None:
+        if memory.failure is not None and result != "blocked":
             result, message = "failed", memory.failure.message
         elif memory.overdue:
             result, message = "failed", f"not done in time: {memory.overdue}"
@@ -549,18 +596,34 @@ class Engine:
         return Outcome(key, result, ready, changes, message, memory.shutdown)
 
 
+def _is_news(action: Action, error: KubeError) -> bool:
+    """Does a refusal only tell that somebody was quicker, or made an object that we did not see?"""
+    unseen = action.uid is None and isinstance(error, Configuration) and error.code == 409
+    return unseen or isinstance(error, Gone | Conflict)
+
+
 def _note(memory: Memory, action: Action) -> None:
     if action.change is not None:
-        memory.changes[action.ref, action.change.action] = action.change
+        _remember(memory, action.change)
+
+
+def _remember(memory: Memory, change: Change) -> None:
+    """A replaced object is told as that alone, not as updated before and created after it."""
+    if change.action == "replace":
+        memory.changes.pop((change.ref, "update"), None)
+    elif (change.ref, "replace") in memory.changes:
+        return
+    memory.changes[change.ref, change.action] = change
 
 
 def _merged(before: JsonObject | None, body: JsonObject) -> JsonObject:
-    """What an apply would roughly leave, where no dry-run may be asked for."""
+    """What an apply would roughly leave, where no dry-run may be asked for, or would be refused
+    since what was added by hand is still there."""
     if before is None:
         return body
-    metadata = before["metadata"] | {
-        key: (before["metadata"].get(key) or {}) | value
-        for key, value in body["metadata"].items()
-        if key in ("labels", "annotations")
+    return before | {
+        name: _merged(before[name], value)
+        if isinstance(value, dict) and isinstance(before.get(name), dict)
+        else value
+        for name, value in body.items()
     }
-    return before | {k: v for k, v in body.items() if k != "metadata"} | {"metadata": metadata}

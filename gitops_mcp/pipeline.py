@@ -346,7 +346,8 @@ class Pass:
         keys = self._keys(view, context)
         if self.wishes.rights:
             self._ask_rights(view, keys)
-        held = self._held(view, context, keys)
+        pruned = self._candidates(view, context, keys)
+        held = self._held(view, context, pruned)
         self._warn_of_finalizers(view, keys)
         settled = self.settled or Settled()
         settled.begin((replace(context, revision=Revision("")), self.source.renderer.digest), keys)
@@ -358,6 +359,9 @@ class Pass:
             context,
             self.source.loaded,
             held=held,
+            guard=lambda recreated: self._guard(
+                view, context, {*(pruned - held.keys()), *recreated}
+            ),
             check=self.wishes.check,
             dry_run=not self.wishes.check or self._may_patch(keys),
             may_write=lambda: not self.lost.is_set(),
@@ -518,25 +522,25 @@ class Pass:
                 "lease: deleting them by hand waits for the next sync or agent"
             )
 
-    def _held(
+    def _candidates(
         self, view: View, context: Context, keys: Collection[ServerKey]
-    ) -> dict[ServerKey, str]:
-        """The prune guard's word on each server that git no longer holds."""
+    ) -> set[ServerKey]:
+        """The servers that git no longer holds."""
         loaded = self.source.loaded
-        resources = dict(view.resources())
-        ours = [
+        return {
             key
-            for key, cr in resources.items()
-            if planning.owner_of(cr, context.source) is planning.Owner.OURS
-        ]
-        candidates = [
-            key
-            for key in ours
+            for key, cr in _ours(view, context).items()
             if key in keys
             and key not in loaded.servers
             and key not in loaded.protected
-            and planning.prunable(resources[key], context)
-        ]
+            and planning.prunable(cr, context)
+        }
+
+    def _held(
+        self, view: View, context: Context, candidates: Collection[ServerKey]
+    ) -> dict[ServerKey, str]:
+        """The prune guard's word on each server that git no longer holds."""
+        loaded = self.source.loaded
         if not candidates:
             return {}
         if loaded.unknown:
@@ -544,11 +548,26 @@ class Pass:
         else:
             reason = planning.prune_guard(
                 candidates,
-                ours=len(ours),
+                ours=len(_ours(view, context)),
                 empty=not loaded.servers and not loaded.protected,
-                allowed=self.wishes.allow_prune or self._trailer(len(candidates)),
+                allowed=self._allowance(len(candidates)),
             )
         return dict.fromkeys(candidates, reason) if reason else {}
+
+    def _guard(self, view: View, context: Context, keys: Collection[ServerKey]) -> str:
+        """The prune guard's word on one more recreate: ``keys`` are all that this pass takes down.
+
+        How many they will be nobody knows before the last of them, so what is allowed is enough
+        as long as it is not exceeded.
+        """
+        allowed = self._allowance(len(keys))
+        if allowed is not None and allowed.count is not None and allowed.count > len(keys):
+            allowed = replace(allowed, count=len(keys))
+        ours = len(_ours(view, context))
+        return planning.prune_guard(keys, ours=ours, empty=False, allowed=allowed)
+
+    def _allowance(self, count: int) -> planning.Allowance | None:
+        return self.wishes.allow_prune or self._trailer(count)
 
     def _trailer(self, count: int) -> planning.Allowance | None:
         """The ``Allow-Prune`` of a commit that was not synced yet: the fitting one, else any."""
@@ -598,6 +617,15 @@ class Pass:
 def _revision(cr: JsonObject | None) -> str:
     """The revision at which a server's state was first applied."""
     return str((((cr or {}).get("status") or {}).get("source") or {}).get("revision", ""))
+
+
+def _ours(view: View, context: Context) -> dict[ServerKey, JsonObject]:
+    """This source's MCPServers in the cluster."""
+    return {
+        key: cr
+        for key, cr in view.resources()
+        if planning.owner_of(cr, context.source) is planning.Owner.OURS
+    }
 
 
 def _worth_telling(outcome: Outcome) -> bool:

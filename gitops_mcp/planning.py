@@ -426,7 +426,7 @@ def _child_actions(
     for kind, live in facts.children.items():
         if kind in wanted or "deletionTimestamp" in live["metadata"]:
             continue
-        if _controller(live).get("uid") == cr["metadata"].get("uid"):
+        if _controls(cr, live):
             yield _delete(facts.key, live, "no longer rendered")
 
 
@@ -459,6 +459,12 @@ def _controller(child: JsonObject) -> JsonObject:
     references = child["metadata"].get("ownerReferences") or ()
     found: JsonObject = next((ref for ref in references if ref.get("controller")), {})
     return found
+
+
+def _controls(cr: JsonObject, child: JsonObject) -> bool:
+    """Is the child this very CR's? One that is only foreseen has no uid, and so no child."""
+    uid = cr["metadata"].get("uid")
+    return uid is not None and _controller(child).get("uid") == uid
 
 
 def _orphaned(child: JsonObject, cr: JsonObject) -> bool:
@@ -515,7 +521,7 @@ def _recreate(facts: Facts, context: Context) -> Decision:
     """Only a new object can carry an immutable field: shut the workload down, then make it anew."""
     assert facts.cr is not None and facts.failure is not None  # noqa: S101, PT018
     if facts.held:
-        return _at_rest(facts, context, Condition("Synced", "False", "PruneBlocked", facts.held))
+        return _held(facts, context)
     state = shutdown.begin(facts.cr, facts.now, recreate=True)
     synced = Condition("Synced", "False", "RolloutInProgress", facts.failure.message)
     action, look_again = _status_write(facts, context, synced, state=state)
@@ -545,11 +551,7 @@ def _prune(facts: Facts, context: Context) -> Decision:
     if (cr["metadata"].get("annotations") or {}).get(ANNOTATION_PRUNE) == "disabled":
         return Decision("ok", actions=(_disown(facts, cr),), message="left to kubectl")
     if facts.held:
-        change = Change(
-            "blocked", facts.key, ObjectRef.of(cr), reason=f"PruneBlocked: {facts.held}"
-        )
-        rest = _at_rest(facts, context, Condition("Synced", "False", "PruneBlocked", facts.held))
-        return replace(rest, result="blocked", changes=(change,), message=facts.held)
+        return _held(facts, context)
     reason = "git no longer holds it"
     own = _without_strangers(facts).children.values()
     changes = tuple(_deletion(facts.key, child, reason) for child in own)
@@ -567,6 +569,14 @@ def _prune(facts: Facts, context: Context) -> Decision:
     )
 
 
+def _held(facts: Facts, context: Context) -> Decision:
+    """The prune guard keeps the server as it is."""
+    ref = ObjectRef(API_VERSION, KIND, facts.key.namespace, facts.key.name)
+    change = Change("blocked", facts.key, ref, reason=f"PruneBlocked: {facts.held}")
+    rest = _at_rest(facts, context, Condition("Synced", "False", "PruneBlocked", facts.held))
+    return replace(rest, result="blocked", changes=(change,), message=facts.held)
+
+
 def _without_strangers(facts: Facts, *, recreate: bool = False) -> Facts:
     """The facts with only those children that a shutdown may touch: what bears the server's name
     may be somebody else's, or was orphaned. A recreate takes what would be taken over, too."""
@@ -576,8 +586,7 @@ def _without_strangers(facts: Facts, *, recreate: bool = False) -> Facts:
     own = {
         kind: child
         for kind, child in facts.children.items()
-        if _controller(child).get("uid") == cr["metadata"]["uid"]
-        or (recreate and not _refusal(child, cr, adopt=adopt))
+        if _controls(cr, child) or (recreate and not _refusal(child, cr, adopt=adopt))
     }
     orphaned = "Deployment" in facts.children and "Deployment" not in own
     return replace(facts, children=own, pods=() if orphaned else facts.pods)
