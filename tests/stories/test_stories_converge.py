@@ -156,7 +156,10 @@ def test_what_a_person_added_with_kubectl_goes(story: Story) -> None:
     story.apply(
         "Deployment", {"spec": {"template": {"spec": {"containers": extra}}}}, manager="kubectl"
     )
+    assert story.sync(check=True) == {"web": "changed"}
+    promised = story.told()
     assert story.sync() == {"web": "changed"}
+    assert story.told() == promised
     assert story.told() == {
         "Deployment": ["/metadata/labels/mine", "/spec/template/spec/containers/0/env/2"],
         "Service": ["/metadata/labels/mine"],
@@ -185,7 +188,10 @@ def test_a_service_port_of_kubectl_is_healed(story: Story, ports: str) -> None:
     added = [{"name": "debug", "port": 6060}]
     by_kubectl = {"edited": edited, "added": ours + added, "both": edited + added}[ports]
     story.patch("Service", {"spec": {"ports": by_kubectl}})
+    assert story.sync(check=True) == {"web": "changed"}
+    promised = story.told()
     assert story.sync() == {"web": "changed"}
+    assert story.told() == promised
     assert {path.rpartition("/")[0] for path in story.told()["Service"]} == {"/spec/ports"}
     assert story.get("Service")["spec"]["ports"] == ours
     story.until(story.settled)

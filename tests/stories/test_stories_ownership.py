@@ -1,4 +1,4 @@
-"""Stories of whose a server and its children are: git's, kubectl's, another source's, a stranger's."""
+"""Stories of whose a server and its children are: git's, kubectl's, a stranger's."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def unowned(story: Story, kind: str, labels: JsonObject, **metadata: Any) -> Jso
         "metadata": {"name": "web", "namespace": story.namespace, "labels": labels, **metadata},
         "spec": spec,
     }
-    return story.hand.create(body)
+    return story.hand.apply(body, manager="kubectl-create")
 
 
 def owner(child: JsonObject) -> list[str]:
@@ -157,6 +157,7 @@ def test_a_strangers_child_is_refused_and_outlives_the_server(story: Story, kind
     labels = {"app": "theirs"}
     theirs = unowned(story, kind, labels)
     story.put("web")
+    assert story.sync(check=True) == {"web": "blocked"}
     assert story.sync() == {"web": "blocked"}
     assert f"{kind.lower()}/web exists and is not ours" in story.outcome().message
     assert story.conditions()["Synced"] == "!NotOwned"
@@ -176,7 +177,10 @@ def test_a_strangers_child_is_refused_and_outlives_the_server(story: Story, kind
 def test_a_strangers_service_is_taken_over_when_git_adopts_it(story: Story) -> None:
     theirs = unowned(story, "Service", {"app": "theirs"})
     story.put("web", annotations=ADOPT)
+    assert story.sync(check=True) == {"web": "changed"}, story.outcome().message
+    assert "/spec/selector/app" in story.told()["Service"]
     assert story.sync() == {"web": "changed"}
+    assert "/spec/selector/app" in story.told()["Service"]
     service = story.get("Service")
     assert service["metadata"]["uid"] == theirs["metadata"]["uid"]
     assert owner(service) == [story.get(KIND)["metadata"]["uid"]]

@@ -476,7 +476,7 @@ def foreign_deployment(story: Story, name: str = "web") -> str:
             "template": {"metadata": {"labels": labels}, "spec": pod},
         },
     }
-    return str(story.hand.create(body)["metadata"]["uid"])
+    return str(story.hand.apply(body, manager="kubectl-create")["metadata"]["uid"])
 
 
 def test_an_adopted_deployment_with_another_selector_is_shut_down_and_made_anew(
@@ -491,3 +491,33 @@ def test_an_adopted_deployment_with_another_selector_is_shut_down_and_made_anew(
     assert [c["name"] for c in new["spec"]["template"]["spec"]["containers"]] == ["mcp-server"]
     assert "shutdown" not in story.status()
     story.until(story.settled)
+
+
+def adopted(story: Story, *names: str) -> dict[str, str]:
+    """Manifests that adopt Deployments which only a recreate can make ours; the old uids."""
+    old = {name: foreign_deployment(story, name) for name in names}
+    for name in names:
+        story.write(name, annotations={"mcp.example.com/adopt": "true"})
+    story.commit()
+    return old
+
+
+def test_recreates_count_for_the_prune_guard(story: Story) -> None:
+    old = adopted(story, "a", "b")
+    results = story.sync()
+    assert sorted(results.values()) == ["blocked", "changed"]  # one of two is not more than half
+    held = next(name for name, result in results.items() if result == "blocked")
+    assert story.get("Deployment", held)["metadata"]["uid"] == old[held]
+    assert story.conditions(held)["Synced"] == "!PruneBlocked"
+    assert story.sync()[held] == "changed"  # alone, it is one of two again
+    assert story.get("Deployment", held)["metadata"]["uid"] != old[held]
+
+
+def test_recreates_that_are_allowed_are_not_held_back(story: Story) -> None:
+    old = adopted(story, "a", "b", "c")
+    assert story.sync(check=True, allow_prune=3) == dict.fromkeys(old, "changed")
+    assert story.told("a")["Deployment"] == ["replace"]
+    assert story.sync(allow_prune=3) == dict.fromkeys(old, "changed")
+    assert story.told("a")["Deployment"] == ["replace"]
+    new = {name: story.get("Deployment", name)["metadata"]["uid"] for name in old}
+    assert not set(new.values()) & set(old.values())

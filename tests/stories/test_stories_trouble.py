@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import plane as rig
 import pytest
 from stories.conftest import Ground
 from stories.telling import SIMULATE, Story
@@ -143,14 +144,9 @@ def test_a_sync_that_waits_says_what_never_became_ready(story: Story) -> None:
 def test_a_quota_that_refuses_pods_is_told(story: Story, ground: Ground) -> None:
     annotations = {}
     if ground.name == "plane":
-        story.hand.create(
-            {
-                "apiVersion": "v1",
-                "kind": "ResourceQuota",
-                "metadata": {"name": "none", "namespace": story.namespace},
-                "spec": {"hard": {"pods": "0"}},
-            }
-        )
+        quota = {"metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
+        path = f"/api/v1/namespaces/{story.namespace}/resourcequotas"
+        assert rig.shared().request("POST", path, quota)[0] == 201
     else:  # has no quotas
         annotations = simulate("create-failure")
     story.put("web", podAnnotations=annotations)
