@@ -407,12 +407,7 @@ class Pass:
         """The cluster's state, and the one clear line where it is not fit for us."""
         from gitops_mcp import crd, fleet
 
-        version = self.cluster.version()
-        if version < OLDEST_KUBERNETES:
-            raise UsageError(
-                f"the API server is {version[0]}.{version[1]}; gitops-mcp needs 1.30 or newer",
-                hint="older ones have no native preStop sleep",
-            )
+        refuse_old(self.cluster)
         try:
             if self.wishes.watch_namespace is not None:
                 # The CRD is outside of it.
@@ -614,6 +609,16 @@ class Pass:
         )
 
 
+def refuse_old(cluster: Cluster) -> None:
+    """Raises UsageError for an API server that our objects are too new for."""
+    version = cluster.version()
+    if version < OLDEST_KUBERNETES:
+        raise UsageError(
+            f"the API server is {version[0]}.{version[1]}; gitops-mcp needs 1.30 or newer",
+            hint="older ones have no native preStop sleep",
+        )
+
+
 def _revision(cr: JsonObject | None) -> str:
     """The revision at which a server's state was first applied."""
     return str((((cr or {}).get("status") or {}).get("source") or {}).get("revision", ""))
@@ -668,6 +673,14 @@ def find_leases(cluster: Cluster, source_id: str) -> list[JsonObject]:
                 lease = cluster.get(ObjectRef(api_version, "Lease", namespace, name))
                 leases += [lease] if lease is not None else []
     return [lease for lease in leases if lease["metadata"]["name"] == name]
+
+
+def create_namespace(cluster: Cluster, name: str) -> None:
+    """Make the namespace that a Lease lives in, where there is none yet."""
+    if cluster.get(ObjectRef("v1", "Namespace", "", name)) is None:
+        cluster.apply(
+            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}, force=False
+        )
 
 
 @contextmanager

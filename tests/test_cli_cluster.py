@@ -224,6 +224,17 @@ def test_a_namespace_that_is_missing_is_created_when_asked(fleet: Fleet) -> None
     assert fleet.cluster.get(ObjectRef("v1", "Namespace", "", there)) is not None
 
 
+def test_n_may_name_a_namespace_that_is_still_to_be_created(fleet: Fleet) -> None:
+    there = f"{fleet.name}-n"
+    chosen = ("sync", fleet.folder, "--source-id", fleet.name, "-n", there)
+    refused = fleet.run(*chosen)
+    assert refused.code == 2
+    assert "--create-namespace" in refused.error
+    ended = fleet.run(*chosen, "--create-namespace")
+    assert ended.code == 0, ended.err
+    assert fleet.cluster.get(ObjectRef(API_VERSION, KIND, there, "web")) is not None
+
+
 def test_the_prune_guard_is_released_by_the_number_that_it_names(fleet: Fleet) -> None:
     quick = {"timeout": "0s"}
     # No sessions to wait for: the windows of a drain are real time.

@@ -100,6 +100,9 @@ def command(
                     pipeline.lease_namespace(cluster, each, source.namespace)
                     for each in (line.source_id, shared)
                 )
+                pipeline.refuse_old(cluster)  # the lease is a change already
+                if create_namespace:
+                    pipeline.create_namespace(cluster, where)
                 with (
                     pipeline.only_writer(
                         cluster,
