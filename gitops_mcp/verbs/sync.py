@@ -95,12 +95,12 @@ def command(
             if check:
                 report = one.run()
             else:
+                pipeline.refuse_old(cluster)  # a lease is a change already
                 shared = pipeline.CLUSTER_SOURCE
                 where, everyones = (
                     pipeline.lease_namespace(cluster, each, source.namespace)
                     for each in (line.source_id, shared)
                 )
-                pipeline.refuse_old(cluster)  # the lease is a change already
                 if create_namespace:
                     pipeline.create_namespace(cluster, where)
                 with (
