@@ -504,8 +504,8 @@ def test_an_interrupted_verb_says_so_and_ends_with_130(
     ) as process:
         writer = _once_it_reads(fifo)
         process.send_signal(number)
+        os.close(writer)  # should the signal have come just before the read began
         _, err = process.communicate(timeout=20)
-    os.close(writer)
     assert process.returncode == 130
     assert err == "error: interrupted; run the same command again to go on\n"
 
