@@ -19,8 +19,14 @@ LOOK = 0.5
 """Seconds between two looks at whether a signal has come."""
 
 
+def end_on_signals(ended: threading.Event) -> None:
+    """SIGTERM and SIGINT set ``ended`` from now on."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+
+
 def run(one_pass: Callable[[], None], *, interval: timedelta, ended: threading.Event) -> None:
-    """Repeat ``one_pass`` until ``ended`` is set or a signal comes. What it raises ends the agent.
+    """Repeat ``one_pass`` until ``ended`` is set. What it raises ends the agent.
 
     A pass that outlasts the interval is followed at once by the next; passes that were missed are
     not made up for.
@@ -36,8 +42,6 @@ def run(one_pass: Callable[[], None], *, interval: timedelta, ended: threading.E
             crash.append(error)
             ended.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
     scheduler = BackgroundScheduler(
         timezone=UTC,
         executors={"default": ThreadPoolExecutor(1)},

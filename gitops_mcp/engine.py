@@ -347,6 +347,9 @@ class Engine:
     def _request(self, key: ServerKey, memory: Memory, action: Action) -> None:
         if not self._may_write():
             raise LeaseLost("another writer has taken the lease of this source")
+        if action.ref.kind == "Namespace":
+            self._make_namespace(action)
+            return
         before = self._view.live(key).get(action.ref)
         if action.verb is Verb.DELETE:
             left = self._kube.delete(
@@ -372,6 +375,23 @@ class Engine:
             return
         _note(memory, action)
 
+    def _make_namespace(self, action: Action) -> None:
+        """Once, however many of its servers ask for it at the same time."""
+        name = action.ref.name
+        with self._asking:
+            if self._namespaces.get(name) == "Active":
+                return
+            self._kube.apply(
+                action.body,
+                manager=action.manager,
+                force=False,
+                dry_run=False,
+                subresource="",
+                uid=None,
+                resource_version=None,
+            )
+            self._namespaces[name] = "Active"
+
     def _applied(
         self, key: ServerKey, memory: Memory, action: Action, before: JsonObject | None
     ) -> None:
@@ -384,9 +404,6 @@ class Engine:
             uid=action.uid,
             resource_version=action.resource_version,
         )
-        if action.ref.kind == "Namespace":
-            self._namespaces[key.namespace] = "Active"
-            return
         self._view.put(after)
         if action.subresource == "status" and action.ref.kind == KIND:
             memory.status_written_at = self._clock()
@@ -593,7 +610,15 @@ class Engine:
         ready = memory.decision.ready
         if self._check and changes:
             ready = None
-        return Outcome(key, result, ready, changes, message, memory.shutdown)
+        return Outcome(key, result, ready, changes, message, _told(memory.shutdown))
+
+
+_TOLD = ("startedAt", "endedBy", "activeSessions", "cleanup")
+"""What of a shutdown is worth remembering once it has ended."""
+
+
+def _told(state: JsonObject | None) -> JsonObject | None:
+    return {key: state[key] for key in _TOLD if key in state} if state else None
 
 
 def _is_news(action: Action, error: KubeError) -> bool:

@@ -286,18 +286,22 @@ def _news(said: Iterable[NoteRecord], records: Iterable[NoteRecord]) -> list[Not
 
     What one pass says of an event of a server (a broken file may have several problems) is one
     statement: it is written whole, or not at all where the last one says the same, its time aside.
-    Ready is said once for a server and commit, whatever it says.
+    Ready is said once for a server and commit. That a pass was made is news where it brought some,
+    or ended otherwise than the last.
     """
     before = _statements(said)
     new: list[NoteRecord] = []
+    passes: list[NoteRecord] = []
     for subject, statement in _statements(records).items():
         known = before.get(subject, {})
         last = max((record.time for record in known.values()), default="")
-        if known and subject[2] == "ready":
-            continue
-        if statement.keys() != {fact for fact, record in known.items() if record.time == last}:
+        held = statement.keys() == {fact for fact, record in known.items() if record.time == last}
+        news = not (known if subject[2] == "ready" else held)
+        if subject[2] == "synced" and not news:
+            passes += statement.values()
+        elif news:
             new += statement.values()
-    return new
+    return [*new, *passes] if new else []
 
 
 _Subject = tuple[str, str, str, str | None]

@@ -386,7 +386,9 @@ class Pass:
         self.ready = {
             outcome.server
             for outcome in report.outcomes
-            if outcome.ready and _revision(view.live(outcome.server).cr) == str(report.revision)
+            if outcome.ready
+            and outcome.result in ("ok", "changed")
+            and _revision(view.live(outcome.server).cr) == str(report.revision)
         }
         return report
 
@@ -692,14 +694,19 @@ def only_writer(
     holder: str,
     take_over: bool,
     lost: threading.Event,
+    ended: threading.Event | None = None,
     say: Say = lambda _: None,
-) -> Iterator[Lease]:
+) -> Iterator[Lease | None]:
     """Hold the source's Lease, renewed in the background; ``lost`` is set when it is not ours any
     more. ``holder`` is what we are: ``sync`` or ``agent``. A sync waits for another sync, but not
-    for an agent; an agent stands by until whoever holds it has ended, well or badly."""
+    for an agent; an agent stands by until whoever holds it has ended, well or badly, or until
+    ``ended`` is set: only then we do not have it (None)."""
     lease = source_lease(cluster, namespace, source_id, holder)
     name = f"lease {namespace}/{lease_name(source_id)}"
-    _acquire(lease, name, stand_by=holder == "agent", take_over=take_over, say=say)
+    ended = ended or threading.Event()
+    if not _acquire(lease, name, holder == "agent", ended, take_over=take_over, say=say):
+        yield None
+        return
     with _renewed(lease, lost, say):
         yield lease
 
@@ -748,7 +755,9 @@ def _renewed(lease: Lease, lost: threading.Event, say: Say) -> Iterator[None]:
             say(f"the lease could not be released: {error.message}")
 
 
-def _acquire(lease: Lease, name: str, *, stand_by: bool, take_over: bool, say: Say) -> None:
+def _acquire(
+    lease: Lease, name: str, stand_by: bool, ended: threading.Event, *, take_over: bool, say: Say
+) -> bool:
     until = time.monotonic() + LEASE_PATIENCE
     told = False
     while not lease.acquire(take_over=take_over):
@@ -760,7 +769,9 @@ def _acquire(lease: Lease, name: str, *, stand_by: bool, take_over: bool, say: S
         if not told:
             say(f"waiting for {lease.holder}, which holds {name}")
             told = True
-        time.sleep(0.5)
+        if ended.wait(0.5):
+            return False
+    return True
 
 
 def _renew(lease: Lease, stop: threading.Event, lost: threading.Event) -> None:

@@ -424,7 +424,11 @@ def _deeds(outcome: Outcome) -> str:
     done: dict[ChangeAction, list[str]] = {}
     for change in outcome.changes:
         done.setdefault(change.action, []).append(change.ref.kind)
-    words = [f"{action} {', '.join(kinds)}" for action, kinds in done.items()]
+    words = [
+        f"{action} {', '.join(kinds)}"
+        for action, kinds in done.items()
+        if action != outcome.result  # "blocked" stands before it, and its message says why
+    ]
     return "; ".join([*words, _line(scrub(outcome.message))] if outcome.message else words)
 
 

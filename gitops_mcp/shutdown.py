@@ -72,7 +72,8 @@ def deadline_of(state: JsonObject) -> datetime | None:
 
 def begin(cr: JsonObject, now: datetime, *, recreate: bool = False) -> JsonObject:
     """The first ``status.shutdown``. With ``recreate`` the CR stays and its children come back."""
-    started = _parse(cr["metadata"].get("deletionTimestamp")) or now
+    # Whole seconds, rounded up: clients are given no less time than they were promised.
+    started = _parse(cr["metadata"].get("deletionTimestamp")) or _whole(now)
     timing = transports.timing(cr.get("spec") or {})
     deadline = started + timing.drain_timeout + timing.grace + MARGIN
     state = {"step": "Withdrawing", "startedAt": _time(started), "deadline": _time(deadline)}
@@ -261,6 +262,10 @@ def _standing(child: JsonObject | None) -> JsonObject | None:
 
 def _foreground(cr: JsonObject) -> bool:
     return "foregroundDeletion" in cr["metadata"].get("finalizers", ())
+
+
+def _whole(moment: datetime) -> datetime:
+    return moment.replace(microsecond=0) + timedelta(seconds=1 if moment.microsecond else 0)
 
 
 def _time(moment: datetime) -> str:

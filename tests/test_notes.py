@@ -424,3 +424,21 @@ def test_a_newer_commit_is_noted_from_a_clone_that_just_got_it(
     git(clone, "push", "--quiet", "origin", "main")
     assert open_source(str(clone)).notes().append([record(newer, 1)], push=True) == ()
     assert [known.commit for known in open_source(str(origin)).notes().read()] == [newer, sha]
+
+
+def test_a_pass_that_did_something_is_said_though_one_before_ended_alike(
+    origin: Path, sha: str
+) -> None:
+    """Two deeds at one commit, each with the same recap: each pass has its record."""
+
+    def synced(second: int) -> NoteRecord:
+        return replace(record(sha, second), event="synced", server=None, message="changed=1")
+
+    with open_source(f"file://{origin}", allow_file=True) as opened:
+        opened.poll()
+        notes = opened.notes()
+        notes.append([record(sha, 0), synced(0)])
+        notes.append([synced(1)])  # nothing new: not said
+        notes.append([replace(record(sha, 2), server="ai/other"), synced(2)])
+        times = [one.time[17:19] for one in notes.read() if one.event == "synced"]
+    assert times == ["02", "00"]

@@ -78,6 +78,7 @@ def command(
         watch_namespace=watch_namespace,
     )
     ended = threading.Event()
+    agent.end_on_signals(ended)
     with pipeline.open_repository(_at_head(source)) as repository:
         line = pipeline.read(source, repository)
         cluster = pipeline.connect(connection)
@@ -90,11 +91,11 @@ def command(
                 holder="agent",
                 take_over=take_over,
                 lost=passes.lost,
+                ended=ended,
                 say=terminal.say,
             ) as passes.lease:
-                agent.run(passes.one, interval=interval, ended=ended)
-        except KeyboardInterrupt:
-            return 0  # told to end while it stood by
+                if passes.lease is not None:
+                    agent.run(passes.one, interval=interval, ended=ended)
         finally:
             cluster.close()
     return 0

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import click
@@ -105,8 +106,9 @@ def _command(arguments: tuple[str, ...], kubeconfig: Path) -> int:
 
 def _until_ended() -> None:
     sys.stdout.flush()
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    try:
-        signal.pause()
-    except KeyboardInterrupt:
-        return
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    # A signal may come in on another thread, which does not wake this one: look for oneself.
+    while not ended.wait(0.5):
+        pass
