@@ -371,7 +371,7 @@ class Engine:
             released = released and not patched["metadata"].get("finalizers")
             self._now(before, None if released else patched)
         else:
-            self._applied(key, memory, action, before)
+            self._applied(memory, action, before)
             return
         _note(memory, action)
 
@@ -392,9 +392,7 @@ class Engine:
             )
             self._namespaces[name] = "Active"
 
-    def _applied(
-        self, key: ServerKey, memory: Memory, action: Action, before: JsonObject | None
-    ) -> None:
+    def _applied(self, memory: Memory, action: Action, before: JsonObject | None) -> None:
         after = self._kube.apply(
             action.body,
             manager=action.manager,

@@ -122,7 +122,8 @@ def command(
                 ):
                     one.wishes = replace(wishes, kubectl=kubectl)
                     report = one.run()
-                    lease.annotations[pipeline.LEASE_REVISION] = str(report.revision)
+                    if lease is not None:
+                        lease.annotations[pipeline.LEASE_REVISION] = str(report.revision)
         finally:
             cluster.close()
         if not check:
