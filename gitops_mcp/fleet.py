@@ -192,6 +192,7 @@ class Fleet:
             try:
                 self._loop(pool, patience, started)
             except BaseException:
+                self._engine.stop()
                 pool.shutdown(wait=False, cancel_futures=True)
                 askers.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -255,7 +256,8 @@ class Fleet:
                 return
             decision = future.result()
             memory = self._engine.memory(key)
-            waiting = patience.outstanding(decision, memory, self._clock(), started)
+            now = self._clock()
+            waiting = patience.outstanding(decision, memory, now, started)
             if not waiting:
                 self._open.pop(key, None)
                 self._due.pop(key, None)
@@ -265,8 +267,9 @@ class Fleet:
                 self._asked.add(key)
                 self._askers.submit(self._ask, key, decision.inquiry)
             retry = memory.failure.retry_at if memory.failure is not None else None
-            times = [time for time in (decision.look_again, retry, patience.ready_by) if time]
-            for time in times:
+            # Past that time there is nothing to look at again for it: it would be a loop.
+            by = patience.ready_by if patience.ready_by and now < patience.ready_by else None
+            for time in filter(None, (decision.look_again, retry, by)):
                 heapq.heappush(self._timers, (time, next(self._order), key))
         if self._watches is not None:
             self._watches.start()

@@ -132,8 +132,7 @@ class Stage:
             renderer,
             context,
             Loaded(servers),
-            clock=lambda: self.now,
-            **more,
+            **{"clock": lambda: self.now, **more},
         )
 
     def stands(self, body: JsonObject) -> JsonObject:

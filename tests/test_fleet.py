@@ -1,0 +1,118 @@
+"""One pass over servers that wait, fail and end: who is looked at when, and when it is over."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import test_engine
+from test_engine import DELETED, KEY, WEB, Stage, children, cr
+
+from gitops_mcp import schemas
+from gitops_mcp.engine import Engine, utc_now
+from gitops_mcp.errors import Immutable
+from gitops_mcp.fleet import Fleet, Patience
+from gitops_mcp.model import Decision, JsonObject, McpServer, ObjectRef, ServerKey
+
+
+def pod() -> JsonObject:
+    labels = {"app.kubernetes.io/instance": "web"}
+    metadata = {"name": "web-1", "namespace": "ai", "uid": "p", "resourceVersion": "9"}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {**metadata, "labels": labels}}
+
+
+class Counted:
+    """An engine whose looks are counted."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.looks = 0
+
+    def work(self, key: ServerKey) -> Decision:
+        self.looks += 1
+        return self._engine.work(key)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+
+def in_background(fleet: Fleet, patience: Patience) -> Callable[[], None]:
+    """Runs a pass; the function that is returned gives it up, and waits for its end."""
+
+    def run() -> None:
+        fleet.run([KEY], patience)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+
+    def end() -> None:
+        with fleet._changed:
+            fleet._open.clear()
+            fleet._changed.notify()
+        thread.join(10)
+        assert not thread.is_alive()
+
+    return end
+
+
+def test_a_shutdown_that_outlasts_the_wait_for_ready_is_not_looked_at_in_a_loop() -> None:
+    stage = Stage(clock=utc_now)
+    began = utc_now().strftime("%Y-%m-%dT%H:%M:%SZ")
+    body = cr(**DELETED | {"deletionTimestamp": began})
+    stage.stands({**body, "spec": {**body["spec"], "drain": {"timeout": "60s"}}})
+    for child in (*children(body), pod()):
+        stage.stands(child)
+    engine = Counted(stage.engine)
+    fleet = Fleet(engine, clock=utc_now)  # type: ignore[arg-type]
+    end = in_background(fleet, Patience(ready_by=utc_now() + timedelta(seconds=0.2)))
+    time.sleep(1.5)
+    end()
+    assert 1 <= engine.looks < 10
+
+
+def test_a_recreate_is_not_over_before_it_has_come_to_its_end() -> None:
+    stdio = McpServer(KEY, {"image": "x", "transport": "stdio"}, {}, {}, "web.yaml", 1, "e" * 64)
+    stage = Stage(git=stdio)
+    body = stage.stands(cr(server=stdio))
+    (deployment,) = test_engine.RENDERER.children(schemas.defaulted(body))
+    metadata = {**deployment["metadata"], "uid": "d", "resourceVersion": "3", "generation": 1}
+    spec = {**deployment["spec"], "strategy": {"type": "RollingUpdate"}}
+    stage.stands({**deployment, "metadata": metadata, "spec": spec})
+    stage.stands(pod())
+
+    def refuse(verb: str, ref: ObjectRef) -> None:
+        if verb == "apply" and ref.kind == "Deployment":
+            raise Immutable("apply deployment/web: spec.selector: field is immutable")
+
+    stage.server.refuse = refuse
+    decision = stage.engine.work(KEY)
+    assert decision.waiting.startswith("shutdown")
+    memory = stage.engine.memory(KEY)
+    assert Patience().outstanding(decision, memory, stage.now, stage.now) == decision.waiting
+
+
+def test_what_runs_when_a_pass_is_broken_off_begins_no_further_request() -> None:
+    """An interrupt comes while the MCPServer is being made: its children are not."""
+    stage = Stage(git=WEB, clock=utc_now)
+    reached, go_on = threading.Event(), threading.Event()
+
+    def refuse(verb: str, _: ObjectRef) -> None:
+        if verb == "apply":
+            reached.set()
+            go_on.wait(5)
+
+    class Interrupted(Fleet):
+        def _start_due(self, *given: Any) -> None:
+            super()._start_due(*given)
+            reached.wait(5)
+            threading.Timer(0.2, go_on.set).start()
+            raise KeyboardInterrupt
+
+    stage.server.refuse = refuse
+    with pytest.raises(KeyboardInterrupt):
+        Interrupted(stage.engine, clock=utc_now).run([KEY], Patience())
+    assert [one for one in stage.server.asked if one.startswith("apply")] == ["apply MCPServer"]
