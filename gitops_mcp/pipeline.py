@@ -743,7 +743,9 @@ def _renewed(lease: Lease, lost: threading.Event, say: Say) -> Iterator[None]:
     """Renew a lease that we have until the end, then give it up."""
     stop = threading.Event()
     renewal = threading.Thread(target=_renew, args=(lease, stop, lost), name="lease", daemon=True)
+    guard = threading.Thread(target=_guard, args=(lease, stop, lost), name="guard", daemon=True)
     renewal.start()
+    guard.start()
     try:
         yield
     finally:
@@ -772,6 +774,14 @@ def _acquire(
         if ended.wait(0.5):
             return False
     return True
+
+
+def _guard(lease: Lease, stop: threading.Event, lost: threading.Event) -> None:
+    """A renewal may hang longer than the lease lasts: its time is looked at beside it."""
+    while not stop.wait(LEASE_RENEWAL / 4):
+        if not lease.held:
+            lost.set()
+            return
 
 
 def _renew(lease: Lease, stop: threading.Event, lost: threading.Event) -> None:

@@ -12,7 +12,7 @@ import pytest
 from gitops_mcp import crd, pipeline, sandbox, schemas
 from gitops_mcp.errors import LeaseLost
 from gitops_mcp.kube import Cluster
-from gitops_mcp.model import API_VERSION, FINALIZER, KIND, ObjectRef
+from gitops_mcp.model import API_VERSION, FINALIZER, KIND, JsonObject, ObjectRef
 from gitops_mcp.options import SourceOptions
 
 
@@ -61,6 +61,26 @@ def test_taking_over_tells_the_former_holder(
             assert holder(cluster, "two").startswith("sync-")
             assert first.wait(5)
         assert not second.is_set()
+
+
+def test_a_renewal_that_gets_no_answer_does_not_outlast_the_lease(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "LEASE_RENEWAL", 0.1)
+    monkeypatch.setattr(pipeline, "LEASE_DURATION", timedelta(seconds=1))
+    lost, answer = threading.Event(), threading.Event()
+    with pipeline.only_writer(
+        cluster, "default", "three", holder="sync", take_over=False, lost=lost
+    ):
+        asked = cluster.get
+
+        def silent(ref: ObjectRef) -> JsonObject | None:
+            answer.wait(10)
+            return asked(ref)
+
+        monkeypatch.setattr(cluster, "get", silent)
+        assert lost.wait(5)
+        answer.set()
 
 
 def test_kubectls_servers_are_left_to_whoever_stands_for_them(cluster: Cluster) -> None:
