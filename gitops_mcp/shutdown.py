@@ -202,7 +202,8 @@ def _take(live: JsonObject, why: str, *, metadata: JsonObject, spec: JsonObject)
 
 
 def _delete(facts: Facts, cr: JsonObject, state: JsonObject) -> Progress:
-    if facts.cleanup != "" and "cleanup" not in state and not state.get("recreate"):
+    recreate = state.get("recreate") and "deletionTimestamp" not in cr["metadata"]
+    if facts.cleanup != "" and "cleanup" not in state and not recreate:
         if facts.cleanup is None:
             return Progress(state | {"step": "CleaningUp"}, waiting="cleanup hooks")
         return Progress(state | {"step": "Deleting", "cleanup": facts.cleanup}, persist=True)
@@ -213,7 +214,7 @@ def _delete(facts: Facts, cr: JsonObject, state: JsonObject) -> Progress:
     if facts.children:
         names = ", ".join(sorted(str(ObjectRef.of(child)) for child in facts.children.values()))
         return Progress(state, waiting=f"{names} to go")
-    if state.get("recreate") and "deletionTimestamp" not in cr["metadata"]:
+    if recreate:
         return Progress({})
     return Progress(state, (release(cr),))
 
