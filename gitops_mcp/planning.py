@@ -560,9 +560,13 @@ def _prune(facts: Facts, context: Context) -> Decision:
     synced = Condition("Synced", "False", "RolloutInProgress", reason)
     state = shutdown.begin(cr, facts.now)
     action, look_again = _status_write(facts, context, synced, state=state)
+    if action is not None:
+        # It begins a deletion: whose the server is, and whether it may go, must be so still.
+        version, change = cr["metadata"]["resourceVersion"], _deletion(facts.key, cr, reason)
+        action = replace(action, resource_version=version, change=change)
     return Decision(
         "pruned",
-        actions=(replace(action, change=_deletion(facts.key, cr, reason)),) if action else (),
+        actions=(action,) if action else (),
         changes=changes,
         look_again=look_again,
         waiting="shutdown",

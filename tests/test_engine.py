@@ -13,7 +13,7 @@ import pytest
 
 from gitops_mcp import hooks, schemas
 from gitops_mcp.engine import Engine
-from gitops_mcp.errors import Configuration, Gone, Permanent, Terminating, Transient
+from gitops_mcp.errors import Configuration, Conflict, Gone, Permanent, Terminating, Transient
 from gitops_mcp.model import (
     ANNOTATION_PRUNE,
     FINALIZER,
@@ -59,13 +59,22 @@ class Server:
         return self.objects.get(ref)
 
     def apply(
-        self, body: JsonObject, *, uid: str | None, dry_run: bool, manager: str, **_: Any
+        self,
+        body: JsonObject,
+        *,
+        uid: str | None,
+        resource_version: str | None,
+        dry_run: bool,
+        manager: str,
+        **_: Any,
     ) -> JsonObject:
         ref = ObjectRef.of(body)
         self._ask("dry-run" if dry_run else "apply", ref)
         old = self.objects.get(ref)
         if uid is not None and (old is None or old["metadata"]["uid"] != uid):
             raise Gone(f"no {ref} of uid {uid}")
+        if old is not None and resource_version not in (None, old["metadata"]["resourceVersion"]):
+            raise Conflict(f"{ref} has been modified")
         new = _merged(old or {}, body)
         number = str(next(self._versions))
         new["metadata"] = {"uid": f"uid-{number}", **new["metadata"], "resourceVersion": number}
@@ -266,6 +275,21 @@ def test_a_time_beyond_all_bounds_does_not_keep_a_server_from_its_shutdown(timeo
     body = cr(labels={}, managedFields=[], **DELETED)
     stage.stands({**body, "spec": {**body["spec"], "drain": {"timeout": timeout}}})
     assert stage.engine.work(KEY).waiting.startswith("shutdown")
+
+
+def test_a_server_that_another_source_takes_in_the_last_moment_is_not_pruned() -> None:
+    stage = Stage(git=None)
+    body = stage.stands(cr())
+    ref = ObjectRef.of(body)
+
+    def taken(verb: str, _: ObjectRef) -> None:
+        if verb == "apply":
+            theirs = {"labels": {LABEL_SOURCE: "other"}, "resourceVersion": "2"}
+            stage.server.objects[ref] = _merged(body, {"metadata": theirs})
+
+    stage.server.refuse = taken
+    assert stage.engine.work(KEY).result == "skipped"
+    assert "status" not in stage.server.objects[ref]
 
 
 def test_a_spec_that_cannot_be_rendered_fails_alone() -> None:
