@@ -167,6 +167,13 @@ class Request:
     agent: str
     code: int
     uri: str
+    message: str = ""
+    """Why it was refused."""
+
+    @property
+    def denied(self) -> bool:
+        """True where a right was missing. A namespace that is going away answers 403 as well."""
+        return self.code == 403 and "being terminated" not in self.message
 
     @property
     def writes(self) -> bool:
@@ -220,6 +227,17 @@ class Plane:
 
     def kubeconfig(self, user: str = "admin", *, namespace: str = "default") -> Path:
         """Path of a kubeconfig for one of the users."""
+        return self._kubeconfig(user, self._tokens[user], namespace)
+
+    def account_kubeconfig(self, account: str, *, namespace: str) -> Path:
+        """Path of a kubeconfig for a ServiceAccount, as a pod in its namespace would have it."""
+        path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token"
+        status, answer = self.request("POST", path, {"spec": {"expirationSeconds": 7200}})
+        if status != 201:
+            raise RuntimeError(f"no token: {status} {answer}")
+        return self._kubeconfig(account, answer["status"]["token"], namespace)
+
+    def _kubeconfig(self, user: str, token: str, namespace: str) -> Path:
         path = self.home / f"{user}.{namespace}.kubeconfig"
         cluster = {"server": self.url, "certificate-authority": str(self.ca)}
         context = {"cluster": "plane", "user": user, "namespace": namespace}
@@ -227,7 +245,7 @@ class Plane:
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": [{"name": "plane", "cluster": cluster}],
-            "users": [{"name": user, "user": {"token": self._tokens[user]}}],
+            "users": [{"name": user, "user": {"token": token}}],
             "contexts": [{"name": "plane", "context": context}],
             "current-context": "plane",
         }
@@ -471,6 +489,7 @@ def _request(entry: Mapping[str, Any]) -> Request:
         agent=entry.get("userAgent", ""),
         code=entry.get("responseStatus", {}).get("code", 0),
         uri=entry["requestURI"],
+        message=entry.get("responseStatus", {}).get("message", ""),
     )
 
 

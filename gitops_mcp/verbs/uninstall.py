@@ -35,7 +35,7 @@ _KINDS = "validatingadmissionpolicybinding,validatingadmissionpolicy,clusterrole
 Examples:
   gitops-mcp uninstall --keep-servers                  then delete what is left: servers run on
   gitops-mcp uninstall -q --keep-servers | sh          and delete it at once
-  gitops-mcp uninstall                                 the last command takes the servers as well
+  gitops-mcp uninstall                                 the last commands take the servers as well
 \b
 Exit codes: 0 done, 2 could not be done (run it again: what is done stays done).
 """,
@@ -236,7 +236,7 @@ def _edit(cluster: Cluster, ref: ObjectRef, find: Callable[[JsonObject], Found |
 def _left(leases: list[JsonObject], *, keep: bool) -> Iterator[str]:
     """The commands that remove the rest, in an order in which none waits for another."""
     from gitops_mcp import install
-    from gitops_mcp.model import CRD_NAME
+    from gitops_mcp.model import APP_NAME, CRD_NAME, FIELD_MANAGER, LABEL_MANAGED_BY, LABEL_NAME
 
     ours = f"-l {install.LABEL_APP}={install.APP}"
     yield f"kubectl delete {_KINDS} {ours}"
@@ -245,5 +245,8 @@ def _left(leases: list[JsonObject], *, keep: bool) -> Iterator[str]:
         metadata = lease["metadata"]
         yield f"kubectl delete lease {metadata['name']} --namespace {metadata['namespace']}"
     yield f"kubectl delete namespace {ours}"
-    fate = "every Deployment and Service stays" if keep else "and all their servers with them"
-    yield f"kubectl delete crd {CRD_NAME}  # the MCPServers, {fate}"
+    if not keep:
+        # The garbage collector forgets whose they were once it no longer knows the owner's kind.
+        children = f"-l {LABEL_MANAGED_BY}={FIELD_MANAGER},{LABEL_NAME}={APP_NAME}"
+        yield f"kubectl delete deployment,service --all-namespaces {children}  # the servers"
+    yield f"kubectl delete crd {CRD_NAME}  # the MCPServers"
