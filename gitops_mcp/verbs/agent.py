@@ -86,7 +86,7 @@ def command(
         try:
             with pipeline.only_writer(
                 cluster,
-                pipeline.lease_namespace(cluster, line.source_id, source.namespace),
+                source.namespace or cluster.namespace,
                 line.source_id,
                 holder="agent",
                 take_over=take_over,
@@ -124,9 +124,8 @@ class _Passes:
         from gitops_mcp import manifests, pipeline
         from gitops_mcp.engine import Settled
 
-        shared = pipeline.CLUSTER_SOURCE
-        where = pipeline.lease_namespace(cluster, shared, source.namespace)
-        self._kubectl = pipeline.source_lease(cluster, where, shared, "agent")
+        where = source.namespace or cluster.namespace
+        self._kubectl = pipeline.source_lease(cluster, where, pipeline.CLUSTER_SOURCE, "agent")
         self._source = source
         self._repository = repository
         self._cluster = cluster
