@@ -25,9 +25,10 @@ VARIANTS = {
     ),
 }
 KEPT = {
-    "install.yaml": ("--cluster=production", "--git-secret=fleet-credentials"),
-    "install-namespace.yaml": ("--watch-namespace=team-a", "--git-secret=fleet-credentials"),
+    "agent.yaml": ("--cluster=production", "--git-secret=fleet-credentials"),
+    "agent-of-one-namespace.yaml": ("--watch-namespace=team-a", "--git-secret=fleet-credentials"),
 }
+"""Without the CRD: that one's copy is its own."""
 
 
 @pytest.fixture(params=VARIANTS)
@@ -64,9 +65,10 @@ def agent_arguments(objects: list[dict[str, Any]]) -> list[str]:
 def test_the_copies_in_the_repository_are_what_install_prints(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.run(["install", URL, *KEPT[name]]) == 0
-    command = f"python -m gitops_mcp install {URL} {' '.join(KEPT[name])}"
-    assert (DEPLOY / name).read_text() == capsys.readouterr().out, f"{command} > deploy/{name}"
+    arguments = ["install", URL, *KEPT[name], "--skip-crd"]
+    assert cli.run(arguments) == 0
+    command = f"python -m gitops_mcp {' '.join(arguments)} > deploy/{name}"
+    assert (DEPLOY / name).read_text() == capsys.readouterr().out, f"run: {command}"
 
 
 def test_the_crd_alone_is_what_crd_prints(capsys: pytest.CaptureFixture[str]) -> None:
@@ -230,6 +232,7 @@ def test_git_credentials_are_files_of_a_mounted_secret(
         (["file:///srv/fleet.git"], "file"),
         ([URL, "--watch-namespace=a", "--create-namespace"], "--create-namespace"),
         ([URL, f"--source-id={'a' * 60}"], "shorter"),
+        (["--crd-only", "--skip-crd"], "nothing"),
     ],
 )
 def test_what_could_not_run_or_would_show_a_secret_is_refused(

@@ -82,6 +82,7 @@ and "known_hosts". Its files are mounted; nobody reads it through the API.
     "-n", "--namespace", metavar="NAME", help="Where the agent lives  [default: gitops-mcp]"
 )
 @options.option("--crd-only", is_flag=True, help="Print nothing but the CRD.")
+@options.option("--skip-crd", is_flag=True, help="Print all but the CRD, which is there already.")
 @options.output("json")
 @options.common
 def command(
@@ -96,6 +97,7 @@ def command(
     create_namespace: bool,
     allow_privileged: bool,
     crd_only: bool,
+    skip_crd: bool,
     output: str,
     common: options.CommonOptions,
     **source: str | None,
@@ -108,6 +110,8 @@ def command(
     del common
     from gitops_mcp import install, reports
 
+    if crd_only and skip_crd:
+        raise UsageError("--crd-only and --skip-crd leave nothing to print")
     if crd_only:
         click.echo(reports.objects([install.definition()], output=output), nl=False)
         return
@@ -132,7 +136,10 @@ def command(
         create_namespace=create_namespace,
         git_secret=git_secret,
     )
-    click.echo(reports.objects(install.objects(wanted), output=output), nl=False)
+    objects = install.objects(wanted)
+    if skip_crd:
+        objects.remove(install.definition())
+    click.echo(reports.objects(objects, output=output), nl=False)
 
 
 def _source(location: str, source: dict[str, str | None]) -> list[str]:
