@@ -72,8 +72,9 @@ def deadline_of(state: JsonObject) -> datetime | None:
 
 def begin(cr: JsonObject, now: datetime, *, recreate: bool = False) -> JsonObject:
     """The first ``status.shutdown``. With ``recreate`` the CR stays and its children come back."""
-    # Whole seconds, rounded up: clients are given no less time than they were promised.
-    started = _parse(cr["metadata"].get("deletionTimestamp")) or _whole(now)
+    # Whole seconds, rounded up: clients are given no less time than they were promised. A deletion
+    # that nobody saw for a while begins now, too: its sessions have not been let go before.
+    started = _whole(now)
     timing = transports.timing(cr.get("spec") or {})
     deadline = started + timing.drain_timeout + timing.grace + MARGIN
     state = {"step": "Withdrawing", "startedAt": _time(started), "deadline": _time(deadline)}
@@ -94,7 +95,7 @@ def advance(facts: Facts) -> Progress:
     if state["step"] in ("Withdrawing", "Draining"):
         if service is not None and WITHDRAWN not in (service["spec"].get("selector") or {}):
             return Progress(state, (_withdraw(service, state["startedAt"]),))
-        ended = _drain_ended(facts, cr, state, deployment)
+        ended = _drain_ended(facts, state, deployment)
         if not ended:
             return _draining(facts, cr, state)
         state = state | {"endedBy": state.get("endedBy", ended)}
@@ -107,19 +108,19 @@ def advance(facts: Facts) -> Progress:
 # --- drain ----------------------------------------------------------------------------------
 
 
-def _drain_ended(facts: Facts, cr: JsonObject, state: JsonObject, deployment: Any) -> str:
+def _drain_ended(facts: Facts, state: JsonObject, deployment: Any) -> str:
     """What ended the drain wait (a value of ``endedBy``), or "" while it lasts."""
     if not facts.pods or deployment is None:
         return "NoPods"
     if facts.sessions == 0:
         return "SessionsClosed"
-    if facts.now >= _drain_until(cr, state):
+    if facts.now >= _drain_until(facts, state):
         return "Timeout"
     return ""
 
 
 def _draining(facts: Facts, cr: JsonObject, state: JsonObject) -> Progress:
-    until = _drain_until(cr, state)
+    until = _drain_until(facts, state)
     drain = (cr.get("spec") or {}).get("drain") or {}
     asked = "gauge" in drain or "url" in drain
     state = state | {"step": "Draining"}
@@ -129,9 +130,9 @@ def _draining(facts: Facts, cr: JsonObject, state: JsonObject) -> Progress:
     return Progress(state, look_again=look, waiting=f"drain until {_time(until)}")
 
 
-def _drain_until(cr: JsonObject, state: JsonObject) -> datetime:
-    started = _parse(state["startedAt"]) or datetime.now(UTC)
-    return started + transports.timing(cr.get("spec") or {}).drain_timeout
+def _drain_until(facts: Facts, state: JsonObject) -> datetime:
+    started = _parse(state["startedAt"]) or facts.now
+    return started + transports.timing((facts.cr or {}).get("spec") or {}).drain_timeout
 
 
 # --- stop -----------------------------------------------------------------------------------
