@@ -9,13 +9,15 @@ from __future__ import annotations
 import heapq
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from gitops_mcp.model import Decision, Inquiry, ServerKey
+from gitops_mcp.errors import Transient
+from gitops_mcp.model import Decision, Inquiry, JsonObject, ServerKey
 from gitops_mcp.view import WATCHED, View, Watched
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ RETRY_WITHIN = timedelta(seconds=60)
 """How long one pass tries a transient error again."""
 SHUTDOWN_MARGIN = timedelta(seconds=60)
 """How long past its own deadline a shutdown is waited for before the server has failed."""
+BUSY = frozenset({429, 500, 503, 504})
+"""Answers to a LIST that may be another one in a moment."""
 PROGRESS_INTERVAL = timedelta(seconds=5)
 """Between two lines that say what is waited for."""
 
@@ -47,14 +51,7 @@ def read(cluster: Cluster, view: View, namespaces: Iterable[str | None]) -> Vers
     """Fill the view, one LIST a namespace and kind; returns the versions to watch from."""
     with ThreadPoolExecutor(WORKERS) as pool:
         lists = {
-            (namespace, watched): pool.submit(
-                cluster.list,
-                watched.api_version,
-                watched.kind,
-                namespace,
-                label_selector=watched.selector,
-                narrowed=view.narrowed,
-            )
+            (namespace, watched): pool.submit(_listed, cluster, view, namespace, watched)
             for namespace in namespaces
             for watched in WATCHED
         }
@@ -63,6 +60,30 @@ def read(cluster: Cluster, view: View, namespaces: Iterable[str | None]) -> Vers
         items, versions[namespace, watched] = listed.result()
         view.replace(watched.kind, items, namespace)
     return versions
+
+
+def _listed(
+    cluster: Cluster, view: View, namespace: str | None, watched: Watched
+) -> tuple[list[JsonObject], str]:
+    """One LIST, tried again while the API server says that it is busy or only starting; where
+    nobody answers at all, that is said at once."""
+    until = time.monotonic() + RETRY_WITHIN.total_seconds()
+    wait = Transient.first_retry
+    while True:
+        try:
+            return cluster.list(
+                watched.api_version,
+                watched.kind,
+                namespace,
+                label_selector=watched.selector,
+                narrowed=view.narrowed,
+            )
+        except Transient as error:
+            pause = (error.retry_after or wait).total_seconds()
+            if error.code not in BUSY or time.monotonic() + pause > until:
+                raise
+            time.sleep(pause)
+            wait = min(wait * 2, Transient.retry_cap)
 
 
 class Watches:
