@@ -49,6 +49,10 @@ from gitops_mcp.rendering import READINESS_GATE
 STATUS_INTERVAL = timedelta(seconds=1)
 """At most one status write a second and server."""
 
+NEVER = "1"
+"""A resourceVersion that no object has. An apply that bears it makes what is missing, and is a
+conflict with what is there (measured: a missing object is not held against it)."""
+
 PROGRESS_FACTOR = 10
 """Counts and messages of a rollout under way are written at 10 s, 100 s, 1,000 s … of its age, so
 that a server takes at most four status writes from creation to Ready."""
@@ -369,7 +373,18 @@ def _write(
         foreign=difference.foreign,
     )
     if live is None:
-        return [Action(Verb.APPLY, ref, "create", body, change=change, key=difference.key)]
+        # An apply is merged into whatever stands there, were it not for a version that never was.
+        return [
+            Action(
+                Verb.APPLY,
+                ref,
+                "create",
+                body,
+                resource_version=NEVER,
+                change=change,
+                key=difference.key,
+            )
+        ]
     uid, version = live["metadata"]["uid"], live["metadata"]["resourceVersion"]
     if difference.seize:
         # A plain apply would leave these for ever: what we never owned we cannot give up.

@@ -295,3 +295,19 @@ def test_a_sync_that_lost_its_lease_writes_no_more(story: Story) -> None:
         story.sync(after=lose, lost=lost)
     assert story.deeds()[-1] == "apply Deployment"
     assert story.find("Service") is None
+
+
+def test_a_strangers_object_that_contradicts_nothing_is_not_taken_either(story: Story) -> None:
+    """An apply would be merged into it without a conflict."""
+    stranger = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "web", "namespace": story.namespace},
+        "spec": {"ports": [{"name": "theirs", "port": 9999}]},
+    }
+    story.hand.create(stranger)
+    story.put("web")
+    assert story.sync() == {"web": "blocked"}
+    assert story.get("Service")["spec"]["ports"][0]["port"] == 9999
+    assert story.get("Service")["metadata"].get("ownerReferences") is None
+    assert "selector" not in story.get("Service")["spec"]
