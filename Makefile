@@ -15,7 +15,7 @@ RUN := $(VENV)/.run-$(call key,requirements/build.txt requirements/run.txt pypro
 DEV := $(VENV)/.dev-$(call key,requirements/*.txt pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test plane bench lint types format build lock clean
+.PHONY: help demo test plane cluster bench lint types format build lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1|/' \
@@ -32,6 +32,9 @@ test: $(DEV) ## Run the tests on all cores and report the coverage
 
 plane: $(DEV) ## Build the real control plane that some tests start (Go; five minutes, once)
 	@$(PY) tests/plane.py build
+
+cluster: $(DEV) ## Run the real control plane until Ctrl-C; prints what makes kubectl use it
+	@$(PY) tests/plane.py run
 
 bench: $(DEV) ## Run the benchmarks and print their tables
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(PY) "$$file"; done

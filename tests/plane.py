@@ -98,14 +98,18 @@ def directory() -> Path:
 def binaries() -> Path:
     """The directory of the built programs; raises Unavailable where there are none.
 
-    GITOPS_MCP_PLANE=require builds what is missing (five minutes of two cores, once).
+    GITOPS_MCP_PLANE=require builds what is missing (five minutes of two cores, once), and where it
+    cannot raises what no test takes for a reason to be skipped.
     """
     target = directory()
     if all((target / program).exists() for program in BUILT):
         return target
     if os.environ.get("GITOPS_MCP_PLANE") != "require":
         raise Unavailable(f"no control plane in {target}: `python tests/plane.py build` makes it")
-    return build()
+    try:
+        return build()
+    except Unavailable as error:
+        raise RuntimeError(f"GITOPS_MCP_PLANE=require, but {error}") from error
 
 
 def build() -> Path:
@@ -509,19 +513,23 @@ def _free_ports(count: int) -> list[int]:
 
 def main(arguments: Sequence[str]) -> int:
     """`build` or `run`; see the module's description."""
+    if arguments not in (["build"], ["run"]):
+        print(__doc__, file=sys.stderr)  # noqa: T201
+        return 64
+    try:
+        target = build()
+    except Unavailable as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 1
     if arguments == ["build"]:
-        print(build())  # noqa: T201
-        return 0
-    if arguments == ["run"]:
-        build()
+        print(target)  # noqa: T201
+    else:
         with Plane() as plane:
             ends = {signal.SIGINT, signal.SIGTERM}
             signal.pthread_sigmask(signal.SIG_BLOCK, ends)
             print(f"export KUBECONFIG={plane.kubeconfig()}", flush=True)  # noqa: T201
             signal.sigwait(ends)
-        return 0
-    print(__doc__, file=sys.stderr)  # noqa: T201
-    return 64
+    return 0
 
 
 if __name__ == "__main__":

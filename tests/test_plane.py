@@ -105,6 +105,33 @@ def test_a_plane_ends_with_the_process_that_started_it(plane: rig.Plane) -> None
     shutil.rmtree(home)
 
 
+def test_a_plane_for_the_curious_is_used_as_it_says_and_ends_with_ctrl_c(plane: rig.Plane) -> None:
+    assert plane.url  # only where the plane can run at all
+    command = [sys.executable, rig.__file__, "run"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        export = process.stdout.readline()
+        name, _, kubeconfig = export.strip().removeprefix("export ").partition("=")
+        assert name == "KUBECONFIG"
+        kubectl = [str(plane.bin / "kubectl"), f"--kubeconfig={kubeconfig}", "get", "nodes"]
+        nodes = subprocess.run(kubectl, capture_output=True, text=True, check=True).stdout
+        assert " Ready " in nodes
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    assert not Path(kubeconfig).exists()
+
+
+@pytest.mark.parametrize(("word", "refusal"), [("", rig.Unavailable), ("require", RuntimeError)])
+def test_without_go_tests_are_skipped_but_fail_where_the_plane_is_required(
+    word: str, refusal: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITOPS_MCP_PLANE_DIR", str(tmp_path / "nothing"))
+    monkeypatch.setenv("GITOPS_MCP_PLANE", word)
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    with pytest.raises(refusal):
+        rig.Plane()
+
+
 def alive(home: str) -> list[str]:
     """The processes whose working directory is a plane's."""
     found = []
