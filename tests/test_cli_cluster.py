@@ -555,6 +555,37 @@ def test_the_agent_repeats_passes_over_head_until_sigterm(fleet: Fleet) -> None:
     assert fleet("sync").code == 0  # the lease was given back
 
 
+def test_an_agent_without_a_source_runs_kubectls_servers_alone(
+    fleet: Fleet, kubeconfig: Path
+) -> None:
+    assert fleet("sync").code == 0
+    drifted = ObjectRef("apps/v1", "Deployment", fleet.name, "web")
+    fleet.cluster.merge_patch(drifted, {"spec": {"minReadySeconds": 3}}, manager="kubectl-edit")
+    fleet.cluster.apply(
+        {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "metadata": {"name": "by-hand", "namespace": fleet.name},
+            "spec": {"image": "example.com/by-hand:1", "transport": "stdio"},
+        },
+        manager="kubectl",
+    )
+    command = [*GITOPS, "agent", "-n", fleet.name, "--interval", "300ms"]
+    command += ["--watch-namespace", fleet.name, "--kubeconfig", str(kubeconfig)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        _eventually(lambda: fleet.get("Deployment", "by-hand"))
+        _eventually(lambda: (fleet.get(KIND, "by-hand") or {}).get("status"))
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+    kept = fleet.get("Deployment", "web")
+    assert kept is not None
+    assert kept["spec"]["minReadySeconds"] == 3
+    hand = fleet.get(KIND, "by-hand")
+    assert hand is not None
+    assert hand["metadata"]["finalizers"] == ["mcp.example.com/finalizer"]
+
+
 # --- sandbox ------------------------------------------------------------------------------------
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from gitops_mcp import options
 
@@ -64,7 +67,7 @@ def command(
     """Keep the cluster as git says: a sync, repeated until SIGTERM.
 
     The agent holds the source's lease and places the finalizer, so that a server deleted with
-    kubectl is shut down gracefully too.
+    kubectl is shut down gracefully too. Without SOURCE it runs only the servers that kubectl made.
     """
     from gitops_mcp import agent, pipeline
     from gitops_mcp.terminal import Terminal
@@ -79,7 +82,10 @@ def command(
     )
     ended = threading.Event()
     agent.end_on_signals(ended)
-    with pipeline.open_repository(_at_head(source)) as repository:
+    with (
+        tempfile.TemporaryDirectory(prefix="gitops-mcp-") as empty,
+        pipeline.open_repository(source := _chosen(source, empty)) as repository,
+    ):
         line = pipeline.read(source, repository)
         cluster = pipeline.connect(connection)
         passes = _Passes(source, repository, cluster, wishes, terminal)
@@ -101,10 +107,16 @@ def command(
     return 0
 
 
-def _at_head(source: options.SourceOptions) -> options.SourceOptions:
-    """A clone's uncommitted work is nobody's deployment."""
-    from pathlib import Path
+NO_SOURCE = "no-source"
+"""The source id of an agent without a source: no server bears it, so it takes none for its own."""
 
+
+def _chosen(source: options.SourceOptions, empty: str) -> options.SourceOptions:
+    """The source as an agent reads it: HEAD of a clone, since uncommitted work is nobody's
+    deployment; nothing at all (the folder ``empty``) where none was given."""
+    given = click.get_current_context().get_parameter_source("location")
+    if given is ParameterSource.DEFAULT:
+        return replace(source, location=empty, source_id=NO_SOURCE)
     if source.ref is None and source.branch is None and (Path(source.location) / ".git").exists():
         return replace(source, ref="HEAD")
     return source
