@@ -531,6 +531,7 @@ class Pass:
             and key not in loaded.servers
             and key not in loaded.protected
             and planning.prunable(cr, context)
+            and not planning.outlives_git(cr)
         }
 
     def _held(

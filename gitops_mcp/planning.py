@@ -98,6 +98,12 @@ def prunable(cr: JsonObject, context: Context) -> bool:
     return in_scope(cr, context)
 
 
+def outlives_git(cr: JsonObject) -> bool:
+    """Is it left to kubectl, instead of pruned, once git holds it no longer?"""
+    annotations = cr["metadata"].get("annotations") or {}
+    return bool(annotations.get(ANNOTATION_PRUNE) == "disabled")
+
+
 def in_scope(cr: JsonObject, context: Context) -> bool:
     """Was ``cr`` applied from a file below this run's path?"""
     file = (cr["metadata"].get("annotations") or {}).get(ANNOTATION_FILE, "")
@@ -563,7 +569,7 @@ def _prune(facts: Facts, context: Context) -> Decision:
         return _at_rest(facts, context, Condition("Synced", "False", "Suspended", "suspended"))
     if not prunable(cr, context):
         return Decision("skipped", message=f"outside of {context.path}")
-    if (cr["metadata"].get("annotations") or {}).get(ANNOTATION_PRUNE) == "disabled":
+    if outlives_git(cr):
         return Decision("ok", actions=(_disown(facts, cr),), message="left to kubectl")
     if facts.held:
         return _held(facts, context)

@@ -400,6 +400,18 @@ def test_an_empty_source_prunes_nothing_unless_it_is_allowed(story: Story) -> No
 # --- kept -------------------------------------------------------------------------------------
 
 
+def test_what_is_left_to_kubectl_does_not_count_as_pruned(story: Story) -> None:
+    for name in ("one", "two"):
+        story.write(name, annotations={ANNOTATION_PRUNE: "disabled"})
+    for name in ("three", "four"):
+        story.write(name)
+    story.commit()
+    story.sync()
+    story.remove("one", "two", "three")
+    results = story.sync()
+    assert (results["one"], results["two"], results["three"]) == ("changed", "changed", "pruned")
+
+
 def test_a_server_that_may_not_be_pruned_is_left_to_kubectl(story: Story) -> None:
     keep = {ANNOTATION_PRUNE: "disabled"}
     story.created(annotations=keep)
