@@ -130,10 +130,8 @@ def test_the_pins_are_what_the_project_asks_for(name: str, wanted: list[Requirem
     assert stale == [], f"run `make lock`: requirements/{name}.txt does not answer {stale}"
 
 
-def test_every_library_that_is_imported_is_asked_for() -> None:
-    asked = {
-        canonicalize_name(Requirement(each).name) for each in PROJECT["project"]["dependencies"]
-    }
+def imported_packages() -> dict[str, set[str]]:
+    """Each foreign top-level module that the package imports, with the packages that provide it."""
     trees = [ast.parse(path.read_text()) for path in (ROOT / "gitops_mcp").rglob("*.py")]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     imported = {
@@ -147,12 +145,16 @@ def test_every_library_that_is_imported_is_asked_for() -> None:
     foreign = {name.partition(".")[0] for name in imported}
     foreign -= sys.stdlib_module_names | {"gitops_mcp"}
     homes = packages_distributions()
-    unasked = {
-        name
-        for name in foreign
-        if not asked & {canonicalize_name(each) for each in homes.get(name, [])}
+    return {name: {canonicalize_name(each) for each in homes.get(name, [])} for name in foreign}
+
+
+def test_every_library_that_is_imported_is_asked_for_and_no_other() -> None:
+    asked = {
+        canonicalize_name(Requirement(each).name) for each in PROJECT["project"]["dependencies"]
     }
-    assert unasked == set()
+    packages = imported_packages()
+    assert {name for name, homes in packages.items() if not asked & homes} == set()
+    assert asked - set().union(*packages.values()) == set()
 
 
 def test_one_environment_can_hold_all_sets() -> None:
