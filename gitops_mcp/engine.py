@@ -103,15 +103,24 @@ def utc_now() -> datetime:
 
 
 @dataclass(slots=True)
+class Lasting:
+    """What one pass remembers of a server for the next of the same process."""
+
+    noise: set[str] = field(default_factory=set)
+    """Its applies that were seen to change nothing."""
+    probe: ProbeResult | None = None
+    status_written_at: datetime | None = None
+
+
+@dataclass(slots=True)
 class Memory:
     """What this process remembers of one server. Losing it costs a request, never correctness."""
+
+    lasting: Lasting = field(default_factory=Lasting)
 
     failure: Failure | None = None
     failing_since: datetime | None = None
     races: int = 0
-    status_written_at: datetime | None = None
-    noise: set[str] = field(default_factory=set)
-    probe: ProbeResult | None = None
     sessions: int | None = None
     sessions_at: datetime | None = None
     cleanup: str | None = ""
@@ -134,7 +143,7 @@ class Settled:
     def __init__(self) -> None:
         self._frame: object = None
         self._decisions: dict[ServerKey, tuple[object, Decision]] = {}
-        self._noise: dict[ServerKey, set[str]] = {}
+        self._lasting: dict[ServerKey, Lasting] = {}
 
     def begin(self, frame: object, keys: Collection[ServerKey]) -> None:
         """Begin a pass over ``keys``. ``frame`` equals the last one's when all that holds for
@@ -142,11 +151,11 @@ class Settled:
         last = self._decisions if frame == self._frame else {}
         self._frame = frame
         self._decisions = {key: last[key] for key in keys if key in last}
-        self._noise = {key: self._noise[key] for key in keys if key in self._noise}
+        self._lasting = {key: self._lasting[key] for key in keys if key in self._lasting}
 
-    def noise(self, key: ServerKey) -> set[str]:
-        """The server's applies that were seen to change nothing; they hold in any frame."""
-        return self._noise.setdefault(key, set())
+    def lasting(self, key: ServerKey) -> Lasting:
+        """What holds of the server in any frame."""
+        return self._lasting.setdefault(key, Lasting())
 
     def find(self, facts: Facts, context: Context) -> Decision | None:
         """What was decided from equal facts, whatever the time."""
@@ -243,7 +252,7 @@ class Engine:
 
     def memory(self, key: ServerKey) -> Memory:
         """What is remembered of a server; made on first sight."""
-        new = Memory(cleanup=None if self._hooks else "", noise=self._settled.noise(key))
+        new = Memory(self._settled.lasting(key), cleanup=None if self._hooks else "")
         return self._memories.setdefault(key, new)
 
     def facts(self, key: ServerKey) -> Facts:
@@ -261,10 +270,10 @@ class Engine:
             children=live.children,
             pods=tuple(live.pods.values()),
             namespace=self._namespace(key, live),
-            probe=memory.probe,
+            probe=memory.lasting.probe,
             failure=memory.failure,
-            status_written_at=memory.status_written_at,
-            noise=frozenset(memory.noise),
+            status_written_at=memory.lasting.status_written_at,
+            noise=frozenset(memory.lasting.noise),
             sessions=memory.sessions,
             sessions_at=memory.sessions_at,
             cleanup=memory.cleanup,
@@ -411,10 +420,10 @@ class Engine:
         )
         self._view.put(after)
         if action.subresource == "status" and action.ref.kind == KIND:
-            memory.status_written_at = self._clock()
+            memory.lasting.status_written_at = self._clock()
             _note(memory, action)
         elif before is not None and diffing.same_content(before, after):
-            memory.noise.add(action.key)
+            memory.lasting.noise.add(action.key)
         else:
             _note(memory, action)
 
@@ -437,7 +446,7 @@ class Engine:
             return
         answer = self._ask(inquiry, self._clock)
         if isinstance(answer, ProbeResult):
-            memory.probe = answer
+            memory.lasting.probe = answer
         else:
             memory.sessions, memory.sessions_at = answer, self._clock()
 
@@ -529,7 +538,7 @@ class Engine:
                 immutable = isinstance(error, Immutable) and action.change is not None
                 if immutable and action.change is not None and self._may_recreate(key):
                     _note(memory, replace(action, change=replace(action.change, action="replace")))
-                    memory.noise.add(action.key)
+                    memory.lasting.noise.add(action.key)
                     continue
                 if action.ref in memory.taken and isinstance(error, Configuration):
                     # Refused for what is still there.
@@ -540,13 +549,13 @@ class Engine:
                 self._failed(memory, error)
                 return immutable
             if before is not None and diffing.same_content(before, after):
-                memory.noise.add(action.key)
+                memory.lasting.noise.add(action.key)
                 continue
             if action.ref not in memory.taken:  # else all of it is told already
                 _note(memory, action)
             if action.verb is Verb.JSON_PATCH:
                 memory.taken.add(action.ref)
-            memory.noise.add(action.key)
+            memory.lasting.noise.add(action.key)
             if action.ref.kind != "Namespace":
                 memory.overlay.put(after)
         return True

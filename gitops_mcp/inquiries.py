@@ -34,7 +34,7 @@ def handshake(facts: Facts, context: Context) -> tuple[Inquiry | None, datetime 
     asked = context.probes and health.get("mode", "handshake") == "handshake"
     if not asked or not transports.of_spec(spec).networked or facts.failure is not None:
         return None, None
-    pods = dict(_addresses(facts.pods))
+    pods = dict(addresses(facts.pods))
     if not pods:
         return None, None
     last = facts.probe
@@ -63,7 +63,7 @@ def sessions(facts: Facts, context: Context) -> Inquiry | None:
     if "url" in drain:
         return Inquiry("sessions", targets=(("", drain["url"]),), timeout=COUNT_TIMEOUT)
     gauge = drain.get("gauge")
-    pods = dict(_addresses(facts.pods))
+    pods = dict(addresses(facts.pods))
     if not gauge or not pods:
         return None
     port, path = gauge.get("port", spec["port"]), gauge.get("path", METRICS_PATH)
@@ -86,7 +86,7 @@ def _spec(facts: Facts) -> Mapping[str, Any]:
     return spec
 
 
-def _addresses(pods: tuple[JsonObject, ...]) -> Iterator[tuple[str, str]]:
+def addresses(pods: tuple[JsonObject, ...]) -> Iterator[tuple[str, str]]:
     """The uid and the address of each pod whose containers are ready and that is not ending. A
     pod may wait for a readiness gate that our handshake opens: its own Ready is not asked."""
     for pod in pods:

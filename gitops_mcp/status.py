@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
-from gitops_mcp import health, transports
+from gitops_mcp import health, inquiries, transports
 from gitops_mcp.model import (
     ANNOTATION_FILE,
     ANNOTATION_RECONCILE,
@@ -223,10 +223,27 @@ def _verified(facts: Facts, context: Context, spec: Mapping[str, Any], replicas:
     """What the last handshake said, as far as it speaks for a pod that is there now."""
     unasked = _unasked(facts, context, spec, replicas)
     if unasked or facts.probe is None:
+        before = None if unasked else _verified_before(facts)
         message = unasked or "no handshake yet"
-        return Condition("Verified", "Unknown", "NotProbed", message)
+        return before or Condition("Verified", "Unknown", "NotProbed", message)
     probe = facts.probe
     return Condition("Verified", VERIFIED[probe.reason], probe.reason, probe.message)
+
+
+def _verified_before(facts: Facts) -> Condition | None:
+    """What another process found out about this spec; it stands until the pods answer to us, so
+    that a pass that finds the same tells nobody anything else in between."""
+    cr = facts.cr or {}
+    known = _by_type(cr.get("status") or {}).get("Verified") or {}
+    current = known.get("observedGeneration") == cr.get("metadata", {}).get("generation")
+    if (
+        known.get("reason") not in VERIFIED
+        or not current
+        or not any(inquiries.addresses(facts.pods))
+    ):
+        return None
+    reason = known["reason"]
+    return Condition("Verified", VERIFIED[reason], reason, known.get("message", ""))
 
 
 def _unasked(facts: Facts, context: Context, spec: Mapping[str, Any], replicas: int) -> str:
@@ -344,7 +361,7 @@ def _server_info(facts: Facts, old: JsonObject, verified: Condition) -> JsonObje
     known: JsonObject | None = old.get("serverInfo")
     if facts.probe is not None and verified.reason != "NotProbed":
         return facts.probe.server_info or known
-    return known if verified.message in _NOT_YET else None
+    return known if verified.reason != "NotProbed" or verified.message in _NOT_YET else None
 
 
 _NOT_YET: Final = frozenset({"no handshake yet", "no handshake with the present pods yet"})

@@ -136,10 +136,10 @@ def test_the_next_pass_keeps_what_holds_in_its_own_frame(
     assert (kept.find(FACTS, CONTEXT) is not None) == found
 
 
-def test_applies_that_change_nothing_stay_known_as_long_as_their_server() -> None:
+def test_what_was_seen_of_a_server_stays_known_as_long_as_the_server() -> None:
     kept = settled()
-    kept.noise(KEY).add("key")
+    kept.lasting(KEY).noise.add("key")
     kept.begin("other", [KEY])
-    assert kept.noise(KEY) == {"key"}
+    assert kept.lasting(KEY).noise == {"key"}
     kept.begin("other", [])
-    assert kept.noise(KEY) == set()
+    assert kept.lasting(KEY).noise == set()

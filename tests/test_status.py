@@ -51,6 +51,9 @@ def deployed(count: int) -> JsonObject:
 
 def pod(row: dict[str, Any], index: int) -> JsonObject:
     found: JsonObject = {"metadata": {"name": f"web-{index}", "uid": f"pod-{index}"}, "status": {}}
+    if "asked" in row:  # it can be: its containers are ready at an address
+        ready = {"type": "ContainersReady", "status": "True"}
+        found["status"] = {"podIP": "10.1.0.1", "conditions": [ready]}
     if "unschedulable" in row:
         condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
         found["status"] = {"conditions": [{**condition, "message": row["unschedulable"]}]}

@@ -21,6 +21,7 @@ import gitfixtures
 import yaml
 
 from gitops_mcp import pipeline, reports
+from gitops_mcp.engine import Settled
 from gitops_mcp.errors import Gone
 from gitops_mcp.kube import Cluster
 from gitops_mcp.model import (
@@ -174,10 +175,12 @@ class Story:
         allow_prune: int | str | None = None,
         source: Mapping[str, Any] | None = None,
         lost: threading.Event | None = None,
+        settled: Settled | None = None,
         **wishes: Any,
     ) -> dict[str, str]:
         """One sync, notes included; its results by server. ``wait``: seconds to wait for Ready;
-        ``lost``: set when somebody else has become the writer."""
+        ``lost``: set when somebody else has become the writer; ``settled``: what the passes of an
+        agent leave for the next."""
         if wait is not None:
             wishes["ready_within"] = timedelta(seconds=wait)
         if allow_prune is not None:
@@ -195,6 +198,7 @@ class Story:
                     pipeline.Wishes(**wishes),
                     warn=self.warnings.append,
                     lost=lost or threading.Event(),
+                    settled=settled,
                 )
                 self.report = one.run()
                 if not self.report.check:

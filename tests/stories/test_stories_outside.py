@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from stories.telling import Story
 
+from gitops_mcp.engine import Settled
 from gitops_mcp.hooks import Hook
 from gitops_mcp.model import KIND
 
@@ -91,9 +92,25 @@ def test_a_server_that_speaks_mcp_is_verified(story: Story, tmp_path: Path) -> N
     assert story.conditions()["Verified"] == "?NotProbed"
     with mcp_server(tmp_path, f"{address_of(story)}:{PORT}", "open"):
         story.sync(probes=True)
+        assert story.conditions()["Verified"] == "HandshakeSucceeded"
+        assert story.sync(probes=True) == {"web": "ok"}
+        assert story.deeds() == []  # asked again, and nothing is new
     assert story.conditions()["Verified"] == "HandshakeSucceeded"
     assert story.conditions()["Ready"] == "MCPServerReady"
     assert story.status()["serverInfo"]["name"] == "web-search"
+
+
+def test_an_agents_passes_ask_no_more_often_than_the_interval(story: Story, tmp_path: Path) -> None:
+    port = PORT + 6
+    story.put("web", transport="streamable-http", port=port, health={"interval": "1h"})
+    story.sync(wait=10)
+    agent = Settled()
+    with mcp_server(tmp_path, f"{address_of(story)}:{port}", "open"):
+        story.sync(probes=True, settled=agent)
+    story.sync(probes=True, settled=agent)  # nobody answers any more, and nobody is asked
+    assert story.deeds() == []
+    story.sync(probes=True)
+    assert story.conditions()["Verified"] == "!ConnectionRefused"
 
 
 def test_a_server_that_refuses_its_own_name_is_not_ready(story: Story, tmp_path: Path) -> None:
@@ -101,8 +118,10 @@ def test_a_server_that_refuses_its_own_name_is_not_ready(story: Story, tmp_path:
     assert story.sync(wait=10) == {"web": "changed"}
     with mcp_server(tmp_path, f"{address_of(story)}:{PORT + 3}"):
         story.sync(probes=True)
-    assert story.conditions()["Verified"] == "!HostRejected"
-    assert story.conditions()["Ready"] == "!HostRejected"
+        assert story.conditions()["Verified"] == "!HostRejected"
+        assert story.conditions()["Ready"] == "!HostRejected"
+        story.sync(probes=True)
+        assert story.deeds() == []  # not Ready in between either
 
 
 def test_a_readiness_gate_opens_with_the_handshake(story: Story, tmp_path: Path) -> None:
