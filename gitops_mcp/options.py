@@ -288,13 +288,13 @@ def output(*formats: str) -> Decorator[Any]:
 
 # --- the configuration file -----------------------------------------------------------------
 
-SOURCE_KEYS = frozenset({"sourceId", "path", "serial", "health", "drain"})
+SOURCE_KEYS = frozenset({"sourceId", "path", "health", "drain"})
 """What a source may say about itself. Whatever gives power comes from the operator alone."""
 
 DEFAULTS = ("health", "drain")
 """Keys of the file that lie under every manifest's spec."""
 
-OWN_KEYS = frozenset({"health", "drain", "serial", "hooks"})
+OWN_KEYS = frozenset({"health", "drain", "hooks"})
 """Keys of the file that are no option of a verb, and whose values are more than a text."""
 
 
