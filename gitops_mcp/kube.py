@@ -864,7 +864,8 @@ class Cluster:
         if dry_run:
             body["dryRun"] = ["All"]
         answer = self._request("DELETE", _path(ref), operation="delete", ref=ref, body=body)
-        if answer.get("kind") == "Status":
+        # Some kinds (Service) are answered with the object as it was, though it has gone.
+        if "deletionTimestamp" not in (answer.get("metadata") or {}):
             return None
         return {"apiVersion": ref.api_version, "kind": ref.kind, **answer}
 

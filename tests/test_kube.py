@@ -489,6 +489,22 @@ class TestServer:
         cluster.delete(ref, uid=live["metadata"]["uid"])
         assert cluster.get(ref) is None
 
+    def test_a_deletion_says_what_still_stands(self, cluster: Cluster, name: str) -> None:
+        body = config(name)
+        body["metadata"]["finalizers"] = ["example.com/held"]
+        held = cluster.delete(ObjectRef.of(body), uid=cluster.apply(body)["metadata"]["uid"])
+        assert held is not None
+        assert held["metadata"]["deletionTimestamp"]
+        cluster.merge_patch(ObjectRef.of(body), {"metadata": {"finalizers": None}})
+        service = {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": body["metadata"] | {"finalizers": None},
+            "spec": {"ports": [{"port": 80}]},
+        }
+        uid = cluster.create(service)["metadata"]["uid"]
+        assert cluster.delete(ObjectRef.of(service), uid=uid) is None
+
     def test_a_dry_run_changes_nothing(self, cluster: Cluster, name: str) -> None:
         body = config(name)
         assert cluster.apply(body, dry_run=True)["metadata"]["uid"]
