@@ -239,7 +239,6 @@ class Engine:
         self._rng = rng or random.Random()  # noqa: S311 -- spreads retries, guards nothing
         self._memories: dict[ServerKey, Memory] = {}
         self._asking = threading.Lock()
-        self._stopped = threading.Event()
         self._namespaces: dict[str, Namespace] = {}
         self._foreseen: set[str] = set()
         """Namespaces that a check would have made."""
@@ -304,10 +303,6 @@ class Engine:
 
     # --- work ---
 
-    def stop(self) -> None:
-        """Begin no further request that writes: work under way ends with LeaseLost."""
-        self._stopped.set()
-
     def work(self, key: ServerKey) -> Decision:
         """Take a server as far as it goes now; returns the decision that leaves nothing to do."""
         memory = self.memory(key)
@@ -359,8 +354,6 @@ class Engine:
         return True
 
     def _request(self, key: ServerKey, memory: Memory, action: Action) -> None:
-        if self._stopped.is_set():
-            raise LeaseLost("the pass has ended")
         if not self._may_write():
             raise LeaseLost("another writer has taken the lease of this source")
         if action.ref.kind == "Namespace":
@@ -533,6 +526,8 @@ class Engine:
                 continue
             before = memory.overlay.get(action.ref)
             try:
+                if before is None and self._hidden(memory.overlay, action.ref):
+                    return True
                 after = self._foresee(key, memory, action, before)
             except KubeError as error:
                 immutable = isinstance(error, Immutable) and action.change is not None
@@ -559,6 +554,15 @@ class Engine:
             if action.ref.kind != "Namespace":
                 memory.overlay.put(after)
         return True
+
+    def _hidden(self, overlay: Live, ref: ObjectRef) -> bool:
+        """Is there a child that the view's selector hides, since somebody took its label away?"""
+        if ref.kind in (KIND, "Namespace") or ref.namespace in self._foreseen:
+            return False
+        found = self._kube.get(ref)
+        if found is not None:
+            overlay.put(found)
+        return found is not None
 
     def _learn(self, memory: Memory, overlay: Live, ref: ObjectRef) -> bool:
         """Look at what a dry-run told us of; True: decide again."""
