@@ -193,6 +193,7 @@ DEFAULTS: dict[str, Callable[[Struct], None]] = {
     CORE + "Namespace": _namespace,
     CORE + "NamespaceStatus": fill(phase="Active"),
     CORE + "ObjectFieldSelector": fill(apiVersion="v1"),
+    CORE + "PersistentVolumeClaimSpec": fill(volumeMode="Filesystem"),
     CORE + "Pod": _pod,
     CORE + "PodSpec": _pod_spec,
     CORE + "PodStatus": fill(phase="Pending"),

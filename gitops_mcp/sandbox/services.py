@@ -70,6 +70,8 @@ def _carry_over(spec: dict[str, Any], old: dict[str, Any]) -> None:
             spec["type"] == "ClusterIP" and old["type"] in EXPOSED and kept == port.get("nodePort")
         ):
             port.pop("nodePort", None)
+    if spec["sessionAffinity"] == "None" != old["sessionAffinity"]:
+        spec.pop("sessionAffinityConfig", None)
     if spec["type"] == "ClusterIP" and old["type"] in EXPOSED:
         for field in ("externalTrafficPolicy", "allocateLoadBalancerNodePorts"):
             spec.pop(field, None)
