@@ -239,6 +239,7 @@ class Engine:
         self._rng = rng or random.Random()  # noqa: S311 -- spreads retries, guards nothing
         self._memories: dict[ServerKey, Memory] = {}
         self._asking = threading.Lock()
+        self._stopped = threading.Event()
         self._namespaces: dict[str, Namespace] = {}
         self._foreseen: set[str] = set()
         """Namespaces that a check would have made."""
@@ -303,6 +304,10 @@ class Engine:
 
     # --- work ---
 
+    def stop(self) -> None:
+        """Begin no further request that writes: work under way ends with LeaseLost."""
+        self._stopped.set()
+
     def work(self, key: ServerKey) -> Decision:
         """Take a server as far as it goes now; returns the decision that leaves nothing to do."""
         memory = self.memory(key)
@@ -354,6 +359,8 @@ class Engine:
         return True
 
     def _request(self, key: ServerKey, memory: Memory, action: Action) -> None:
+        if self._stopped.is_set():
+            raise LeaseLost("the pass has ended")
         if not self._may_write():
             raise LeaseLost("another writer has taken the lease of this source")
         if action.ref.kind == "Namespace":
