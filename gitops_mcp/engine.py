@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import random
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
@@ -617,6 +617,17 @@ class Engine:
         return after
 
     # --- outcome ---
+
+    def finished(self, keys: Iterable[ServerKey]) -> list[ServerKey]:
+        """Those that were done something about, and wait for nothing more."""
+        memories = ((key, self._memories.get(key)) for key in keys)
+        return [
+            key
+            for key, memory in memories
+            if memory is not None
+            and memory.changes
+            and not memory.decision.waiting.startswith("shut")
+        ]
 
     def outcome(self, key: ServerKey) -> Outcome:
         """How a server stands at the end of the pass."""

@@ -16,10 +16,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gitops_mcp import diffing, gitrepo, manifests, planning, schemas, settings
+from gitops_mcp import diffing, gitrepo, manifests, planning, schemas, settings, shutdown
 from gitops_mcp.errors import KindAbsent, KubeError, LeaseLost, Permanent, UsageError
 from gitops_mcp.model import (
     API_VERSION,
@@ -331,6 +331,8 @@ class Pass:
     lost: threading.Event = field(default_factory=threading.Event)
     ready: set[ServerKey] = field(default_factory=set)
     """Servers that are Ready with what this very revision brought."""
+    unfinished: Report | None = None
+    """What a pass had done that was interrupted, or lost its lease."""
     settled: Settled | None = None
     """What the last pass of this process left, and what this one leaves."""
 
@@ -379,6 +381,9 @@ class Pass:
         patience = fleet.Patience(utc_now() + within if within is not None else None)
         try:
             runner.run(keys, patience)
+        except BaseException:
+            self.unfinished = self._report(engine, engine.finished(keys))
+            raise
         finally:
             watches.stop()
             view.subscribe(lambda _: None)  # else each holds the other until a collection
@@ -544,12 +549,22 @@ class Pass:
         if loaded.unknown:
             reason = "a manifest whose server cannot be told stops all pruning"
         else:
-            reason = planning.prune_guard(
-                candidates,
-                ours=len(_ours(view, context)),
-                empty=not loaded.servers and not loaded.protected,
-                allowed=self._allowance(len(candidates)),
+            ours = _ours(view, context)
+            under_way = sum(
+                key not in loaded.servers and shutdown.under_way(cr)
+                for key, cr in view.resources()
+                if key in ours
             )
+            guard = partial(
+                planning.prune_guard,
+                candidates,
+                ours=len(ours),
+                empty=not loaded.servers and not loaded.protected,
+                under_way=under_way,
+            )
+            reason = guard(allowed=None)
+            if reason:  # only now it matters what anybody allowed
+                reason = guard(allowed=self._allowance(len(candidates), under_way))
         return dict.fromkeys(candidates, reason) if reason else {}
 
     def _guard(self, view: View, context: Context, keys: Collection[ServerKey]) -> str:
@@ -564,16 +579,19 @@ class Pass:
         ours = len(_ours(view, context))
         return planning.prune_guard(keys, ours=ours, empty=False, allowed=allowed)
 
-    def _allowance(self, count: int) -> planning.Allowance | None:
-        return self.wishes.allow_prune or self._trailer(count)
+    def _allowance(self, count: int, under_way: int = 0) -> planning.Allowance | None:
+        return self.wishes.allow_prune or self._trailer(count, under_way)
 
-    def _trailer(self, count: int) -> planning.Allowance | None:
+    def _trailer(self, count: int, under_way: int) -> planning.Allowance | None:
         """The ``Allow-Prune`` of a commit that was not synced yet: the fitting one, else any."""
         revision = self.source.snapshot.revision
         if not revision.sha:
             return None
         repository = self.source.repository
-        records = repository.notes(self.options.cluster).read()
+        notes = repository.notes(self.options.cluster)
+        if warning := notes.fetch():  # who synced from elsewhere has spent its trailer too
+            self.warn(warning)
+        records = notes.read()
         last = next(
             (
                 r.commit
@@ -589,7 +607,8 @@ class Pass:
             for commit in repository.commits_between(last, revision.sha)
             if commit.allow_prune is not None
         ]
-        return next((one for one in allowed if one.count == count), allowed[0] if allowed else None)
+        fitting = (one for one in allowed if one.count in (count, count + under_way))
+        return next(fitting, allowed[0] if allowed else None)
 
     def _may_patch(self, keys: Collection[ServerKey]) -> bool:
         """May dry-runs be asked for? Without that right the comparison is local, and says so."""

@@ -129,12 +129,18 @@ class Allowance:
 
 
 def prune_guard(
-    candidates: Collection[ServerKey], *, ours: int, empty: bool, allowed: Allowance | None
+    candidates: Collection[ServerKey],
+    *,
+    ours: int,
+    empty: bool,
+    allowed: Allowance | None,
+    under_way: int = 0,
 ) -> str:
     """Why these prunes are not carried out, or "" when they may be.
 
     ``ours`` is how many CRs of this source the cluster holds; ``empty``: the source holds no server
-    at all.
+    at all; ``under_way`` prunes were begun by a pass that did not end: what allowed them all allows
+    the rest.
     """
     count = len(candidates)
     if count == 0:
@@ -147,7 +153,7 @@ def prune_guard(
         reason = f"that is more than half of this source's {ours} servers here"
     else:
         return ""
-    if allowed is not None and allowed.count in (None, count):
+    if allowed is not None and allowed.count in (None, count, count + under_way):
         return ""
     names = ", ".join(str(key) for key in sorted(candidates))
     text = f"pruning {count} server(s) is held back, since {reason}: {names}"
@@ -657,7 +663,9 @@ def _shut_down(facts: Facts, context: Context) -> Decision:
     deleted = "deletionTimestamp" in cr["metadata"]
     if deleted and FINALIZER not in finalizers:
         names = ", ".join(name for name in finalizers) or "the API server"
-        return Decision("skipped", message=f"being deleted; held by {names}", waiting="deletion")
+        # What git does not hold may take its time; what it holds is made anew after that.
+        waiting = "deletion" if facts.desired is not None else ""
+        return Decision("skipped", message=f"being deleted; held by {names}", waiting=waiting)
     if deleted and "orphan" in finalizers:
         return Decision("pruned", actions=(shutdown.release(cr),), message="released")
     if deleted and facts.namespace == "Terminating":

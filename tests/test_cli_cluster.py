@@ -350,13 +350,20 @@ def _eventually(true: Callable[[], Any], within: float = 30) -> Any:
 def test_an_interrupted_sync_ends_with_130_and_the_next_one_goes_on(
     fleet: Fleet, number: signal.Signals
 ) -> None:
-    write(fleet.folder, {"web.yaml": _unready(), "good.yaml": manifest("good", None)})
+    files = {"web.yaml": _unready(), "good.yaml": manifest("good", None)}
+    commit_all(fleet.folder, files, "One that never turns ready")
     with _started(fleet, "sync", "--wait") as process:
         _eventually(lambda: fleet.get("Deployment", "web"))
         process.send_signal(number)
         _, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert err.splitlines()[-1] == "error: interrupted; run the same command again to go on"
+    # What it had done is noted; that the commit was synced is not.
+    told = {
+        (r["event"], r["server"]) for r in fleet.run("history", fleet.folder, "-o", "json").json
+    }
+    assert ("applied", f"{fleet.name}/good") in told
+    assert "synced" not in {event for event, _ in told}
     write(fleet.folder, {"web.yaml": manifest(namespace=None)})
     began = time.monotonic()
     ended = fleet("sync", "--wait=60s")

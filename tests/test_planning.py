@@ -228,7 +228,11 @@ def test_prune_guard(row: dict[str, Any]) -> None:
         allowance = planning.Allowance(None if allowed == "any" else allowed, "--allow-prune")
     candidates = [ServerKey("ai", f"s{number}") for number in range(row["prunes"])]
     reason = planning.prune_guard(
-        candidates, ours=row["ours"], empty=row.get("empty", False), allowed=allowance
+        candidates,
+        ours=row["ours"],
+        empty=row.get("empty", False),
+        allowed=allowance,
+        under_way=row.get("under_way", 0),
     )
     assert bool(reason) is row["held"]
     if reason:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -89,6 +90,13 @@ def command(
             probes=pipeline.probing(probes),
             hooks=pipeline.cleanup_hooks(options.configured("hooks")),
         )
+        note = partial(
+            pipeline.write_notes,
+            line,
+            cluster=source.cluster,
+            push=push_notes,
+            warn=terminal.warn,
+        )
         lost = threading.Event()
         one = pipeline.Pass(line, cluster, source, wishes, terminal.warn, terminal.progress, lost)
         try:
@@ -124,14 +132,19 @@ def command(
                     report = one.run()
                     if lease is not None:
                         lease.annotations[pipeline.LEASE_REVISION] = str(report.revision)
+        except BaseException:
+            if one.unfinished is not None:
+                done = reports.notes_of(one.unfinished, source=line.source_id, time=pipeline.now())
+                # The commit is not synced: the next pass goes on, and so does what it allows.
+                note(record for record in done if record.event != "synced")
+            raise
         finally:
             cluster.close()
         if not check:
-            records = reports.notes_of(
-                report, source=line.source_id, time=pipeline.now(), ready=one.ready
-            )
-            pipeline.write_notes(
-                line, records, cluster=source.cluster, push=push_notes, warn=terminal.warn
+            note(
+                reports.notes_of(
+                    report, source=line.source_id, time=pipeline.now(), ready=one.ready
+                )
             )
     text = reports.sync(
         report, output=output, style=terminal.style, diffs=show_diff, verbose=common.verbose

@@ -362,6 +362,20 @@ def test_the_prune_guard_holds_back_more_than_half_and_a_trailer_releases_it_onc
     assert story.sync()["a"] == "blocked"
 
 
+def test_a_trailer_goes_on_to_allow_what_an_interrupted_sync_left(story: Story) -> None:
+    names = [f"s{number}" for number in range(4)]
+    for name in names:
+        story.write(name)
+    story.put("kept")
+    story.sync()
+    story.remove(*names, message="Retire four\n\nAllow-Prune: 4")
+    with pytest.raises(Interrupted):
+        story.sync(before=_stop_before(1))
+    results = story.sync()
+    assert {results[name] for name in names} == {"pruned"}
+    assert set(story.objects()) == {f"{kind}/kept" for kind in (KIND, "Deployment", "Service")}
+
+
 def test_a_trailer_is_spent_by_the_sync_of_its_commit(story: Story) -> None:
     fleet(story)
     story.remove("a", "b", "c", message="Fewer\n\nAllow-Prune: 3")
