@@ -109,6 +109,39 @@ def test_load_judges_a_spec_as_the_table_says(row: JsonObject) -> None:
         assert found == ""
 
 
+ACCEPTED = [{"metadata": {}, "spec": BASE | row["spec"]} for row in JUDGED if "refused" not in row]
+
+
+def holds(body: JsonObject, path: str) -> bool:
+    """Has an object a field at a path without lists?"""
+    value: Any = body
+    for name in path.split("/")[1:]:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value is not None
+
+
+def test_every_rule_of_the_crd_is_judged_both_ways(definition: JsonObject) -> None:
+    refused = [
+        row["refused"].rpartition("Invalid value: ")[2] for row in JUDGED if "refused" in row
+    ]
+    for path, node in nodes(openapi(definition)):
+        for rule in node.get("x-kubernetes-validations", ()):
+            if path == "":
+                continue  # the name's: it has a test of its own
+            assert any(part in rule["message"] for part in refused), rule["message"]
+            judged = path + rule.get("fieldPath", "").replace(".", "/")
+            assert any(holds(body, judged) for body in ACCEPTED), f"{judged}: {rule['message']}"
+
+
+def test_every_default_of_the_crd_is_taken_and_overridden(definition: JsonObject) -> None:
+    for path, node in nodes(openapi(definition)):
+        if "default" in node:
+            parent = path.rpartition("/")[0]
+            left_out = [one for one in ACCEPTED if holds(one, parent) and not holds(one, path)]
+            assert left_out, f"no case leaves {path} out"
+            assert any(holds(one, path) for one in ACCEPTED), f"no case sets {path}"
+
+
 Request = Callable[..., tuple[int, Any]]
 """method, path, body, content_type → HTTP status, decoded answer."""
 
