@@ -39,6 +39,9 @@ from gitops_mcp.sandbox.watching import Watches
 
 _log = logging.getLogger(__name__)
 
+RETURNED = frozenset({("", "services"), ("", "serviceaccounts")})
+"""Kinds whose deletion is answered with what was deleted, not with a Status."""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -481,6 +484,8 @@ class Server:
         if old is None:
             raise errors.not_found(kind, target.name)
         left = self._delete_one(kind, target.namespace, target.name, options)
+        if left is None and kind.key in RETURNED:
+            left = old
         if left is not None:
             return self._show(request, kind, left)
         details = {
