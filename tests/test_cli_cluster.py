@@ -298,6 +298,38 @@ def test_a_bare_repository_by_its_path_gets_its_notes_directly(
     assert sorted(events) == ["applied", "ready", "synced"]
 
 
+def test_a_force_push_is_deployed_and_what_cannot_be_read_changes_nothing(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    repository = bare(tmp_path / "fleet.git")
+
+    def sync(source: object, *arguments: str) -> Ended:
+        return fleet.run("sync", source, "--source-id", fleet.name, "-n", fleet.name, *arguments)
+
+    assert sync(repository).code == 2  # empty: nobody has pushed yet
+    quick = {"timeout": "0s", "preStop": "0s"}
+    names = ("web", "api", "old")
+    files = {f"{name}.yaml": manifest(name, namespace=None, drain=quick) for name in names}
+    commit(repository, files)
+    assert sync(repository).code == 0
+    del files["old.yaml"]
+    commit(repository, files, parent="")
+    assert sync(repository).code == 0
+    assert fleet.get(KIND, "old") is None
+    git(repository, "update-ref", "-d", "refs/heads/main")
+    for source, arguments in (
+        (repository, ()),
+        (repository, ("--branch", "main")),
+        ("http://127.0.0.1:9/fleet.git", ()),
+    ):
+        ended = sync(source, *arguments)
+        assert (ended.code, ended.out) == (2, "")
+        assert len(ended.err.splitlines()) == 1
+        assert ended.err.startswith("error: ")
+    assert fleet.get("Deployment", "web") is not None
+    assert fleet.get("Deployment", "api") is not None
+
+
 def test_no_secret_is_told_by_any_verb(fleet: Fleet) -> None:
     def server(suffix: str) -> str:
         return manifest(

@@ -127,6 +127,9 @@ def facts_and_context(case: dict[str, Any]) -> tuple[Facts, Context]:
         cr=cr,
         children=children(case, cr),
         namespace=case.get("namespace", "Active"),
+        status_written_at=NOW - timedelta(seconds=case["status_written"])
+        if "status_written" in case
+        else None,
         failure=Failure(
             failure["category"],
             failure["reason"],
@@ -193,6 +196,8 @@ def test_decision(case: dict[str, Any]) -> None:
     for key in ("result", "message", "ready"):
         if key in case:
             assert getattr(decision, key) == case[key]
+    if "look_again" in case:
+        assert decision.look_again == NOW + timedelta(seconds=case["look_again"])
     for pointer, value in case.get("carries", {}).items():
         assert at(decision.actions[0].body, pointer) == value
     if "guarded" in case:
