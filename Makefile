@@ -15,11 +15,11 @@ RUN := $(VENV)/.run-$(call key,requirements/build.txt requirements/run.txt pypro
 DEV := $(VENV)/.dev-$(call key,requirements/*.txt pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test plane cluster bench lint types format build lock clean
+.PHONY: help demo test plane cluster bench bench-plane lint types format build lock clean
 
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1|/' \
-	  | while IFS='|' read -r target text; do printf '  make %-8s %s\n' "$$target" "$$text"; done
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1|/' \
+	  | while IFS='|' read -r target text; do printf '  make %-11s %s\n' "$$target" "$$text"; done
 	@echo '  PYTHON=python3.12 picks the interpreter, ARGS="-k drift -x" goes to pytest'
 
 demo: $(RUN) ## From git push to Ready, healed and pruned, on an embedded cluster
@@ -37,7 +37,11 @@ cluster: $(DEV) ## Run the real control plane until Ctrl-C; prints what makes ku
 	@$(PY) tests/plane.py run
 
 bench: $(DEV) ## Run the benchmarks and print their tables
-	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(PY) "$$file"; done
+	@set -e; for name in load_render passes waiting; do \
+	  echo "== $$name"; $(PY) benchmarks/$$name.py; done
+
+bench-plane: plane ## Measure 1,000 servers on real control planes, beside kubectl
+	@$(PY) benchmarks/control_plane.py
 
 lint: $(DEV) ## Check style, layout and the direction of imports
 	@$(BIN)/ruff check .

@@ -194,12 +194,18 @@ def replay(cluster: Cluster, sent: list[tuple[JsonObject, JsonObject]]) -> float
 def _replay_server(cluster: Cluster, requests: list[tuple[JsonObject, JsonObject]]) -> None:
     uids: dict[str, str] = {}
     for body, options in requests:
-        metadata = dict(body["metadata"])
-        if owners := metadata.get("ownerReferences"):
-            metadata["ownerReferences"] = [owners[0] | {"uid": uids["MCPServer"]}]
         uid = uids[body["kind"]] if options["uid"] else None
         held = {**options, "uid": uid, "resource_version": None}
-        uids[body["kind"]] = cluster.apply(body | {"metadata": metadata}, **held)["metadata"]["uid"]
+        answer = cluster.apply(owned(body, uids.get("MCPServer", "")), **held)
+        uids[body["kind"]] = answer["metadata"]["uid"]
+
+
+def owned(body: JsonObject, uid: str) -> JsonObject:
+    """A child's body as another cluster takes it: its owner has another uid there."""
+    metadata = body["metadata"]
+    if owners := metadata.get("ownerReferences"):
+        metadata = metadata | {"ownerReferences": [owners[0] | {"uid": uid}]}
+    return body | {"metadata": metadata}
 
 
 # --- the tables -----------------------------------------------------------------------------

@@ -16,6 +16,10 @@ from gitops_mcp.kube import Cluster
 from gitops_mcp.model import SourceFile
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "tests"))
+
+import plane  # noqa: E402
+
 CHOICES = ("sandbox", "plane")
 
 _ENVIRONMENT = {
@@ -33,8 +37,8 @@ _ENVIRONMENT = {
 def running(kind: str) -> Iterator[Path]:
     """A new cluster of this kind that knows MCPServer; gives the path of its kubeconfig."""
     if kind == "plane":
-        with _plane() as kubeconfig:
-            yield kubeconfig
+        with control_plane() as started:
+            yield started.kubeconfig()
         return
     command = [sys.executable, "-m", "gitops_mcp", "sandbox", "--quiet", "--speed", "20"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as sandbox:
@@ -46,15 +50,13 @@ def running(kind: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _plane() -> Iterator[Path]:
-    sys.path.append(str(ROOT / "tests"))
-    import plane
-
+def control_plane() -> Iterator[plane.Plane]:
+    """A new real control plane that knows MCPServer. Raises ``plane.Unavailable``."""
     with plane.Plane() as started:
         cluster = Cluster.connect(str(started.kubeconfig()))
         cluster.create(yaml.safe_load((ROOT / "deploy" / "crd.yaml").read_text()))
         cluster.close()
-        yield started.kubeconfig()
+        yield started
 
 
 @contextlib.contextmanager

@@ -1,0 +1,326 @@
+"""The line on a real control plane, beside the bare requests of its objects and beside kubectl.
+
+    python benchmarks/control_plane.py [--servers 1000]        (after `make plane`)
+
+Three new planes at once: on one works gitops-mcp, on one the floor (the same objects as bare
+server-side PATCHes, by as many threads), on one kubectl with what ``gitops-mcp render`` printed.
+Each step is taken by one after the other, so that all see the same machine. Requests are those of
+the API server's audit log. Servers have no pods (replicas 0). Prints a table and ends with 1 where
+a bar is broken: creation at most 1.15 times the same requests bare; where there is nothing to do
+one LIST a kind, in pages of 500, and no PATCH; one change, no request but its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import rig  # noqa: E402
+from fleet import files  # noqa: E402
+from passes import (  # noqa: E402
+    CHANGE_WRITES,
+    CREATE_BAR,
+    Passes,
+    Recorder,
+    owned,
+    replay,
+    settle,
+)
+from plane import Plane, Request, Unavailable  # noqa: E402
+
+from gitops_mcp import fleet  # noqa: E402
+from gitops_mcp.cli import spare_the_collector  # noqa: E402
+from gitops_mcp.kube import PAGE, PLURALS, Cluster  # noqa: E402
+from gitops_mcp.model import API_VERSION, KIND, JsonObject  # noqa: E402
+from gitops_mcp.view import WATCHED, key_of  # noqa: E402
+
+CHANGED = 10
+VARS = "group_vars"
+QUIET = 2.0
+"""Seconds without a write of the controllers after which they have done their part."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one step cost one of the three."""
+
+    wall: float
+    cpu: float
+    """Of the client's own process."""
+    requests: list[Request]
+
+    @property
+    def verbs(self) -> Counter[str]:
+        """How many requests of each verb, dry runs apart."""
+        return Counter(
+            f"dry-run {one.verb}" if "dryRun=All" in one.uri else one.verb for one in self.requests
+        )
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the planes, and the only client that works on it."""
+
+    plane: Plane
+    planes: tuple[Plane, ...]
+
+    @property
+    def kubeconfig(self) -> str:
+        return str(self.plane.kubeconfig())
+
+    def measured(self, work: Callable[[], object]) -> Cost:
+        """One step, begun when all of the planes are at rest: they share a machine."""
+        for each in self.planes:
+            _quiet(each)
+        self.plane.requests()
+        cpu, wall = _cpu(), time.monotonic()
+        work()
+        wall, cpu = time.monotonic() - wall, _cpu() - cpu
+        return Cost(wall, cpu, self.plane.requests(user="admin"))
+
+
+def _quiet(plane: Plane) -> None:
+    """Wait until the controllers have done their part."""
+    while True:
+        plane.requests()
+        time.sleep(QUIET)
+        done = plane.requests(user="controller")
+        if not any(one.writes and one.namespace.startswith("team-") for one in done):
+            return
+
+
+def _cpu() -> float:
+    """CPU seconds of this process and of those that it has waited for."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+# --- the three ------------------------------------------------------------------------------
+
+
+def command(arguments: Sequence[str], *, exits: int = 0, **variables: str) -> bytes:
+    """What a process prints, that must end with this code."""
+    environment = os.environ | variables
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed is compiled
+    done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True)
+    if done.returncode != exits:
+        raise RuntimeError(f"{arguments[:4]} ended with {done.returncode}: {done.stderr[-2000:]!r}")
+    return done.stdout
+
+
+def verb(name: str, kubeconfig: str, repository: Path, *more: str, exits: int = 0) -> bytes:
+    """One verb of our command line, on the repository's HEAD, as a new process."""
+    line = [sys.executable, "-m", "gitops_mcp", name, "--ref", "HEAD", *more]
+    return command([*line, "--kubeconfig", kubeconfig, str(repository)], exits=exits)
+
+
+def kubectl(name: str, side: Side, file: Path, *, exits: int = 0) -> bytes:
+    """``kubectl apply`` or ``diff`` of a file, the server-side way."""
+    line = [str(side.plane.bin / "kubectl"), name, "--server-side", "-f", str(file)]
+    variables = {"KUBECONFIG": side.kubeconfig, "KUBECACHEDIR": str(file.parent)}
+    return command(line, exits=exits, **variables)
+
+
+class Bare:
+    """Objects that were applied to another plane, as this one knows their owners."""
+
+    def __init__(self, kubeconfig: str, sent: Iterable[tuple[JsonObject, JsonObject]]) -> None:
+        self._cluster = Cluster.connect(kubeconfig)
+        found, _ = self._cluster.list(API_VERSION, KIND, None)
+        uids = {key_of(body): body["metadata"]["uid"] for body in found}
+        self._bodies = [
+            owned(body, uids[key_of(body)]) for body, options in sent if not options["subresource"]
+        ]
+
+    def __enter__(self) -> Bare:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._cluster.close()
+
+    @property
+    def kinds(self) -> Counter[str]:
+        """How many objects there are, by their kind's plural."""
+        return Counter(PLURALS[body["apiVersion"], body["kind"]] for body in self._bodies)
+
+    def send(self, *, changed: int = 0, dry_run: bool = False) -> None:
+        """One PATCH an object, by as many threads as a pass has; those of the first ``changed``
+        servers have another image."""
+        bodies = [_changed(body, changed) for body in self._bodies]
+        with ThreadPoolExecutor(fleet.WORKERS) as pool:
+            list(pool.map(lambda body: self._cluster.apply(body, dry_run=dry_run), bodies))
+
+
+def _changed(body: JsonObject, count: int) -> JsonObject:
+    """The object with another image, if it is one of the first ``count`` servers'."""
+    number = int(body["metadata"]["name"].rpartition("-")[2])
+    if number >= count or body["kind"] == "Service":
+        return body
+    copy: JsonObject = json.loads(json.dumps(body))
+    bears = copy["spec"]
+    if body["kind"] == "Deployment":
+        bears = bears["template"]["spec"]["containers"][0]
+    bears["image"] += "-next"
+    return copy
+
+
+# --- the steps ------------------------------------------------------------------------------
+
+Steps = dict[str, dict[str, Cost]]
+"""By step and by who took it; FLOOR is who it is compared with."""
+FLOOR = "bare PATCHes (the floor)"
+PASS, SYNC, DIFF = "a pass of the agent", "gitops-mcp sync", "gitops-mcp diff"
+APPLY, KUBECTL_DIFF = "kubectl apply", "kubectl diff"
+CREATE, NOTHING, ONE = "create all", "nothing to do", "one change"
+DIFF_NOTHING, DIFF_TEN = "diff, nothing", f"diff, {CHANGED} changed"
+
+
+def measure(count: int) -> tuple[Steps, Counter[str]]:
+    """Every step by everyone, and how many objects there are, by their kind's plural."""
+    with contextlib.ExitStack() as stack:
+        repository, folder = (stack.enter_context(rig.folder()) for _ in range(2))
+        planes = tuple(stack.enter_context(rig.control_plane()) for _ in range(3))
+        ours, floor, kubectls = (Side(each, planes) for each in planes)
+        fleets = [files(count, changed=changed, replicas=0) for changed in (0, 1, 2, 2 + CHANGED)]
+        for each in planes:
+            _make_namespaces(each, {file.path.partition("/")[0] for file in fleets[0]} - {VARS})
+
+        # What kubectl gets is rendered beforehand, and no part of its times.
+        rendered = [folder / f"{number}.yaml" for number in range(len(fleets))]
+        for file, source in zip(reversed(rendered), reversed(fleets), strict=True):
+            rig.commit(repository, source)
+            file.write_bytes(_render(repository))
+
+        def by_kubectl(name: str, number: int, exits: int = 0) -> Cost:
+            return kubectls.measured(lambda: kubectl(name, kubectls, rendered[number], exits=exits))
+
+        def by_verb(name: str, *more: str, exits: int = 0) -> Cost:
+            return ours.measured(
+                lambda: verb(name, ours.kubeconfig, repository, *more, exits=exits)
+            )
+
+        passes = stack.enter_context(Passes(planes[0].kubeconfig(), repository))
+        recorder = passes.cluster = Recorder(planes[0].kubeconfig())
+        steps: Steps = {
+            CREATE: {
+                PASS: ours.measured(passes.one),
+                FLOOR: floor.measured(
+                    lambda: replay(Cluster.connect(floor.kubeconfig), recorder.sent)
+                ),
+                APPLY: by_kubectl("apply", 0),
+            }
+        }
+        bare = stack.enter_context(Bare(floor.kubeconfig, recorder.sent))
+        kinds = bare.kinds
+        settle(passes)
+        steps[NOTHING] = {
+            PASS: ours.measured(passes.one),
+            SYNC: by_verb("sync"),
+            FLOOR: floor.measured(bare.send),
+            APPLY: by_kubectl("apply", 0),
+        }
+        steps[DIFF_NOTHING] = {
+            DIFF: by_verb("diff"),
+            FLOOR: floor.measured(lambda: bare.send(dry_run=True)),
+            KUBECTL_DIFF: by_kubectl("diff", 0),
+        }
+        rig.commit(repository, fleets[1])
+        steps[ONE] = {PASS: ours.measured(passes.one)}
+        settle(passes)
+        rig.commit(repository, fleets[2])
+        steps[ONE] |= {
+            SYNC: by_verb("sync"),
+            FLOOR: floor.measured(lambda: bare.send(changed=2)),
+            APPLY: by_kubectl("apply", 1),
+        }
+        settle(passes)
+        rig.commit(repository, fleets[3])
+        summary = json.loads(verb("diff", ours.kubeconfig, repository, "-o", "json", exits=1))
+        assert summary["summary"]["update"] == CHANGED, summary["summary"]
+        steps[DIFF_TEN] = {
+            DIFF: by_verb("diff", exits=1),
+            FLOOR: floor.measured(lambda: bare.send(changed=2 + CHANGED, dry_run=True)),
+            KUBECTL_DIFF: by_kubectl("diff", 3, exits=1),
+        }
+        return steps, kinds
+
+
+def _render(repository: Path) -> bytes:
+    return command([sys.executable, "-m", "gitops_mcp", "render", "--ref", "HEAD", str(repository)])
+
+
+def _make_namespaces(plane: Plane, names: Iterable[str]) -> None:
+    for name in names:
+        status, answer = plane.request("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+        assert status == 201, answer
+
+
+# --- the bars -------------------------------------------------------------------------------
+
+
+def broken(steps: Steps, objects: Counter[str]) -> list[str]:
+    """The bars that do not hold, in words. ``objects``: how many there are by plural."""
+    found = []
+    create = steps[CREATE]
+    if create[PASS].verbs["patch"] != create[FLOOR].verbs["patch"]:
+        found.append("the floor of creation is not the same requests")
+    if create[PASS].wall > CREATE_BAR * create[FLOOR].wall:
+        found.append(f"creation takes more than {CREATE_BAR} times the same requests bare")
+    pages = {
+        plural: max(1, math.ceil(objects[plural] / PAGE))
+        for plural in (PLURALS[watched.api_version, watched.kind] for watched in WATCHED)
+    }
+    for step, who in ((NOTHING, PASS), (NOTHING, SYNC), (DIFF_NOTHING, DIFF), (ONE, PASS), (ONE, SYNC)):
+        requests = steps[step][who].requests
+        lists = [one for one in requests if one.verb == "list"]
+        if Counter(one.resource for one in lists) != pages:
+            found.append(f"{step}, {who}: not one LIST a kind, in pages of {PAGE}")
+        if any(f"limit={PAGE}" not in one.uri for one in lists):
+            found.append(f"{step}, {who}: a LIST without its limit")
+        allowed = CHANGE_WRITES if step == ONE else 0
+        if sum(one.verb == "patch" for one in requests) > allowed:
+            found.append(f"{step}, {who}: more than {allowed} PATCHes")
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--servers", type=int, default=1000)
+    count = parser.parse_args().servers
+    spare_the_collector()
+    try:
+        steps, objects = measure(count)
+    except Unavailable as reason:
+        print(f"error: {reason}", file=sys.stderr)
+        return 2
+    shown = ", ".join(f"{number} {plural}" for plural, number in objects.items())
+    print(f"{count} servers, replicas 0, on real control planes: {shown}")
+    print(f"{'':18}{'':26}{'wall s':>8}{'x floor':>9}{'CPU s':>8}  requests")
+    for step, costs in steps.items():
+        for who, cost in costs.items():
+            ratio = cost.wall / costs[FLOOR].wall
+            text = ", ".join(f"{number} {verb}" for verb, number in cost.verbs.most_common())
+            print(f"{step:18}{who:26}{cost.wall:8.2f}{ratio:9.2f}{cost.cpu:8.2f}  {text}")
+    bars = broken(steps, objects)
+    for bar in bars:
+        print(f"broken: {bar}")
+    return int(bool(bars))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
