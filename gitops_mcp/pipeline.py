@@ -6,6 +6,7 @@ Each verb is a prefix of it. Here the rooms are put together; what they do stand
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import os
 import random
 import re
@@ -668,33 +669,36 @@ def lease_name(source_id: str) -> str:
     return f"gitops-mcp-{source_id}"
 
 
-def lease_namespace(cluster: Cluster, source_id: str, given: str | None) -> str:
-    """Where the Lease of a source lives: in ``given``, else where its agent holds it, else in the
-    namespace of the pod that we run in, else in ``default``."""
+def lease_namespaces(
+    cluster: Cluster, source_ids: tuple[str, ...], given: str | None
+) -> tuple[str, ...]:
+    """Where the Lease of each of these sources lives: in ``given``, else where its agent holds it,
+    else in the namespace of the pod that we run in, else in ``default``."""
     if given:
-        return given
+        return (given,) * len(source_ids)
     own = cluster.namespace if "KUBERNETES_SERVICE_HOST" in os.environ else "default"
-    holders = {
-        lease["metadata"]["namespace"]: str(lease.get("spec", {}).get("holderIdentity") or "")
-        for lease in find_leases(cluster, source_id)
-    }
-    agents = sorted(name for name, holder in holders.items() if holder.startswith("agent-"))
-    return own if own in agents or not agents else agents[0]
+    agents: dict[str, set[str]] = {}
+    for lease in find_leases(cluster, *source_ids):
+        if str(lease.get("spec", {}).get("holderIdentity") or "").startswith("agent-"):
+            metadata = lease["metadata"]
+            agents.setdefault(metadata["name"], set()).add(metadata["namespace"])
+    found = (agents.get(lease_name(source_id), {own}) for source_id in source_ids)
+    return tuple(own if own in places else min(places) for places in found)
 
 
-def find_leases(cluster: Cluster, source_id: str) -> list[JsonObject]:
-    """The Leases of a source, wherever we may look for them."""
-    api_version, name = "coordination.k8s.io/v1", lease_name(source_id)
+def find_leases(cluster: Cluster, *source_ids: str) -> list[JsonObject]:
+    """The Leases of some sources, wherever we may look for them."""
+    api_version, names = "coordination.k8s.io/v1", [lease_name(each) for each in source_ids]
     selector = f"{LABEL_MANAGED_BY}={FIELD_MANAGER}"
     try:
         leases, _ = cluster.list(api_version, "Lease", None, label_selector=selector)
     except Permanent:
         leases = []
-        for namespace in {cluster.namespace, "default"}:
+        for namespace, name in itertools.product({cluster.namespace, "default"}, names):
             with suppress(Permanent):
                 lease = cluster.get(ObjectRef(api_version, "Lease", namespace, name))
                 leases += [lease] if lease is not None else []
-    return [lease for lease in leases if lease["metadata"]["name"] == name]
+    return [lease for lease in leases if lease["metadata"]["name"] in names]
 
 
 def create_namespace(cluster: Cluster, name: str) -> None:

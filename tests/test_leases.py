@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,6 +46,26 @@ def test_an_agent_is_not_waited_for(cluster: Cluster) -> None:
         with pytest.raises(LeaseLost, match="lease default/gitops-mcp-one is held by agent-"):
             second.__enter__()
     assert holder(cluster, "one") == ""
+
+
+def test_each_lease_is_looked_for_where_its_agent_holds_it_with_one_list(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "agents"}})
+    listed: list[str] = []
+    find = cluster.list
+
+    def counted(api_version: str, kind: str, *more: Any, **options: Any) -> Any:
+        listed.append(kind)
+        return find(api_version, kind, *more, **options)
+
+    monkeypatch.setattr(cluster, "list", counted)
+    with pipeline.only_writer(
+        cluster, "agents", "four", holder="agent", take_over=False, lost=threading.Event()
+    ):
+        found = pipeline.lease_namespaces(cluster, ("four", "five"), None)
+    assert found == ("agents", "default")
+    assert listed == ["Lease"]
 
 
 def test_taking_over_tells_the_former_holder(

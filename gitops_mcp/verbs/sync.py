@@ -105,9 +105,8 @@ def command(
             else:
                 pipeline.refuse_old(cluster)  # a lease is a change already
                 shared = pipeline.CLUSTER_SOURCE
-                where, everyones = (
-                    pipeline.lease_namespace(cluster, each, source.namespace)
-                    for each in (line.source_id, shared)
+                where, everyones = pipeline.lease_namespaces(
+                    cluster, (line.source_id, shared), source.namespace
                 )
                 if create_namespace:
                     pipeline.create_namespace(cluster, where)
