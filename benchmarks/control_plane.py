@@ -26,29 +26,24 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import rig  # noqa: E402
 from fleet import files  # noqa: E402
-from passes import (  # noqa: E402
-    CHANGE_WRITES,
-    CREATE_BAR,
-    Passes,
-    Recorder,
-    owned,
-    replay,
-    settle,
-)
+from passes import CHANGE_WRITES, Passes, settle  # noqa: E402
 from plane import Plane, Request, Unavailable  # noqa: E402
 
 from gitops_mcp import fleet  # noqa: E402
 from gitops_mcp.cli import spare_the_collector  # noqa: E402
 from gitops_mcp.kube import PAGE, PLURALS, Cluster  # noqa: E402
-from gitops_mcp.model import API_VERSION, KIND, JsonObject  # noqa: E402
+from gitops_mcp.model import KIND, JsonObject, ServerKey  # noqa: E402
 from gitops_mcp.view import WATCHED, key_of  # noqa: E402
 
+CREATE_BAR = 1.15
+"""Creation over the same requests, bare."""
 CHANGED = 10
 VARS = "group_vars"
 QUIET = 2.0
@@ -85,21 +80,20 @@ class Side:
 
     def measured(self, work: Callable[[], object]) -> Cost:
         """One step, begun when all of the planes are at rest: they share a machine."""
-        for each in self.planes:
-            _quiet(each)
-        self.plane.requests()
+        _quiet(self.planes)
         cpu, wall = _cpu(), time.monotonic()
         work()
         wall, cpu = time.monotonic() - wall, _cpu() - cpu
         return Cost(wall, cpu, self.plane.requests(user="admin"))
 
 
-def _quiet(plane: Plane) -> None:
-    """Wait until the controllers have done their part."""
+def _quiet(planes: Iterable[Plane]) -> None:
+    """Wait until the controllers of all have done their part."""
     while True:
-        plane.requests()
+        for each in planes:
+            each.requests()
         time.sleep(QUIET)
-        done = plane.requests(user="controller")
+        done = [one for each in planes for one in each.requests(user="controller")]
         if not any(one.writes and one.namespace.startswith("team-") for one in done):
             return
 
@@ -136,16 +130,29 @@ def kubectl(name: str, side: Side, file: Path, *, exits: int = 0) -> bytes:
     return command(line, exits=exits, **variables)
 
 
-class Bare:
-    """Objects that were applied to another plane, as this one knows their owners."""
+Apply = tuple[JsonObject, JsonObject]
+"""The body of one apply, and its options."""
 
-    def __init__(self, kubeconfig: str, sent: Iterable[tuple[JsonObject, JsonObject]]) -> None:
+
+class Recorder(Cluster):
+    """A connection that remembers its applies."""
+
+    def __init__(self, kubeconfig: str) -> None:
+        super().__init__(kubeconfig)
+        self.sent: list[Apply] = []
+
+    def apply(self, body: JsonObject, **options: Any) -> JsonObject:
+        """As ever."""
+        self.sent.append((body, options))
+        return super().apply(body, **options)
+
+
+class Bare:
+    """The floor: a fleet's objects as bare PATCHes, by as many threads as a pass has."""
+
+    def __init__(self, kubeconfig: str) -> None:
         self._cluster = Cluster.connect(kubeconfig)
-        found, _ = self._cluster.list(API_VERSION, KIND, None)
-        uids = {key_of(body): body["metadata"]["uid"] for body in found}
-        self._bodies = [
-            owned(body, uids[key_of(body)]) for body, options in sent if not options["subresource"]
-        ]
+        self._bodies: list[JsonObject] = []
 
     def __enter__(self) -> Bare:
         return self
@@ -158,9 +165,29 @@ class Bare:
         """How many objects there are, by their kind's plural."""
         return Counter(PLURALS[body["apiVersion"], body["kind"]] for body in self._bodies)
 
+    def create(self, sent: Iterable[Apply]) -> None:
+        """The very applies that made the fleet elsewhere, a server's in their order."""
+        servers: dict[ServerKey, list[Apply]] = {}
+        for body, options in sent:
+            servers.setdefault(key_of(body), []).append((body, options))
+        with ThreadPoolExecutor(fleet.WORKERS) as pool:
+            list(pool.map(self._create, servers.values()))
+
+    def _create(self, applies: list[Apply]) -> None:
+        uids: dict[str, str] = {}
+        for body, options in applies:
+            metadata = body["metadata"]
+            if owners := metadata.get("ownerReferences"):  # have another uid on this plane
+                metadata = metadata | {"ownerReferences": [owners[0] | {"uid": uids[KIND]}]}
+            known = body | {"metadata": metadata}
+            uid = uids[body["kind"]] if options.get("uid") else None
+            answer = self._cluster.apply(known, **options | {"uid": uid, "resource_version": None})
+            uids[body["kind"]] = answer["metadata"]["uid"]
+            if not options.get("subresource"):
+                self._bodies.append(known)
+
     def send(self, *, changed: int = 0, dry_run: bool = False) -> None:
-        """One PATCH an object, by as many threads as a pass has; those of the first ``changed``
-        servers have another image."""
+        """One PATCH an object; those of the first ``changed`` servers have another image."""
         bodies = [_changed(body, changed) for body in self._bodies]
         with ThreadPoolExecutor(fleet.WORKERS) as pool:
             list(pool.map(lambda body: self._cluster.apply(body, dry_run=dry_run), bodies))
@@ -215,18 +242,15 @@ def measure(count: int) -> tuple[Steps, Counter[str]]:
             )
 
         passes = stack.enter_context(Passes(planes[0].kubeconfig(), repository))
-        recorder = passes.cluster = Recorder(planes[0].kubeconfig())
+        recorder = passes.cluster = Recorder(ours.kubeconfig)
+        bare = stack.enter_context(Bare(floor.kubeconfig))
         steps: Steps = {
             CREATE: {
                 PASS: ours.measured(passes.one),
-                FLOOR: floor.measured(
-                    lambda: replay(Cluster.connect(floor.kubeconfig), recorder.sent)
-                ),
+                FLOOR: floor.measured(lambda: bare.create(recorder.sent)),
                 APPLY: by_kubectl("apply", 0),
             }
         }
-        bare = stack.enter_context(Bare(floor.kubeconfig, recorder.sent))
-        kinds = bare.kinds
         settle(passes)
         steps[NOTHING] = {
             PASS: ours.measured(passes.one),
@@ -257,7 +281,7 @@ def measure(count: int) -> tuple[Steps, Counter[str]]:
             FLOOR: floor.measured(lambda: bare.send(changed=2 + CHANGED, dry_run=True)),
             KUBECTL_DIFF: by_kubectl("diff", 3, exits=1),
         }
-        return steps, kinds
+        return steps, bare.kinds
 
 
 def _render(repository: Path) -> bytes:
@@ -285,10 +309,17 @@ def broken(steps: Steps, objects: Counter[str]) -> list[str]:
         plural: max(1, math.ceil(objects[plural] / PAGE))
         for plural in (PLURALS[watched.api_version, watched.kind] for watched in WATCHED)
     }
-    for step, who in ((NOTHING, PASS), (NOTHING, SYNC), (DIFF_NOTHING, DIFF), (ONE, PASS), (ONE, SYNC)):
+    for step, who in (
+        (NOTHING, PASS),
+        (NOTHING, SYNC),
+        (DIFF_NOTHING, DIFF),
+        (ONE, PASS),
+        (ONE, SYNC),
+    ):
         requests = steps[step][who].requests
         lists = [one for one in requests if one.verb == "list"]
-        if Counter(one.resource for one in lists) != pages:
+        listed = Counter(one.resource for one in lists)
+        if listed != {resource: pages.get(resource, 1) for resource in pages | listed}:
             found.append(f"{step}, {who}: not one LIST a kind, in pages of {PAGE}")
         if any(f"limit={PAGE}" not in one.uri for one in lists):
             found.append(f"{step}, {who}: a LIST without its limit")

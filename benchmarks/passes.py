@@ -1,11 +1,10 @@
-"""Passes over a cluster: with nothing to do, with one change, and making a fleet from nothing.
+"""Passes over a cluster: with nothing to do, and with one change, among few servers and many.
 
-    python benchmarks/passes.py [--small 50] [--large 5000] [--created 1000] [--cluster plane]
+    python benchmarks/passes.py [--small 50] [--large 5000] [--cluster plane]
 
 "First" is what a new process pays (``gitops-mcp sync``), "again" what a long-lived one does (the
-agent). Creation stands beside its floor: the very same requests, sent bare by as many threads to
-another new cluster. Prints tables and ends with 1 where a bar is broken. CPU is this process's;
-the cluster runs in others, on the same machine. Servers have no pods unless ``--replicas`` says so.
+agent). Prints a table and ends with 1 where a bar is broken. CPU is this process's; the cluster
+runs in another, on the same machine. Servers have no pods unless ``--replicas`` says so.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,20 +27,18 @@ sys.path.insert(0, str(ROOT))
 import rig  # noqa: E402
 from fleet import files  # noqa: E402
 
-from gitops_mcp import fleet, manifests, pipeline  # noqa: E402
+from gitops_mcp import manifests, pipeline  # noqa: E402
 from gitops_mcp.cli import spare_the_collector  # noqa: E402
 from gitops_mcp.engine import Settled  # noqa: E402
 from gitops_mcp.kube import PAGE, Cluster  # noqa: E402
-from gitops_mcp.model import JsonObject, Report, ServerKey  # noqa: E402
+from gitops_mcp.model import Report  # noqa: E402
 from gitops_mcp.options import SourceOptions  # noqa: E402
-from gitops_mcp.view import WATCHED, key_of  # noqa: E402
+from gitops_mcp.view import WATCHED  # noqa: E402
 
 CHANGE_BAR = 1.25
 """CPU of a pass with one change over one with none, at any size: noise included."""
 CHANGE_WRITES = 5
 """One changed server: its MCPServer, its Deployment, and the status before and after."""
-CREATE_BAR = 1.15
-"""Creation over its floor, where the cluster is a real one."""
 REPEATS = 3
 CREATE = pipeline.Wishes(create_namespace=True)
 
@@ -146,69 +142,7 @@ def settle(passes: Passes) -> None:
     raise AssertionError("a fleet that does not come to rest")
 
 
-# --- from nothing ---------------------------------------------------------------------------
-
-
-class Recorder(Cluster):
-    """A connection that remembers its applies."""
-
-    def __init__(self, kubeconfig: Path) -> None:
-        super().__init__(str(kubeconfig))
-        self.sent: list[tuple[JsonObject, JsonObject]] = []
-
-    def apply(self, body: JsonObject, **options: Any) -> JsonObject:
-        """As ever."""
-        self.sent.append((body, options))
-        return super().apply(body, **options)
-
-
-def creation(kind: str, count: int) -> tuple[float, float, int]:
-    """Seconds for a pass that makes a fleet, for the same applies sent bare, and their number."""
-    with rig.folder() as repository:
-        rig.commit(repository, files(count, replicas=0))
-        with rig.running(kind) as kubeconfig, Passes(kubeconfig, repository) as passes:
-            recorder = passes.cluster = Recorder(kubeconfig)
-            made = passes.one().wall
-            recorder.close()
-        with rig.running(kind) as kubeconfig:
-            bare = replay(Cluster.connect(str(kubeconfig)), recorder.sent)
-    return made, bare, len(recorder.sent)
-
-
-def replay(cluster: Cluster, sent: list[tuple[JsonObject, JsonObject]]) -> float:
-    """Send recorded applies to another cluster; a server's in their order. Seconds."""
-    servers: dict[ServerKey, list[tuple[JsonObject, JsonObject]]] = {}
-    start = time.monotonic()
-    for body, options in sent:
-        if body["kind"] == "Namespace":
-            cluster.apply(body, **options)
-        else:
-            servers.setdefault(key_of(body), []).append((body, options))
-    with ThreadPoolExecutor(fleet.WORKERS) as pool:
-        list(pool.map(lambda requests: _replay_server(cluster, requests), servers.values()))
-    seconds = time.monotonic() - start
-    cluster.close()
-    return seconds
-
-
-def _replay_server(cluster: Cluster, requests: list[tuple[JsonObject, JsonObject]]) -> None:
-    uids: dict[str, str] = {}
-    for body, options in requests:
-        uid = uids[body["kind"]] if options["uid"] else None
-        held = {**options, "uid": uid, "resource_version": None}
-        answer = cluster.apply(owned(body, uids.get("MCPServer", "")), **held)
-        uids[body["kind"]] = answer["metadata"]["uid"]
-
-
-def owned(body: JsonObject, uid: str) -> JsonObject:
-    """A child's body as another cluster takes it: its owner has another uid there."""
-    metadata = body["metadata"]
-    if owners := metadata.get("ownerReferences"):
-        metadata = metadata | {"ownerReferences": [owners[0] | {"uid": uid}]}
-    return body | {"metadata": metadata}
-
-
-# --- the tables -----------------------------------------------------------------------------
+# --- the table ------------------------------------------------------------------------------
 
 
 def main() -> int:
@@ -216,7 +150,6 @@ def main() -> int:
     parser.add_argument("--cluster", choices=rig.CHOICES, default="sandbox")
     parser.add_argument("--small", type=int, default=50)
     parser.add_argument("--large", type=int, default=5000)
-    parser.add_argument("--created", type=int, default=1000)
     parser.add_argument("--replicas", type=int, default=0, help="pods of each server")
     given = parser.parse_args()
     spare_the_collector()
@@ -236,12 +169,6 @@ def main() -> int:
         broken |= count == given.large and one.cpu > CHANGE_BAR * again.cpu
     print(f"peak memory of this process: {peak()} MiB")
 
-    if given.created:
-        made, bare, number = creation(given.cluster, given.created)
-        print(f"\n{given.created} servers from nothing, {number} applies")
-        print(f"{'a pass':24}{made:8.1f} s{made / bare:7.2f} x")
-        print(f"{'the same, bare (floor)':24}{bare:8.1f} s{1:7.2f} x")
-        broken |= given.cluster == "plane" and made > CREATE_BAR * bare
     if broken:
         print("a bar is broken")
     return int(broken)
