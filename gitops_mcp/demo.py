@@ -451,6 +451,7 @@ def _environment(kubeconfig: Path, folder: Path, style: Style) -> dict[str, str]
         for name, value in os.environ.items()
         if not name.startswith(("GIT_", "GITOPS_MCP_"))
     }
+    package = str(Path(__file__).parent.parent)
     who = {"NAME": "Demo", "EMAIL": "demo@example.com"}
     identity = {f"GIT_{role}_{k}": v for role in ("AUTHOR", "COMMITTER") for k, v in who.items()}
     return (
@@ -462,6 +463,8 @@ def _environment(kubeconfig: Path, folder: Path, style: Style) -> dict[str, str]
             "GIT_TERMINAL_PROMPT": "0",
             "GITOPS_MCP_COLOR": "always" if style.color else "never",
             "KUBECONFIG": str(kubeconfig),
+            # Commands run in other folders, and a checkout need not be installed.
+            "PYTHONPATH": os.pathsep.join(filter(None, (package, ours.get("PYTHONPATH")))),
             "KUBECACHEDIR": str(folder / "cache"),  # nothing is left at home
             "XDG_CONFIG_HOME": str(folder),  # git's ignored files and attributes
         }
