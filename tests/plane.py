@@ -408,6 +408,8 @@ class Plane:
             "--endpoint-reconciler-type=none",
             "--service-cluster-ip-range=10.0.0.0/16",
             "--allow-privileged",  # as every distribution sets it
+            # some have it on: who sets owner references needs rights on the owners
+            "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",
             # the serving key, which the server makes for itself, signs tokens as well
             f"--service-account-key-file={key}",
             f"--service-account-signing-key-file={key}",

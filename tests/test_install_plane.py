@@ -26,7 +26,6 @@ from gitops_mcp.install import Installation
 from gitops_mcp.kube import Cluster
 from gitops_mcp.model import API_VERSION, FINALIZER, KIND, JsonObject, ObjectRef
 
-PLUGIN = "--enable-admission-plugins=OwnerReferencesPermissionEnforcement"
 PORT = 18190
 
 
@@ -36,7 +35,7 @@ def plane() -> Iterator[rig.Plane]:
         started = rig.Plane(
             users=("ci", "robot"),
             # A pod that a handshake asks has a loopback address, from its first moment on.
-            arguments={"kube-apiserver": [PLUGIN], "kwok": ["--cidr=127.77.0.1/16"]},
+            arguments={"kwok": ["--cidr=127.77.0.1/16"]},
         )
     except rig.Unavailable as reason:
         pytest.skip(str(reason))
@@ -318,7 +317,7 @@ def test_uninstall_leaves_nothing_stuck_and_keeps_servers_where_it_should(
 ) -> None:
     """On a plane of its own: the CRD goes."""
     try:
-        started = rig.Plane(arguments={"kube-apiserver": [PLUGIN]})
+        started = rig.Plane()
     except rig.Unavailable as reason:
         pytest.skip(str(reason))
     with started as plane:

@@ -1,9 +1,14 @@
-"""The clusters of the stories, the sandbox and a real plane, and a story on each."""
+"""The clusters of the stories, the sandbox and a real plane, and a story on each.
+
+On the plane the syncs run as the agent's ServiceAccount, with the rights that ``install`` prints
+and no others; a request that these do not allow fails the last story.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,8 +20,9 @@ import plane as rig
 import pytest
 from stories.telling import Story
 
-from gitops_mcp import crd, planning, sandbox, schemas
+from gitops_mcp import crd, install, planning, reports, sandbox, schemas
 from gitops_mcp.errors import Gone, KubeError
+from gitops_mcp.install import Installation
 from gitops_mcp.kube import Cluster
 from gitops_mcp.model import API_VERSION, KIND, ObjectRef
 
@@ -29,6 +35,7 @@ class Ground:
 
     name: str
     kubeconfig: str
+    """Of the syncs."""
     hand: Cluster
     counts: Callable[[], Counter[tuple[str, str]]]
     """How many requests the API server has seen by (verb, resource); of which user, see there."""
@@ -48,18 +55,52 @@ def ground(
                 plane = rig.shared()
             except rig.Unavailable as reason:
                 pytest.skip(str(reason))
-            file = plane.kubeconfig("admin")
-            seen: Counter[tuple[str, str]] = Counter()
+            admin = plane.kubeconfig("admin")
+            file = _rights(plane)
+            user = "system:serviceaccount:gitops-mcp:gitops-mcp"
+            seen: list[rig.Request] = []
 
             def counts() -> Counter[tuple[str, str]]:
-                seen.update(plane.counts(user="admin"))
-                return Counter(seen)
+                seen.extend(plane.requests(user=user))
+                return Counter((one.verb, one.resource) for one in seen)
 
-        hand = Cluster.connect(str(file))
+            def nothing_denied() -> None:
+                counts()
+                assert [one for one in seen if one.denied] == []
+
+            stack.callback(nothing_denied)
+
+        hand = Cluster.connect(str(file if request.param == "sandbox" else admin))
         stack.callback(hand.close)
         hand.apply(crd.custom_resource_definition(schemas.schema()))
         _until_served(hand)
         yield Ground(request.param, str(file), hand, counts)
+
+
+def _rights(plane: rig.Plane) -> Path:
+    """Give the agent's account its rights; its kubeconfig. The policy of ``install`` stays away:
+    there is a story of what happens where it is missing."""
+    wanted = Installation("", create_namespace=True)
+    kinds = (
+        "Namespace",
+        "ServiceAccount",
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "Role",
+        "RoleBinding",
+    )
+    rights = [body for body in install.objects(wanted) if body["kind"] in kinds]
+    subprocess.run(
+        [
+            *(str(plane.bin / "kubectl"), f"--kubeconfig={plane.kubeconfig()}"),
+            *("apply", "--server-side", "-f", "-"),
+        ],
+        input=reports.objects(rights),
+        text=True,
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    return plane.account_kubeconfig(wanted.name, namespace=wanted.namespace)
 
 
 def _until_served(hand: Cluster) -> None:
