@@ -16,7 +16,7 @@ from typing import Any
 import plane as rig
 import pytest
 from agents import agent, until
-from commandline import Run, manifest, runner
+from commandline import Ended, Run, manifest, runner
 from stories import test_stories_converge as converge
 from stories.telling import Asked, Story
 from stories.test_stories_outside import mcp_server
@@ -262,7 +262,7 @@ def test_the_right_to_finalizers_is_what_the_plugin_asks_for(
     plane.grant(
         "robot", [r for r in rules if "finalizers" not in r["resources"][0]], namespace=namespace
     )
-    owner = hand.apply(server("web", namespace))
+    owner = hand.apply(server("web", namespace), manager="kubectl")
     reference = {
         "apiVersion": API_VERSION, "kind": KIND, "name": "web", "uid": owner["metadata"]["uid"],
         "controller": True, "blockOwnerDeletion": True,
@@ -293,7 +293,7 @@ def test_foreground_deletion_is_refused_and_every_other_is_not(
     everywhere = f"--namespace={namespace}"
 
     def refused() -> bool:
-        hand.apply(server("web", namespace))
+        hand.apply(server("web", namespace), manager="kubectl")
         ended = kubectl("delete", "mcps", "web", "--cascade=foreground", "--wait=false", everywhere)
         return "drained" in ended.stderr
 
@@ -301,10 +301,10 @@ def test_foreground_deletion_is_refused_and_every_other_is_not(
     collection = f"/apis/{API_VERSION}/namespaces/{namespace}/mcpservers"
     assert plane.request("DELETE", f"{collection}?propagationPolicy=Foreground")[0] == 403
     for how in ("background", "orphan"):
-        hand.apply(server("web", namespace))
+        hand.apply(server("web", namespace), manager="kubectl")
         ended = kubectl("delete", "mcps", "web", f"--cascade={how}", everywhere)
         assert (ended.returncode, ended.stderr) == (0, "")
-    hand.apply(server("web", namespace))
+    hand.apply(server("web", namespace), manager="kubectl")
     assert plane.request("DELETE", collection)[0] == 200
 
 
@@ -401,13 +401,13 @@ def test_a_user_who_may_only_read_gets_a_full_diff(
     ids = [f"--namespace={namespace}", f"--source-id={namespace}"]
     options = [story.repository, *ids, "--output=json"]
 
-    def diff(user: str) -> Any:
-        ended = gitops("diff", *options, f"--kubeconfig={plane.kubeconfig(user)}")
-        return ended if ended.code == 1 else None
+    def diff(user: str) -> Ended:
+        return gitops("diff", *options, f"--kubeconfig={plane.kubeconfig(user)}")
 
-    until(lambda: diff("ci"), "the rights")
+    until(lambda: diff("ci").code == 1, "the rights")
     plane.requests()
     restricted, full = diff("ci"), diff("admin")
+    assert (restricted.code, full.code) == (1, 1), restricted.err + full.err + full.out
     assert "local" in restricted.err
     assert "local" not in full.err
     assert restricted.json == full.json
