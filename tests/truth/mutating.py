@@ -130,14 +130,17 @@ def patch(live: JsonObject, place: Place, value: Any, way: str) -> Any:
     return body
 
 
+def pointer(place: Place) -> str:
+    """A place as a JSON pointer, which is how diff writes it."""
+    return "".join(f"/{str(key).replace('~', '~0').replace('/', '~1')}" for key in place)
+
+
 def _parents(live: JsonObject, place: Place) -> Iterator[JsonObject]:
     """The maps and lists that a json patch has to make first."""
     for depth in range(1, len(place)):
         if at(live, place[:depth]) is None:
-            pointer = "".join(
-                f"/{str(k).replace('~', '~0').replace('/', '~1')}" for k in place[:depth]
-            )
-            yield {"op": "add", "path": pointer, "value": [] if place[depth] in ("-", 0) else {}}
+            empty: Any = [] if place[depth] == "-" else {}
+            yield {"op": "add", "path": pointer(place[:depth]), "value": empty}
 
 
 def _partial(node: Any, place: Place, value: Any, way: str, kind: str, name: str) -> Any:
@@ -151,9 +154,8 @@ def _partial(node: Any, place: Place, value: Any, way: str, kind: str, name: str
         return {head: below}
     keys = _KEYS.get(name) if kind != KIND or name == "env" else None
     if way == "merge" or keys is None or isinstance(node, dict):
-        return changed(
-            node if node is not None else {} if isinstance(head, str) else [], place, value
-        )
+        empty: Any = [] if head == "-" else {}
+        return changed(empty if node is None else node, place, value)
     if way == "strategic":
         keys = keys[:1] if kind != "Service" else ("port",) if name == "ports" else keys
     if head == "-" or head == len(node or ()):

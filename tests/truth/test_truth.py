@@ -18,12 +18,13 @@ from random import Random
 from typing import Any
 
 import pytest
+import yaml
 from stories.conftest import Ground
 from stories.telling import Story
 from test_sandbox_kubectl import program
 from truth import generating
 from truth.conftest import CHANGES, SEED, SOURCE
-from truth.mutating import GONE, WAYS, Api, Place, at, fits, leaves, other
+from truth.mutating import GONE, WAYS, Api, Place, at, fits, leaves, other, pointer
 
 from gitops_mcp import diffing, pipeline
 from gitops_mcp.model import (
@@ -270,6 +271,104 @@ def unhealed(story: Story, deed: Deed) -> list[str]:
     return [pointer(place) for place in places if place[-1] != "nodePort"]  # allotted anew
 
 
+# --- something is added -----------------------------------------------------------------------
+
+ADDITIONS: list[JsonObject] = yaml.safe_load(Path(__file__).with_name("additions.yaml").read_text())
+
+
+def test_what_is_added_goes_or_stays_and_is_told(applied: Story, running: list[str]) -> None:
+    """A person's goes, a controller's stays, and neither takes anything else along."""
+    rng = Random(f"{SEED} additions")
+    api = Api(applied.kubeconfig)
+    applied.sync(source=SOURCE)
+    deeds: dict[str, tuple[JsonObject, Deed]] = {}
+    left = [(row, people) for people in (True, False) for row in ADDITIONS]
+    rng.shuffle(left)
+    for name in running:
+        for row, people in left:
+            deed = add(rng, api, applied, name, row, people=people)
+            if deed is not None:
+                left.remove((row, people))
+                deeds[name] = row, deed
+                break
+    assert len(deeds) == min(len(running), len(ADDITIONS) * 2), left
+    applied.sync(check=True, source=SOURCE)
+    wrong = {
+        name: f"{deed}: {told}"
+        for name, (row, deed) in deeds.items()
+        if (told := untold(applied, row, deed))
+    }
+    assert wrong == {}, explain(applied, wrong)
+    applied.sync(source=SOURCE)
+    for name, (row, deed) in deeds.items():
+        kept = deed.before if goes(row, deed) else deed.after
+        live = applied.get(row["kind"], name)
+        wrong[name] = ", ".join(pointer(place) for place in places_between(kept, live))
+    wrong = {name: f"{deeds[name][1]}: {what}" for name, what in wrong.items() if what}
+    assert wrong == {}, explain(applied, wrong)
+
+
+def add(
+    rng: Random, api: Api, story: Story, name: str, row: JsonObject, *, people: bool
+) -> Deed | None:
+    """Let somebody add what a row says to a server's object, where it can be added."""
+    live = story.find(row["kind"], name)
+    tokens = [token.replace("~1", "/") for token in row["at"].split("/")[1:]]
+    place: Place = tuple(int(token) if token.isdigit() else token for token in tokens)
+    desired = next((body for body in meant(story, name) if body["kind"] == row["kind"]), None)
+    if live is None or desired is None or (place[-1] != "-" and at(desired, place) is not None):
+        return None
+    manager = rng.choice(PEOPLE if people else CONTROLLERS)
+    for way in rng.sample(("put", "merge", "strategic", "json", "apply"), 5):
+        if not fits(live, place, row["value"], way):
+            continue
+        status, _ = api.change(live, place, row["value"], way=way, manager=manager)
+        if status < 300:
+            after = story.get(row["kind"], name)
+            if place[-1] == "-":  # a strategic merge puts it first
+                items = at(after, place[:-1])
+                where = (n for n, item in enumerate(items) if row["value"].items() <= item.items())
+                place = (*place[:-1], next(where))
+            return Deed(name, live, after, place, way, manager)
+    return None
+
+
+def goes(row: JsonObject, deed: Deed) -> bool:
+    """Is it ours to take away?"""
+    if "always" in row:
+        return bool(row["always"] == "goes")
+    return deed.manager in PEOPLE
+
+
+def untold(story: Story, row: JsonObject, deed: Deed) -> str:
+    """What is wrong with what the check said of an addition; "" when it is the truth."""
+    changes = [one for one in named(story).get(deed.name, ()) if one.ref.kind == row["kind"]]
+    told = [field.path for change in changes for field in change.fields]
+    if goes(row, deed):
+        # the server may have set more, as externalTrafficPolicy beside externalIPs
+        differing = places_between(deed.before, deed.after)
+        right = all(any(related(path, place) for place in differing) for path in told)
+        itself = any(related(path, deed.place) for path in told)
+        return "" if right and itself else f"named {told}: {story.outcome(deed.name).message}"
+    if told:
+        return f"named {told}"
+    desired = next(
+        one for one in meant(story, deed.name, replicas=True) if one["kind"] == row["kind"]
+    )
+    found = diffing.compare(desired, deed.after, kubectl_managers=frozenset(PEOPLE))
+    if row.get("always") != "stays" and not any(
+        related(field.path, deed.place) for field in found.foreign
+    ):
+        return f"foreign are only {[field.path for field in found.foreign]}"
+    return ""
+
+
+def related(path: str, place: Place) -> bool:
+    """Is one of two places within the other?"""
+    whole = pointer(place) + "/"
+    return whole.startswith(path + "/") or (path + "/").startswith(whole)
+
+
 # --- what is read of objects ------------------------------------------------------------------
 
 
@@ -335,11 +434,6 @@ def places_between(one: JsonObject, two: JsonObject) -> list[Place]:
         for place in before | after
         if before.get(place) != after.get(place) or (place in before) != (place in after)
     ]
-
-
-def pointer(place: Place) -> str:
-    """A place as diff writes it."""
-    return "".join(f"/{str(key).replace('~', '~0').replace('/', '~1')}" for key in place)
 
 
 def explain(story: Story, wrong: dict[str, Any]) -> str:
