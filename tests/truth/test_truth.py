@@ -23,7 +23,7 @@ from stories.conftest import Ground
 from stories.telling import Story
 from test_sandbox_kubectl import program
 from truth import generating
-from truth.conftest import CHANGES, SEED, SOURCE
+from truth.conftest import CHANGES, SEED, SERVERS, SOURCE
 from truth.mutating import GONE, WAYS, Api, Place, at, fits, leaves, other, pointer
 
 from gitops_mcp import diffing, pipeline
@@ -443,4 +443,4 @@ def explain(story: Story, wrong: dict[str, Any]) -> str:
     name = next(iter(wrong))
     found = list(story.repository.rglob(f"{name}.yaml"))
     manifest = found[0].read_text() if found else ""
-    return f"TRUTH_SEED={SEED}: {name}: {wrong[name]}\n{manifest.replace(generating.LONG, 'long')}"
+    return f"TRUTH_SEED={SEED} TRUTH_SERVERS={SERVERS}: {name}: {wrong[name]}\n{manifest.replace(generating.LONG, 'long')}"
