@@ -36,6 +36,8 @@ class Ground:
     name: str
     kubeconfig: str
     """Of the syncs."""
+    admin: str
+    """The kubeconfig of everybody else."""
     hand: Cluster
     counts: Callable[[], Counter[tuple[str, str]]]
     """How many requests the API server has seen by (verb, resource); of which user, see there."""
@@ -49,6 +51,7 @@ def ground(
         if request.param == "sandbox":
             started = stack.enter_context(sandbox.start(speed=20))
             file = started.write_kubeconfig(tmp_path_factory.mktemp("sandbox") / "config")
+            admin = file
             counts: Callable[[], Counter[tuple[str, str]]] = lambda: Counter(started.requests)  # noqa: E731
         else:
             try:
@@ -70,11 +73,11 @@ def ground(
 
             stack.callback(nothing_denied)
 
-        hand = Cluster.connect(str(file if request.param == "sandbox" else admin))
+        hand = Cluster.connect(str(admin))
         stack.callback(hand.close)
         hand.apply(crd.custom_resource_definition(schemas.schema()))
         _until_served(hand)
-        yield Ground(request.param, str(file), hand, counts)
+        yield Ground(request.param, str(file), str(admin), hand, counts)
 
 
 def _rights(plane: rig.Plane) -> Path:

@@ -39,7 +39,7 @@ def kubectl(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Kubectl
 
     def run(*arguments: str, stdin: object = None, code: int = 0) -> str:
         done = subprocess.run(
-            [command, "--kubeconfig", ground.kubeconfig, "-n", NAMESPACE, *arguments],
+            [command, "--kubeconfig", ground.admin, "-n", NAMESPACE, *arguments],
             input=None if stdin is None else json.dumps(stdin),
             env=os.environ | {"HOME": str(home)},
             capture_output=True,
@@ -76,7 +76,7 @@ def server(ground: Ground) -> Iterator[JsonObject]:
 @pytest.fixture
 def explained(ground: Ground) -> None:
     """A real API server tells what a new kind looks like some seconds after it serves it."""
-    api = Api(ground.kubeconfig)
+    api = Api(ground.admin)
 
     def told() -> bool:
         known = api.ask("GET", "/openapi/v3", None, "application/json")[1]["paths"]
@@ -187,7 +187,7 @@ def test_an_autoscaler_can_be_put_on_a_server(
 
 
 def test_an_autoscaler_reads_and_writes_the_scale(server: JsonObject, ground: Ground) -> None:
-    api, scale = Api(ground.kubeconfig), f"{PATH}/{name_of(server)}/scale"
+    api, scale = Api(ground.admin), f"{PATH}/{name_of(server)}/scale"
     status, found = api.ask("GET", scale, None, "application/json")
     assert (status, found["kind"], found["apiVersion"]) == (200, "Scale", "autoscaling/v1")
     assert found["spec"] == {"replicas": 2}
@@ -214,7 +214,7 @@ def replace_definition(api: Api, schema: JsonObject) -> None:
 @pytest.fixture
 def older(ground: Ground) -> Iterator[Api]:
     """The definition as an older version could have had it, restored afterwards."""
-    api = Api(ground.kubeconfig)
+    api = Api(ground.admin)
     schema = copy.deepcopy(schemas.schema())
     spec = schema["properties"]["spec"]
     del spec["properties"]["suspend"]

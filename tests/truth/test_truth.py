@@ -114,7 +114,7 @@ def test_and_the_api_server_finds_no_change_in_what_is_rendered(
 
 
 def test_and_kubectl_finds_no_change_in_what_is_rendered(
-    applied: Story, running: list[str], tmp_path: Path
+    applied: Story, ground: Ground, running: list[str], tmp_path: Path
 ) -> None:
     """For somebody who applies the output of `render` beside us, by kubectl's own manager, every
     value is there already. Owner references are not compared: render knows no uid. Forced, since
@@ -132,7 +132,7 @@ def test_and_kubectl_finds_no_change_in_what_is_rendered(
         [
             kubectl,
             "--kubeconfig",
-            applied.kubeconfig,
+            ground.admin,
             "diff",
             "--server-side",
             "--force-conflicts",
@@ -172,11 +172,11 @@ class Deed:
 
 @pytest.mark.parametrize("turn", range(CHANGES))
 def test_a_changed_field_of_ours_is_named_and_healed(
-    applied: Story, running: list[str], turn: int
+    applied: Story, ground: Ground, running: list[str], turn: int
 ) -> None:
     """Whoever changed it, and in whichever way: that field, no other, and it is as it was."""
     rng = Random(f"{SEED} {turn}")
-    api = Api(applied.kubeconfig)
+    api = Api(ground.admin)
     applied.sync(source=SOURCE)  # whatever the turn before has left
     deeds = {name: deed for name in running if (deed := change_one(rng, api, applied, name))}
     assert len(deeds) > 0.9 * len(running)
@@ -276,10 +276,12 @@ def unhealed(story: Story, deed: Deed) -> list[str]:
 ADDITIONS: list[JsonObject] = yaml.safe_load(Path(__file__).with_name("additions.yaml").read_text())
 
 
-def test_what_is_added_goes_or_stays_and_is_told(applied: Story, running: list[str]) -> None:
+def test_what_is_added_goes_or_stays_and_is_told(
+    applied: Story, ground: Ground, running: list[str]
+) -> None:
     """A person's goes, a controller's stays, and neither takes anything else along."""
     rng = Random(f"{SEED} additions")
-    api = Api(applied.kubeconfig)
+    api = Api(ground.admin)
     applied.sync(source=SOURCE)
     deeds: dict[str, tuple[JsonObject, Deed]] = {}
     left = [(row, people) for people in (True, False) for row in ADDITIONS]
@@ -443,4 +445,5 @@ def explain(story: Story, wrong: dict[str, Any]) -> str:
     name = next(iter(wrong))
     found = list(story.repository.rglob(f"{name}.yaml"))
     manifest = found[0].read_text() if found else ""
-    return f"TRUTH_SEED={SEED} TRUTH_SERVERS={SERVERS}: {name}: {wrong[name]}\n{manifest.replace(generating.LONG, 'long')}"
+    manifest = manifest.replace(generating.LONG, "long")
+    return f"TRUTH_SEED={SEED} TRUTH_SERVERS={SERVERS}: {name}: {wrong[name]}\n{manifest}"
