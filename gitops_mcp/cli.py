@@ -90,7 +90,7 @@ class Verbs(click.Group):
 @click.group(
     cls=Verbs,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Every option can be set as GITOPS_MCP_<OPTION>, and in gitops-mcp.yaml. "
+    epilog="Every option can be set as GITOPS_MCP_<OPTION>, and in the file of --config. "
     "'gitops-mcp VERB --help' teaches by example.",
 )
 @click.version_option(__version__, prog_name="gitops-mcp", message="%(prog)s %(version)s")

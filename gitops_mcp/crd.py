@@ -88,7 +88,9 @@ def custom_resource_definition(schema: JsonObject) -> JsonObject:
                     "served": True,
                     "storage": True,
                     "additionalPrinterColumns": [
-                        {"name": name, "type": kind, "jsonPath": path, "priority": priority}
+                        # The server drops a zero, and would then see two versions of one list.
+                        {"name": name, "type": kind, "jsonPath": path}
+                        | ({"priority": priority} if priority else {})
                         for name, kind, path, priority in _COLUMNS
                     ],
                     "subresources": {

@@ -579,10 +579,13 @@ class _Walk:
     ) -> tuple[Any, Any]:
         if desired is None:
             return self.surplus(live, shape, at, owners), None
-        if live is None:
+        absent = live is None
+        if absent:
             live = shape.nothing
         if isinstance(desired, dict) and isinstance(live, dict):
-            return self.maps(desired, live, shape, at, _ALL_OURS if shape.atomic else owners)
+            below = _ALL_OURS if shape.atomic else owners
+            before, after = self.maps(desired, live, shape, at, below)
+            return None if absent else before, after
         if isinstance(desired, list) and isinstance(live, list):
             if shape.members:
                 return self.sets(desired, live, at, owners)

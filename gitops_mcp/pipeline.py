@@ -20,7 +20,7 @@ from datetime import datetime, timedelta
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gitops_mcp import diffing, gitrepo, manifests, planning, schemas, settings, shutdown
+from gitops_mcp import diffing, gitrepo, manifests, planning, schemas, settings, shutdown, status
 from gitops_mcp.errors import KindAbsent, KubeError, LeaseLost, Permanent, UsageError
 from gitops_mcp.model import (
     API_VERSION,
@@ -198,6 +198,7 @@ def read(
     snapshot = repository.base(base, given) if base else repository.snapshot(given)
     own = _own_config(snapshot)
     path = options.path if options.path is not None else own.get("path", "")
+    repository.notes(options.cluster)  # a name that git cannot hold is refused before any change
     source_id = checked_source_id(options.source_id or own.get("sourceId", "default"))
     loaded = manifests.load(
         snapshot.files,
@@ -330,8 +331,8 @@ class Pass:
     warn: Say = lambda _: None
     progress: Progress = lambda _: None
     lost: threading.Event = field(default_factory=threading.Event)
-    ready: set[ServerKey] = field(default_factory=set)
-    """Servers that are Ready with what this very revision brought."""
+    ready: dict[ServerKey, str] = field(default_factory=dict)
+    """Servers that turned Ready in this pass, each with the commit that brought what is Ready."""
     unfinished: Report | None = None
     """What a pass had done that was interrupted, or lost its lease."""
     settled: Settled | None = None
@@ -349,6 +350,7 @@ class Pass:
         keys = self._keys(view, context)
         if self.wishes.rights:
             self._ask_rights(view, keys)
+        before = {key for key, cr in view.resources() if _is_ready(cr)}
         pruned = self._candidates(view, context, keys)
         held = self._held(view, context, pruned)
         self._warn_of_finalizers(view, keys)
@@ -390,11 +392,11 @@ class Pass:
             view.subscribe(lambda _: None)  # else each holds the other until a collection
         report = self._report(engine, keys)
         self.ready = {
-            outcome.server
+            outcome.server: _revision(view.live(outcome.server).cr)
             for outcome in report.outcomes
             if outcome.ready
             and outcome.result in ("ok", "changed")
-            and _revision(view.live(outcome.server).cr) == str(report.revision)
+            and outcome.server not in before
         }
         return report
 
@@ -656,6 +658,10 @@ def _ours(view: View, context: Context) -> dict[ServerKey, JsonObject]:
     }
 
 
+def _is_ready(cr: JsonObject) -> bool:
+    return status.ready(cr.get("status") or {}).status == "True"
+
+
 def _worth_telling(outcome: Outcome) -> bool:
     """All but the servers of other sources that this pass only came across."""
     return outcome.message != "belongs to another source"
@@ -826,12 +832,11 @@ def _renew(lease: Lease, stop: threading.Event, lost: threading.Event) -> None:
 def write_notes(
     source: Source, records: Iterable[NoteRecord], *, cluster: str, push: bool, warn: Say
 ) -> None:
-    """Append what happened to the deployed commit's note; trouble is a warning, never a stop."""
+    """Append what happened to the commits' notes; trouble is a warning, never a stop."""
     revision = source.snapshot.revision
     if not revision.sha or revision.dirty:
         return
-    stamped = [replace(record, commit=revision.sha) for record in records]
-    for warning in source.repository.notes(cluster).append(stamped, push=push):
+    for warning in source.repository.notes(cluster).append(list(records), push=push):
         warn(warning)
 
 

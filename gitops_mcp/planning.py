@@ -657,6 +657,18 @@ def _token(key: str) -> str:
 
 
 def _shut_down(facts: Facts, context: Context) -> Decision:
+    """The next step of a shutdown that is under way, and all that it will take."""
+    decision = _shutdown_step(facts, context)
+    if facts.cr is None or decision.result != "pruned":
+        return decision
+    ours = _without_strangers(facts, recreate=False).children
+    standing = [child for child in ours.values() if "deletionTimestamp" not in child["metadata"]]
+    reason = "being shut down"
+    changes = [_deletion(facts.key, live, reason) for live in (facts.cr, *standing)]
+    return replace(decision, changes=tuple(changes))
+
+
+def _shutdown_step(facts: Facts, context: Context) -> Decision:
     cr = facts.cr
     assert cr is not None  # noqa: S101 -- only what exists is shut down
     finalizers = cr["metadata"].get("finalizers") or ()

@@ -13,9 +13,10 @@ import html
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import orjson
@@ -457,12 +458,16 @@ def _outcome(outcome: Outcome) -> JsonObject:
 
 
 def notes_of(
-    report: Report, *, source: str, time: datetime, ready: Collection[ServerKey] = ()
+    report: Report,
+    *,
+    source: str,
+    time: datetime,
+    ready: Mapping[ServerKey, str] = MappingProxyType({}),
 ) -> tuple[NoteRecord, ...]:
     """What a pass leaves behind on its commit: a record for each server that changed, failed, was
     pruned or blocked, one for each error of the source, and then ``synced``. A server that is ready
-    after a change, or is named in ``ready`` (it turned ready since an earlier pass changed it), has
-    a record of that.
+    after a change has a record of that; so has one named in ``ready``, which turned ready after an
+    earlier pass had changed it, on the commit given there.
 
     None from a dry pass, a dirty tree or a plain directory, nor when nothing happened. That the
     same fact is not written twice is seen to where the notes are known.
@@ -491,6 +496,9 @@ def notes_of(
             record(event, server, outcome.result, _deeds(outcome), **extra)
         if outcome.ready and (event == "applied" or outcome.server in ready):
             record("ready", server, "ok", outcome.message)
+            brought = ready.get(outcome.server, "")
+            if event != "applied" and brought:
+                records[-1] = replace(records[-1], commit=brought)
     if any(one.event != "ready" for one in records):
         failed = any(r.event in ("failed", "blocked") for r in records)
         record(

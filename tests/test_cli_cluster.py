@@ -10,6 +10,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -404,6 +405,46 @@ def test_an_interrupted_sync_ends_with_130_and_the_next_one_goes_on(
     assert time.monotonic() - began < 30
 
 
+def test_a_server_that_turns_ready_later_is_noted_on_the_commit_that_brought_it(
+    fleet: Fleet,
+) -> None:
+    slow = {"sandbox.mcp.example.com/start-delay": "20s"}  # ten times faster here
+    body = yaml.safe_load(manifest(namespace=None))
+    body["spec"] |= {"podAnnotations": slow, "replicas": 1}
+    first = commit_all(fleet.folder, {"web.yaml": yaml.safe_dump(body)}, "Slow to start")
+    ended = fleet("sync")
+    assert "1 server(s) are not Ready yet: --wait, or an agent, follows them" in ended.err
+    commit_all(fleet.folder, {"README.md": "Something else."}, "Nothing of it")
+    assert fleet("sync", "--wait=60s").code == 0
+    records = fleet.run("history", fleet.folder, "-o", "json").json
+    ready = [r for r in records if (r["event"], r["server"]) == ("ready", f"{fleet.name}/web")]
+    assert [record["commit"] for record in ready] == [first]
+
+
+def test_diff_tells_of_a_shutdown_that_is_under_way(fleet: Fleet) -> None:
+    body = yaml.safe_load(manifest(namespace=None))
+    body["spec"] |= {"drain": {"timeout": "30s", "preStop": "0s"}}
+    commit_all(fleet.folder, {"web.yaml": yaml.safe_dump(body)}, "Long drain")
+    assert fleet("sync", "--wait=60s").code == 0
+    commit_all(fleet.folder, {"web.yaml": None, "other.yaml": manifest("other", None)}, "Retire")
+    with _started(fleet, "sync") as process:
+        _eventually(lambda: (fleet.get(KIND, "web") or {}).get("status", {}).get("shutdown"))
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+    ended = fleet("diff", "-o", "json")
+    assert ended.code == 1
+    gone = {c["kind"] for c in ended.json["changes"] if c["action"] == "delete"}
+    assert gone == {KIND, "Deployment", "Service"}
+    assert ended.json["summary"]["delete"] == 1
+
+
+def test_a_cluster_name_that_notes_cannot_bear_changes_nothing(fleet: Fleet) -> None:
+    ended = fleet("sync", "--cluster", "a b")
+    assert ended.code == 2
+    assert "--cluster 'a b' is no good name" in ended.error
+    assert fleet.get(KIND, "web") is None
+
+
 # --- the lease ----------------------------------------------------------------------------------
 
 
@@ -638,6 +679,30 @@ def test_the_sandbox_runs_a_command_and_ends_with_its_code() -> None:
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (7, "")
     assert ended.stdout.startswith("http://127.0.0.1:")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--port", "80000"), "'--port'"),
+        (("--speed", "0"), "'--speed'"),
+        (("--state", "/dev/null/x"), "the sandbox cannot start: /dev/null/x"),
+    ],
+)
+def test_a_sandbox_that_cannot_be_is_an_error_and_no_bug(
+    gitops: Run, option: tuple[str, str], message: str
+) -> None:
+    ended = gitops("sandbox", *option, "--", "true")
+    assert ended.code == 2
+    assert message in ended.error
+
+
+def test_a_port_in_use_is_named(gitops: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = gitops("sandbox", "--port", str(port), "--", "true")
+    assert ended.code == 2
+    assert f"127.0.0.1:{port}" in ended.error
 
 
 def test_a_command_that_is_not_there_is_2(gitops: Run) -> None:

@@ -632,3 +632,13 @@ def test_a_secret_in_a_broken_manifest_is_not_repeated(
     ended = gitops("validate", "-v", "-o", output, tmp_path)
     assert ended.code == 1
     assert SECRET not in ended.out + ended.err
+
+
+def test_history_says_why_it_shows_nothing(gitops: Run, tmp_path: Path) -> None:
+    plain = gitops("history", tmp_path)
+    assert plain.code == 2
+    assert "not a git repository, so it has no notes" in plain.error
+    worktree(tmp_path / "fleet", {"web.yaml": manifest()})
+    empty = gitops("history", tmp_path / "fleet", "--cluster", "nope")
+    assert (empty.code, empty.out) == (0, "")
+    assert empty.err == "no record for cluster 'nope' in the notes of this source\n"

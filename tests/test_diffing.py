@@ -480,3 +480,11 @@ def test_lists_and_maps_have_the_structure_that_the_server_gives_them() -> None:
         for disagreement in disagreements(schema, diffing._SHAPES[kind], "", schemas)
     ]
     assert found == []
+
+
+def test_a_map_that_is_not_there_is_not_shown_as_an_empty_one() -> None:
+    base = {"apiVersion": API_VERSION, "kind": "MCPServer", "spec": {"image": "a"}}
+    head = {**base, "spec": {"image": "a", "config": {"A": "b"}}}
+    difference = between(base, head)
+    assert difference.before is not None
+    assert "config" not in difference.before["spec"]

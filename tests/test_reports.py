@@ -388,8 +388,8 @@ def test_notes_name_fields_but_hold_no_value() -> None:
 def test_a_server_that_turned_ready_later_is_noted_without_a_pass() -> None:
     report = Report(Revision(SHA), "default", False, (Outcome(SAME, "ok", True),))
     assert reports.notes_of(report, source="s", time=NOW) == ()
-    (note,) = reports.notes_of(report, source="s", time=NOW, ready={SAME})
-    assert (note.event, note.server) == ("ready", "ai/same")
+    (note,) = reports.notes_of(report, source="s", time=NOW, ready={SAME: "brought"})
+    assert (note.event, note.server, note.commit) == ("ready", "ai/same", "brought")
 
 
 @pytest.mark.parametrize(

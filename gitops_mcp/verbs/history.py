@@ -29,15 +29,21 @@ def command(
 ) -> int:
     """Show what was deployed when, newest first, from the git notes of SOURCE."""
     from gitops_mcp import pipeline, reports
+    from gitops_mcp.errors import UsageError
     from gitops_mcp.terminal import Terminal
 
     terminal = Terminal(common)
     with pipeline.open_repository(source) as repository:
+        if repository.kind == "plain":
+            raise UsageError(f"{repository.root}: not a git repository, so it has no notes")
         notes = repository.notes(source.cluster)
         warning = notes.fetch()
         if warning:
             terminal.warn(warning)
         records = [r for r in notes.read() if server is None or _is(r.server, server)]
+    if not records:
+        about = f" of {server}" if server is not None else ""
+        terminal.say(f"no record{about} for cluster {source.cluster!r} in the notes of this source")
     click.echo(reports.history(records, output=output, style=terminal.style), nl=False)
     return 0
 

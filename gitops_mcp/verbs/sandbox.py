@@ -23,16 +23,25 @@ from gitops_mcp import options
 Examples:
   gitops-mcp sandbox                                   until Ctrl-C
   gitops-mcp sandbox --state ~/.cache/sandbox          keep its objects over restarts
-  gitops-mcp sandbox -- sh -c 'gitops-mcp sync --wait repo-example && kubectl get mcps -A'
+  gitops-mcp sandbox -- sh -c 'gitops-mcp sync --create-namespace fleet; kubectl get mcps'
 """,
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND…]")
 @options.option(
     "--state", type=click.Path(file_okay=False, path_type=Path), help="Keep the objects here."
 )
-@options.option("--port", type=int, default=0, help="Port on 127.0.0.1  [default: a free one]")
 @options.option(
-    "--speed", type=float, default=1.0, show_default=True, help="Times faster than a real cluster."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="Port on 127.0.0.1  [default: a free one]",
+)
+@options.option(
+    "--speed",
+    type=click.FloatRange(0.01, 1000),
+    default=1.0,
+    show_default=True,
+    help="Times faster than a real cluster.",
 )
 @options.common
 def command(
@@ -49,8 +58,14 @@ def command(
     and its exit code is ours.
     """
     from gitops_mcp import sandbox
+    from gitops_mcp.errors import UsageError
 
-    with sandbox.start(state=state, port=port, speed=speed) as cluster:
+    try:
+        started = sandbox.start(state=state, port=port, speed=speed)
+    except OSError as error:
+        where = error.filename or f"127.0.0.1:{port}"
+        raise UsageError(f"the sandbox cannot start: {where}: {error.strerror}") from error
+    with started as cluster:
         install_crd(cluster.url)
         with tempfile.TemporaryDirectory(prefix="gitops-mcp-sandbox-") as folder:
             kubeconfig = Path(folder) / "kubeconfig"

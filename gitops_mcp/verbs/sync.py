@@ -145,6 +145,11 @@ def command(
                     report, source=line.source_id, time=pipeline.now(), ready=one.ready
                 )
             )
+    pending = sum(
+        outcome.ready is False and outcome.result == "changed" for outcome in report.outcomes
+    )
+    if pending and wait is None and not check:
+        terminal.say(f"{pending} server(s) are not Ready yet: --wait, or an agent, follows them")
     text = reports.sync(
         report, output=output, style=terminal.style, diffs=show_diff, verbose=common.verbose
     )
