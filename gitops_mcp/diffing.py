@@ -619,6 +619,12 @@ class _Walk:
             below = _below(owners, f"f:{name}")
             if wanted is None and not below:
                 continue  # the server's own
+            if inner.exclusive and wanted is None and isinstance(stored, list):
+                # ours alone, so what others put there goes
+                one, _ = self.both([], stored, inner, at.key(name, desired, live), below)
+                if one:
+                    before[name] = one
+                continue
             if _empty(wanted, inner) and (_empty(stored, inner) or name in shape.identity):
                 continue
             one, two = self.both(wanted, stored, inner, at.key(name, desired, live), below)
@@ -756,6 +762,8 @@ def _same_map(desired: JsonObject, live: JsonObject, shape: _Shape, owners: _Own
         inner = shape.child(name)
         if not below or (_empty(live[name], inner) or name in shape.identity):
             continue
+        if inner.exclusive:
+            return False
         if not _stays(live[name], inner, below):
             return False
     return True
