@@ -28,7 +28,10 @@ _GIT = {
 }
 # Where the real control plane is kept that some tests start: said while HOME is still the user's.
 _PLANE = {"GITOPS_MCP_PLANE_DIR": str(plane.directory())}
-_INHERITED = ("GITOPS_MCP_PLANE",)  # "require" builds it where it is missing
+_INHERITED = (
+    "GITOPS_MCP_PLANE",  # "require" builds it where it is missing
+    "GITOPS_MCP_STORIES",  # "all" tells them with the rights of one namespace, too
+)
 
 for _name in list(os.environ):
     if _name.startswith(("GIT_", "GITOPS_MCP_", "KUBECONFIG")) and _name not in _INHERITED:

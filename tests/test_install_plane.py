@@ -114,16 +114,6 @@ def installed(plane: rig.Plane, kubectl: Kubectl, gitops: Run, *arguments: str) 
     return Installed(wanted, kubeconfig, user, arguments)
 
 
-@dataclass
-class RestrictedStory(Story):
-    """A story whose syncs know one namespace only, where they are told to."""
-
-    watch_namespace: str | None = None
-
-    def sync(self, **wishes: Any) -> dict[str, str]:
-        return super().sync(**{"watch_namespace": self.watch_namespace, **wishes})
-
-
 # --- the rights -------------------------------------------------------------------------------
 
 
@@ -216,7 +206,7 @@ def test_the_printed_rights_are_enough_and_none_is_idle(
     plane.requests()
 
     def story(name: str) -> Story:
-        return RestrictedStory(
+        return Story(
             str(one.kubeconfig),
             hand,
             tmp_path / name / "fleet",

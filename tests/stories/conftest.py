@@ -1,13 +1,15 @@
 """The clusters of the stories, the sandbox and a real plane, and a story on each.
 
 On the plane the syncs run as the agent's ServiceAccount, with the rights that ``install`` prints
-and no others; a request that these do not allow fails the last story.
+and no others; a request that these do not allow fails the last story. With the environment variable
+``GITOPS_MCP_STORIES=all`` each story is also told where the agent has rights in its namespace only.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import subprocess
 import time
 from collections import Counter
@@ -20,13 +22,26 @@ import plane as rig
 import pytest
 from stories.telling import Story
 
-from gitops_mcp import crd, install, planning, reports, sandbox, schemas
+from gitops_mcp import crd, install, pipeline, planning, reports, sandbox, schemas
 from gitops_mcp.errors import Gone, KubeError
 from gitops_mcp.install import Installation
 from gitops_mcp.kube import Cluster
 from gitops_mcp.model import API_VERSION, KIND, ObjectRef
 
+NAMESPACED = "plane-namespaced"
 _numbers = itertools.count(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The third ground is for stories only, and only where it is asked for."""
+    if os.environ.get("GITOPS_MCP_STORIES") != "all" or "ground" not in metafunc.fixturenames:
+        return
+    chosen = (mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    if "ground" not in chosen:
+        grounds = ["sandbox", "plane", NAMESPACED]
+        mark = pytest.mark.parametrize("ground", grounds, indirect=True, scope="session")
+        metafunc.definition.add_marker(mark)
 
 
 @dataclass
@@ -35,7 +50,7 @@ class Ground:
 
     name: str
     kubeconfig: str
-    """Of the syncs."""
+    """Of the syncs; none where each story has its own."""
     admin: str
     """The kubeconfig of everybody else."""
     hand: Cluster
@@ -50,7 +65,7 @@ def ground(
     with contextlib.ExitStack() as stack:
         if request.param == "sandbox":
             started = stack.enter_context(sandbox.start(speed=20))
-            file = started.write_kubeconfig(tmp_path_factory.mktemp("sandbox") / "config")
+            file = str(started.write_kubeconfig(tmp_path_factory.mktemp("sandbox") / "config"))
             admin = file
             counts: Callable[[], Counter[tuple[str, str]]] = lambda: Counter(started.requests)  # noqa: E731
         else:
@@ -58,13 +73,14 @@ def ground(
                 plane = rig.shared()
             except rig.Unavailable as reason:
                 pytest.skip(str(reason))
-            admin = plane.kubeconfig("admin")
-            file = _rights(plane)
-            user = "system:serviceaccount:gitops-mcp:gitops-mcp"
+            admin = str(plane.kubeconfig("admin"))
+            wide = Installation("", create_namespace=True)
+            file = _rights(plane, wide) if request.param == "plane" else ""
+            agents = f"system:serviceaccount:{wide.namespace}:{wide.name}"
             seen: list[rig.Request] = []
 
             def counts() -> Counter[tuple[str, str]]:
-                seen.extend(plane.requests(user=user))
+                seen.extend(one for one in plane.requests() if one.user.startswith(agents))
                 return Counter((one.verb, one.resource) for one in seen)
 
             def nothing_denied() -> None:
@@ -73,17 +89,16 @@ def ground(
 
             stack.callback(nothing_denied)
 
-        hand = Cluster.connect(str(admin))
+        hand = Cluster.connect(admin)
         stack.callback(hand.close)
         hand.apply(crd.custom_resource_definition(schemas.schema()))
         _until_served(hand)
-        yield Ground(request.param, str(file), str(admin), hand, counts)
+        yield Ground(request.param, file, admin, hand, counts)
 
 
-def _rights(plane: rig.Plane) -> Path:
+def _rights(plane: rig.Plane, wanted: Installation) -> str:
     """Give the agent's account its rights; its kubeconfig. The policy of ``install`` stays away:
     there is a story of what happens where it is missing."""
-    wanted = Installation("", create_namespace=True)
     kinds = (
         "Namespace",
         "ServiceAccount",
@@ -103,7 +118,15 @@ def _rights(plane: rig.Plane) -> Path:
         check=True,
         stdout=subprocess.DEVNULL,
     )
-    return plane.account_kubeconfig(wanted.name, namespace=wanted.namespace)
+    file = str(plane.account_kubeconfig(wanted.name, namespace=wanted.namespace))
+    account = Cluster.connect(file)
+    namespace = wanted.watch_namespace or None
+    deadline = time.monotonic() + 10
+    while not all(account.can(*right._replace(namespace=namespace)) for right in pipeline.NEEDED):
+        assert time.monotonic() < deadline, "the rights never came"
+        time.sleep(0.02)  # the authorizer reads them from a watch
+    account.close()
+    return file
 
 
 def _until_served(hand: Cluster) -> None:
@@ -132,8 +155,12 @@ def story(ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setattr(planning, "STATUS_INTERVAL", timedelta(milliseconds=20))
     name = f"story-{next(_numbers)}"
     ground.hand.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-    story = Story(ground.kubeconfig, ground.hand, tmp_path / "fleet", name)
-    if ground.name == "plane":  # else no pod can be made
+    kubeconfig, watched = ground.kubeconfig, None
+    if ground.name == NAMESPACED:
+        kubeconfig = _rights(rig.shared(), Installation("", watch_namespace=name))
+        watched = name
+    story = Story(kubeconfig, ground.hand, tmp_path / "fleet", name, watch_namespace=watched)
+    if ground.name != "sandbox":  # else no pod can be made
         account = ObjectRef("v1", "ServiceAccount", name, "default")
         story.until(lambda: ground.hand.get(account), "the namespace's account")
     yield story

@@ -122,6 +122,8 @@ class Story:
     """Of the last sync."""
     asked: list[Asked] = field(default_factory=list)
     """The writing requests of the last sync."""
+    watch_namespace: str | None = None
+    """Where the syncs know one namespace only."""
     warnings: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -186,6 +188,7 @@ class Story:
         if allow_prune is not None:
             count = allow_prune if isinstance(allow_prune, int) else None
             wishes["allow_prune"] = Allowance(count, "--allow-prune")
+        wishes = {"watch_namespace": self.watch_namespace} | wishes
         options = self.options(**(source or {}))
         line = Line(self.kubeconfig, before, after)
         try:

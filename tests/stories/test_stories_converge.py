@@ -100,6 +100,8 @@ def test_the_revision_of_a_server_stays_when_another_server_changes(story: Story
 
 
 def test_a_missing_namespace_is_made_only_when_asked_for(story: Story) -> None:
+    if story.watch_namespace:
+        pytest.skip("the right to make namespaces is cluster-wide")
     story.namespace += "-new"
     story.put("web")
     assert story.sync() == {"web": "failed"}
