@@ -13,11 +13,12 @@ from pathlib import Path
 import gitfixtures
 import plane as rig
 import pytest
-from agents import agent
+from agents import agent, until
 from test_sandbox_kubectl import program
 
 from gitops_mcp import crd, sandbox, schemas
 from gitops_mcp.kube import Cluster
+from gitops_mcp.model import GROUP, KIND
 
 SCRIPT = Path(__file__).with_name("operator.sh")
 NAMESPACE = "operators"
@@ -52,7 +53,15 @@ def place(
         stack.callback(admin.close)
         admin.apply(crd.custom_resource_definition(schemas.schema()))
         admin.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+        until(lambda: discovers(kubectl, kubeconfig), "kubectl to know MCPServer")
         yield Place(kubeconfig, Path(kubectl))
+
+
+def discovers(kubectl: str, kubeconfig: Path) -> bool:
+    """Whether discovery names MCPServer: a real cluster serves a new kind before it says so."""
+    command = [kubectl, f"--kubeconfig={kubeconfig}", "api-resources", f"--api-group={GROUP}"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False)
+    return KIND in listed.stdout
 
 
 def test_servers_are_run_changed_scaled_and_removed_by_kubectl_alone(
