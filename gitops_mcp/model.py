@@ -422,6 +422,25 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Worked:
+    """What one look of the agent at a server came to.
+
+    ``outcome.changes`` are those made since the last such value of this server only. ``revision``
+    is the commit that is enforced, ``commit`` the one at which the server's present state was first
+    applied ("" where nobody knows), ``uid`` the MCPServer's ("": there is none). ``at`` is UTC,
+    ``seconds`` is how long the work took, its requests included.
+    """
+
+    server: ServerKey
+    outcome: Outcome
+    revision: Revision
+    commit: str
+    uid: str
+    at: datetime
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """One pass over the fleet."""
 
