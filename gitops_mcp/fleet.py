@@ -1,4 +1,4 @@
-"""Many servers at once: a queue of names, timers, watches and a few threads around one engine.
+"""Many servers at once: a queue of names, timers and a few threads around one engine.
 
 Whatever happens only names a server; the engine then looks at the facts. A server is never worked
 on twice at the same time, and one that waits holds no thread.
@@ -9,20 +9,17 @@ from __future__ import annotations
 import heapq
 import itertools
 import threading
-import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from gitops_mcp.errors import Transient
-from gitops_mcp.model import Decision, Inquiry, JsonObject, ServerKey
-from gitops_mcp.view import WATCHED, View, Watched
+from gitops_mcp.model import Decision, Inquiry, ServerKey
 
 if TYPE_CHECKING:
     from gitops_mcp.engine import Engine, Memory
-    from gitops_mcp.kube import Cluster
+    from gitops_mcp.watches import Watches
 
 WORKERS = 8
 """Requests in flight: what an API server takes from one client without queueing."""
@@ -33,100 +30,10 @@ RETRY_WITHIN = timedelta(seconds=60)
 """How long one pass tries a transient error again."""
 SHUTDOWN_MARGIN = timedelta(seconds=60)
 """How long past its own deadline a shutdown is waited for before the server has failed."""
-BUSY = frozenset({429, 500, 503, 504})
-"""Answers to a LIST that may be another one in a moment."""
 PROGRESS_INTERVAL = timedelta(seconds=5)
 """Between two lines that say what is waited for."""
 
 Progress = Callable[[dict[ServerKey, str]], None]
-
-
-EVERYWHERE: tuple[str | None, ...] = (None,)
-"""In place of single namespaces."""
-Versions = dict[tuple[str | None, Watched], str]
-"""Where each list ended, by namespace and kind: its watch goes on from there."""
-
-
-def read(cluster: Cluster, view: View, namespaces: Iterable[str | None]) -> Versions:
-    """Fill the view, one LIST a namespace and kind; returns the versions to watch from."""
-    with ThreadPoolExecutor(WORKERS) as pool:
-        lists = {
-            (namespace, watched): pool.submit(_listed, cluster, view, namespace, watched)
-            for namespace in namespaces
-            for watched in WATCHED
-        }
-    versions = {}
-    for (namespace, watched), listed in lists.items():
-        items, versions[namespace, watched] = listed.result()
-        view.replace(watched.kind, items, namespace)
-    return versions
-
-
-def _listed(
-    cluster: Cluster, view: View, namespace: str | None, watched: Watched
-) -> tuple[list[JsonObject], str]:
-    """One LIST, tried again while the API server says that it is busy or only starting; where
-    nobody answers at all, that is said at once."""
-    until = time.monotonic() + RETRY_WITHIN.total_seconds()
-    wait = Transient.first_retry
-    while True:
-        try:
-            return cluster.list(
-                watched.api_version,
-                watched.kind,
-                namespace,
-                label_selector=watched.selector,
-                narrowed=view.narrowed,
-            )
-        except Transient as error:
-            pause = (error.retry_after or wait).total_seconds()
-            if error.code not in BUSY or time.monotonic() + pause > until:
-                raise
-            time.sleep(pause)
-            wait = min(wait * 2, Transient.retry_cap)
-
-
-class Watches:
-    """Keeps a view current, one thread and one watch a list, from the versions of its lists on."""
-
-    def __init__(self, cluster: Cluster, view: View, versions: Versions) -> None:
-        self._cluster = cluster
-        self._view = view
-        self._versions = versions
-        self._stop = threading.Event()
-        self._started = False
-
-    def start(self) -> None:
-        """Begin to watch; again is no harm."""
-        if self._started:
-            return
-        self._started = True
-        for place in self._versions:
-            name = f"watch-{place[1].kind}"
-            threading.Thread(target=self._follow, args=place, name=name, daemon=True).start()
-
-    def stop(self) -> None:
-        """End the watches: a process makes many passes, and each watch holds a whole view."""
-        self._cluster.end_watches(self._stop)
-
-    def _follow(self, namespace: str | None, watched: Watched) -> None:
-        for news in self._cluster.list_and_watch(
-            watched.api_version,
-            watched.kind,
-            namespace,
-            label_selector=watched.selector,
-            resource_version=self._versions[namespace, watched],
-            stop=self._stop,
-        ):
-            if news[0] == "SYNC":
-                self._view.replace(watched.kind, map(self._view.narrowed, news[1]), namespace)
-                continue
-            event, body = news[1]
-            body = {"apiVersion": watched.api_version, "kind": watched.kind, **body}
-            if event == "DELETED":
-                self._view.drop(body)
-            else:
-                self._view.put(body)
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,11 +54,12 @@ from gitops_mcp.options import (
 
 if TYPE_CHECKING:
     from gitops_mcp.engine import Engine, Settled
-    from gitops_mcp.fleet import Progress, Versions
+    from gitops_mcp.fleet import Progress
     from gitops_mcp.hooks import Hook
     from gitops_mcp.kube import Cluster, Lease
     from gitops_mcp.rendering import Renderer
     from gitops_mcp.view import View
+    from gitops_mcp.watches import Versions
 
 
 class Right(NamedTuple):
@@ -343,6 +344,7 @@ class Pass:
         from gitops_mcp import fleet
         from gitops_mcp.engine import Engine, Settled, utc_now
         from gitops_mcp.view import View
+        from gitops_mcp.watches import Watches
 
         view = View()
         versions = self._read(view)
@@ -356,7 +358,7 @@ class Pass:
         self._warn_of_finalizers(view, keys)
         settled = self.settled or Settled()
         settled.begin((replace(context, revision=Revision("")), self.source.renderer.digest), keys)
-        watches = fleet.Watches(self.cluster, view, versions)
+        watching = Watches(self.cluster, view, versions)
         engine = Engine(
             self.cluster,
             view,
@@ -376,7 +378,7 @@ class Pass:
         runner = fleet.Fleet(
             engine,
             clock=utc_now,
-            watches=None if self.wishes.check else watches,
+            watches=None if self.wishes.check else watching,
             progress=self.progress,
         )
         view.subscribe(runner.wake)
@@ -388,7 +390,7 @@ class Pass:
             self.unfinished = self._report(engine, engine.finished(keys))
             raise
         finally:
-            watches.stop()
+            watching.stop()
             view.subscribe(lambda _: None)  # else each holds the other until a collection
         report = self._report(engine, keys)
         self.ready = {
@@ -415,13 +417,13 @@ class Pass:
 
     def _read(self, view: View) -> Versions:
         """The cluster's state, and the one clear line where it is not fit for us."""
-        from gitops_mcp import crd, fleet
+        from gitops_mcp import crd, watches
 
         refuse_old(self.cluster)
         try:
             if self.wishes.watch_namespace is not None:
                 # The CRD is outside of it.
-                return fleet.read(self.cluster, view, [self.wishes.watch_namespace])
+                return watches.read(self.cluster, view, [self.wishes.watch_namespace])
             versions = self._lists(view)
             definition = self.cluster.get(
                 ObjectRef("apiextensions.k8s.io/v1", "CustomResourceDefinition", "", CRD_NAME)
@@ -446,17 +448,17 @@ class Pass:
 
     def _lists(self, view: View) -> Versions:
         """All namespaces; where that may not be listed, those of the manifests."""
-        from gitops_mcp import fleet
+        from gitops_mcp import watches
 
         try:
-            return fleet.read(self.cluster, view, fleet.EVERYWHERE)
+            return watches.read(self.cluster, view, watches.EVERYWHERE)
         except Permanent as error:
             loaded = self.source.loaded
             keys = filter(self.source.limit.selects, {*loaded.servers, *loaded.protected})
             namespaces = sorted({key.namespace for key in keys})
             if error.code != 403 or not namespaces:
                 raise
-            versions = fleet.read(self.cluster, view, namespaces)
+            versions = watches.read(self.cluster, view, namespaces)
             self.warn(
                 "without the right to list mcpservers in all namespaces, only those of the "
                 f"manifests are looked at: {', '.join(namespaces)}"

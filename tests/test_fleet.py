@@ -14,10 +14,9 @@ from test_engine import DELETED, KEY, WEB, Stage, children, cr
 
 from gitops_mcp import schemas
 from gitops_mcp.engine import Engine, utc_now
-from gitops_mcp.errors import Immutable, KindAbsent, KubeError, Permanent, Transient
-from gitops_mcp.fleet import Fleet, Patience, read
+from gitops_mcp.errors import Immutable
+from gitops_mcp.fleet import Fleet, Patience
 from gitops_mcp.model import Decision, JsonObject, McpServer, ObjectRef, ServerKey
-from gitops_mcp.view import View
 
 SOON = timedelta(milliseconds=20)
 
@@ -119,39 +118,3 @@ def test_what_runs_when_a_pass_is_broken_off_begins_no_further_request() -> None
     with pytest.raises(KeyboardInterrupt):
         Interrupted(stage.engine, clock=utc_now).run([KEY], Patience())
     assert [one for one in stage.server.asked if one.startswith("apply")] == ["apply MCPServer"]
-
-
-class Busy:
-    """A connection whose first LIST of each kind is refused."""
-
-    def __init__(self, error: KubeError) -> None:
-        self._error = error
-        self.asked: list[str] = []
-
-    def list(self, _: str, kind: str, *__: Any, **___: Any) -> tuple[list[JsonObject], str]:
-        self.asked.append(kind)
-        if self.asked.count(kind) == 1:
-            raise self._error
-        return [], "7"
-
-
-def test_an_api_server_that_is_only_starting_is_asked_again() -> None:
-    busy = Busy(Transient("list: storage is (re)initializing", code=429, retry_after=SOON))
-    versions = read(busy, View(), [None])  # type: ignore[arg-type]
-    assert set(versions.values()) == {"7"}
-    assert len(busy.asked) == 2 * len(versions)
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        Transient("list: connection refused or no route"),
-        KindAbsent("list: the API server serves no such kind", code=404),
-        Permanent("list: forbidden", code=403),
-        Transient("list: too many requests", code=429, retry_after=timedelta(minutes=5)),
-    ],
-    ids=lambda error: error.message,
-)
-def test_what_waiting_does_not_mend_is_said_at_once(error: KubeError) -> None:
-    with pytest.raises(type(error)):
-        read(Busy(error), View(), [None])  # type: ignore[arg-type]
