@@ -26,7 +26,7 @@ import yaml
 from commandline import BROKEN, Ended, Run, manifest, runner
 from gitfixtures import GitServer, bare, commit, commit_all, git, worktree, write
 
-from gitops_mcp import pipeline, sandbox
+from gitops_mcp import leadership, sandbox
 from gitops_mcp.kube import Cluster
 from gitops_mcp.model import API_VERSION, KIND, JsonObject, ObjectRef
 from gitops_mcp.verbs.sandbox import install_crd
@@ -79,7 +79,7 @@ class Fleet:
                 "apiVersion": "coordination.k8s.io/v1",
                 "kind": "Lease",
                 "metadata": {
-                    "name": pipeline.lease_name(self.name),
+                    "name": leadership.lease_name(self.name),
                     "namespace": namespace or self.name,
                     "labels": {"app.kubernetes.io/managed-by": "gitops-mcp"},
                 },
@@ -463,7 +463,7 @@ def test_a_lease_of_an_agent_stops_a_sync_unless_it_takes_over(fleet: Fleet) -> 
 def test_a_lease_of_another_sync_is_waited_for(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "LEASE_PATIENCE", 1.0)
+    monkeypatch.setattr(leadership, "LEASE_PATIENCE", 1.0)
     fleet.lease("sync-there-1")
     ended = fleet("sync")
     assert (ended.code, ended.out) == (2, "")
@@ -472,7 +472,7 @@ def test_a_lease_of_another_sync_is_waited_for(
     assert error.startswith("error: ")
     assert "sync-there-1" in error
     free = threading.Timer(1, lambda: fleet.cluster.merge_patch(_lease(fleet), {"spec": FREED}))
-    monkeypatch.setattr(pipeline, "LEASE_PATIENCE", 20.0)
+    monkeypatch.setattr(leadership, "LEASE_PATIENCE", 20.0)
     free.start()
     assert fleet("sync").code == 0
     free.join()
@@ -482,7 +482,7 @@ FREED = {"holderIdentity": ""}
 
 
 def _lease(fleet: Fleet, namespace: str = "") -> ObjectRef:
-    name = pipeline.lease_name(fleet.name)
+    name = leadership.lease_name(fleet.name)
     return ObjectRef("coordination.k8s.io/v1", "Lease", namespace or fleet.name, name)
 
 
@@ -493,7 +493,9 @@ def test_without_n_the_lease_is_where_the_agent_has_its_own_else_in_default(flee
     fleet.lease("agent-there-1")
     ended = fleet.run("sync", fleet.folder, "--source-id", fleet.name)
     assert ended.code == 2
-    assert f"{fleet.name}/{pipeline.lease_name(fleet.name)} is held by agent-there-1" in ended.error
+    assert (
+        f"{fleet.name}/{leadership.lease_name(fleet.name)} is held by agent-there-1" in ended.error
+    )
 
 
 # --- status -------------------------------------------------------------------------------------

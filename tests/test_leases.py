@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gitops_mcp import crd, pipeline, sandbox, schemas
+from gitops_mcp import crd, leadership, pipeline, sandbox, schemas
 from gitops_mcp.errors import LeaseLost
 from gitops_mcp.kube import Cluster
 from gitops_mcp.model import API_VERSION, FINALIZER, KIND, JsonObject, ObjectRef
@@ -28,19 +28,19 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def holder(cluster: Cluster, source: str) -> str:
-    ref = ObjectRef("coordination.k8s.io/v1", "Lease", "default", pipeline.lease_name(source))
+    ref = ObjectRef("coordination.k8s.io/v1", "Lease", "default", leadership.lease_name(source))
     lease = cluster.get(ref)
     return str(lease["spec"].get("holderIdentity") or "") if lease is not None else ""
 
 
 def test_an_agent_is_not_waited_for(cluster: Cluster) -> None:
     lost = threading.Event()
-    agent = pipeline.only_writer(
+    agent = leadership.only_writer(
         cluster, "default", "one", holder="agent", take_over=False, lost=lost
     )
     with agent:
         assert holder(cluster, "one").startswith("agent-")
-        second = pipeline.only_writer(
+        second = leadership.only_writer(
             cluster, "default", "one", holder="sync", take_over=False, lost=threading.Event()
         )
         with pytest.raises(LeaseLost, match="lease default/gitops-mcp-one is held by agent-"):
@@ -60,10 +60,10 @@ def test_each_lease_is_looked_for_where_its_agent_holds_it_with_one_list(
         return find(api_version, kind, *more, **options)
 
     monkeypatch.setattr(cluster, "list", counted)
-    with pipeline.only_writer(
+    with leadership.only_writer(
         cluster, "agents", "four", holder="agent", take_over=False, lost=threading.Event()
     ):
-        found = pipeline.lease_namespaces(cluster, ("four", "five"), None)
+        found = leadership.lease_namespaces(cluster, ("four", "five"), None)
     assert found == ("agents", "default")
     assert listed == ["Lease"]
 
@@ -71,12 +71,12 @@ def test_each_lease_is_looked_for_where_its_agent_holds_it_with_one_list(
 def test_taking_over_tells_the_former_holder(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "LEASE_RENEWAL", 0.1)
+    monkeypatch.setattr(leadership, "LEASE_RENEWAL", 0.1)
     first, second = threading.Event(), threading.Event()
-    with pipeline.only_writer(
+    with leadership.only_writer(
         cluster, "default", "two", holder="agent", take_over=False, lost=first
     ):
-        with pipeline.only_writer(
+        with leadership.only_writer(
             cluster, "default", "two", holder="sync", take_over=True, lost=second
         ):
             assert holder(cluster, "two").startswith("sync-")
@@ -87,10 +87,10 @@ def test_taking_over_tells_the_former_holder(
 def test_a_renewal_that_gets_no_answer_does_not_outlast_the_lease(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "LEASE_RENEWAL", 0.1)
-    monkeypatch.setattr(pipeline, "LEASE_DURATION", timedelta(seconds=1))
+    monkeypatch.setattr(leadership, "LEASE_RENEWAL", 0.1)
+    monkeypatch.setattr(leadership, "LEASE_DURATION", timedelta(seconds=1))
     lost, answer = threading.Event(), threading.Event()
-    with pipeline.only_writer(
+    with leadership.only_writer(
         cluster, "default", "three", holder="sync", take_over=False, lost=lost
     ):
         asked = cluster.get
@@ -108,25 +108,25 @@ def test_kubectls_servers_are_left_to_whoever_stands_for_them(cluster: Cluster) 
     lost = threading.Event()
     told: list[str] = []
     agent, sync = (
-        pipeline.source_lease(cluster, "default", pipeline.CLUSTER_SOURCE, holder)
+        leadership.source_lease(cluster, "default", leadership.CLUSTER_SOURCE, holder)
         for holder in ("agent", "sync")
     )
-    with pipeline.kubectl_writer(agent, patience=0, lost=lost) as first:
-        with pipeline.kubectl_writer(sync, patience=9, lost=lost, say=told.append) as second:
+    with leadership.kubectl_writer(agent, patience=0, lost=lost) as first:
+        with leadership.kubectl_writer(sync, patience=9, lost=lost, say=told.append) as second:
             assert (first, second) == (True, False)
         assert told[0].startswith("servers made by kubectl are left to agent-")
-    with pipeline.kubectl_writer(sync, patience=0, lost=lost) as third:
+    with leadership.kubectl_writer(sync, patience=0, lost=lost) as third:
         assert third is True
 
 
 def test_whoever_stood_for_them_and_died_is_followed(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "LEASE_DURATION", timedelta(seconds=1))
-    dead = pipeline.source_lease(cluster, "default", pipeline.CLUSTER_SOURCE, "sync")
+    monkeypatch.setattr(leadership, "LEASE_DURATION", timedelta(seconds=1))
+    dead = leadership.source_lease(cluster, "default", leadership.CLUSTER_SOURCE, "sync")
     assert dead.acquire()
-    heir = pipeline.source_lease(cluster, "default", pipeline.CLUSTER_SOURCE, "sync")
-    with pipeline.kubectl_writer(heir, patience=10, lost=threading.Event()) as standing:
+    heir = leadership.source_lease(cluster, "default", leadership.CLUSTER_SOURCE, "sync")
+    with leadership.kubectl_writer(heir, patience=10, lost=threading.Event()) as standing:
         assert standing is True
 
 

@@ -69,7 +69,7 @@ def command(
     The agent holds the source's lease and places the finalizer, so that a server deleted with
     kubectl is shut down gracefully too. Without SOURCE it runs only the servers that kubectl made.
     """
-    from gitops_mcp import agent, pipeline
+    from gitops_mcp import agent, leadership, pipeline
     from gitops_mcp.terminal import Terminal
 
     terminal = Terminal(common)
@@ -90,7 +90,7 @@ def command(
         cluster = pipeline.connect(connection)
         passes = _Passes(source, repository, cluster, wishes, terminal)
         try:
-            with pipeline.only_writer(
+            with leadership.only_writer(
                 cluster,
                 source.namespace or cluster.namespace,
                 line.source_id,
@@ -133,11 +133,11 @@ class _Passes:
         wishes: Wishes,
         terminal: Terminal,
     ) -> None:
-        from gitops_mcp import manifests, pipeline
+        from gitops_mcp import leadership, manifests
         from gitops_mcp.engine import Settled
 
         where = source.namespace or cluster.namespace
-        self._kubectl = pipeline.source_lease(cluster, where, pipeline.CLUSTER_SOURCE, "agent")
+        self._kubectl = leadership.source_lease(cluster, where, leadership.CLUSTER_SOURCE, "agent")
         self._source = source
         self._repository = repository
         self._cluster = cluster
@@ -169,7 +169,7 @@ class _Passes:
             self._terminal.warn(text)
 
     def _pass(self) -> None:
-        from gitops_mcp import pipeline, reports
+        from gitops_mcp import leadership, pipeline, reports
 
         self._repository.poll()
         line = pipeline.read(self._source, self._repository, cache=self._cache)
@@ -187,7 +187,7 @@ class _Passes:
             settled=self._settled,
         )
         # Pass by pass, so that another source's agent takes over once this one has gone.
-        with pipeline.kubectl_writer(self._kubectl, patience=0, lost=self.lost) as kubectl:
+        with leadership.kubectl_writer(self._kubectl, patience=0, lost=self.lost) as kubectl:
             one.wishes = replace(self._wishes, kubectl=kubectl)
             report = one.run()
         records = reports.notes_of(
@@ -197,7 +197,7 @@ class _Passes:
             line, records, cluster=self._source.cluster, push=True, warn=self._warn
         )
         if self.lease is not None:
-            self.lease.annotations[pipeline.LEASE_REVISION] = str(report.revision)
+            self.lease.annotations[leadership.LEASE_REVISION] = str(report.revision)
         said = ""
         if any(outcome.result not in ("ok", "skipped") for outcome in report.outcomes):
             text = reports.sync(report, style=self._terminal.style)

@@ -149,18 +149,18 @@ class _Shown:
 
     def _agent(self) -> tuple[datetime | None, str]:
         """The agent's last sign of life, and the revision of the last pass."""
-        from gitops_mcp import pipeline
+        from gitops_mcp import leadership
         from gitops_mcp.errors import KubeError
 
         try:
-            leases = pipeline.find_leases(self._cluster, self._source_id)
+            leases = leadership.find_leases(self._cluster, self._source_id)
         except KubeError:
             return None, ""
         seen: datetime | None = None
         revision = ""
         for lease in sorted(leases, key=_renewed):
             annotations = lease["metadata"].get("annotations") or {}
-            revision = annotations.get(pipeline.LEASE_REVISION, revision)
+            revision = annotations.get(leadership.LEASE_REVISION, revision)
             if str(lease.get("spec", {}).get("holderIdentity", "")).startswith("agent-"):
                 seen = _renewed(lease)
         return seen, revision

@@ -71,7 +71,7 @@ def command(
     shut down step by step: endpoints withdrawn, sessions drained, pods stopped in their grace.
     Interrupted, the next sync goes on where this one stopped.
     """
-    from gitops_mcp import pipeline, reports
+    from gitops_mcp import leadership, pipeline, reports
     from gitops_mcp.terminal import Terminal
 
     terminal = Terminal(common)
@@ -104,14 +104,14 @@ def command(
                 report = one.run()
             else:
                 pipeline.refuse_old(cluster)  # a lease is a change already
-                shared = pipeline.CLUSTER_SOURCE
-                where, everyones = pipeline.lease_namespaces(
+                shared = leadership.CLUSTER_SOURCE
+                where, everyones = leadership.lease_namespaces(
                     cluster, (line.source_id, shared), source.namespace
                 )
                 if create_namespace:
-                    pipeline.create_namespace(cluster, where)
+                    leadership.create_namespace(cluster, where)
                 with (
-                    pipeline.only_writer(
+                    leadership.only_writer(
                         cluster,
                         where,
                         line.source_id,
@@ -120,9 +120,9 @@ def command(
                         lost=lost,
                         say=terminal.say,
                     ) as lease,
-                    pipeline.kubectl_writer(
-                        pipeline.source_lease(cluster, everyones, shared, "sync"),
-                        patience=pipeline.LEASE_PATIENCE,
+                    leadership.kubectl_writer(
+                        leadership.source_lease(cluster, everyones, shared, "sync"),
+                        patience=leadership.LEASE_PATIENCE,
                         lost=lost,
                         say=terminal.say,
                     ) as kubectl,
@@ -130,7 +130,7 @@ def command(
                     one.wishes = replace(wishes, kubectl=kubectl)
                     report = one.run()
                     if lease is not None:
-                        lease.annotations[pipeline.LEASE_REVISION] = str(report.revision)
+                        lease.annotations[leadership.LEASE_REVISION] = str(report.revision)
         except BaseException:
             if one.unfinished is not None:
                 done = reports.notes_of(one.unfinished, source=line.source_id, time=pipeline.now())

@@ -102,11 +102,11 @@ def _stop_agents(cluster: Cluster, terminal: Terminal) -> None:
 
 def _leases(cluster: Cluster) -> Iterator[JsonObject]:
     """What says that somebody writes, or wrote, for a source."""
-    from gitops_mcp import pipeline
+    from gitops_mcp import leadership
 
     found, _ = cluster.list("coordination.k8s.io/v1", "Lease", None)
     for lease in found:
-        if lease["metadata"]["name"].startswith(pipeline.lease_name("")):
+        if lease["metadata"]["name"].startswith(leadership.lease_name("")):
             yield lease
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from stories.telling import QUICK, Asked, Story
 
-from gitops_mcp import pipeline
+from gitops_mcp import leadership, pipeline
 from gitops_mcp.errors import LeaseLost
 from gitops_mcp.model import (
     ANNOTATION_ADOPT,
@@ -256,7 +256,7 @@ def test_a_child_that_appears_in_between_is_not_overwritten(story: Story) -> Non
 @contextmanager
 def writing(story: Story, holder: str, *, take_over: bool = False) -> Iterator[threading.Event]:
     lost = threading.Event()
-    with pipeline.only_writer(
+    with leadership.only_writer(
         story.hand,
         story.namespace,
         story.namespace,
@@ -271,8 +271,8 @@ def writing(story: Story, holder: str, *, take_over: bool = False) -> Iterator[t
 def test_only_one_writes_for_a_source(
     story: Story, holder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "LEASE_PATIENCE", 0.1)
-    monkeypatch.setattr(pipeline, "LEASE_RENEWAL", 0.1)
+    monkeypatch.setattr(leadership, "LEASE_PATIENCE", 0.1)
+    monkeypatch.setattr(leadership, "LEASE_RENEWAL", 0.1)
     with writing(story, holder) as lost:
         with pytest.raises(LeaseLost, match=holder), writing(story, "sync"):
             pass
