@@ -1,0 +1,97 @@
+"""A forge's webhook: does it come from whoever knows our secret, and does it tell of a push?
+
+Receives a request's headers and raw body, returns a ``Verdict``. Pure: it opens nothing and says
+nothing. A body is never parsed, only its signature is made again, so nothing in it can steer us; a
+genuine push only wakes the next look at git, which makes a replayed or belated one harmless.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import hmac
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple
+
+MAX_BODY: Final = 1 << 20
+"""Bytes. A push that touches 5,000 files has half of it; what is larger waits for the interval."""
+
+
+class Verdict(enum.Enum):
+    """What a request to ``/webhook`` is worth; ``value`` is the HTTP status of the answer."""
+
+    PUSH = 202
+    """Look at git now."""
+    IGNORED = 200
+    """Genuine, and another event."""
+    REFUSED = 401
+    """No signature or token, or a wrong one."""
+    ABSENT = 404
+    """No secret is configured."""
+    TOO_LARGE = 413
+
+
+class _Forge(NamedTuple):
+    """How one forge proves itself, and which of its events are pushes."""
+
+    proof: str
+    proves: Callable[[str, bytes, bytes], bool]
+    event: str
+    pushes: frozenset[str]
+
+
+def _signed(proof: str, body: bytes, secret: bytes) -> bool:
+    """The hex HMAC-SHA256 of the body."""
+    made = hmac.new(secret, body, hashlib.sha256).hexdigest()
+    return hmac.compare_digest(made.encode(), _raw(proof))
+
+
+def _signed_by_name(proof: str, body: bytes, secret: bytes) -> bool:
+    """The same behind its algorithm's name. Any other algorithm is refused."""
+    algorithm, _, signature = proof.partition("=")
+    return algorithm == "sha256" and _signed(signature, body, secret)
+
+
+def _token(proof: str, _: bytes, secret: bytes) -> bool:
+    """The secret itself."""
+    return hmac.compare_digest(secret, _raw(proof))
+
+
+def _raw(value: str) -> bytes:
+    """A header's bytes: servers hand over what is no UTF-8 as surrogates."""
+    return value.encode("utf-8", "surrogateescape")
+
+
+_FORGES: Final = (
+    # Gitea and Forgejo come first: they send GitHub's headers, too.
+    _Forge("x-gitea-signature", _signed, "x-gitea-event", frozenset({"push"})),
+    _Forge("x-hub-signature-256", _signed_by_name, "x-github-event", frozenset({"push"})),
+    _Forge("x-gitlab-token", _token, "x-gitlab-event", frozenset({"Push Hook"})),
+    # Cloud, and Data Center.
+    _Forge(
+        "x-hub-signature",
+        _signed_by_name,
+        "x-event-key",
+        frozenset({"repo:push", "repo:refs_changed"}),
+    ),
+)
+"""The first whose proof a request bears judges it; nobody else is asked then."""
+
+
+def verify(headers: Mapping[str, str], body: bytes, secret: bytes) -> Verdict:
+    """What a request is worth. ``body`` is as it was sent; names of headers in any case.
+
+    Without a ``secret`` nothing is: an empty key would sign for everybody.
+    """
+    if not secret:
+        return Verdict.ABSENT
+    if len(body) > MAX_BODY:
+        return Verdict.TOO_LARGE
+    given = {name.lower(): value for name, value in headers.items()}
+    for forge in _FORGES:
+        if forge.proof in given:
+            if not forge.proves(given[forge.proof], body, secret):
+                return Verdict.REFUSED
+            pushed = given.get(forge.event) in forge.pushes
+            return Verdict.PUSH if pushed else Verdict.IGNORED
+    return Verdict.REFUSED
