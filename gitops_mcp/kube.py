@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self
 from urllib.parse import quote
 
 import orjson
@@ -579,10 +579,10 @@ class Cluster:
         parts = [re.match(r"\d*", str(info.get(key, "")))[0] for key in ("major", "minor")]  # type: ignore[index]
         return int(parts[0] or 0), int(parts[1] or 0)
 
-    def get(self, ref: ObjectRef) -> JsonObject | None:
+    def get(self, ref: ObjectRef, *, timeout: float | None = None) -> JsonObject | None:
         """The live object, or None where there is none. Raises KindAbsent where its CRD is."""
         try:
-            return self._request("GET", _path(ref), operation="get", ref=ref)
+            return self._request("GET", _path(ref), operation="get", ref=ref, timeout=timeout)
         except Gone:
             return None
 
@@ -869,7 +869,7 @@ class Cluster:
             return None
         return {"apiVersion": ref.api_version, "kind": ref.kind, **answer}
 
-    def create(self, body: JsonObject) -> JsonObject:
+    def create(self, body: JsonObject, *, timeout: float | None = None) -> JsonObject:
         """POST: for what is made once and never applied (Events, reviews, Leases)."""
         metadata = body.get("metadata", {})
         ref = ObjectRef(body["apiVersion"], body["kind"], metadata.get("namespace", ""), "")
@@ -880,9 +880,10 @@ class Cluster:
             ref=ref,
             query={"fieldManager": FIELD_MANAGER},
             body=body,
+            timeout=timeout,
         )
 
-    def update(self, body: JsonObject) -> JsonObject:
+    def update(self, body: JsonObject, *, timeout: float | None = None) -> JsonObject:
         """PUT of a whole object that was read before; its resourceVersion guards it."""
         ref = ObjectRef.of(body)
         return self._request(
@@ -892,6 +893,7 @@ class Cluster:
             ref=ref,
             query={"fieldManager": FIELD_MANAGER},
             body=body,
+            timeout=timeout,
         )
 
 
@@ -924,6 +926,29 @@ def _dry(query: Query, dry_run: bool) -> Query:
 # --- leases -----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class LeaseTiming:
+    """The times of a lease in seconds, under the names of client-go's leader election."""
+
+    lease_duration: float = 10.0
+    """For how long others must have seen the record unchanged before they take the lease."""
+    renew_deadline: float = 6.0
+    """For how long a renewal lasts its holder: so much less than for others that no request of its
+    is still on its way when they begin, and that clocks may run at different speeds."""
+    retry_period: float = 2.0
+    """Between two renewals: two may fail before the deadline."""
+
+
+class LeaseApi(Protocol):
+    """The requests that a lease makes; ``Cluster`` is the real one."""
+
+    def get(self, ref: ObjectRef, *, timeout: float | None = None) -> JsonObject | None: ...
+
+    def create(self, body: JsonObject, *, timeout: float | None = None) -> JsonObject: ...
+
+    def update(self, body: JsonObject, *, timeout: float | None = None) -> JsonObject: ...
+
+
 def _micro(moment: datetime) -> str:
     """A MicroTime: the API refuses any other number of decimals than six."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
@@ -933,102 +958,160 @@ def _utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+def _elapsed() -> float:
+    """Seconds on a clock that nobody sets, and that goes on while the machine sleeps."""
+    return time.clock_gettime(_CLOCK)
+
+
+_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+_LEAST_TIMEOUT: Final = 0.5
+
+
 class Lease:
     """The right to be the only writer of something, kept in a coordination.k8s.io Lease.
 
     Whether another holder is gone is judged by how long *we* have seen its record unchanged, never
     by comparing its clock with ours. ``clock`` is monotonic, in seconds; ``now`` stamps the record.
+    ``holds`` and ``term`` may be read by any thread, everything else by one at a time.
     """
 
     def __init__(
         self,
-        cluster: Cluster,
+        api: LeaseApi,
         namespace: str,
         name: str,
-        holder: str,
+        identity: str,
         *,
-        duration: timedelta = timedelta(seconds=15),
-        clock: Callable[[], float] = time.monotonic,
+        timing: LeaseTiming = LeaseTiming(),
+        clock: Callable[[], float] = _elapsed,
         now: Callable[[], datetime] = _utc_now,
     ) -> None:
-        self._cluster = cluster
-        self._ref = ObjectRef("coordination.k8s.io/v1", "Lease", namespace, name)
-        self._holder = holder
-        self._duration = duration
-        self._clock = clock
-        self._now = now
-        self._seen: tuple[JsonObject, float] = ({}, clock())
-        self._until = float("-inf")
-        self.holder = ""
-        """Who held it when we last looked; empty: nobody."""
+        self.ref = ObjectRef("coordination.k8s.io/v1", "Lease", namespace, name)
+        self.timing = timing
         self.annotations: dict[str, str] = {}
         """What the next write says besides who holds it."""
+        self.term = 0
+        """Counts up when we come to hold it, also when nobody held it in between."""
+        self._api = api
+        self.identity = identity
+        self._clock = clock
+        self._now = now
+        self._live: JsonObject | None = None
+        """As last read or written."""
+        self._unchanged_since = clock()
+        self._sent = self._until = float("-inf")
+
+    def __str__(self) -> str:
+        return f"lease {self.ref.namespace}/{self.ref.name}"
 
     @property
-    def held(self) -> bool:
-        """Whether nobody else can have taken it yet. False without a request once we failed to
-        renew it for ``duration``."""
+    def holder(self) -> str:
+        """Who held it when we last looked; empty: nobody."""
+        return str(self._record.get("holderIdentity") or "")
+
+    @property
+    def _record(self) -> JsonObject:
+        return (self._live or {}).get("spec") or {}
+
+    @property
+    def holds(self) -> bool:
+        """Whether nobody else can hold it. False without a request from ``renew_deadline`` after
+        the last renewal that succeeded was *sent*."""
         return self._clock() < self._until
+
+    @property
+    def age(self) -> float:
+        """Seconds since the last renewal that succeeded was sent."""
+        return self._clock() - self._sent
+
+    def annotation(self, key: str) -> str:
+        """What the lease says of ``key``, or will say with our next write ("": nothing)."""
+        known = ((self._live or {}).get("metadata") or {}).get("annotations") or {}
+        return str({**known, **self.annotations}.get(key, ""))
+
+    def look(self) -> None:
+        """See who holds it: one GET. Raises KubeError."""
+        live = self._api.get(self.ref, timeout=self._timeout())
+        record = (live or {}).get("spec") or {}
+        if record != self._record:
+            # Taken after the answer: what we read may have been written while we waited for it.
+            self._unchanged_since = self._clock()
+        self._live = live
+        if self.holder != self.identity:
+            self._until = float("-inf")
 
     def acquire(self, *, take_over: bool = False) -> bool:
         """Takes the lease, or renews it; False while another holder is alive (see ``holder``).
 
-        ``take_over`` takes it from a living holder. Raises KubeError where it cannot be asked.
+        A renewal is one PUT of what we wrote last. ``take_over`` takes the lease from a living
+        holder, who notices at its next renewal: until then the preconditions of each write alone
+        keep the two apart. Raises KubeError where the API server cannot be asked; what was held is
+        held on to until the deadline.
         """
+        if self.holder == self.identity and self._written(self._claim()):
+            return True
         asked = self._clock()
-        live = self._cluster.get(self._ref)
-        record: JsonObject = (live or {}).get("spec", {})
-        if record != self._seen[0]:
-            self._seen = (record, asked)
-        self.holder = record.get("holderIdentity") or ""
-        silent = asked - self._seen[1]
-        expired = silent >= record.get("leaseDurationSeconds", 0)
-        if self.holder not in ("", self._holder) and not expired and not take_over:
-            self._until = float("-inf")
-            return False
-        return self._write(live, record, asked)
-
-    def _write(self, live: JsonObject | None, record: JsonObject, asked: float) -> bool:
-        stamp = _micro(self._now())
-        ours = self.holder == self._holder
-        spec = {
-            "holderIdentity": self._holder,
-            "leaseDurationSeconds": max(1, int(self._duration.total_seconds())),
-            "acquireTime": record.get("acquireTime", stamp) if ours else stamp,
-            "renewTime": stamp,
-            "leaseTransitions": record.get("leaseTransitions", 0) + (not ours and bool(record)),
-        }
-        try:
-            if live is None:
-                metadata = {
-                    "name": self._ref.name,
-                    "namespace": self._ref.namespace,
-                    "labels": {LABEL_MANAGED_BY: FIELD_MANAGER},
-                }
-                body = {"apiVersion": self._ref.api_version, "kind": "Lease", "metadata": metadata}
-                written = self._cluster.create({**body, "spec": spec})
-            else:
-                written = self._cluster.update(self._annotated({**live, "spec": spec}))
-        except (Conflict, Gone):
-            self._until = float("-inf")
-            return False
-        self._seen = (written["spec"], asked)
-        self._until = asked + self._duration.total_seconds()
-        self.holder = self._holder
-        return True
+        self.look()
+        silent = asked - self._unchanged_since >= self._record.get("leaseDurationSeconds", 0)
+        if self.holder in ("", self.identity) or silent or take_over:
+            return self._written(self._claim()) or self.holds
+        return False
 
     def release(self) -> None:
-        """Gives the lease up, if it is still ours, so that the next holder need not wait."""
+        """Gives the lease up, if it is still ours, so that the next holder need not wait. The
+        caller has seen to it that nothing is being written any more. Raises KubeError."""
         self._until = float("-inf")
-        live = self._cluster.get(self._ref)
-        if live is None or live["spec"].get("holderIdentity") != self._holder:
-            return
-        freed = {**live["spec"], "holderIdentity": "", "renewTime": _micro(self._now())}
-        with contextlib.suppress(Conflict, Gone):
-            self._cluster.update(self._annotated({**live, "spec": freed}))
-        self.holder = ""
+        freed = {"holderIdentity": "", "renewTime": _micro(self._now())}
+        for _ in range(2):  # once more, where only somebody's annotation stood between
+            if self.holder != self.identity or self._put({**self._record, **freed}):
+                return
+            self.look()
 
-    def _annotated(self, body: JsonObject) -> JsonObject:
+    def _claim(self) -> JsonObject:
+        """The record that makes the lease ours, or keeps it so."""
+        stamp, old = _micro(self._now()), self._record
+        ours = self.holder == self.identity
+        return {
+            "holderIdentity": self.identity,
+            "leaseDurationSeconds": max(1, round(self.timing.lease_duration)),
+            "acquireTime": old.get("acquireTime", stamp) if ours else stamp,
+            "renewTime": stamp,
+            "leaseTransitions": old.get("leaseTransitions", 0) + (not ours and bool(old)),
+        }
+
+    def _written(self, record: JsonObject) -> bool:
+        sent = self._clock()
+        if not self._put(record):
+            return False
+        if not self.holds:
+            self.term += 1  # first: who sees that it is held again sees that it is another term
+        self._sent, self._until = sent, sent + self.timing.renew_deadline
+        return True
+
+    def _put(self, record: JsonObject) -> bool:
+        """Write the record over the one that we know; False: that one stands no longer."""
+        body: JsonObject = self._live or {
+            "apiVersion": self.ref.api_version,
+            "kind": self.ref.kind,
+            "metadata": {
+                "name": self.ref.name,
+                "namespace": self.ref.namespace,
+                "labels": {LABEL_MANAGED_BY: FIELD_MANAGER},
+            },
+        }
         metadata = body["metadata"]
-        annotations = {**metadata.get("annotations", {}), **self.annotations}
-        return {**body, "metadata": {**metadata, "annotations": annotations}}
+        annotations = {**(metadata.get("annotations") or {}), **self.annotations}
+        body = {**body, "metadata": {**metadata, "annotations": annotations}, "spec": record}
+        write = self._api.create if self._live is None else self._api.update
+        try:
+            self._live = write(body, timeout=self._timeout())
+        except (Conflict, Gone):
+            return False
+        self._unchanged_since = self._clock()
+        return True
+
+    def _timeout(self) -> float:
+        """Half of the deadline, so that there is time to try again before it; near it, less."""
+        left = self._until - self._clock()
+        half = self.timing.renew_deadline / 2
+        return max(min(left, half), _LEAST_TIMEOUT) if left > 0 else half

@@ -15,26 +15,147 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from gitops_mcp.errors import KubeError, LeaseLost, Permanent
 from gitops_mcp.model import FIELD_MANAGER, GROUP, LABEL_MANAGED_BY, JsonObject, ObjectRef
 
 if TYPE_CHECKING:
-    from gitops_mcp.kube import Cluster, Lease
+    from gitops_mcp.kube import Cluster, Lease, LeaseTiming
 
-LEASE_DURATION = timedelta(seconds=10)
-LEASE_RENEWAL = 2.0
-"""Seconds between two renewals: several may fail before the lease is lost."""
+STEP = 1.0
+"""Seconds between two steps: within so much a stand-by sees that the lease is free."""
 LEASE_PATIENCE = 15.0
 """Seconds that a sync waits for another sync's lease."""
 LEASE_REVISION = f"{GROUP}/revision"
-"""The Lease's annotation that bears the revision of the last pass."""
+"""The Lease's annotation that bears the fleet's revision."""
 CLUSTER_SOURCE = "cluster"
 """The pseudo-source of servers that kubectl made."""
 
 Say = Callable[[str], None]
+
+
+class Leadership:
+    """Whether this process is the one that writes, from term to term.
+
+    ``holds`` is asked right before each write, by any thread. ``step``, called about every ``STEP``
+    seconds, does what is due: renews the lease, takes it where it is free or its holder was silent
+    for too long, else looks on. It calls ``gained`` when a term begins and ``lost`` when one has
+    ended, in turn, whoever held the lease in between. ``holds`` is False before ``lost`` is called,
+    and before ``gained``: who looks at everything anew when told ``gained`` misses nothing.
+
+    ``take_over`` takes the lease from a living holder, the first time only: two who want it would
+    take it from each other for ever. ``wanted`` is asked at each step, too: False gives the lease
+    up, or leaves it to others. ``again`` False: what was lost stays lost.
+    """
+
+    def __init__(
+        self,
+        lease: Lease,
+        *,
+        take_over: bool = False,
+        wanted: Callable[[], bool] = lambda: True,
+        again: bool = True,
+        gained: Callable[[], None] = lambda: None,
+        lost: Callable[[], None] = lambda: None,
+        say: Say = lambda _: None,
+    ) -> None:
+        self._lease = lease
+        self._take_over = take_over
+        self._wanted = wanted
+        self._again = again
+        self._gained = gained
+        self._lost = lost
+        self._say = say
+        self._stepping = threading.RLock()
+        self._term = 0
+        """The lease's term that ``gained`` was called for; 0: none is open."""
+        self._ended = False
+        self._failing = False
+        self._told = ""
+
+    @property
+    def holds(self) -> bool:
+        """May we write now? Costs no request."""
+        lease = self._lease
+        return lease.holds and lease.term == self._term and self._wanted()
+
+    @property
+    def holder(self) -> str:
+        """Who had the lease when we last looked; empty: nobody."""
+        return self._lease.holder
+
+    @property
+    def revision(self) -> str:
+        """The revision that the lease bears: the last one that its holder, or the one before it,
+        enforced. Set it, and the next renewal tells it to others."""
+        return self._lease.annotation(LEASE_REVISION)
+
+    @revision.setter
+    def revision(self, revision: str) -> None:
+        self._lease.annotations[LEASE_REVISION] = revision
+
+    def step(self) -> None:
+        """Do what is due. Never raises KubeError: what cannot be asked is asked at the next step;
+        takes no longer than some seconds."""
+        with self._stepping:
+            if self._ended:
+                return
+            self._notice()
+            try:
+                if self._wanted():
+                    self._ask()
+                elif self._term:
+                    self._lease.release()
+                else:
+                    self._lease.look()  # so that a holder's silence is known when we want it
+                self._failing = False
+            except KubeError as error:
+                if not self._failing:
+                    self._say(f"{self._lease}: {error.message}")
+                self._failing = True
+            self._notice()
+
+    def release(self) -> None:
+        """Give the lease up for good, so that the next holder need not wait. Nothing may be on its
+        way any more that was sent under it. Calls nobody, never raises KubeError."""
+        with self._stepping:
+            self._ended = True
+            self._term = 0
+            try:
+                self._lease.release()
+            except KubeError as error:
+                self._say(f"{self._lease} could not be released: {error.message}")
+
+    def _ask(self) -> None:
+        lease = self._lease
+        # Who cannot renew, or does not hold it, tries at each step.
+        if lease.holds and not self._failing and lease.age + STEP / 2 < lease.timing.retry_period:
+            return
+        if lease.acquire(take_over=self._take_over):
+            self._take_over = False
+        elif lease.holder and lease.holder != self._told:
+            self._told = lease.holder
+            self._say(f"waiting for {lease.holder}, which holds {lease}")
+
+    def _notice(self) -> None:
+        """Tell of the end of a term, and of the beginning of the next."""
+        lease = self._lease
+        if self._term and not (lease.holds and lease.term == self._term):
+            self._term = 0
+            self._ended = not self._again
+            if lease.holder not in ("", lease.identity):
+                self._say(f"{lease} was lost to {lease.holder}")
+            elif lease.holder:
+                self._say(f"{lease} was not renewed in time")
+            self._lost()
+        if lease.holds and not self._term and not self._ended:
+            self._term = lease.term
+            self._told = ""
+            self._gained()
+
+
+# --- where the leases are ---------------------------------------------------------------------
 
 
 def lease_name(source_id: str) -> str:
@@ -82,112 +203,97 @@ def create_namespace(cluster: Cluster, name: str) -> None:
         )
 
 
-@contextmanager
-def only_writer(
+def source_lease(
     cluster: Cluster,
     namespace: str,
     source_id: str,
-    *,
     holder: str,
-    take_over: bool,
-    lost: threading.Event,
-    ended: threading.Event | None = None,
-    say: Say = lambda _: None,
-) -> Iterator[Lease | None]:
-    """Hold the source's Lease, renewed in the background; ``lost`` is set when it is not ours any
-    more. ``holder`` is what we are: ``sync`` or ``agent``. A sync waits for another sync, but not
-    for an agent; an agent stands by until whoever holds it has ended, well or badly, or until
-    ``ended`` is set: only then we do not have it (None)."""
-    lease = source_lease(cluster, namespace, source_id, holder)
-    name = f"lease {namespace}/{lease_name(source_id)}"
-    ended = ended or threading.Event()
-    if not _acquire(lease, name, holder == "agent", ended, take_over=take_over, say=say):
-        yield None
-        return
-    with _renewed(lease, lost, say):
-        yield lease
-
-
-def source_lease(cluster: Cluster, namespace: str, source_id: str, holder: str) -> Lease:
+    *,
+    timing: LeaseTiming | None = None,
+) -> Lease:
     """A source's Lease, for ``holder`` (``sync`` or ``agent``). Keep it: that its holder is gone is
     seen by looking at it for a while."""
-    from gitops_mcp.kube import Lease
+    from gitops_mcp.kube import Lease, LeaseTiming
 
     identity = f"{holder}-{socket.gethostname()}-{os.getpid()}-{random.getrandbits(32):08x}"
-    return Lease(cluster, namespace, lease_name(source_id), identity, duration=LEASE_DURATION)
+    return Lease(
+        cluster, namespace, lease_name(source_id), identity, timing=timing or LeaseTiming()
+    )
+
+
+# --- one pass ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def only_writer(
+    lease: Lease,
+    *,
+    take_over: bool = False,
+    ended: threading.Event | None = None,
+    say: Say = lambda _: None,
+) -> Iterator[Leadership | None]:
+    """Lead a source for one pass: what is lost meanwhile stays lost. A sync waits for another sync,
+    but not for an agent: LeaseLost says who has it. An agent stands by until whoever holds it has
+    ended, well or badly, or until ``ended`` is set: only then we do not have it (None)."""
+    if not _acquire(lease, ended or threading.Event(), take_over=take_over, say=say):
+        yield None
+        return
+    with _led(Leadership(lease, again=False, say=say)) as leadership:
+        yield leadership
 
 
 @contextmanager
 def kubectl_writer(
-    lease: Lease, *, patience: float, lost: threading.Event, say: Say = lambda _: None
-) -> Iterator[bool]:
-    """Stand for the servers that kubectl made: True where nobody else does. ``lease`` is that of
-    CLUSTER_SOURCE; an agent that has it is left alone at once, a sync after ``patience`` seconds.
-    """
+    lease: Lease, *, patience: float, say: Say = lambda _: None
+) -> Iterator[Leadership]:
+    """Stand for the servers that kubectl made for one pass, where nobody else does (see ``holds``).
+    ``lease`` is that of CLUSTER_SOURCE; an agent that has it is left alone at once, a sync after
+    ``patience`` seconds."""
     until = time.monotonic() + patience
+    leadership = Leadership(lease, again=False, say=say)
     while not lease.acquire():
         if lease.holder.startswith("agent-") or time.monotonic() >= until:
             say(f"servers made by kubectl are left to {lease.holder}")
-            yield False
+            yield leadership
             return
-        time.sleep(0.5)
-    with _renewed(lease, lost, say):
-        yield True
+        time.sleep(STEP / 2)
+    with _led(leadership):
+        yield leadership
 
 
 @contextmanager
-def _renewed(lease: Lease, lost: threading.Event, say: Say) -> Iterator[None]:
-    """Renew a lease that we have until the end, then give it up."""
+def _led(leadership: Leadership) -> Iterator[Leadership]:
+    """Keep a lease that we have until the end, then give it up."""
     stop = threading.Event()
-    renewal = threading.Thread(target=_renew, args=(lease, stop, lost), name="lease", daemon=True)
-    guard = threading.Thread(target=_guard, args=(lease, stop, lost), name="guard", daemon=True)
+
+    def renew() -> None:
+        while not stop.wait(STEP):
+            leadership.step()
+
+    leadership.step()
+    renewal = threading.Thread(target=renew, name="lease", daemon=True)
     renewal.start()
-    guard.start()
     try:
-        yield
+        yield leadership
     finally:
         stop.set()
         renewal.join()
-        try:
-            lease.release()
-        except KubeError as error:
-            say(f"the lease could not be released: {error.message}")
+        leadership.release()
 
 
-def _acquire(
-    lease: Lease, name: str, stand_by: bool, ended: threading.Event, *, take_over: bool, say: Say
-) -> bool:
+def _acquire(lease: Lease, ended: threading.Event, *, take_over: bool, say: Say) -> bool:
+    stand_by = lease.identity.startswith("agent-")
     until = time.monotonic() + LEASE_PATIENCE
     told = False
     while not lease.acquire(take_over=take_over):
         hint = "stop it, or use --take-over"
         if lease.holder.startswith("agent-") and not stand_by:
-            raise LeaseLost(f"{name} is held by {lease.holder}", hint=hint)
+            raise LeaseLost(f"{lease} is held by {lease.holder}", hint=hint)
         if time.monotonic() >= until and not stand_by:
-            raise LeaseLost(f"{name} is still held by {lease.holder}", hint=hint)
+            raise LeaseLost(f"{lease} is still held by {lease.holder}", hint=hint)
         if not told:
-            say(f"waiting for {lease.holder}, which holds {name}")
+            say(f"waiting for {lease.holder}, which holds {lease}")
             told = True
-        if ended.wait(0.5):
+        if ended.wait(STEP / 2):
             return False
     return True
-
-
-def _guard(lease: Lease, stop: threading.Event, lost: threading.Event) -> None:
-    """A renewal may hang longer than the lease lasts: its time is looked at beside it."""
-    while not stop.wait(LEASE_RENEWAL / 4):
-        if not lease.held:
-            lost.set()
-            return
-
-
-def _renew(lease: Lease, stop: threading.Event, lost: threading.Event) -> None:
-    while not stop.wait(LEASE_RENEWAL):
-        try:
-            if not lease.acquire():
-                lost.set()
-                return
-        except KubeError:
-            if not lease.held:
-                lost.set()
-                return

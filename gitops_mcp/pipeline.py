@@ -8,8 +8,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property, partial
@@ -313,7 +312,8 @@ class Pass:
     wishes: Wishes
     warn: Say = lambda _: None
     progress: Progress = lambda _: None
-    lost: threading.Event = field(default_factory=threading.Event)
+    may_write: Callable[[bool], bool] = lambda _: True
+    """Asked right before each write, with True for a server that kubectl made."""
     ready: dict[ServerKey, str] = field(default_factory=dict)
     """Servers that turned Ready in this pass, each with the commit that brought what is Ready."""
     unfinished: Report | None = None
@@ -353,7 +353,7 @@ class Pass:
             ),
             check=self.wishes.check,
             dry_run=not self.wishes.check or self._may_patch(keys),
-            may_write=lambda: not self.lost.is_set(),
+            may_write=lambda: self.may_write(False),
             cleanup=self.wishes.hooks,
             settled=settled,
         )

@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -694,9 +695,9 @@ class TestServer:
         stop.set()
 
 
-def held(lease: Lease) -> bool:
+def holds(lease: Lease) -> bool:
     """A call, since a type checker takes a property for a constant."""
-    return lease.held
+    return lease.holds
 
 
 class TestLease:
@@ -710,9 +711,8 @@ class TestLease:
                 "default",
                 name,
                 holder,
-                duration=timedelta(seconds=15),
                 clock=lambda: clock[0],
-                now=lambda: today,
+                now=lambda: today + timedelta(seconds=clock[0]),
             )
 
         # The clocks of the two are a day apart: no decision may rest on them.
@@ -725,25 +725,27 @@ class TestLease:
         mine, other, _ = pair
         assert mine.acquire()
         assert not other.acquire()
-        assert (other.holder, other.held, mine.held) == ("mine", False, True)
+        assert (other.holder, other.holds, mine.holds) == ("mine", False, True)
         other.release()
         assert mine.acquire()
         mine.release()
-        assert not mine.held
+        assert not mine.holds
         assert other.acquire()
         assert not mine.acquire()
 
-    def test_it_is_stolen_when_seen_unchanged_for_its_duration(
+    def test_it_ends_for_its_holder_well_before_it_does_for_others(
         self, pair: tuple[Lease, Lease, list[float]]
     ) -> None:
         mine, other, clock = pair
         assert mine.acquire()
         assert not other.acquire()
-        clock[0] = 14.9
+        clock[0] = 5.9
+        assert mine.holds
+        clock[0] = 6.0
+        assert not holds(mine)
+        clock[0] = 9.9
         assert not other.acquire()
-        assert mine.held
-        clock[0] = 15.0
-        assert not held(mine)
+        clock[0] = 10.0
         assert other.acquire()
         assert not mine.acquire()
         assert mine.holder == "other"
@@ -752,11 +754,24 @@ class TestLease:
         mine, other, clock = pair
         assert mine.acquire()
         assert not other.acquire()
-        clock[0] = 10.0
-        mine._now = lambda: datetime(2026, 1, 1, 0, 0, 10, tzinfo=UTC)
+        clock[0] = 5.0
         assert mine.acquire()
-        clock[0] = 20.0
         assert not other.acquire()
+        clock[0] = 14.9
+        assert not other.acquire()
+
+    def test_it_is_taken_up_again_where_nobody_else_has(
+        self, pair: tuple[Lease, Lease, list[float]]
+    ) -> None:
+        mine, _, clock = pair
+        assert mine.acquire()
+        clock[0] = 3.0
+        assert mine.acquire()
+        assert mine.term == 1
+        clock[0] = 30.0
+        assert mine.acquire()
+        assert mine.holds
+        assert mine.term == 2
 
     def test_it_is_taken_over_where_that_is_wanted(
         self, pair: tuple[Lease, Lease, list[float]], cluster: Cluster
@@ -765,11 +780,62 @@ class TestLease:
         assert mine.acquire()
         assert other.acquire(take_over=True)
         assert not mine.acquire()
-        live = cluster.get(other._ref)
+        live = cluster.get(other.ref)
         assert live is not None
         assert live["spec"]["leaseTransitions"] == 1
         assert live["spec"]["holderIdentity"] == "other"
         assert live["spec"]["renewTime"] == "2026-01-02T00:00:00.000000Z"
+
+    def test_what_others_write_on_it_neither_ends_it_nor_is_lost(
+        self, pair: tuple[Lease, Lease, list[float]], cluster: Cluster
+    ) -> None:
+        mine, _, _ = pair
+        mine.annotations["a"] = "1"
+        assert mine.acquire()
+        cluster.merge_patch(mine.ref, {"metadata": {"annotations": {"b": "2"}}})
+        mine.annotations["a"] = "3"
+        assert mine.acquire()
+        assert mine.term == 1
+        cluster.merge_patch(mine.ref, {"metadata": {"annotations": {"c": "4"}}})
+        mine.release()
+        live = cluster.get(mine.ref)
+        assert live is not None
+        assert live["metadata"]["annotations"] == {"a": "3", "b": "2", "c": "4"}
+        assert not live["spec"].get("holderIdentity")
+
+    def test_one_that_was_deleted_is_made_anew(
+        self, pair: tuple[Lease, Lease, list[float]], cluster: Cluster
+    ) -> None:
+        mine, _, _ = pair
+        assert mine.acquire()
+        cluster.delete(mine.ref, uid=None)
+        assert mine.acquire()
+        cluster.delete(mine.ref, uid=None)
+        mine.release()
+
+
+def test_a_renewal_is_one_request_with_a_time_limit_of_its_own(connect: Connect) -> None:
+    clock, hung = [0.0], threading.Event()
+
+    def answer(asked: Asked) -> Answer:
+        if asked.method != "PUT":
+            return Answer(404 if asked.method == "GET" else 201, asked.body or {})
+        return Answer(200, asked.body, wait=hung if clock[0] > 2 else None)
+
+    with scripted(answer) as server:
+        cluster = connect(server)
+        lease = Lease(cluster, "default", "one", "mine", clock=lambda: clock[0])
+        assert lease.acquire()
+        clock[0] = 2.0
+        assert lease.acquire()
+        assert [asked.method for asked in server.asked] == ["GET", "POST", "PUT"]
+        clock[0] = 7.9  # the deadline is at 8
+        began = time.monotonic()
+        with pytest.raises(errors.Transient, match="no answer in time"):
+            lease.acquire()
+        assert time.monotonic() - began < 2
+        assert lease.holds
+        hung.set()
 
 
 def test_a_watch_outlives_a_restart_of_the_server(plane: rig.Plane, name: str) -> None:

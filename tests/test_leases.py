@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from datetime import timedelta
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 
 from gitops_mcp import crd, leadership, pipeline, sandbox, schemas
 from gitops_mcp.errors import LeaseLost
-from gitops_mcp.kube import Cluster
+from gitops_mcp.kube import Cluster, Lease, LeaseTiming
 from gitops_mcp.model import API_VERSION, FINALIZER, KIND, JsonObject, ObjectRef
 from gitops_mcp.options import SourceOptions
 
@@ -33,16 +33,28 @@ def holder(cluster: Cluster, source: str) -> str:
     return str(lease["spec"].get("holderIdentity") or "") if lease is not None else ""
 
 
+def lease(cluster: Cluster, source: str, holder: str, *, namespace: str = "default") -> Lease:
+    """With times as short as they can be."""
+    timing = LeaseTiming(lease_duration=1, renew_deadline=0.6, retry_period=0.2)
+    return leadership.source_lease(cluster, namespace, source, holder, timing=timing)
+
+
+@pytest.fixture(autouse=True)
+def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leadership, "STEP", 0.1)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_an_agent_is_not_waited_for(cluster: Cluster) -> None:
-    lost = threading.Event()
-    agent = leadership.only_writer(
-        cluster, "default", "one", holder="agent", take_over=False, lost=lost
-    )
-    with agent:
+    with leadership.only_writer(lease(cluster, "one", "agent")):
         assert holder(cluster, "one").startswith("agent-")
-        second = leadership.only_writer(
-            cluster, "default", "one", holder="sync", take_over=False, lost=threading.Event()
-        )
+        second = leadership.only_writer(lease(cluster, "one", "sync"))
         with pytest.raises(LeaseLost, match="lease default/gitops-mcp-one is held by agent-"):
             second.__enter__()
     assert holder(cluster, "one") == ""
@@ -60,74 +72,59 @@ def test_each_lease_is_looked_for_where_its_agent_holds_it_with_one_list(
         return find(api_version, kind, *more, **options)
 
     monkeypatch.setattr(cluster, "list", counted)
-    with leadership.only_writer(
-        cluster, "agents", "four", holder="agent", take_over=False, lost=threading.Event()
-    ):
+    with leadership.only_writer(lease(cluster, "four", "agent", namespace="agents")):
         found = leadership.lease_namespaces(cluster, ("four", "five"), None)
     assert found == ("agents", "default")
     assert listed == ["Lease"]
 
 
-def test_taking_over_tells_the_former_holder(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(leadership, "LEASE_RENEWAL", 0.1)
-    first, second = threading.Event(), threading.Event()
-    with leadership.only_writer(
-        cluster, "default", "two", holder="agent", take_over=False, lost=first
-    ):
-        with leadership.only_writer(
-            cluster, "default", "two", holder="sync", take_over=True, lost=second
-        ):
+def test_taking_over_tells_the_former_holder(cluster: Cluster) -> None:
+    with leadership.only_writer(lease(cluster, "two", "agent")) as first:
+        assert first is not None
+        with leadership.only_writer(lease(cluster, "two", "sync"), take_over=True) as second:
+            assert second is not None
             assert holder(cluster, "two").startswith("sync-")
-            assert first.wait(5)
-        assert not second.is_set()
+            until(lambda: not first.holds)
+            assert second.holds
 
 
 def test_a_renewal_that_gets_no_answer_does_not_outlast_the_lease(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leadership, "LEASE_RENEWAL", 0.1)
-    monkeypatch.setattr(leadership, "LEASE_DURATION", timedelta(seconds=1))
-    lost, answer = threading.Event(), threading.Event()
-    with leadership.only_writer(
-        cluster, "default", "three", holder="sync", take_over=False, lost=lost
-    ):
-        asked = cluster.get
+    with leadership.only_writer(lease(cluster, "three", "sync")) as leader:
+        assert leader is not None
+        answer = threading.Event()
+        renew = cluster.update
 
-        def silent(ref: ObjectRef) -> JsonObject | None:
+        def silent(body: JsonObject, *, timeout: float | None = None) -> JsonObject:
             answer.wait(10)
-            return asked(ref)
+            return renew(body, timeout=timeout)
 
-        monkeypatch.setattr(cluster, "get", silent)
-        assert lost.wait(5)
+        monkeypatch.setattr(cluster, "update", silent)
+        until(lambda: not leader.holds)
         answer.set()
+        time.sleep(0.3)  # a sync has ended by then: what it lost it does not take up again
+        assert not leader.holds
 
 
 def test_kubectls_servers_are_left_to_whoever_stands_for_them(cluster: Cluster) -> None:
-    lost = threading.Event()
     told: list[str] = []
     agent, sync = (
-        leadership.source_lease(cluster, "default", leadership.CLUSTER_SOURCE, holder)
-        for holder in ("agent", "sync")
+        lease(cluster, leadership.CLUSTER_SOURCE, holder) for holder in ("agent", "sync")
     )
-    with leadership.kubectl_writer(agent, patience=0, lost=lost) as first:
-        with leadership.kubectl_writer(sync, patience=9, lost=lost, say=told.append) as second:
-            assert (first, second) == (True, False)
+    with leadership.kubectl_writer(agent, patience=0) as first:
+        with leadership.kubectl_writer(sync, patience=9, say=told.append) as second:
+            assert (first.holds, second.holds) == (True, False)
         assert told[0].startswith("servers made by kubectl are left to agent-")
-    with leadership.kubectl_writer(sync, patience=0, lost=lost) as third:
-        assert third is True
+    with leadership.kubectl_writer(sync, patience=0) as third:
+        assert third.holds
 
 
-def test_whoever_stood_for_them_and_died_is_followed(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(leadership, "LEASE_DURATION", timedelta(seconds=1))
-    dead = leadership.source_lease(cluster, "default", leadership.CLUSTER_SOURCE, "sync")
-    assert dead.acquire()
-    heir = leadership.source_lease(cluster, "default", leadership.CLUSTER_SOURCE, "sync")
-    with leadership.kubectl_writer(heir, patience=10, lost=threading.Event()) as standing:
-        assert standing is True
+def test_whoever_stood_for_them_and_died_is_followed(cluster: Cluster) -> None:
+    assert lease(cluster, leadership.CLUSTER_SOURCE, "sync").acquire()
+    heir = lease(cluster, leadership.CLUSTER_SOURCE, "sync")
+    with leadership.kubectl_writer(heir, patience=10) as standing:
+        assert standing.holds
 
 
 def apply(cluster: Cluster, name: str, **metadata: object) -> None:

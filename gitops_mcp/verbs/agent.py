@@ -16,7 +16,8 @@ from gitops_mcp import options
 
 if TYPE_CHECKING:
     from gitops_mcp.gitrepo import Repository
-    from gitops_mcp.kube import Cluster, Lease
+    from gitops_mcp.kube import Cluster
+    from gitops_mcp.leadership import Leadership
     from gitops_mcp.manifests import Cache
     from gitops_mcp.pipeline import Wishes
     from gitops_mcp.terminal import Terminal
@@ -90,17 +91,14 @@ def command(
         cluster = pipeline.connect(connection)
         passes = _Passes(source, repository, cluster, wishes, terminal)
         try:
+            where = source.namespace or cluster.namespace
             with leadership.only_writer(
-                cluster,
-                source.namespace or cluster.namespace,
-                line.source_id,
-                holder="agent",
+                leadership.source_lease(cluster, where, line.source_id, "agent"),
                 take_over=take_over,
-                lost=passes.lost,
                 ended=ended,
                 say=terminal.say,
-            ) as passes.lease:
-                if passes.lease is not None:
+            ) as passes.leader:
+                if passes.leader is not None:
                     agent.run(passes.one, interval=interval, ended=ended)
         finally:
             cluster.close()
@@ -148,8 +146,7 @@ class _Passes:
         self._problems: tuple[object, ...] = ()
         self._said = ""
         self._warned: set[str] = set()
-        self.lease: Lease | None = None
-        self.lost = threading.Event()
+        self.leader: Leadership | None = None
 
     def one(self) -> None:
         """Look at git, make a pass, say what it changed. A pass that fails is told and repeated."""
@@ -183,12 +180,14 @@ class _Passes:
             self._wishes,
             self._warn,
             self._terminal.progress,
-            self.lost,
             settled=self._settled,
         )
+        leader = self.leader
+        assert leader is not None  # noqa: S101 -- passes are made by the leader
         # Pass by pass, so that another source's agent takes over once this one has gone.
-        with leadership.kubectl_writer(self._kubectl, patience=0, lost=self.lost) as kubectl:
-            one.wishes = replace(self._wishes, kubectl=kubectl)
+        with leadership.kubectl_writer(self._kubectl, patience=0) as kubectl:
+            one.wishes = replace(self._wishes, kubectl=kubectl.holds)
+            one.may_write = lambda kubectls: (kubectl if kubectls else leader).holds
             report = one.run()
         records = reports.notes_of(
             report, source=line.source_id, time=pipeline.now(), ready=one.ready
@@ -196,8 +195,7 @@ class _Passes:
         pipeline.write_notes(
             line, records, cluster=self._source.cluster, push=True, warn=self._warn
         )
-        if self.lease is not None:
-            self.lease.annotations[leadership.LEASE_REVISION] = str(report.revision)
+        leader.revision = str(report.revision)
         said = ""
         if any(outcome.result not in ("ok", "skipped") for outcome in report.outcomes):
             text = reports.sync(report, style=self._terminal.style)

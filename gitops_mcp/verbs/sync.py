@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -97,8 +96,7 @@ def command(
             push=push_notes,
             warn=terminal.warn,
         )
-        lost = threading.Event()
-        one = pipeline.Pass(line, cluster, source, wishes, terminal.warn, terminal.progress, lost)
+        one = pipeline.Pass(line, cluster, source, wishes, terminal.warn, terminal.progress)
         try:
             if check:
                 report = one.run()
@@ -112,25 +110,21 @@ def command(
                     leadership.create_namespace(cluster, where)
                 with (
                     leadership.only_writer(
-                        cluster,
-                        where,
-                        line.source_id,
-                        holder="sync",
+                        leadership.source_lease(cluster, where, line.source_id, "sync"),
                         take_over=take_over,
-                        lost=lost,
                         say=terminal.say,
-                    ) as lease,
+                    ) as leader,
                     leadership.kubectl_writer(
                         leadership.source_lease(cluster, everyones, shared, "sync"),
                         patience=leadership.LEASE_PATIENCE,
-                        lost=lost,
                         say=terminal.say,
                     ) as kubectl,
                 ):
-                    one.wishes = replace(wishes, kubectl=kubectl)
+                    assert leader is not None  # noqa: S101 -- nobody ends a sync that waits
+                    one.wishes = replace(wishes, kubectl=kubectl.holds)
+                    one.may_write = lambda kubectls: (kubectl if kubectls else leader).holds
                     report = one.run()
-                    if lease is not None:
-                        lease.annotations[leadership.LEASE_REVISION] = str(report.revision)
+                    leader.revision = str(report.revision)
         except BaseException:
             if one.unfinished is not None:
                 done = reports.notes_of(one.unfinished, source=line.source_id, time=pipeline.now())

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -176,12 +175,12 @@ class Story:
         wait: float | None = None,
         allow_prune: int | str | None = None,
         source: Mapping[str, Any] | None = None,
-        lost: threading.Event | None = None,
+        may_write: Callable[[bool], bool] = lambda _: True,
         settled: Settled | None = None,
         **wishes: Any,
     ) -> dict[str, str]:
         """One sync, notes included; its results by server. ``wait``: seconds to wait for Ready;
-        ``lost``: set when somebody else has become the writer; ``settled``: what the passes of an
+        ``may_write``: asked before each write; ``settled``: what the passes of an
         agent leave for the next."""
         if wait is not None:
             wishes["ready_within"] = timedelta(seconds=wait)
@@ -200,7 +199,7 @@ class Story:
                     options,
                     pipeline.Wishes(**wishes),
                     warn=self.warnings.append,
-                    lost=lost or threading.Event(),
+                    may_write=may_write,
                     settled=settled,
                 )
                 self.report = one.run()

@@ -12,6 +12,7 @@ from stories.telling import QUICK, Asked, Story
 
 from gitops_mcp import leadership, pipeline
 from gitops_mcp.errors import LeaseLost
+from gitops_mcp.leadership import Leadership
 from gitops_mcp.model import (
     ANNOTATION_ADOPT,
     APP_NAME,
@@ -254,17 +255,11 @@ def test_a_child_that_appears_in_between_is_not_overwritten(story: Story) -> Non
 
 
 @contextmanager
-def writing(story: Story, holder: str, *, take_over: bool = False) -> Iterator[threading.Event]:
-    lost = threading.Event()
-    with leadership.only_writer(
-        story.hand,
-        story.namespace,
-        story.namespace,
-        holder=holder,
-        take_over=take_over,
-        lost=lost,
-    ):
-        yield lost
+def writing(story: Story, holder: str, *, take_over: bool = False) -> Iterator[Leadership]:
+    lease = leadership.source_lease(story.hand, story.namespace, story.namespace, holder)
+    with leadership.only_writer(lease, take_over=take_over) as leader:
+        assert leader is not None
+        yield leader
 
 
 @pytest.mark.parametrize("holder", ["sync", "agent"])
@@ -272,13 +267,12 @@ def test_only_one_writes_for_a_source(
     story: Story, holder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leadership, "LEASE_PATIENCE", 0.1)
-    monkeypatch.setattr(leadership, "LEASE_RENEWAL", 0.1)
-    with writing(story, holder) as lost:
+    with writing(story, holder) as leader:
         with pytest.raises(LeaseLost, match=holder), writing(story, "sync"):
             pass
-        assert not lost.is_set()
+        assert leader.holds
         with writing(story, "sync", take_over=True):
-            story.until(lost.is_set)
+            story.until(lambda: not leader.holds)
     with writing(story, "sync"):
         pass
 
@@ -292,7 +286,7 @@ def test_a_sync_that_lost_its_lease_writes_no_more(story: Story) -> None:
             lost.set()
 
     with pytest.raises(LeaseLost):
-        story.sync(after=lose, lost=lost)
+        story.sync(after=lose, may_write=lambda _: not lost.is_set())
     assert story.deeds()[-1] == "apply Deployment"
     assert story.find("Service") is None
 
