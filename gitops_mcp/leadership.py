@@ -134,7 +134,7 @@ class Leadership:
             return
         if lease.acquire(take_over=self._take_over):
             self._take_over = False
-        elif lease.holder and lease.holder != self._told:
+        elif not self._term and lease.holder not in ("", self._told):
             self._told = lease.holder
             self._say(f"waiting for {lease.holder}, which holds {lease}")
 

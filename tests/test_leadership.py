@@ -1,0 +1,301 @@
+"""Leadership from term to term, on a clock that the test sets; the Lease is in a sandbox."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gitops_mcp import sandbox
+from gitops_mcp.errors import Transient
+from gitops_mcp.kube import Cluster, Lease
+from gitops_mcp.leadership import STEP, Leadership
+from gitops_mcp.model import JsonObject, ObjectRef
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with sandbox.start(speed=20) as started:
+        folder: Path = tmp_path_factory.mktemp("sandbox")
+        cluster = Cluster.connect(str(started.write_kubeconfig(folder / "config")))
+        yield cluster
+        cluster.close()
+
+
+class Api:
+    """The sandbox as one process sees it: it may be away, and its answers take ``slow`` seconds."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.away = False
+        self.slow = 0.0
+        self.asked: list[str] = []
+
+    def _ask(self, verb: str, call: Callable[..., Any], what: object) -> Any:
+        self.asked.append(verb)
+        if self.away:
+            raise Transient(f"{verb} lease: no answer in time")
+        self._world.now += self.slow
+        answer = call(what)
+        self._world.now += self.slow
+        return answer
+
+    def get(self, ref: ObjectRef, *, timeout: float | None = None) -> JsonObject | None:
+        assert timeout
+        answer: JsonObject | None = self._ask("get", self._world.cluster.get, ref)
+        return answer
+
+    def create(self, body: JsonObject, *, timeout: float | None = None) -> JsonObject:
+        assert timeout
+        answer: JsonObject = self._ask("create", self._world.cluster.create, body)
+        return answer
+
+    def update(self, body: JsonObject, *, timeout: float | None = None) -> JsonObject:
+        assert timeout
+        answer: JsonObject = self._ask("update", self._world.cluster.update, body)
+        return answer
+
+
+class World:
+    """One clock, one cluster, and as many agents as a test makes."""
+
+    def __init__(self, cluster: Cluster, name: str) -> None:
+        self.cluster = cluster
+        self.name = name
+        self.now = 100.0
+        self.agents: list[Agent] = []
+
+    def agent(self, name: str, **options: Any) -> Agent:
+        self.agents.append(agent := Agent(self, name, self.name, **options))
+        return agent
+
+    def lease(self, api: Api, identity: str, name: str) -> Lease:
+        return Lease(api, "default", name, identity, clock=lambda: self.now)
+
+    def live(self) -> JsonObject:
+        live = self.cluster.get(ObjectRef("coordination.k8s.io/v1", "Lease", "default", self.name))
+        assert live is not None
+        return live
+
+    def steps(self, seconds: float, *agents: Agent) -> None:
+        """Let time pass; who is not named among ``agents`` does not get to run."""
+        end = self.now + seconds
+        while self.now < end:
+            self.now += STEP
+            for agent in agents or self.agents:
+                agent.leadership.step()
+            assert len([one for one in self.agents if one.leadership.holds]) <= 1
+
+
+class Agent:
+    def __init__(self, world: World, identity: str, name: str, **options: Any) -> None:
+        self.api = Api(world)
+        self.told: list[str] = []
+        self.said: list[str] = []
+        self.leadership = Leadership(
+            world.lease(self.api, identity, name),
+            gained=lambda: self.told.append("gained"),
+            lost=lambda: self.told.append("lost"),
+            say=self.said.append,
+            **options,
+        )
+
+    def holds(self) -> bool:
+        return self.leadership.holds
+
+
+@pytest.fixture
+def world(cluster: Cluster, request: pytest.FixtureRequest) -> World:
+    return World(cluster, request.node.name.replace("_", "-")[:60].rstrip("-"))
+
+
+def test_one_leads_and_the_other_stands_by_until_it_is_released(world: World) -> None:
+    one, two = world.agent("agent-1"), world.agent("agent-2")
+    world.steps(30)
+    assert (one.holds(), two.holds()) == (True, False)
+    assert (one.told, two.told) == (["gained"], [])
+    assert two.said == [f"waiting for agent-1, which holds lease default/{world.name}"]
+    one.leadership.release()
+    assert not one.holds()
+    world.steps(STEP, two)
+    assert two.holds()
+    assert two.told == ["gained"]
+
+
+def test_a_leader_that_has_nothing_to_do_only_renews(world: World) -> None:
+    one = world.agent("agent-1")
+    world.steps(2)
+    one.api.asked.clear()
+    world.steps(60)
+    assert set(one.api.asked) == {"update"}
+    assert len(one.api.asked) == 30
+
+
+def test_who_was_killed_is_followed_within_15_seconds(world: World) -> None:
+    world.agent("agent-1")
+    two = world.agent("agent-2")
+    world.steps(30)
+    killed = world.now
+    while not two.holds():
+        world.steps(STEP, two)
+    assert world.now - killed <= 12
+
+
+def test_writing_stops_at_the_deadline_whatever_the_api_server_does(world: World) -> None:
+    one, two = world.agent("agent-1"), world.agent("agent-2")
+    world.steps(3)
+    one.api.away = True
+    sent = world.now
+    world.steps(5)
+    assert one.holds()
+    world.now = sent + 6
+    assert not one.holds()
+    assert one.told == ["gained"]
+    one.leadership.step()
+    assert one.told == ["gained", "lost"]
+    assert len(one.said) == 2  # what is wrong is said once, however often it is tried
+    world.steps(10)
+    assert two.holds()
+    one.api.away = False
+    world.steps(5)
+    assert not one.holds()
+    assert one.said[-1] == f"waiting for agent-2, which holds lease default/{world.name}"
+
+
+def test_who_wakes_from_a_long_sleep_is_a_stand_by_and_may_lead_again(world: World) -> None:
+    one, two = world.agent("agent-1"), world.agent("agent-2")
+    world.steps(4)
+    world.steps(20, two)
+    assert (one.holds(), two.holds()) == (False, True)
+    world.steps(4)
+    assert (one.told, two.told) == (["gained", "lost"], ["gained"])
+    two.leadership.release()
+    world.steps(2)
+    assert one.told == ["gained", "lost", "gained"]
+
+
+def test_a_gap_is_told_even_where_nobody_took_the_lease(world: World) -> None:
+    one = world.agent("agent-1")
+    world.steps(4)
+    world.now += 8
+    assert not one.holds()
+    one.leadership.step()
+    assert one.holds()
+    assert one.told == ["gained", "lost", "gained"]
+    assert world.live()["spec"]["leaseTransitions"] == 0
+
+
+def test_a_gap_within_a_slow_renewal_is_told(world: World) -> None:
+    one = world.agent("agent-1")
+    world.steps(2)
+    one.api.slow = 4.0
+    world.now += 3
+    one.leadership.step()  # sent 3 s after the last one, answered 11 s after it
+    assert one.told == ["gained", "lost"]
+    one.api.slow = 0.0
+    world.steps(STEP)
+    assert one.told == ["gained", "lost", "gained"]
+
+
+def test_a_renewal_counts_from_when_it_was_sent(world: World) -> None:
+    one = world.agent("agent-1")
+    one.api.slow = 1.0
+    one.leadership.step()
+    answered = world.now
+    world.now = answered + 3.9
+    assert one.holds()
+    world.now = answered + 4
+    assert not one.holds()
+
+
+def test_a_take_over_is_done_once(world: World) -> None:
+    one = world.agent("agent-1", take_over=True)
+    world.steps(4)
+    two = world.agent("agent-2", take_over=True)
+    two.leadership.step()
+    assert two.holds()
+    assert world.live()["spec"]["holderIdentity"] == "agent-2"
+    world.now += 3
+    one.leadership.step()
+    world.steps(20)
+    assert (one.told, two.told) == (["gained", "lost"], ["gained"])
+    assert one.said == [
+        f"lease default/{world.name} was lost to agent-2",
+        f"waiting for agent-2, which holds lease default/{world.name}",
+    ]
+
+
+def test_what_was_lost_stays_lost_where_that_is_wanted(world: World) -> None:
+    one = world.agent("sync-1", again=False)
+    world.steps(4)
+    world.now += 8
+    world.steps(4)
+    assert not one.holds()
+    assert one.told == ["gained", "lost"]
+    one.leadership.release()
+    assert not world.live()["spec"]["holderIdentity"]
+
+
+def test_a_revision_rides_on_the_next_renewal_and_is_left_to_the_next_holder(world: World) -> None:
+    one, two = world.agent("agent-1"), world.agent("agent-2")
+    world.steps(2)
+    one.api.asked.clear()
+    one.leadership.revision = "abc"
+    world.steps(2)
+    assert one.api.asked == ["update"]
+    assert two.leadership.revision == "abc"
+    one.leadership.revision = "def"
+    one.leadership.release()
+    world.steps(STEP, two)
+    assert two.leadership.revision == "def"
+    assert world.live()["metadata"]["annotations"] == {"mcp.example.com/revision": "def"}
+
+
+def test_kubectls_servers_are_led_by_one_of_the_leaders(world: World, cluster: Cluster) -> None:
+    """Two sources, two agents each; only a leader of a source may stand for kubectl's servers."""
+    kubectl = World(cluster, f"{world.name[:50]}-kubectl")
+
+    def pair(source: str, name: str) -> tuple[Agent, Agent]:
+        led = Agent(world, name, f"{world.name[:50]}-{source}")
+        both = Agent(world, name, kubectl.name, wanted=lambda: led.holds())
+        return led, both
+
+    pairs = [pair("a", "agent-a1"), pair("a", "agent-a2"), pair("b", "agent-b1")]
+
+    def pass_time(seconds: float, *living: tuple[Agent, Agent]) -> list[bool]:
+        end = world.now + seconds
+        while world.now < end:
+            world.now += STEP
+            for led, both in living:
+                led.leadership.step()
+                both.leadership.step()
+        return [both.holds() for _, both in pairs]
+
+    assert pass_time(5, *pairs) == [True, False, False]
+    assert [led.holds() for led, _ in pairs] == [True, False, True]
+    # Both leases of who was killed are taken within the same time.
+    assert pass_time(12, *pairs[1:]).count(True) == 1
+    assert [led.holds() for led, _ in pairs] == [False, True, True]
+    # Who leads its source no longer gives the other one up, too.
+    stands = next(pair for pair in pairs[1:] if pair[1].holds())
+    stands[0].leadership.release()
+    assert not stands[1].holds()
+    rest = pass_time(2, *pairs[1:])
+    assert rest.count(True) == 1
+    assert not stands[1].holds()
+    assert stands[1].told == ["gained", "lost"]
+
+
+def test_a_release_that_is_not_answered_is_said_and_ends_it(world: World) -> None:
+    one = world.agent("agent-1")
+    world.steps(2)
+    one.api.away = True
+    one.leadership.release()
+    assert one.said == [
+        f"lease default/{world.name} could not be released: update lease: no answer in time"
+    ]
+    one.api.away = False
+    one.leadership.step()
+    assert not one.holds()
