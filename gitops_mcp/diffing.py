@@ -44,7 +44,7 @@ class Difference:
     masked and narrowed to the fields that we mean (None: no such object). ``seize``: fields whose
     ownership ``ownership_patch`` must first move to us, so that the apply removes them. ``key``:
     equal for equal desired bodies that meet equal live values at the differing places, empty when
-    nothing differs.
+    nothing differs. ``drifted``: pointers of the fields that hold what somebody else put there.
     """
 
     fields: tuple[FieldChange, ...]
@@ -53,6 +53,7 @@ class Difference:
     after: JsonObject | None
     seize: tuple[FieldPath, ...]
     key: str
+    drifted: frozenset[str] = frozenset()
 
     def __bool__(self) -> bool:
         return bool(self.fields)
@@ -573,6 +574,7 @@ class _Walk:
         self.foreign: list[FieldChange] = []
         self.seize: list[FieldPath] = []
         self.found: list[Any] = []
+        self.drifted: list[str] = []
 
     def both(
         self, desired: Any, live: Any, shape: _Shape, at: _At, owners: _Owners
@@ -601,9 +603,11 @@ class _Walk:
         if _canonical(desired, shape) == _canonical(live, shape):
             same = mask(live, hidden=at.hidden)
             return same, same
-        return self.changed(live, desired, at)
+        return self.changed(live, desired, at, owners)
 
-    def changed(self, live: Any, desired: Any, at: _At) -> tuple[Any, Any]:
+    def changed(self, live: Any, desired: Any, at: _At, owners: _Owners = ()) -> tuple[Any, Any]:
+        if owners and all(owner is not _Owner.OURS for owner, _ in owners):
+            self.drifted.append(at.pointer)
         before, after = mask_pair(live, desired, hidden=at.hidden)
         self.fields.append(FieldChange(at.pointer, before, after))
         self.found.append(live)
@@ -698,7 +702,7 @@ class _Walk:
         whose = _whose(live, shape, at, owners)
         if exclusive and whose != {_Owner.OURS}:
             self.seize.append(at.fields)
-            return self.changed(live, None, at)[0]
+            return self.changed(live, None, at, owners)[0]
         if not whose:
             return None
         parts = list(_children(live, shape, at, owners, whole=True))
@@ -711,7 +715,7 @@ class _Walk:
             return None
         if _Owner.PERSON in whose:
             self.seize.append(at.fields)
-        return self.changed(live, None, at)[0]
+        return self.changed(live, None, at, owners)[0]
 
     def surplus_parts(self, live: Any, parts: list[_Child], shape: _Shape) -> Any:
         gone = {part.name: left for part in parts if (left := self.surplus(*part[1:])) is not None}
@@ -974,6 +978,7 @@ def _difference(desired: JsonObject | None, live: JsonObject | None, owners: _Ow
         key=hashlib.sha256(json.dumps([desired, walk.found], sort_keys=True).encode()).hexdigest()
         if walk.fields
         else "",
+        drifted=frozenset(walk.drifted),
     )
 
 

@@ -296,6 +296,15 @@ Result = Literal["ok", "changed", "pruned", "failed", "blocked", "skipped"]
 
 
 @dataclass(frozen=True, slots=True)
+class Deferral:
+    """Why a server does not take a change yet: it waits for its batch of a rollout, or that was
+    ``stopped``."""
+
+    message: str
+    stopped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """What ``planning.decide`` makes of the facts.
 
@@ -304,7 +313,8 @@ class Decision:
     the actions' own changes: what is blocked, and all that a prune will take. ``look_again``: when
     the answer may differ without any event. ``waiting``: what for, in words (empty: for nothing);
     ``deadline``: when a shutdown should have ended. ``ready``: is it serving; None where nobody
-    can say. ``inquiry``: what to ask of the server itself before it is decided again.
+    can say. ``inquiry``: what to ask of the server itself before it is decided again. ``phase``:
+    that of the status ("" where none is said). ``deferred``: it does not take the change yet.
     """
 
     result: Result = "ok"
@@ -316,6 +326,8 @@ class Decision:
     deadline: datetime | None = None
     ready: bool | None = None
     inquiry: Inquiry | None = None
+    phase: str = ""
+    deferred: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,13 +356,14 @@ class Facts:
 
     ``desired`` is what git wants (None: nothing, or nothing that can be applied); ``protected``:
     a manifest exists but is broken, ``problems`` are its mistakes; ``held``: why the guard keeps
-    a server that git no longer holds. ``cr``, ``children`` (by kind: Deployment, Service) and
-    ``pods`` are the live objects, found by the names and labels of the server whoever made them;
-    ``namespace`` is the phase of their namespace. ``probe`` is the last handshake, ``failure`` what
-    the last request ended with, ``status_written_at`` our last status write (this process only),
-    ``noise`` the apply keys that a dry-run showed to change nothing, ``sessions`` what the drain
-    gauge said at ``sessions_at`` (None: it did not), ``cleanup`` what the cleanup hooks said ("":
-    there are none; None: they have not been called), ``now`` is UTC.
+    a server that git no longer holds; ``deferred``: why its pods are not replaced yet. ``cr``,
+    ``children`` (by kind: Deployment, Service) and ``pods`` are the live objects, found by the
+    names and labels of the server whoever made them; ``namespace`` is the phase of their namespace.
+    ``probe`` is the last handshake, ``failure`` what the last request ended with,
+    ``status_written_at`` our last status write (this process only), ``noise`` the apply keys that a
+    dry-run showed to change nothing, ``sessions`` what the drain gauge said at ``sessions_at``
+    (None: it did not), ``cleanup`` what the cleanup hooks said ("": there are none; None: they have
+    not been called), ``now`` is UTC.
     """
 
     key: ServerKey
@@ -359,6 +372,7 @@ class Facts:
     protected: bool = False
     problems: tuple[Problem, ...] = ()
     held: str = ""
+    deferred: Deferral | None = None
     cr: JsonObject | None = None
     children: Mapping[str, JsonObject] = field(default_factory=dict)
     pods: tuple[JsonObject, ...] = ()

@@ -212,6 +212,76 @@ def _adopts(server: McpServer | None) -> bool:
     return server is not None and server.annotations.get(ANNOTATION_ADOPT) == "true"
 
 
+# --- what a rollout asks --------------------------------------------------------------------
+
+
+def rolls(facts: Facts, context: Context, renderer: Renderer) -> bool:
+    """Would carrying out what git and the templates want replace pods that serve?
+
+    Not where nothing runs yet, nor where what was changed by others is only put back.
+    """
+    cr, live = facts.cr, facts.children.get("Deployment")
+    if cr is None or live is None or not _serves(live):
+        return False
+    owner = owner_of(cr, context.source)
+    kept = facts.desired is not None or facts.protected or owner is not Owner.OURS
+    hands_off = owner is Owner.OTHER or shutdown.under_way(cr) or _suspended(facts)
+    if owner is Owner.KUBECTL and facts.desired is not None and not _adopts(facts.desired):
+        hands_off = True
+    if hands_off or not kept or _orphaned(live, cr) or "deletionTimestamp" in live["metadata"]:
+        return False
+    if _refusal(live, cr, adopt=_adopts(facts.desired)):
+        return False
+    try:
+        children = renderer.children(_foreseen(facts, context, renderer, owner))
+    except GitOpsError:
+        return False  # what cannot be rendered replaces nothing
+    return any(_reshapes(facts, context, body, live) for body in children)
+
+
+def rolled(facts: Facts, context: Context) -> bool:
+    """Did the commit that is enforced change a server that ran? What it created counts not, nor
+    what it left with no pod that serves."""
+    cr, live = facts.cr, facts.children.get("Deployment")
+    if cr is None or live is None or facts.desired is None or _suspended(facts):
+        return False
+    if shutdown.under_way(cr) or cr["metadata"].get("generation", 1) == 1:
+        return False
+    source = (cr.get("status") or {}).get("source") or {}
+    known = (source.get("revision"), source.get("digest"))
+    if known != (str(context.revision), facts.desired.digest[:16]):
+        return False
+    replaced = (live["spec"].get("strategy") or {}).get("type") == "Recreate"
+    return replaced or _serves(live)
+
+
+def _serves(deployment: JsonObject) -> bool:
+    return bool((deployment.get("status") or {}).get("readyReplicas"))
+
+
+def _foreseen(
+    facts: Facts, context: Context, renderer: Renderer, owner: Owner | None
+) -> JsonObject:
+    """The CR as our apply would leave it, as far as its children depend on it."""
+    cr, body = facts.cr, _cr_body(facts, context, renderer, owner)
+    assert cr is not None  # noqa: S101 -- asked only of servers that exist
+    people = _strict(context, owner).kubectl_managers
+    if body is None or diffing.agrees(body, cr, kubectl_managers=people):
+        return cr
+    fields = diffing.compare(body, cr, kubectl_managers=people).fields
+    left = diffing.without(cr, (change.path for change in fields if change.after is None))
+    return schemas.defaulted(_over(left, body))
+
+
+def _over(live: JsonObject, body: JsonObject) -> JsonObject:
+    return live | {
+        name: _over(live[name], value)
+        if isinstance(value, dict) and isinstance(live.get(name), dict)
+        else value
+        for name, value in body.items()
+    }
+
+
 # --- converge -------------------------------------------------------------------------------
 
 
@@ -224,14 +294,10 @@ def _converge(facts: Facts, context: Context, renderer: Renderer, owner: Owner |
     if immutable and facts.cr is not None:
         return _recreate(facts, context)
     body = _cr_body(facts, context, renderer, owner)
-    if body is not None and not paused:
-        actions = _write(
-            facts,
-            context if owner is Owner.OURS or owner is None else _lenient(context),
-            body,
-            facts.cr,
-            guard=_carries_replicas(facts),
-        )
+    waits = facts.deferred is not None and facts.cr is not None
+    if body is not None and not paused and not waits:
+        people = _strict(context, owner)
+        actions = _write(facts, people, body, facts.cr, guard=_carries_replicas(facts))
         if actions:
             return Decision("ok", actions=tuple(actions))
     if facts.cr is None:
@@ -253,12 +319,28 @@ def _converge(facts: Facts, context: Context, renderer: Renderer, owner: Owner |
         if child_actions:
             return Decision("ok", actions=tuple(child_actions))
     synced = _synced(facts, context, invalid, refused)
+    if facts.deferred is not None and not leaving:
+        return _deferred(facts, context, synced, invalid)
     if not leaving:
         return _at_rest(facts, context, synced, invalid)
     waiting = f"deletion of {', '.join(leaving)}"
     if synced.status == "True":
         synced = Condition("Synced", "False", "RolloutInProgress", f"waiting for the {waiting}")
     return replace(_at_rest(_without_former(facts), context, synced, invalid), waiting=waiting)
+
+
+def _deferred(facts: Facts, context: Context, synced: Condition, invalid: str) -> Decision:
+    """The server stays as it is until its batch; the commit is not said to be applied here."""
+    assert facts.deferred is not None  # noqa: S101 -- called for those only
+    if synced.status == "True":
+        synced = Condition("Synced", "False", "RolloutInProgress", facts.deferred.message)
+    rest = _at_rest(replace(facts, desired=None), context, synced, invalid)
+    result, message = rest.result, rest.message
+    if synced.reason == "RolloutInProgress":
+        result = "blocked" if facts.deferred.stopped else "skipped"
+        message = facts.deferred.message
+    waiting = rest.waiting if facts.deferred.stopped else facts.deferred.message
+    return replace(rest, result=result, message=message, waiting=waiting, deferred=True)
 
 
 def _without_former(facts: Facts) -> Facts:
@@ -270,8 +352,10 @@ def _without_former(facts: Facts) -> Facts:
     return replace(facts, children=own, pods=() if gone else facts.pods)
 
 
-def _lenient(context: Context) -> Context:
-    """Where a CR is a person's own, what their kubectl wrote is no drift."""
+def _strict(context: Context, owner: Owner | None) -> Context:
+    """How a CR is compared: where it is a person's own, what their kubectl wrote is no drift."""
+    if owner is Owner.OURS or owner is None:
+        return context
     return replace(context, kubectl_managers=frozenset())
 
 
@@ -445,6 +529,8 @@ def _child_actions(
         if live is not None and ("deletionTimestamp" in live["metadata"] or _orphaned(live, cr)):
             leaving.append(str(ObjectRef.of(live)))
             continue  # its end is an event; then it is created anew
+        if facts.deferred and live is not None and _reshapes(facts, context, body, live):
+            continue  # until its batch
         guard = external and kind == "Deployment"
         if guard:
             replicas = (live or cr).get("spec", {}).get("replicas", 1)
@@ -455,6 +541,19 @@ def _child_actions(
             continue
         if _controls(cr, live):
             yield _delete(facts.key, live, "no longer rendered")
+
+
+def _reshapes(facts: Facts, context: Context, body: JsonObject, live: JsonObject) -> bool:
+    """Would applying ``body`` replace the pods that run, for another reason than to heal what
+    somebody else changed?"""
+    people = context.kubectl_managers
+    if body["kind"] != "Deployment" or diffing.agrees(body, live, kubectl_managers=people):
+        return False
+    difference = diffing.compare(body, live, kubectl_managers=people)
+    return difference.key not in facts.noise and any(
+        change.path.startswith("/spec/template/") and change.path not in difference.drifted
+        for change in difference.fields
+    )
 
 
 def _gates(facts: Facts) -> Iterator[Action]:
@@ -752,17 +851,19 @@ def _at_rest(facts: Facts, context: Context, synced: Condition, invalid: str = "
     wanted = _status(facts, context, synced, invalid, None)
     action, look_again = _status_action(facts, wanted)
     ready = status.ready(wanted)
+    serving, phase = ready.status == "True", wanted["phase"]
     if action is not None:
-        return Decision(result, actions=(action,), message=message, ready=ready.status == "True")
+        return Decision(result, (action,), message=message, ready=serving, phase=phase)
     inquiry, ask_again = inquiries.handshake(facts, context)
     times = [look_again, ask_again, facts.failure.retry_at if facts.failure else None]
     return Decision(
         result,
         message=message,
         look_again=min((time for time in times if time), default=None),
-        waiting="" if ready.status == "True" else f"{ready.reason}: {ready.message}",
-        ready=ready.status == "True",
+        waiting="" if serving else f"{ready.reason}: {ready.message}",
+        ready=serving,
         inquiry=inquiry,
+        phase=phase,
     )
 
 

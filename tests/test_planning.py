@@ -16,6 +16,7 @@ from gitops_mcp.model import (
     LABEL_SOURCE,
     Context,
     Decision,
+    Deferral,
     Facts,
     Failure,
     JsonObject,
@@ -29,6 +30,7 @@ from gitops_mcp.settings import resource
 
 DATA = Path(__file__).parent / "data" / "planning"
 CASES = yaml.safe_load((DATA / "decisions.yaml").read_text())
+ROLLS = yaml.safe_load((DATA / "rolls.yaml").read_text())
 GUARD = yaml.safe_load((DATA / "guard.yaml").read_text())
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 KEY = ServerKey("ai", "web")
@@ -70,6 +72,7 @@ def live_cr(case: dict[str, Any]) -> JsonObject | None:
     body = schemas.defaulted(RENDERER.custom_resource(server(spec, annotations)))
     body = stored(body, "u")
     metadata = body["metadata"]
+    metadata["generation"] = described.get("generation", 1)
     owner = described.get("owner", "ours")
     if owner == "kubectl":
         del metadata["labels"][LABEL_SOURCE]
@@ -77,12 +80,19 @@ def live_cr(case: dict[str, Any]) -> JsonObject | None:
         metadata["labels"][LABEL_SOURCE] = "other"
     elif owner == "ours":
         tree: JsonObject = {"f:metadata": {"f:labels": {f"f:{LABEL_SOURCE}": {}}}}
+        tree |= described.get("owns", {})
         metadata["managedFields"] = [
-            {"manager": "gitops-mcp", "operation": "Apply", "fieldsV1": tree}
+            {"manager": "gitops-mcp", "operation": "Apply", "fieldsV1": tree},
+            {"manager": "mesh", "operation": "Update", "fieldsV1": described.get("foreign", {})},
         ]
     finalizers = [FINALIZER] if described.get("finalizer") else []
     if described.get("orphan"):
         finalizers.append("orphan")
+    if "status_source" in described:
+        source = dict(described["status_source"])
+        if source["digest"] == "this":
+            source["digest"] = server(case["git"], case.get("annotations", {})).digest[:16]
+        body["status"] = {"source": source}
     if described.get("deleted"):
         metadata["deletionTimestamp"] = "2026-01-01T00:00:00Z"
         finalizers = finalizers or ["example.com/other"]
@@ -124,6 +134,7 @@ def facts_and_context(case: dict[str, Any]) -> tuple[Facts, Context]:
         protected=problem is not None,
         problems=(Problem("a.yaml", 1, 1, str(KEY), "", problem),) if problem else (),
         held=case.get("held", ""),
+        deferred=Deferral(**case["deferred"]) if "deferred" in case else None,
         cr=cr,
         children=children(case, cr),
         namespace=case.get("namespace", "Active"),
@@ -157,7 +168,7 @@ def with_(facts: Facts, **changes: Any) -> Facts:
 
 def with_right_status(case: dict[str, Any], facts: Facts, context: Context) -> Facts:
     """The status that stands when nothing is wrong: so a case shows what its own fact changes."""
-    plain = with_(facts, held="", failure=None, protected=False)
+    plain = with_(facts, held="", deferred=None, failure=None, protected=False)
     plain = with_(
         plain, children=children(case | {"deployment": "same", "service": "same"}, facts.cr)
     )
@@ -184,7 +195,7 @@ def told(decision: Decision) -> list[str]:
 def at(body: JsonObject, pointer: str) -> Any:
     found: Any = body
     for token in pointer.split("/")[1:]:
-        found = found[token]
+        found = found[int(token) if isinstance(found, list) else token]
     return found
 
 
@@ -202,6 +213,9 @@ def test_decision(case: dict[str, Any]) -> None:
         assert at(decision.actions[0].body, pointer) == value
     if "guarded" in case:
         assert bool(decision.actions[0].resource_version) is case["guarded"]
+    if "synced" in case:
+        conditions = {c["type"]: c for c in decision.actions[0].body["status"]["conditions"]}
+        assert [conditions["Synced"][key] for key in ("reason", "message")] == case["synced"]
     if "shutdown" in case:
         written = decision.actions[0].body["status"]["shutdown"]
         assert {key: written.get(key) for key in case["shutdown"]} == case["shutdown"]
@@ -222,6 +236,15 @@ def test_the_same_facts_lead_to_the_same_decision(case: dict[str, Any]) -> None:
     before = copy.deepcopy(facts)
     first = planning.decide(facts, context, RENDERER)
     assert planning.decide(facts, context, RENDERER) == first
+    assert facts == before
+
+
+@pytest.mark.parametrize("case", ROLLS, ids=[case["case"] for case in ROLLS])
+def test_whether_pods_that_serve_would_be_replaced(case: dict[str, Any]) -> None:
+    facts, context = facts_and_context(case)
+    before = copy.deepcopy(facts)
+    assert planning.rolls(facts, context, RENDERER) is case.get("rolls", False)
+    assert planning.rolled(facts, context) is case.get("rolled", False)
     assert facts == before
 
 
