@@ -29,7 +29,6 @@ from fleet import files  # noqa: E402
 
 from gitops_mcp import manifests, pipeline  # noqa: E402
 from gitops_mcp.cli import spare_the_collector  # noqa: E402
-from gitops_mcp.engine import Settled  # noqa: E402
 from gitops_mcp.kube import PAGE, Cluster  # noqa: E402
 from gitops_mcp.model import Report  # noqa: E402
 from gitops_mcp.options import SourceOptions  # noqa: E402
@@ -64,7 +63,7 @@ class Passes:
         self.cluster = Cluster(str(kubeconfig), observe=self._observe)
         self._options = SourceOptions(str(repository), ref="HEAD")
         self._repository = pipeline.open_repository(self._options)
-        self._cache, self._settled = manifests.Cache(), Settled()
+        self._cache = manifests.Cache()
 
     def __enter__(self) -> Passes:
         self._repository.__enter__()
@@ -85,9 +84,7 @@ class Passes:
         wall, cpu = time.monotonic(), time.process_time()
         self._repository.poll()
         source = pipeline.read(self._options, self._repository, cache=self._cache)
-        report = pipeline.Pass(
-            source, self.cluster, self._options, wishes, settled=self._settled
-        ).run()
+        report = pipeline.Pass(source, self.cluster, self._options, wishes).run()
         cost = Cost(time.monotonic() - wall, time.process_time() - cpu, Counter(self._requests))
         check(report)
         return cost

@@ -1,9 +1,9 @@
 """The engine: decides about servers one by one and carries the decisions out.
 
 ``Engine.work`` takes one server as far as it goes now: facts, decision, requests, and again, until
-no action is left. It is deterministic: clock, randomness, API and probes are handed in. ``Fleet``
-drives many servers at once: a queue, timers and a few threads; a server is never worked on twice
-at the same time, and waiting holds no thread.
+no action is left. What it works towards is an ``Aim``, which a new commit replaces. It is
+deterministic: clock, randomness, API and probes are handed in. Whoever drives it sees to it that a
+server is never worked on twice at the same time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import random
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
@@ -24,6 +24,7 @@ from gitops_mcp.errors import (
     Immutable,
     KubeError,
     LeaseLost,
+    Permanent,
     Terminating,
     Transient,
 )
@@ -45,6 +46,7 @@ from gitops_mcp.model import (
     Problem,
     Propagation,
     Result,
+    Revision,
     ServerKey,
     Verb,
 )
@@ -52,6 +54,10 @@ from gitops_mcp.view import Live, View
 
 MAX_STEPS = 50
 """Decisions in a row about one server without a pause; more means that two writers fight."""
+NAMESPACE_HOLDS = timedelta(seconds=5)
+"""How long a namespace is taken to be what it was."""
+STALE_RETRY = timedelta(seconds=1)
+STALE = "the cluster to be seen whole again"
 MAX_RACES = 10
 """Lost races in a row before one counts as a failure."""
 
@@ -102,23 +108,45 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-@dataclass(slots=True)
-class Lasting:
-    """What one pass remembers of a server for the next of the same process."""
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """What is worked towards: a source at one commit, and what keeps from carrying it out.
 
-    noise: set[str] = field(default_factory=set)
-    """Its applies that were seen to change nothing."""
-    probe: ProbeResult | None = None
-    status_written_at: datetime | None = None
+    ``prune`` is asked, of a server that git no longer holds, why it is kept (""; it may go), and
+    ``recreate`` the same of one that only a new object can bring to what git says. ``deferred``
+    says why a change has to wait for its turn.
+    """
+
+    loaded: Loaded
+    renderer: planning.Renderer
+    context: Context
+    prune: Callable[[ServerKey], str] = lambda _: ""
+    recreate: Callable[[ServerKey], str] = lambda _: ""
+    deferred: Callable[[ServerKey], str] = lambda _: ""
+    problems: Mapping[str, tuple[Problem, ...]] = field(init=False)
+    """The mistakes of each manifest, by ``namespace/name``."""
+
+    def __post_init__(self) -> None:
+        problems: dict[str, tuple[Problem, ...]] = {}
+        for one in self.loaded.problems:
+            if one.server is not None and one.severity == "error":
+                problems[one.server] = (*problems.get(one.server, ()), one)
+        object.__setattr__(self, "problems", problems)
 
 
 @dataclass(slots=True)
 class Memory:
     """What this process remembers of one server. Losing it costs a request, never correctness."""
 
-    lasting: Lasting = field(default_factory=Lasting)
-
+    uid: str = ""
+    """The MCPServer that this is remembered of: of its successor nothing is known."""
+    noise: set[str] = field(default_factory=set)
+    """Its applies that were seen to change nothing."""
+    probe: ProbeResult | None = None
+    status_written_at: datetime | None = None
     failure: Failure | None = None
+    refused: tuple[Verb, str, str] | None = None
+    """The verb, kind and namespace for which rights were missing."""
     failing_since: datetime | None = None
     races: int = 0
     sessions: int | None = None
@@ -135,163 +163,156 @@ class Memory:
     overdue: str = ""
     """What a shutdown still waited for when the pass gave up on it."""
 
-
-class Settled:
-    """Decisions that left nothing to do, by all that they were made from: what one pass leaves for
-    the next of the same process. A server of which nothing has changed costs no second look."""
-
-    def __init__(self) -> None:
-        self._frame: object = None
-        self._decisions: dict[ServerKey, tuple[object, Decision]] = {}
-        self._lasting: dict[ServerKey, Lasting] = {}
-
-    def begin(self, frame: object, keys: Collection[ServerKey]) -> None:
-        """Begin a pass over ``keys``. ``frame`` equals the last one's when all that holds for
-        every server is the same: context and templates."""
-        last = self._decisions if frame == self._frame else {}
-        self._frame = frame
-        self._decisions = {key: last[key] for key in keys if key in last}
-        self._lasting = {key: self._lasting[key] for key in keys if key in self._lasting}
-
-    def lasting(self, key: ServerKey) -> Lasting:
-        """What holds of the server in any frame."""
-        return self._lasting.setdefault(key, Lasting())
-
-    def find(self, facts: Facts, context: Context) -> Decision | None:
-        """What was decided from equal facts, whatever the time."""
-        known = self._decisions.get(facts.key)
-        return known[1] if known is not None and known[0] == _print(facts, context) else None
-
-    def keep(self, facts: Facts, context: Context, decision: Decision) -> None:
-        """Remember a decision, unless time alone may change it."""
-        timeless = decision.look_again is None and facts.failure is None
-        if timeless and not decision.actions and decision.inquiry is None:
-            self._decisions[facts.key] = _print(facts, context), decision
-
-
-def _print(facts: Facts, context: Context) -> object:
-    """Equal where all facts but the time are. The revision counts only where it would be written:
-    a server keeps the one at which its present state came."""
-    desired = facts.desired.digest if facts.desired is not None else ""
-    source = ((facts.cr or {}).get("status") or {}).get("source") or {}
-    stands = "revision" in source and source.get("digest") == desired[:16]
-    objects = (facts.cr, *facts.children.values(), *facts.pods)
-    return (
-        desired,
-        "" if stands else str(context.revision),
-        frozenset((o["metadata"]["uid"], o["metadata"]["resourceVersion"]) for o in objects if o),
-        facts.protected,
-        facts.problems,
-        facts.held,
-        facts.namespace,
-        facts.probe,
-        facts.failure,
-        facts.noise,
-        facts.sessions,
-        facts.cleanup,
-    )
+    def recover(self) -> None:
+        """It failed no more, or is to be tried at once."""
+        self.failure = self.failing_since = self.refused = None
 
 
 class Engine:
-    """Decides and acts for the servers of one pass.
+    """Decides and acts for servers, one at a time or many at once.
 
-    ``may_write`` is asked right before each write: False, once another writer may be at work.
-    ``check``: every write is a dry-run, and what it would bring is remembered instead of done;
-    ``dry_run`` False makes a check without the right to patch: local comparison only.
-    ``held``: why servers that git no longer holds are kept; ``guard`` is asked the same of all the
-    servers that the pass recreates, once for each further one.
+    ``may_write`` is asked right before each write, with True for a server that kubectl made:
+    False, once another writer may be at work. ``check``: every write is a dry-run, and what it
+    would bring is remembered instead of done; ``dry_run`` False makes a check without the right to
+    patch: local comparison only. ``wake`` is told of a server that is worth another look though
+    nothing about it has changed. ``complete``: does the view hold all that there is? What is to be
+    deleted waits until it does.
     """
 
     def __init__(
         self,
         kube: Kube,
         view: View,
-        renderer: planning.Renderer,
-        context: Context,
-        loaded: Loaded,
+        aim: Aim,
         *,
-        held: Mapping[ServerKey, str] | None = None,
-        guard: Callable[[Collection[ServerKey]], str] = lambda _: "",
         check: bool = False,
         dry_run: bool = True,
-        may_write: Callable[[], bool] = lambda: True,
+        may_write: Callable[[bool], bool] = lambda _: True,
         ask: Ask = probes.ask,
         cleanup: Sequence[hooks.Hook] = (),
-        settled: Settled | None = None,
+        wake: Callable[[ServerKey], None] = lambda _: None,
+        complete: Callable[[], bool] = lambda: True,
         clock: Callable[[], datetime] = utc_now,
         rng: random.Random | None = None,
     ) -> None:
         self._kube = kube
         self._view = view
-        self._renderer = renderer
-        self._context = context
-        self._loaded = loaded
-        self._held = dict(held or {})
-        self._guard = guard
-        self._recreates: set[ServerKey] = set()
+        self._aim = aim
         self._check = check
         self._dry_run = dry_run
         self._may_write = may_write
         self._ask = ask
         self._hooks = cleanup
-        self._settled = settled or Settled()
+        self._wake = wake
+        self._complete = complete
         self._clock = clock
         self._rng = rng or random.Random()  # noqa: S311 -- spreads retries, guards nothing
         self._memories: dict[ServerKey, Memory] = {}
         self._asking = threading.Lock()
         self._stopped = threading.Event()
-        self._namespaces: dict[str, Namespace] = {}
+        self._namespaces: dict[str, tuple[Namespace, datetime]] = {}
+        self._refusals: set[tuple[Verb, str, str]] = set()
+        """The rights that some server was refused."""
         self._foreseen: set[str] = set()
         """Namespaces that a check would have made."""
-        self._problems: dict[str, list[Problem]] = {}
-        for problem in loaded.problems:
-            if problem.server is not None and problem.severity == "error":
-                self._problems.setdefault(problem.server, []).append(problem)
+
+    def aim(self, aim: Aim) -> set[ServerKey]:
+        """Work towards something else from now on. Returns the servers whose failures are worth
+        another try for it: only somebody's mistake can have been mended by it."""
+        self._aim = aim
+        again = set()
+        for key, memory in list(self._memories.items()):
+            if memory.failure is not None and memory.failure.category != "Transient":
+                memory.recover()
+                again.add(key)
+        return again
+
+    @property
+    def revision(self) -> Revision:
+        """The commit that is worked towards."""
+        return self._aim.context.revision
 
     # --- facts ---
 
     def memory(self, key: ServerKey) -> Memory:
         """What is remembered of a server; made on first sight."""
-        new = Memory(self._settled.lasting(key), cleanup=None if self._hooks else "")
-        return self._memories.setdefault(key, new)
+        known = self._memories.get(key)
+        if known is None:
+            known = Memory(cleanup=None if self._hooks else "")
+            known = self._memories.setdefault(key, known)
+        return known
+
+    def knows(self, key: ServerKey) -> bool:
+        """Is anything remembered of the server?"""
+        return key in self._memories
+
+    def forget(self, key: ServerKey) -> None:
+        """Nothing is left of the server."""
+        self._memories.pop(key, None)
 
     def facts(self, key: ServerKey) -> Facts:
         """All that is known of a server now."""
-        memory = self.memory(key)
-        live = memory.overlay if memory.overlay is not None else self._view.live(key)
+        return self._facts(key, self._aim)
+
+    def _facts(self, key: ServerKey, aim: Aim) -> Facts:
+        live = self._live(key)
+        memory = self._remembered(key, live)
         return Facts(
             key=key,
             now=self._clock(),
-            desired=self._loaded.servers.get(key),
-            protected=key in self._loaded.protected,
-            problems=tuple(self._problems.get(str(key), ())),
-            held=self._held.get(key, ""),
+            desired=aim.loaded.servers.get(key),
+            protected=key in aim.loaded.protected,
+            problems=aim.problems.get(str(key), ()),
+            held=_held(key, aim, live, memory.failure),
             cr=live.cr,
             children=live.children,
             pods=tuple(live.pods.values()),
             namespace=self._namespace(key, live),
-            probe=memory.lasting.probe,
+            probe=memory.probe,
             failure=memory.failure,
-            status_written_at=memory.lasting.status_written_at,
-            noise=frozenset(memory.lasting.noise),
+            status_written_at=memory.status_written_at,
+            noise=frozenset(memory.noise),
             sessions=memory.sessions,
             sessions_at=memory.sessions_at,
             cleanup=memory.cleanup,
         )
 
+    def _live(self, key: ServerKey) -> Live:
+        overlay = self.memory(key).overlay
+        return overlay if overlay is not None else self._view.live(key)
+
+    def _remembered(self, key: ServerKey, live: Live) -> Memory:
+        """The memory of this very MCPServer: what was learnt of a former one does not hold."""
+        memory = self.memory(key)
+        uid = live.cr["metadata"].get("uid", "") if live.cr is not None else ""
+        if uid and memory.uid not in ("", uid):
+            memory = self._memories[key] = Memory(
+                cleanup=None if self._hooks else "",
+                failure=memory.failure,
+                failing_since=memory.failing_since,
+                refused=memory.refused,
+                changes=memory.changes,
+                overlay=memory.overlay,
+            )
+        if uid:
+            memory.uid = uid
+        return memory
+
     def _namespace(self, key: ServerKey, live: Live) -> Namespace:
         """The namespace's phase; asked only where a create or a deletion depends on it."""
         needed = live.cr is None or "deletionTimestamp" in live.cr["metadata"]
-        if not needed and self._namespaces.get(key.namespace) != "Terminating":
+        known = self._namespaces.get(key.namespace)
+        if not needed and (known is None or known[0] != "Terminating"):
             return "Active"
         return "Active" if key.namespace in self._foreseen else self._phase(key.namespace)
 
     def _phase(self, namespace: str) -> Namespace:
         with self._asking:
             known = self._namespaces.get(namespace)
-            if known is None:
-                known = self._namespaces[namespace] = self._ask_namespace(namespace)
-            return known
+            if known is None or self._clock() >= known[1] + NAMESPACE_HOLDS:
+                known = self._ask_namespace(namespace), self._clock()
+                self._namespaces[namespace] = known
+            return known[0]
 
     def _ask_namespace(self, name: str) -> Namespace:
         try:
@@ -310,10 +331,11 @@ class Engine:
 
     def work(self, key: ServerKey) -> Decision:
         """Take a server as far as it goes now; returns the decision that leaves nothing to do."""
-        memory = self.memory(key)
         for _ in range(MAX_STEPS):
-            facts = self.facts(key)
-            decision = self._decide(facts)
+            aim = self._aim  # a new commit overtakes the old one between two steps
+            facts = self._facts(key, aim)
+            memory = self.memory(key)
+            decision = planning.decide(facts, aim.context, aim.renderer)
             if facts.cr is not None:
                 memory.shutdown = shutdown.state_of(facts.cr) or memory.shutdown
             memory.pruned = memory.pruned or decision.result == "pruned"
@@ -324,10 +346,16 @@ class Engine:
                     break
                 # Its time has come, and there is nothing left to try: it was done all the same, by
                 # a request whose answer was lost, or by somebody else.
-                memory.failure = memory.failing_since = None
+                memory.recover()
                 continue
-            step = self._pretend if self._check else self._carry_out
-            if not step(key, memory, decision):
+            if self._check:
+                if not self._pretend(key, memory, decision):
+                    break
+            elif not self._complete() and any(map(_takes_away, decision.actions)):
+                later = facts.now + STALE_RETRY
+                decision = replace(decision, actions=(), look_again=later, waiting=STALE)
+                break
+            elif not self._carry_out(facts, memory, decision, aim):
                 break
         else:
             self._failed(memory, Transient(f"{key}: no end after {MAX_STEPS} steps"))
@@ -337,31 +365,34 @@ class Engine:
         memory.decision = decision
         return decision
 
-    def _decide(self, facts: Facts) -> Decision:
-        if self._check:  # it foresees objects, which have no version yet
-            return planning.decide(facts, self._context, self._renderer)
-        decision = self._settled.find(facts, self._context)
-        if decision is None:
-            decision = planning.decide(facts, self._context, self._renderer)
-            self._settled.keep(facts, self._context, decision)
-        return decision
-
-    def _carry_out(self, key: ServerKey, memory: Memory, decision: Decision) -> bool:
+    def _carry_out(self, facts: Facts, memory: Memory, decision: Decision, aim: Aim) -> bool:
         """Make the requests, up to the first that fails; False: somebody must look again later."""
+        key = facts.key
+        kubectls = planning.is_kubectls(facts, aim.context)
         for action in decision.actions:
             try:
-                self._request(key, memory, action)
+                self._request(key, memory, action, kubectls=kubectls)
             except KubeError as error:
                 return self._refused(key, memory, action, error)
             memory.races = 0
+            self._allowed(action)
             if action.subresource != "status":
-                memory.failure = memory.failing_since = None
+                memory.recover()
         return True
 
-    def _request(self, key: ServerKey, memory: Memory, action: Action) -> None:
+    def _allowed(self, action: Action) -> None:
+        """Rights that one server was refused, and another one has now, both may have by now."""
+        right = _right(action)
+        for key, memory in list(self._memories.items()) if self._refusals else ():
+            if memory.refused == right:
+                memory.recover()
+                self._wake(key)
+        self._refusals.discard(right)
+
+    def _request(self, key: ServerKey, memory: Memory, action: Action, *, kubectls: bool) -> None:
         if self._stopped.is_set():
             raise LeaseLost("the pass has ended")
-        if not self._may_write():
+        if not self._may_write(kubectls):
             raise LeaseLost("another writer has taken the lease of this source")
         if action.ref.kind == "Namespace":
             self._make_namespace(action)
@@ -395,7 +426,8 @@ class Engine:
         """Once, however many of its servers ask for it at the same time."""
         name = action.ref.name
         with self._asking:
-            if self._namespaces.get(name) == "Active":
+            known = self._namespaces.get(name)
+            if known is not None and known[0] == "Active":
                 return
             self._kube.apply(
                 action.body,
@@ -406,7 +438,7 @@ class Engine:
                 uid=None,
                 resource_version=None,
             )
-            self._namespaces[name] = "Active"
+            self._namespaces[name] = "Active", self._clock()
 
     def _applied(self, memory: Memory, action: Action, before: JsonObject | None) -> None:
         after = self._kube.apply(
@@ -420,10 +452,10 @@ class Engine:
         )
         self._view.put(after)
         if action.subresource == "status" and action.ref.kind == KIND:
-            memory.lasting.status_written_at = self._clock()
+            memory.status_written_at = self._clock()
             _note(memory, action)
         elif before is not None and diffing.same_content(before, after):
-            memory.lasting.noise.add(action.key)
+            memory.noise.add(action.key)
         else:
             _note(memory, action)
 
@@ -446,22 +478,22 @@ class Engine:
             return
         answer = self._ask(inquiry, self._clock)
         if isinstance(answer, ProbeResult):
-            memory.lasting.probe = answer
+            memory.probe = answer
         else:
             memory.sessions, memory.sessions_at = answer, self._clock()
 
     def _event(self, key: ServerKey) -> JsonObject:
         """What a cleanup hook is told."""
         cr = self._view.live(key).cr or {}
-        status = cr.get("status") or {}
+        status, context = cr.get("status") or {}, self._aim.context
         return {
             "event": "cleanup",
             "server": str(key),
-            "cluster": self._context.cluster,
-            "source": self._context.source,
+            "cluster": context.cluster,
+            "source": context.source,
             "uid": cr.get("metadata", {}).get("uid"),
             "endpoint": status.get("endpoint"),
-            "revision": str(self._context.revision),
+            "revision": str(context.revision),
         }
 
     # --- failures ---
@@ -469,7 +501,8 @@ class Engine:
     def _refused(self, key: ServerKey, memory: Memory, action: Action, error: KubeError) -> bool:
         """Sort a refusal; True: it only told us something new, decide again."""
         if isinstance(error, Terminating):
-            phase = self._namespaces[key.namespace] = self._ask_namespace(key.namespace)
+            phase = self._ask_namespace(key.namespace)
+            self._namespaces[key.namespace] = phase, self._clock()
             if phase == "Terminating":
                 return True
         if _is_news(action, error) and memory.races < MAX_RACES:
@@ -479,21 +512,19 @@ class Engine:
             except KubeError as again:
                 self._failed(memory, again)
             return True
-        if isinstance(error, Immutable):
-            self._may_recreate(key)
         self._failed(memory, error)
+        if isinstance(error, Permanent):
+            memory.refused = _right(action)
+            self._refusals.add(memory.refused)
         # What failed is said in the status; a status that cannot be written has to wait.
         return action.subresource != "status"
 
-    def _may_recreate(self, key: ServerKey) -> bool:
-        """Only a new object can carry what was refused: a recreate counts as a prune."""
-        with self._asking:
-            if key not in self._recreates:
-                self._recreates.add(key)
-                if reason := self._guard(self._recreates):
-                    self._held[key] = reason
-                    self._recreates.remove(key)
-        return key not in self._held
+    def stumbled(self, key: ServerKey, error: Exception) -> Decision:
+        """Work on the server ended with a bug: it has failed, and is tried again later."""
+        memory = self.memory(key)
+        self._failed(memory, Transient(f"{key}: a bug: {type(error).__name__}"))
+        memory.decision = Decision("failed")
+        return memory.decision
 
     def _failed(self, memory: Memory, error: KubeError) -> None:
         now = self._clock()
@@ -538,9 +569,9 @@ class Engine:
                 after = self._foresee(key, memory, action, before)
             except KubeError as error:
                 immutable = isinstance(error, Immutable) and action.change is not None
-                if immutable and action.change is not None and self._may_recreate(key):
+                if immutable and action.change is not None and not self._aim.recreate(key):
                     _note(memory, replace(action, change=replace(action.change, action="replace")))
-                    memory.lasting.noise.add(action.key)
+                    memory.noise.add(action.key)
                     continue
                 if action.ref in memory.taken and isinstance(error, Configuration):
                     # Refused for what is still there.
@@ -551,13 +582,13 @@ class Engine:
                 self._failed(memory, error)
                 return immutable
             if before is not None and diffing.same_content(before, after):
-                memory.lasting.noise.add(action.key)
+                memory.noise.add(action.key)
                 continue
             if action.ref not in memory.taken:  # else all of it is told already
                 _note(memory, action)
             if action.verb is Verb.JSON_PATCH:
                 memory.taken.add(action.ref)
-            memory.lasting.noise.add(action.key)
+            memory.noise.add(action.key)
             if action.ref.kind != "Namespace":
                 memory.overlay.put(after)
         return True
@@ -630,7 +661,7 @@ class Engine:
         ]
 
     def outcome(self, key: ServerKey) -> Outcome:
-        """How a server stands at the end of the pass."""
+        """How a server stands, and what was done about it since ``told``."""
         memory = self.memory(key)
         changes = tuple(memory.changes.values())
         result: Result = memory.decision.result
@@ -639,7 +670,7 @@ class Engine:
             result, message = "failed", memory.failure.message
         elif memory.overdue:
             result, message = "failed", f"not done in time: {memory.overdue}"
-        elif memory.pruned and key not in self._loaded.servers:
+        elif memory.pruned and key not in self._aim.loaded.servers:
             result = "pruned"
         elif result in ("ok", "skipped") and changes:
             result = "changed"
@@ -647,6 +678,33 @@ class Engine:
         if self._check and changes:
             ready = None
         return Outcome(key, result, ready, changes, message, _told(memory.shutdown))
+
+    def told(self, key: ServerKey) -> None:
+        """What ``outcome`` says of the server is known: from now on only what is new counts."""
+        memory = self.memory(key)
+        memory.changes = {}
+        memory.pruned = False
+        memory.shutdown = None
+
+
+def _held(key: ServerKey, aim: Aim, live: Live, failure: Failure | None) -> str:
+    """Why the server is kept though git no longer holds it, or though only a new object can carry
+    what git says."""
+    if live.cr is None:
+        return ""
+    if key not in aim.loaded.servers and key not in aim.loaded.protected:
+        return aim.prune(key)
+    return aim.recreate(key) if failure is not None and failure.immutable else ""
+
+
+def _right(action: Action) -> tuple[Verb, str, str]:
+    """What an action needs the right to."""
+    return action.verb, action.ref.kind + action.subresource, action.ref.namespace
+
+
+def _takes_away(action: Action) -> bool:
+    """Does the action end something, or let go of it?"""
+    return action.verb in (Verb.DELETE, Verb.JSON_PATCH)
 
 
 _TOLD = ("startedAt", "endedBy", "activeSessions", "cleanup")

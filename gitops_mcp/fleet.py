@@ -1,4 +1,4 @@
-"""Many servers at once: a queue of names, timers and a few threads around one engine.
+"""Many servers at once: a few threads around a queue of names, and one pass over a fleet.
 
 Whatever happens only names a server; the engine then looks at the facts. A server is never worked
 on twice at the same time, and one that waits holds no thread.
@@ -6,16 +6,16 @@ on twice at the same time, and one that waits holds no thread.
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from gitops_mcp.model import Decision, Inquiry, ServerKey
+from gitops_mcp.workqueue import Queue
 
 if TYPE_CHECKING:
     from gitops_mcp.engine import Engine, Memory
@@ -71,6 +71,122 @@ class Patience:
         return ""
 
 
+class Look(NamedTuple):
+    """What one look at a server leaves: when to look again, and what to ask of the server first."""
+
+    again: datetime | None = None
+    inquiry: Inquiry | None = None
+
+
+class Workers:
+    """Threads that look at whatever server is due, until it is over.
+
+    ``look`` takes a server as far as it goes now; ``ask`` has an inquiry answered, after which the
+    server is looked at again. Both are called from many threads, for one server never twice at
+    once. What a bug raises in them ends ``run``; ``broken_off`` is then called before anything is
+    waited for.
+    """
+
+    def __init__(
+        self,
+        look: Callable[[ServerKey], Look],
+        ask: Callable[[ServerKey, Inquiry], None],
+        *,
+        clock: Callable[[], datetime],
+        workers: int = WORKERS,
+        per_namespace: int | None = None,
+        broken_off: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.changed = threading.Condition()
+        self.queue = Queue(per_namespace=per_namespace)
+        """Guarded by ``changed``."""
+        self._look = look
+        self._ask = ask
+        self._clock = clock
+        self._workers = workers
+        self._broken_off = broken_off
+        self._asked: set[ServerKey] = set()
+        self._crashed: BaseException | None = None
+
+    def wake(self, *keys: ServerKey) -> None:
+        """Something about these servers changed: look at them."""
+        now = self._clock()
+        with self.changed:
+            for key in keys:
+                self.queue.add(key, now)
+            self.changed.notify()
+
+    def crash(self, error: BaseException) -> None:
+        """Nothing is to be relied on any more: ``run`` raises this."""
+        with self.changed:
+            self._crashed = error
+            self.changed.notify()
+
+    def run(self, over: Callable[[], bool], idle: Callable[[], None] = lambda: None) -> None:
+        """Work until ``over()``, which is asked, with ``changed`` held, whenever that is notified.
+        ``idle`` is called likewise when nothing happened for a while. Running requests end."""
+        with (
+            ThreadPoolExecutor(self._workers, thread_name_prefix="worker") as pool,
+            ThreadPoolExecutor(ASKERS, thread_name_prefix="asker") as askers,
+        ):
+            self._askers = askers
+            try:
+                with self.changed:
+                    self._loop(pool, over, idle)
+            except BaseException:
+                self._broken_off()
+                raise
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+                askers.shutdown(wait=False, cancel_futures=True)
+
+    def _loop(
+        self, pool: ThreadPoolExecutor, over: Callable[[], bool], idle: Callable[[], None]
+    ) -> None:
+        while self._crashed is None and not over():
+            while self.queue.running < self._workers:
+                key = self.queue.take(self._clock())
+                if key is None:
+                    break
+                pool.submit(self._work, key)
+            if not self.changed.wait(self._pause()) and not self.queue.running:
+                idle()
+        if self._crashed is not None:
+            raise self._crashed
+
+    def _pause(self) -> float:
+        """Seconds until the next timer, or until it is time for ``idle``."""
+        longest = PROGRESS_INTERVAL.total_seconds()
+        timer = self.queue.next_at()
+        if timer is None or self.queue.running >= self._workers:
+            return longest
+        return min(max((timer - self._clock()).total_seconds(), 0.0), longest)
+
+    def _work(self, key: ServerKey) -> None:
+        look = Look()
+        try:
+            look = self._look(key)
+        except BaseException as error:
+            self.crash(error)
+        with self.changed:
+            self.queue.done(key)
+            self.queue.schedule(key, look.again)
+            if look.inquiry is not None and key not in self._asked:
+                self._asked.add(key)
+                with suppress(RuntimeError):  # it is over
+                    self._askers.submit(self._have_asked, key, look.inquiry)
+            self.changed.notify()
+
+    def _have_asked(self, key: ServerKey, inquiry: Inquiry) -> None:
+        try:
+            self._ask(key, inquiry)
+        except BaseException as error:
+            self.crash(error)
+        with self.changed:
+            self._asked.discard(key)
+        self.wake(key)
+
+
 class Fleet:
     """Runs one pass: every key until the pass is done with it."""
 
@@ -86,129 +202,57 @@ class Fleet:
         self._engine = engine
         self._clock = clock
         self._watches = watches
-        self._workers = workers
         self._progress = progress
-        self._changed = threading.Condition()
-        self._due: dict[ServerKey, None] = {}
-        self._running: set[ServerKey] = set()
-        self._timers: list[tuple[datetime, int, ServerKey]] = []
-        self._order = itertools.count()
+        self._workers = Workers(
+            self._look, engine.ask, clock=clock, workers=workers, broken_off=engine.stop
+        )
         self._open: dict[ServerKey, str] = {}
-        self._asked: set[ServerKey] = set()
-        self._crashed: BaseException | None = None
-        self._tell_at = clock()
+        """Guarded by the workers' ``changed``."""
+        self._patience = Patience()
+        self._started = self._tell_at = clock()
 
     def wake(self, key: ServerKey) -> None:
         """Something about a server changed: look at it again, if this pass is not done with it."""
-        with self._changed:
-            if key in self._open:
-                self._due[key] = None
-                self._changed.notify()
+        if key in self._open:
+            self._workers.wake(key)
 
     def run(self, keys: Iterable[ServerKey], patience: Patience) -> None:
         """Work until the pass is done with every key. Raises what a bug raises in a worker, and
         KeyboardInterrupt as it comes: running requests then end, no further one begins."""
-        started = self._clock()
-        self._tell_at = started + PROGRESS_INTERVAL
+        self._started, self._patience = self._clock(), patience
+        self._tell_at = self._started + PROGRESS_INTERVAL
         self._open = dict.fromkeys(sorted(keys), "")
-        self._due = dict.fromkeys(self._open)
-        with (
-            ThreadPoolExecutor(self._workers, thread_name_prefix="worker") as pool,
-            ThreadPoolExecutor(ASKERS, thread_name_prefix="asker") as askers,
-        ):
-            self._askers = askers
-            try:
-                self._loop(pool, patience, started)
-            except BaseException:
-                self._engine.stop()
-                pool.shutdown(wait=False, cancel_futures=True)
-                askers.shutdown(wait=False, cancel_futures=True)
-                raise
+        self._workers.wake(*self._open)
+        self._workers.run(lambda: not self._open, self._look_around)
 
-    def _loop(self, pool: ThreadPoolExecutor, patience: Patience, started: datetime) -> None:
-        with self._changed:
-            while self._open and self._crashed is None:
-                self._start_due(pool, patience, started)
-                # What was quick is done already: nobody will notify us of it any more.
-                if not self._open or self._due.keys() - self._running:
-                    continue
-                if not self._changed.wait(self._pause()) and not self._running:
-                    self._look_around(patience, started)
-        if self._crashed is not None:
-            raise self._crashed
+    def _look(self, key: ServerKey) -> Look:
+        if key not in self._open:
+            return Look()
+        decision = self._engine.work(key)
+        memory = self._engine.memory(key)
+        patience, now = self._patience, self._clock()
+        waiting = patience.outstanding(decision, memory, now, self._started)
+        with self._workers.changed:
+            if not waiting:
+                self._open.pop(key, None)
+                return Look()
+            self._open[key] = waiting
+        if self._watches is not None:
+            self._watches.start()
+        retry = memory.failure.retry_at if memory.failure is not None else None
+        # Past that time there is nothing to look at again for it: it would be a loop.
+        by = patience.ready_by if patience.ready_by and now < patience.ready_by else None
+        times = filter(None, (decision.look_again, retry, by))
+        return Look(min(times, default=None), decision.inquiry)
 
-    def _start_due(self, pool: ThreadPoolExecutor, patience: Patience, started: datetime) -> None:
-        now = self._clock()
-        while self._timers and self._timers[0][0] <= now:
-            key = heapq.heappop(self._timers)[2]
-            if key in self._open:
-                self._due[key] = None
-        for key in [key for key in self._due if key not in self._running]:
-            del self._due[key]
-            self._running.add(key)
-            future = pool.submit(self._engine.work, key)
-            future.add_done_callback(
-                lambda done, key=key: self._done(key, done, patience, started)  # type: ignore[misc]
-            )
-
-    def _pause(self) -> float:
-        """Seconds until the next timer, or the next line of progress."""
-        longest = PROGRESS_INTERVAL.total_seconds()
-        if not self._timers:
-            return longest
-        wait = (self._timers[0][0] - self._clock()).total_seconds()
-        return min(max(wait, 0.0), longest)
-
-    def _look_around(self, patience: Patience, started: datetime) -> None:
+    def _look_around(self) -> None:
         """Nothing happened for a while: give up what is late, and say what is waited for."""
         now = self._clock()
         for key in list(self._open):
             memory = self._engine.memory(key)
-            waiting = patience.outstanding(memory.decision, memory, now, started)
+            waiting = self._patience.outstanding(memory.decision, memory, now, self._started)
             if not waiting:
                 del self._open[key]
         if self._open and now >= self._tell_at:
             self._tell_at = now + PROGRESS_INTERVAL
             self._progress(dict(self._open))
-
-    def _done(
-        self, key: ServerKey, future: Future[Decision], patience: Patience, started: datetime
-    ) -> None:
-        with self._changed:
-            self._running.discard(key)
-            self._changed.notify()
-            if future.cancelled():
-                return
-            if (error := future.exception()) is not None:
-                self._crashed = error
-                return
-            decision = future.result()
-            memory = self._engine.memory(key)
-            now = self._clock()
-            waiting = patience.outstanding(decision, memory, now, started)
-            if not waiting:
-                self._open.pop(key, None)
-                self._due.pop(key, None)
-                return
-            self._open[key] = waiting
-            if decision.inquiry is not None and key not in self._asked:
-                self._asked.add(key)
-                self._askers.submit(self._ask, key, decision.inquiry)
-            retry = memory.failure.retry_at if memory.failure is not None else None
-            # Past that time there is nothing to look at again for it: it would be a loop.
-            by = patience.ready_by if patience.ready_by and now < patience.ready_by else None
-            for time in filter(None, (decision.look_again, retry, by)):
-                heapq.heappush(self._timers, (time, next(self._order), key))
-        if self._watches is not None:
-            self._watches.start()
-
-    def _ask(self, key: ServerKey, inquiry: Inquiry) -> None:
-        try:
-            self._engine.ask(key, inquiry)
-        except BaseException as error:
-            self._crashed = error
-        finally:
-            with self._changed:
-                self._asked.discard(key)
-                self._changed.notify()
-            self.wake(key)

@@ -9,12 +9,12 @@ import fnmatch
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gitops_mcp import diffing, gitrepo, manifests, planning, schemas, settings, shutdown, status
+from gitops_mcp import diffing, gitrepo, manifests, planning, schemas, settings, status
 from gitops_mcp.errors import KindAbsent, Permanent, UsageError
 from gitops_mcp.leadership import CLUSTER_SOURCE, Say
 from gitops_mcp.model import (
@@ -33,7 +33,6 @@ from gitops_mcp.model import (
     Outcome,
     Report,
     Result,
-    Revision,
     ServerKey,
     Snapshot,
 )
@@ -46,7 +45,7 @@ from gitops_mcp.options import (
 )
 
 if TYPE_CHECKING:
-    from gitops_mcp.engine import Engine, Settled
+    from gitops_mcp.engine import Engine
     from gitops_mcp.fleet import Progress
     from gitops_mcp.hooks import Hook
     from gitops_mcp.kube import Cluster
@@ -110,6 +109,69 @@ class Source:
             domain=self.options.cluster_domain,
             variables=self.loaded.variables,
         )
+
+    def context(self, wishes: Wishes) -> Context:
+        """What holds for every server."""
+        return Context(
+            source=self.source_id,
+            cluster=self.options.cluster,
+            revision=self.snapshot.revision,
+            path=self.path,
+            domain=self.options.cluster_domain,
+            finalizer=wishes.finalizer,
+            create_namespace=wishes.create_namespace,
+            allow_privileged=self.options.allow_privileged,
+            probes=wishes.probes and not wishes.check,
+        )
+
+    def concerns(
+        self, key: ServerKey, cr: JsonObject | None, context: Context, wishes: Wishes
+    ) -> bool:
+        """Is the server, which git may hold and the cluster may have (``cr``), ours to look at?"""
+        if wishes.watch_namespace not in (None, key.namespace) or not self.limit.selects(key):
+            return False
+        if key in self.loaded.servers or key in self.loaded.protected:
+            return True
+        if cr is None:
+            return False
+        owner = planning.owner_of(cr, context.source)
+        if owner is planning.Owner.OURS:
+            return planning.in_scope(cr, context)
+        return owner is not planning.Owner.OTHER and wishes.kubectl
+
+    def allowance(
+        self,
+        count: int,
+        under_way: int,
+        *,
+        given: planning.Allowance | None = None,
+        since: str = "",
+        warn: Say = lambda _: None,
+    ) -> planning.Allowance | None:
+        """How many prunes are allowed: what is ``given``, else the ``Allow-Prune`` of a commit that
+        was not synced yet, the fitting one (``count``, or with those ``under_way``) or any.
+        ``since`` is the commit that was synced last, where somebody knows better than the notes."""
+        revision = self.snapshot.revision
+        if given is not None or not revision.sha:
+            return given
+        last = since or self._synced(warn)
+        if last == revision.sha:
+            return None  # this commit was synced: what it allowed is spent
+        allowed = [
+            planning.Allowance(commit.allow_prune, f"commit {commit.sha[:12]}")
+            for commit in self.repository.commits_between(last, revision.sha)
+            if commit.allow_prune is not None
+        ]
+        fitting = (one for one in allowed if one.count in (count, count + under_way))
+        return next(fitting, allowed[0] if allowed else None)
+
+    def _synced(self, warn: Say) -> str:
+        """The commit that was synced last, as the notes say."""
+        notes = self.repository.notes(self.options.cluster)
+        if warning := notes.fetch():  # who synced from elsewhere has spent its trailer too
+            warn(warning)
+        synced = (r for r in notes.read() if r.event == "synced" and r.source == self.source_id)
+        return next((record.commit for record in synced), "")
 
     def objects(self) -> Iterator[JsonObject]:
         """What ``render`` prints: each server's MCPServer, then its children."""
@@ -318,44 +380,46 @@ class Pass:
     """Servers that turned Ready in this pass, each with the commit that brought what is Ready."""
     unfinished: Report | None = None
     """What a pass had done that was interrupted, or lost its lease."""
-    settled: Settled | None = None
-    """What the last pass of this process left, and what this one leaves."""
 
     def run(self) -> Report:
         """Read the cluster, decide, act, report. Raises GitOpsError where it cannot be run."""
         from gitops_mcp import fleet
-        from gitops_mcp.engine import Engine, Settled, utc_now
+        from gitops_mcp.engine import Aim, Engine, utc_now
+        from gitops_mcp.guard import PruneGuard
         from gitops_mcp.view import View
         from gitops_mcp.watches import Watches
 
         view = View()
         versions = self._read(view)
-        context = self._context()
+        context = self.source.context(self.wishes)
         keys = self._keys(view, context)
         if self.wishes.rights:
             self._ask_rights(view, keys)
         before = {key for key, cr in view.resources() if _is_ready(cr)}
-        pruned = self._candidates(view, context, keys)
-        held = self._held(view, context, pruned)
+        guard = PruneGuard(
+            view,
+            context,
+            self.source.loaded,
+            selects=keys.__contains__,
+            allowed=partial(self.source.allowance, given=self.wishes.allow_prune, warn=self.warn),
+        )
         self._warn_of_finalizers(view, keys)
-        settled = self.settled or Settled()
-        settled.begin((replace(context, revision=Revision("")), self.source.renderer.digest), keys)
         watching = Watches(self.cluster, view, versions)
+        aim = Aim(
+            self.source.loaded,
+            self.source.renderer,
+            context,
+            prune=guard.prune,
+            recreate=guard.recreate,
+        )
         engine = Engine(
             self.cluster,
             view,
-            self.source.renderer,
-            context,
-            self.source.loaded,
-            held=held,
-            guard=lambda recreated: self._guard(
-                view, context, {*(pruned - held.keys()), *recreated}
-            ),
+            aim,
             check=self.wishes.check,
             dry_run=not self.wishes.check or self._may_patch(keys),
-            may_write=lambda: self.may_write(False),
+            may_write=self.may_write,
             cleanup=self.wishes.hooks,
-            settled=settled,
         )
         runner = fleet.Fleet(
             engine,
@@ -383,19 +447,6 @@ class Pass:
             and outcome.server not in before
         }
         return report
-
-    def _context(self) -> Context:
-        return Context(
-            source=self.source.source_id,
-            cluster=self.options.cluster,
-            revision=self.source.snapshot.revision,
-            path=self.source.path,
-            domain=self.options.cluster_domain,
-            finalizer=self.wishes.finalizer,
-            create_namespace=self.wishes.create_namespace,
-            allow_privileged=self.options.allow_privileged,
-            probes=self.wishes.probes and not self.wishes.check,
-        )
 
     def _read(self, view: View) -> Versions:
         """The cluster's state, and the one clear line where it is not fit for us."""
@@ -480,18 +531,13 @@ class Pass:
     def _keys(self, view: View, context: Context) -> set[ServerKey]:
         """Every server that this pass is about."""
         loaded = self.source.loaded
-        keys = set(loaded.servers) | set(loaded.protected)
-        for key, cr in view.resources():
-            owner = planning.owner_of(cr, context.source)
-            if owner is planning.Owner.OTHER:
-                continue
-            if owner is not planning.Owner.OURS and not self.wishes.kubectl:
-                continue
-            if owner is not planning.Owner.OURS or planning.in_scope(cr, context):
-                keys.add(key)
-        only = self.wishes.watch_namespace
-        keys = {key for key in keys if only in (None, key.namespace)}
-        chosen = {key for key in keys if self.source.limit.selects(key)}
+        standing = dict(view.resources())
+        keys = {*loaded.servers, *loaded.protected, *standing}
+        chosen = {
+            key
+            for key in keys
+            if self.source.concerns(key, standing.get(key), context, self.wishes)
+        }
         if self.source.limit and not chosen:
             raise UsageError("--limit matches no server", hint="globs match name or namespace/name")
         return chosen
@@ -510,92 +556,6 @@ class Pass:
                 f"{len(bearing)} server(s) bear the agent's finalizer while no agent holds the "
                 "lease: deleting them by hand waits for the next sync or agent"
             )
-
-    def _candidates(
-        self, view: View, context: Context, keys: Collection[ServerKey]
-    ) -> set[ServerKey]:
-        """The servers that git no longer holds."""
-        loaded = self.source.loaded
-        return {
-            key
-            for key, cr in _ours(view, context).items()
-            if key in keys
-            and key not in loaded.servers
-            and key not in loaded.protected
-            and planning.prunable(cr, context)
-            and not planning.outlives_git(cr)
-        }
-
-    def _held(
-        self, view: View, context: Context, candidates: Collection[ServerKey]
-    ) -> dict[ServerKey, str]:
-        """The prune guard's word on each server that git no longer holds."""
-        loaded = self.source.loaded
-        if not candidates:
-            return {}
-        if loaded.unknown:
-            reason = "a manifest whose server cannot be told stops all pruning"
-        else:
-            ours = _ours(view, context)
-            under_way = sum(
-                key not in loaded.servers and shutdown.under_way(cr)
-                for key, cr in view.resources()
-                if key in ours
-            )
-            guard = partial(
-                planning.prune_guard,
-                candidates,
-                ours=len(ours),
-                empty=not loaded.servers and not loaded.protected,
-                under_way=under_way,
-            )
-            reason = guard(allowed=None)
-            if reason:  # only now it matters what anybody allowed
-                reason = guard(allowed=self._allowance(len(candidates), under_way))
-        return dict.fromkeys(candidates, reason) if reason else {}
-
-    def _guard(self, view: View, context: Context, keys: Collection[ServerKey]) -> str:
-        """The prune guard's word on one more recreate: ``keys`` are all that this pass takes down.
-
-        How many they will be nobody knows before the last of them, so what is allowed is enough
-        as long as it is not exceeded.
-        """
-        allowed = self._allowance(len(keys))
-        if allowed is not None and allowed.count is not None and allowed.count > len(keys):
-            allowed = replace(allowed, count=len(keys))
-        ours = len(_ours(view, context))
-        return planning.prune_guard(keys, ours=ours, empty=False, allowed=allowed)
-
-    def _allowance(self, count: int, under_way: int = 0) -> planning.Allowance | None:
-        return self.wishes.allow_prune or self._trailer(count, under_way)
-
-    def _trailer(self, count: int, under_way: int) -> planning.Allowance | None:
-        """The ``Allow-Prune`` of a commit that was not synced yet: the fitting one, else any."""
-        revision = self.source.snapshot.revision
-        if not revision.sha:
-            return None
-        repository = self.source.repository
-        notes = repository.notes(self.options.cluster)
-        if warning := notes.fetch():  # who synced from elsewhere has spent its trailer too
-            self.warn(warning)
-        records = notes.read()
-        last = next(
-            (
-                r.commit
-                for r in records
-                if r.event == "synced" and r.source == self.source.source_id
-            ),
-            "",
-        )
-        if last == revision.sha:
-            return None  # this commit was synced: what it allowed is spent
-        allowed = [
-            planning.Allowance(commit.allow_prune, f"commit {commit.sha[:12]}")
-            for commit in repository.commits_between(last, revision.sha)
-            if commit.allow_prune is not None
-        ]
-        fitting = (one for one in allowed if one.count in (count, count + under_way))
-        return next(fitting, allowed[0] if allowed else None)
 
     def _may_patch(self, keys: Collection[ServerKey]) -> bool:
         """May dry-runs be asked for? Without that right the comparison is local, and says so."""
@@ -631,15 +591,6 @@ def refuse_old(cluster: Cluster) -> None:
 def _revision(cr: JsonObject | None) -> str:
     """The revision at which a server's state was first applied."""
     return str((((cr or {}).get("status") or {}).get("source") or {}).get("revision", ""))
-
-
-def _ours(view: View, context: Context) -> dict[ServerKey, JsonObject]:
-    """This source's MCPServers in the cluster."""
-    return {
-        key: cr
-        for key, cr in view.resources()
-        if planning.owner_of(cr, context.source) is planning.Owner.OURS
-    }
 
 
 def _is_ready(cr: JsonObject) -> bool:

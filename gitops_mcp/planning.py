@@ -53,6 +53,9 @@ NEVER = "1"
 """A resourceVersion that no object has. An apply that bears it makes what is missing, and is a
 conflict with what is there (measured: a missing object is not held against it)."""
 
+NAMESPACE_RETRY = timedelta(seconds=10)
+"""Between two looks at a namespace that is not there, or is going: no watch tells of it."""
+
 PROGRESS_FACTOR = 10
 """Counts and messages of a rollout under way are written at 10 s, 100 s, 1,000 s … of its age, so
 that a server takes at most four status writes from creation to Ready."""
@@ -87,6 +90,18 @@ def owner_of(cr: JsonObject, source: str) -> Owner:
         return Owner.OTHER
     proven = diffing.owns(cr, "metadata", "labels", LABEL_SOURCE)
     return Owner.OURS if proven else Owner.COPIED
+
+
+def is_kubectls(facts: Facts, context: Context) -> bool:
+    """Is the server one that kubectl made, and none that git holds?"""
+    if facts.desired is not None or facts.protected or facts.cr is None:
+        return False
+    return made_by_hand(facts.cr, context.source)
+
+
+def made_by_hand(cr: JsonObject, source: str) -> bool:
+    """Did somebody make ``cr`` with kubectl, seen from ``source``?"""
+    return owner_of(cr, source) in (Owner.KUBECTL, Owner.COPIED)
 
 
 def prunable(cr: JsonObject, context: Context) -> bool:
@@ -176,7 +191,9 @@ def decide(facts: Facts, context: Context, renderer: Renderer) -> Decision:
     if cr is not None and shutdown.under_way(cr):
         return _shut_down(facts, context)
     if facts.namespace == "Terminating":
-        return Decision("skipped", message=f"namespace {facts.key.namespace} is terminating")
+        message = f"namespace {facts.key.namespace} is terminating"
+        later = facts.now + NAMESPACE_RETRY if facts.desired is not None else None
+        return Decision("skipped", message=message, look_again=later)
     if facts.desired is not None:
         if owner is Owner.KUBECTL and not _adopts(facts.desired):
             return _refused(facts, f"mcpserver/{facts.key.name} was made by hand")
@@ -363,7 +380,9 @@ def _missing_namespace(facts: Facts, context: Context) -> Decision:
     name = facts.key.namespace
     if not context.create_namespace or facts.desired is None:
         return Decision(
-            "failed", message=f'namespace "{name}" not found: create it, or use --create-namespace'
+            "failed",
+            message=f'namespace "{name}" not found: create it, or use --create-namespace',
+            look_again=facts.now + NAMESPACE_RETRY,
         )
     failure = facts.failure
     if failure is not None and facts.now < failure.retry_at:

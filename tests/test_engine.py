@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gitops_mcp import hooks, schemas
-from gitops_mcp.engine import Engine
+from gitops_mcp.engine import Aim, Engine
 from gitops_mcp.errors import Configuration, Conflict, Gone, Permanent, Terminating, Transient
 from gitops_mcp.model import (
     ANNOTATION_PRUNE,
@@ -138,9 +138,7 @@ class Stage:
         self.engine = Engine(
             self.server,
             self.view,
-            renderer,
-            context,
-            Loaded(servers),
+            Aim(Loaded(servers), renderer, context),
             **{"clock": lambda: self.now, **more},
         )
 

@@ -52,9 +52,9 @@ def in_background(fleet: Fleet, patience: Patience) -> Callable[[], None]:
     thread.start()
 
     def end() -> None:
-        with fleet._changed:
+        with fleet._workers.changed:
             fleet._open.clear()
-            fleet._changed.notify()
+            fleet._workers.changed.notify()
         thread.join(10)
         assert not thread.is_alive()
 
@@ -97,7 +97,9 @@ def test_a_recreate_is_not_over_before_it_has_come_to_its_end() -> None:
     assert Patience().outstanding(decision, memory, stage.now, stage.now) == decision.waiting
 
 
-def test_what_runs_when_a_pass_is_broken_off_begins_no_further_request() -> None:
+def test_what_runs_when_a_pass_is_broken_off_begins_no_further_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """An interrupt comes while the MCPServer is being made: its children are not."""
     stage = Stage(git=WEB, clock=utc_now)
     reached, go_on = threading.Event(), threading.Event()
@@ -107,14 +109,16 @@ def test_what_runs_when_a_pass_is_broken_off_begins_no_further_request() -> None
             reached.set()
             go_on.wait(5)
 
-    class Interrupted(Fleet):
-        def _start_due(self, *given: Any) -> None:
-            super()._start_due(*given)
-            reached.wait(5)
-            threading.Timer(0.2, go_on.set).start()
-            raise KeyboardInterrupt
+    def interrupt() -> float:
+        """In the middle of the wait for what is under way."""
+        if not reached.is_set():
+            return 0.01
+        threading.Timer(0.2, go_on.set).start()
+        raise KeyboardInterrupt
 
     stage.server.refuse = refuse
+    fleet = Fleet(stage.engine, clock=utc_now)
+    monkeypatch.setattr(fleet._workers, "_pause", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        Interrupted(stage.engine, clock=utc_now).run([KEY], Patience())
+        fleet.run([KEY], Patience())
     assert [one for one in stage.server.asked if one.startswith("apply")] == ["apply MCPServer"]

@@ -132,7 +132,6 @@ class _Passes:
         terminal: Terminal,
     ) -> None:
         from gitops_mcp import leadership, manifests
-        from gitops_mcp.engine import Settled
 
         where = source.namespace or cluster.namespace
         self._kubectl = leadership.source_lease(cluster, where, leadership.CLUSTER_SOURCE, "agent")
@@ -142,7 +141,6 @@ class _Passes:
         self._wishes = wishes
         self._terminal = terminal
         self._cache: Cache = manifests.Cache()
-        self._settled = Settled()
         self._problems: tuple[object, ...] = ()
         self._said = ""
         self._warned: set[str] = set()
@@ -180,7 +178,6 @@ class _Passes:
             self._wishes,
             self._warn,
             self._terminal.progress,
-            settled=self._settled,
         )
         leader = self.leader
         assert leader is not None  # noqa: S101 -- passes are made by the leader

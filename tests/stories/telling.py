@@ -20,7 +20,6 @@ import gitfixtures
 import yaml
 
 from gitops_mcp import pipeline, reports
-from gitops_mcp.engine import Settled
 from gitops_mcp.errors import Gone
 from gitops_mcp.kube import Cluster
 from gitops_mcp.model import (
@@ -176,12 +175,10 @@ class Story:
         allow_prune: int | str | None = None,
         source: Mapping[str, Any] | None = None,
         may_write: Callable[[bool], bool] = lambda _: True,
-        settled: Settled | None = None,
         **wishes: Any,
     ) -> dict[str, str]:
         """One sync, notes included; its results by server. ``wait``: seconds to wait for Ready;
-        ``may_write``: asked before each write; ``settled``: what the passes of an
-        agent leave for the next."""
+        ``may_write``: asked before each write."""
         if wait is not None:
             wishes["ready_within"] = timedelta(seconds=wait)
         if allow_prune is not None:
@@ -200,7 +197,6 @@ class Story:
                     pipeline.Wishes(**wishes),
                     warn=self.warnings.append,
                     may_write=may_write,
-                    settled=settled,
                 )
                 self.report = one.run()
                 if not self.report.check:

@@ -21,7 +21,6 @@ from typing import Any
 import pytest
 from stories.telling import Story
 
-from gitops_mcp.engine import Settled
 from gitops_mcp.hooks import Hook
 from gitops_mcp.model import KIND
 
@@ -98,19 +97,6 @@ def test_a_server_that_speaks_mcp_is_verified(story: Story, tmp_path: Path) -> N
     assert story.conditions()["Verified"] == "HandshakeSucceeded"
     assert story.conditions()["Ready"] == "MCPServerReady"
     assert story.status()["serverInfo"]["name"] == "web-search"
-
-
-def test_an_agents_passes_ask_no_more_often_than_the_interval(story: Story, tmp_path: Path) -> None:
-    port = PORT + 6
-    story.put("web", transport="streamable-http", port=port, health={"interval": "1h"})
-    story.sync(wait=10)
-    agent = Settled()
-    with mcp_server(tmp_path, f"{address_of(story)}:{port}", "open"):
-        story.sync(probes=True, settled=agent)
-    story.sync(probes=True, settled=agent)  # nobody answers any more, and nobody is asked
-    assert story.deeds() == []
-    story.sync(probes=True)
-    assert story.conditions()["Verified"] == "!ConnectionRefused"
 
 
 def test_a_server_that_refuses_its_own_name_is_not_ready(story: Story, tmp_path: Path) -> None:

@@ -1,0 +1,241 @@
+"""The controller: the straight line, kept alive.
+
+Receives commits (``adopt``), names of servers (``wake``) and the word on who leads; looks at one
+server after the other, whenever whoever drives it says so, and tells its listeners what each look
+came to. It starts no thread and reads no clock but its own: the agent drives it with many threads,
+a simulation with one.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
+
+from gitops_mcp import planning, probes
+from gitops_mcp.engine import Aim, Ask, Engine, Kube, utc_now
+from gitops_mcp.errors import LeaseLost
+from gitops_mcp.fleet import Look
+from gitops_mcp.guard import PruneGuard
+from gitops_mcp.model import Context, Decision, Inquiry, ServerKey, Worked
+from gitops_mcp.pipeline import Source, Wishes
+from gitops_mcp.view import View
+
+Listener = Callable[[Worked], None]
+"""Told of each look. Quick: it is called by whoever looks."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Leads:
+    """What we may write: the servers of our source, and those that kubectl made. Both are asked
+    right before each write."""
+
+    source: Callable[[], bool]
+    kubectl: Callable[[], bool]
+
+    def __call__(self, kubectls: bool) -> bool:
+        return self.kubectl() if kubectls else self.source()
+
+
+class Controller:
+    """Keeps the servers of one source, and those that kubectl made, as they should be.
+
+    ``wake`` is called with the servers that are to be looked at, ``settled`` once every server of
+    a commit has been looked at since it was adopted. Thread-safe, but for ``look``, which must not
+    be called twice for one server at a time.
+    """
+
+    def __init__(
+        self,
+        kube: Kube,
+        view: View,
+        wishes: Wishes,
+        *,
+        leads: Leads,
+        wake: Callable[..., None],
+        listeners: Sequence[Listener] = (),
+        settled: Callable[[Source], None] = lambda _: None,
+        complete: Callable[[], bool] = lambda: True,
+        ask: Ask = probes.ask,
+        warn: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], datetime] = utc_now,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._kube = kube
+        self._view = view
+        self._wishes = wishes
+        self._leads = leads
+        self._wake = wake
+        self._listeners = listeners
+        self._settled = settled
+        self._complete = complete
+        self._ask = ask
+        self._warn = warn
+        self._clock = clock
+        self._rng = rng
+        self._lock = threading.Lock()
+        self._engine: Engine | None = None
+        self._guard: PruneGuard | None = None
+        self._context: Context | None = None
+        self._open: set[ServerKey] = set()
+        """Servers of the adopted commit that have not been looked at since."""
+        self._synced = ""
+        """The last commit that every server was looked at for."""
+        self.source: Source | None = None
+        """What is enforced; None before the first commit."""
+
+    # --- what happens ---
+
+    def adopt(self, source: Source) -> None:
+        """Work towards another commit from now on; only what it changes is looked at anew."""
+        former, self.source = self.source, source
+        context = self._context = source.context(self._wishes)
+        released = self._guard.held if self._guard is not None else frozenset()
+        guard = self._guard = PruneGuard(
+            self._view,
+            context,
+            source.loaded,
+            selects=source.limit.selects,
+            allowed=partial(self._allowance, source),
+        )
+        aim = Aim(
+            source.loaded, source.renderer, context, prune=guard.prune, recreate=guard.recreate
+        )
+        if self._engine is None or former is None:
+            self._engine = self._begin(aim)
+            changed = self.servers()
+        else:
+            failed = self._engine.aim(aim)
+            changed = {*self._changed(former, source), *failed, *released}
+        with self._lock:
+            self._open = set(filter(self.concerns, self._open | changed))
+            changed = set(self._open)
+        self._wake(*sorted(changed))
+        self._looked()
+
+    def _begin(self, aim: Aim) -> Engine:
+        return Engine(
+            self._kube,
+            self._view,
+            aim,
+            may_write=self._leads,
+            ask=self._ask,
+            cleanup=self._wishes.hooks,
+            wake=self._wake,
+            complete=self._complete,
+            clock=self._clock,
+            rng=self._rng,
+        )
+
+    def _changed(self, former: Source, source: Source) -> set[ServerKey]:
+        """The servers that the step from one commit to the other is about."""
+        old, new = former.loaded, source.loaded
+        if former.renderer.digest != source.renderer.digest or old.unknown != new.unknown:
+            return self.servers()
+        keys = {
+            key
+            for key in old.servers.keys() | new.servers.keys()
+            if old.servers.get(key) is not new.servers.get(key)
+        }
+        mended = old.protected if old.problems != new.problems else old.protected ^ new.protected
+        return keys | mended | (new.protected if old.problems != new.problems else frozenset())
+
+    def _allowance(self, source: Source, count: int, under_way: int) -> planning.Allowance | None:
+        return source.allowance(
+            count, under_way, given=self._wishes.allow_prune, since=self._synced, warn=self._warn
+        )
+
+    def servers(self) -> set[ServerKey]:
+        """Every server that is ours to look at: those of git, and those in the cluster."""
+        loaded = self.source.loaded if self.source is not None else None
+        keys = {key for key, _ in self._view.resources()}
+        if loaded is not None:
+            keys |= loaded.servers.keys() | loaded.protected
+        return set(filter(self.concerns, keys))
+
+    def concerns(self, key: ServerKey) -> bool:
+        """Is the server ours to look at?"""
+        source, context = self.source, self._context
+        if source is None or context is None:
+            return False
+        return source.concerns(key, self._view.live(key).cr, context, self._wishes)
+
+    def look_at_all(self) -> None:
+        """Look at every server again: to check that nothing was missed, or since we lead now."""
+        self._wake(*sorted(self.servers()))
+
+    # --- the work ---
+
+    def look(self, key: ServerKey) -> Look:
+        """Take one server as far as it goes now, and tell the listeners what it came to."""
+        engine, source = self._engine, self.source
+        if engine is None or source is None:
+            return Look()
+        if not self.concerns(key) and not engine.knows(key):
+            return Look()
+        if not self._leads(self._is_kubectls(key, source)):
+            return Look()  # all are looked at once we lead
+        began = self._clock()
+        try:
+            decision = engine.work(key)
+        except LeaseLost:
+            return Look()
+        except Exception as error:  # a bug that one server meets must not stop the others
+            _log.exception("%s: a bug", key)
+            decision = engine.stumbled(key, error)
+        failure = engine.memory(key).failure
+        self._tell(engine, key, decision, began)
+        if not self.concerns(key):
+            engine.forget(key)
+        if self.source is source:  # else it has still to be looked at for the new commit
+            with self._lock:
+                self._open.discard(key)
+            self._looked()
+        times = filter(None, (decision.look_again, failure.retry_at if failure else None))
+        return Look(min(times, default=None), decision.inquiry)
+
+    def ask(self, key: ServerKey, inquiry: Inquiry) -> None:
+        """Have an inquiry about a server answered; it is worth a look after that."""
+        if self._engine is not None:
+            self._engine.ask(key, inquiry)
+
+    def _is_kubectls(self, key: ServerKey, source: Source) -> bool:
+        cr = self._view.live(key).cr
+        held = key in source.loaded.servers or key in source.loaded.protected
+        return not held and cr is not None and planning.made_by_hand(cr, source.source_id)
+
+    def _tell(self, engine: Engine, key: ServerKey, decision: Decision, began: datetime) -> None:
+        cr = self._view.live(key).cr or {}
+        outcome = engine.outcome(key)
+        if cr and decision.result == "pruned":
+            # It is told once it has gone.
+            outcome = replace(outcome, result="ok", changes=(), message=decision.waiting)
+        else:
+            engine.told(key)
+        source = (cr.get("status") or {}).get("source") or {}
+        worked = Worked(
+            server=key,
+            outcome=outcome,
+            revision=engine.revision,
+            commit=source.get("revision", ""),
+            uid=cr.get("metadata", {}).get("uid", ""),
+            at=self._clock(),
+            seconds=(self._clock() - began).total_seconds(),
+        )
+        for listener in self._listeners:
+            listener(worked)
+
+    def _looked(self) -> None:
+        """Say so, once, when every server was looked at for the commit that is enforced."""
+        source = self.source
+        with self._lock:
+            if source is None or self._open or self._synced == str(source.snapshot.revision):
+                return
+            self._synced = str(source.snapshot.revision)
+        self._settled(source)
