@@ -258,8 +258,15 @@ class Git:
             at += 1
         return found
 
-    def talk(self, *args: str, env: Mapping[str, str], configured: bool = False) -> Answer:
-        """Run a command that talks to a server; the caller judges its status.
+    def talk(
+        self,
+        *args: str,
+        env: Mapping[str, str],
+        configured: bool = False,
+        limit: float = REMOTE_LIMIT,
+    ) -> Answer:
+        """Run a command that talks to a server, ``limit`` seconds at most; the caller judges its
+        status.
 
         ``configured``: with the user's own git configuration (its credential helpers, proxies),
         for the remote of a directory that is the user's own.
@@ -283,7 +290,7 @@ class Git:
             status, out, err = GitPython().execute(
                 ["git", *config, *self._where, *args],
                 env={**closed, **limits, **env},
-                kill_after_timeout=REMOTE_LIMIT,
+                kill_after_timeout=limit,
                 with_extended_output=True,
                 with_exceptions=False,
                 stdout_as_string=False,

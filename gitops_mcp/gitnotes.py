@@ -11,7 +11,7 @@ import json
 import random
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gitops_mcp.errors import GitOpsError
@@ -20,6 +20,11 @@ from gitops_mcp.model import NoteRecord
 
 WRITE_ATTEMPTS = 16
 """Rounds against other writers of one notes ref. Each round somebody wins, waits grow to 1.6 s."""
+
+NOTES_LIMIT = 60.0
+"""Seconds for one fetch or push of the notes: they are small, and nobody waits for them."""
+NOTES_AT_ONCE = 200
+"""Commits whose notes are read together by ``stream``."""
 
 _KEYS = ("time", "cluster", "source", "event", "server", "result", "message")
 _RACES = re.compile(r"fetch first|non-fast-forward|stale info|cannot lock ref|failed to update ref")
@@ -74,12 +79,44 @@ class Notes:
             if push and not self._fetched:
                 warnings += self._fetch(place)
                 self._join(place.git)
-            warnings += self._write(place.git, wanted)
+            unknown = _unknown(place.git, [record.commit for record in wanted])
+            known = [record for record in wanted if record.commit not in unknown]
+            warnings += self._write(place.git, known)
             if push and not warnings:
                 warnings += self._push(place)
+            warnings += [
+                f"commit {commit[:12]} is not in this repository: no note was written"
+                for commit in sorted(unknown)
+            ]
         except (GitOpsError, OSError) as error:
             warnings.append(f"the deployment notes could not be written: {why(error)}")
         return tuple(warnings)
+
+    def pull(self) -> tuple[str, ...]:
+        """Add what other writers pushed to our notes, so that what is appended is held against
+        that, too. Returns warnings."""
+        try:
+            place = self._place()
+            warnings = self._fetch(place) if place else []
+            if place is not None and not warnings:
+                self._join(place.git)
+        except (GitOpsError, OSError) as error:
+            return (f"the deployment notes could not be fetched: {why(error)}",)
+        return tuple(warnings)
+
+    def push(self) -> tuple[str, ...]:
+        """Push what was appended and not pushed. Returns warnings."""
+        try:
+            place = self._place()
+            return tuple(self._push(place)) if place else ()
+        except (GitOpsError, OSError) as error:
+            return (f"the deployment notes were not pushed: {why(error)}",)
+
+    def knows(self, commits: Iterable[str]) -> frozenset[str]:
+        """Those of the commits that the repository has. Raises SourceError."""
+        asked = {commit for commit in commits if SHA.fullmatch(commit)}
+        place = self._place() if asked else None
+        return frozenset(asked - _unknown(place.git, asked)) if place else frozenset()
 
     def fetch(self) -> str:
         """Fetch what other writers pushed, for ``read`` to show. Returns a warning, "" if fine."""
@@ -104,11 +141,22 @@ class Notes:
         records = [record for line, commit in found if (record := _parse(line, commit)) is not None]
         return sorted(records, key=lambda record: (record.time, _line(record)), reverse=True)
 
+    def stream(self) -> Iterator[NoteRecord]:
+        """All records of our own ref in no order, few of them in memory. Raises SourceError."""
+        place = self._place()
+        if place is None:
+            return
+        tree = _tree(place.git, place.git.commit(self.ref))
+        commits = list(tree)
+        for start in range(0, len(commits), NOTES_AT_ONCE):
+            some = {commit: tree[commit] for commit in commits[start : start + NOTES_AT_ONCE]}
+            for commit, lines in _texts(place.git, some).items():
+                yield from (r for line in lines if (r := _parse(line, commit)) is not None)
+
     # -- the local ref
 
     def _write(self, git: Git, records: Sequence[NoteRecord]) -> list[str]:
         commits = sorted({record.commit for record in records})
-        unknown = [commit for commit in commits if not git.commit(commit)]
         for attempt in range(WRITE_ATTEMPTS):
             tip = git.commit(self.ref)
             present = _lines(git, tip, commits)
@@ -117,14 +165,12 @@ class Notes:
                 lines = present.get(commit, [])
                 said = [known for line in lines if (known := _parse(line, commit)) is not None]
                 new = _news(said, [record for record in records if record.commit == commit])
-                if new and commit not in unknown:
+                if new:
                     changed[commit] = [*lines, *map(_line, new)]
             if not changed or self._commit(git, "Record a deployment", changed, tip):
-                break
+                return []
             _wait(attempt)
-        else:
-            return ["the deployment notes could not be written: other writers were always faster"]
-        return [f"commit {c[:12]} is not in this repository: no note was written" for c in unknown]
+        return ["the deployment notes could not be written: other writers were always faster"]
 
     def _join(self, git: Git) -> None:
         """Add the other writers' lines to ours. Nothing happens when our ref moves meanwhile: the
@@ -180,7 +226,8 @@ class Notes:
             return []
         talk, target = place.upstream.talk, place.upstream.target
         for attempt in range(WRITE_ATTEMPTS):
-            answer = talk("fetch", *FETCH, "--", target, f"+{self.ref}:{self._theirs}")
+            refspec = f"+{self.ref}:{self._theirs}"
+            answer = talk("fetch", *FETCH, "--", target, refspec, limit=NOTES_LIMIT)
             if not (answer.status and _RACES.search(answer.err)):
                 break
             _wait(attempt)
@@ -202,7 +249,7 @@ class Notes:
         command = ("push", *options, "--", place.upstream.target, f"{self.ref}:{self.ref}")
         cause = "other writers were always faster"
         for attempt in range(WRITE_ATTEMPTS):
-            answer = place.upstream.talk(*command)
+            answer = place.upstream.talk(*command, limit=NOTES_LIMIT)
             if answer.status == 0:
                 return []
             out = answer.out.decode("utf-8", "replace")
@@ -241,7 +288,11 @@ def _tree(git: Git, tip: str) -> dict[str, tuple[str, str]]:
 def _lines(git: Git, tip: str, commits: Iterable[str] | None = None) -> dict[str, list[str]]:
     """The lines of the notes on these commits (None: on all)."""
     tree = _tree(git, tip)
-    chosen = tree if commits is None else {c: tree[c] for c in commits if c in tree}
+    return _texts(git, tree if commits is None else {c: tree[c] for c in commits if c in tree})
+
+
+def _texts(git: Git, chosen: Mapping[str, tuple[str, str]]) -> dict[str, list[str]]:
+    """The lines of these notes of a tree."""
     blobs = git.blobs([blob for _, blob in chosen.values()])
     return {
         commit: [
@@ -249,6 +300,11 @@ def _lines(git: Git, tip: str, commits: Iterable[str] | None = None) -> dict[str
         ]
         for commit, (_, blob) in chosen.items()
     }
+
+
+def _unknown(git: Git, commits: Iterable[str]) -> set[str]:
+    """Those of the commits that are not there; asked in one process."""
+    return {commit for commit, size in git.sizes(sorted(set(commits))).items() if not size}
 
 
 def _data(text: str) -> bytes:

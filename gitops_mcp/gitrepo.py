@@ -362,9 +362,9 @@ class _Mirror:
             # An empty template: no sample hooks.
             self.git.run("init", "--quiet", "--bare", "--template=", "--initial-branch=main")
 
-    def talk(self, *args: str) -> Answer:
-        """Run a git command that talks to the server."""
-        return self.git.talk(*args, env=self.server.environment())
+    def talk(self, *args: str, limit: float = REMOTE_LIMIT) -> Answer:
+        """Run a git command that talks to the server, ``limit`` seconds at most."""
+        return self.git.talk(*args, env=self.server.environment(), limit=limit)
 
     def _ask_server(self, *args: str) -> dict[str, str]:
         """ls-remote: ref name to commit id (or, for HEAD's symref, to the ref)."""

@@ -442,7 +442,9 @@ class Worked:
     ``outcome.changes`` are those made since the last such value of this server only. ``revision``
     is the commit that is enforced, ``commit`` the one at which the server's present state was first
     applied ("" where nobody knows), ``uid`` the MCPServer's ("": there is none). ``at`` is UTC,
-    ``seconds`` is how long the work took, its requests included.
+    ``seconds`` is how long the work took, its requests included. ``status`` is the MCPServer's as
+    it stands after the look, ``failure`` what the last request ended with; ``drift``: git's word
+    for the server had been applied before, so the changes undid what others did.
     """
 
     server: ServerKey
@@ -452,6 +454,9 @@ class Worked:
     uid: str
     at: datetime
     seconds: float
+    status: JsonObject = field(default_factory=dict)
+    failure: Failure | None = None
+    drift: bool = False
 
 
 @dataclass(frozen=True, slots=True)

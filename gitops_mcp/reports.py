@@ -14,7 +14,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any, Literal, get_args
@@ -435,13 +435,22 @@ def _deeds(outcome: Outcome) -> str:
 
 def recap(report: Report) -> dict[Result, int]:
     """How many servers ended how."""
-    results = Counter(outcome.result for outcome in report.outcomes)
-    return {result: results[result] for result in get_args(Result)}
+    return counted(outcome.result for outcome in report.outcomes)
+
+
+def counted(results: Iterable[Result]) -> dict[Result, int]:
+    """How many of each result, all of them named."""
+    numbers = Counter(results)
+    return {result: numbers[result] for result in get_args(Result)}
 
 
 def recap_line(report: Report) -> str:
     """``ok=12 changed=2 pruned=1 failed=0 blocked=0 skipped=0``."""
-    return " ".join(f"{result}={number}" for result, number in recap(report).items())
+    return _recap_line(recap(report))
+
+
+def _recap_line(counts: Mapping[Result, int]) -> str:
+    return " ".join(f"{result}={number}" for result, number in counts.items())
 
 
 def _outcome(outcome: Outcome) -> JsonObject:
@@ -455,6 +464,67 @@ def _outcome(outcome: Outcome) -> JsonObject:
 
 
 # --- notes and history ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Notary:
+    """Turns facts into note records of one cluster and source; ``commit`` is what a record hangs
+    on. No record holds a value of a manifest, nor what looks like a secret."""
+
+    cluster: str
+    source: str
+
+    def problem(self, problem: Problem, time: datetime, commit: str) -> NoteRecord:
+        """A mistake of the source."""
+        place = {"file": problem.file, "line": problem.line}
+        return self._record(
+            "failed", problem.server, "failed", problem.message, time, commit, **place
+        )
+
+    def outcome(self, outcome: Outcome, time: datetime, commit: str) -> NoteRecord | None:
+        """How a server ended, None where nothing came of it."""
+        event = _EVENTS.get(outcome.result)
+        if event is None:
+            return None
+        changes = [_noted(change) for change in outcome.changes]
+        extra: dict[str, Any] = {"changes": changes} if changes else {}
+        if outcome.shutdown:
+            extra["shutdown"] = outcome.shutdown
+        server = str(outcome.server)
+        return self._record(event, server, outcome.result, _deeds(outcome), time, commit, **extra)
+
+    def applied(
+        self, server: ServerKey, time: datetime, commit: str, *, message: str
+    ) -> NoteRecord:
+        """That a commit's word for a server was applied, where nobody knows the changes."""
+        return self._record("applied", str(server), "changed", message, time, commit)
+
+    def ready(
+        self, server: ServerKey, time: datetime, commit: str, *, message: str = ""
+    ) -> NoteRecord:
+        """That what a commit brought is Ready."""
+        return self._record("ready", str(server), "ok", message, time, commit)
+
+    def synced(
+        self, counts: Mapping[Result, int], time: datetime, commit: str, *, failed: bool
+    ) -> NoteRecord:
+        """That all was done that a commit asks for."""
+        result = "failed" if failed else "ok"
+        line = _recap_line(counts)
+        return self._record("synced", None, result, line, time, commit, recap=counts)
+
+    def _record(
+        self,
+        event: _Event,
+        server: str | None,
+        result: str,
+        message: str,
+        time: datetime,
+        commit: str,
+        **extra: Any,
+    ) -> NoteRecord:
+        fixed = (note_time(time), self.cluster, self.source, event, server, result, scrub(message))
+        return NoteRecord(*fixed, extra=extra, commit=commit)
 
 
 def notes_of(
@@ -472,38 +542,26 @@ def notes_of(
     None from a dry pass, a dirty tree or a plain directory, nor when nothing happened. That the
     same fact is not written twice is seen to where the notes are known.
     """
-    if report.check or report.revision.dirty or not report.revision.sha:
+    commit = report.revision.sha
+    if report.check or report.revision.dirty or not commit:
         return ()
-
-    def record(event: _Event, server: str | None, result: str, message: str, **extra: Any) -> None:
-        fixed = (note_time(time), report.cluster, source, event, server, result, scrub(message))
-        records.append(NoteRecord(*fixed, extra=extra, commit=report.revision.sha))
-
-    records: list[NoteRecord] = []
-    for problem in report.problems:
-        if problem.severity == "error":
-            place = {"file": problem.file, "line": problem.line}
-            record("failed", problem.server, "failed", problem.message, **place)
-    told = {record.server for record in records}
+    notary = Notary(report.cluster, source)
+    errors = [problem for problem in report.problems if problem.severity == "error"]
+    records = [notary.problem(problem, time, commit) for problem in errors]
+    told = {problem.server for problem in errors}
     for outcome in report.outcomes:
-        server = str(outcome.server)
-        event = _EVENTS.get(outcome.result)
-        if event and not (server in told and outcome.result in ("failed", "blocked")):
-            changes = [_noted(change) for change in outcome.changes]
-            extra: dict[str, Any] = {"changes": changes} if changes else {}
-            if outcome.shutdown:
-                extra["shutdown"] = outcome.shutdown
-            record(event, server, outcome.result, _deeds(outcome), **extra)
-        if outcome.ready and (event == "applied" or outcome.server in ready):
-            record("ready", server, "ok", outcome.message)
-            brought = ready.get(outcome.server, "")
-            if event != "applied" and brought:
-                records[-1] = replace(records[-1], commit=brought)
+        known = str(outcome.server) in told and outcome.result in ("failed", "blocked")
+        record = notary.outcome(outcome, time, commit) if not known else None
+        if record is not None:
+            records.append(record)
+        applied = outcome.result == "changed"
+        if outcome.ready and (applied or outcome.server in ready):
+            brought = "" if applied else ready.get(outcome.server, "")
+            server, message = outcome.server, outcome.message
+            records.append(notary.ready(server, time, brought or commit, message=message))
     if any(one.event != "ready" for one in records):
         failed = any(r.event in ("failed", "blocked") for r in records)
-        record(
-            "synced", None, "failed" if failed else "ok", recap_line(report), recap=recap(report)
-        )
+        records.append(notary.synced(recap(report), time, commit, failed=failed))
     return tuple(records)
 
 

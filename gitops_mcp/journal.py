@@ -1,0 +1,488 @@
+"""The journal: gathers what the agent did, and writes it into the deployment notes, batch by batch.
+
+Hears what each look at a server came to (``Worked``), which commit was adopted and when all of it
+was looked at; makes note records of that, each fact once. ``flush`` writes what has gathered and
+pushes it; trouble with git is told and tried again later, it never stops anybody. ``recover`` finds
+in the cluster what an agent that was killed did not write any more. Starts no thread, and reads no
+clock but the one that it is given.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Final, Protocol
+
+from gitops_mcp import planning, reports, status
+from gitops_mcp.errors import GitOpsError
+from gitops_mcp.model import (
+    FIELD_MANAGER,
+    Change,
+    JsonObject,
+    NoteRecord,
+    ObjectRef,
+    Outcome,
+    Problem,
+    Result,
+    Revision,
+    ServerKey,
+    Worked,
+)
+
+PENDING: Final = 10_000
+"""Records that are kept while they cannot be written anywhere; about 5 MB."""
+PATIENCE: Final = timedelta(seconds=60)
+"""How long a transient error is tried again before it counts as a failure of the server."""
+FIRST_RETRY: Final = timedelta(seconds=5)
+LAST_RETRY: Final = timedelta(seconds=60)
+"""Waits after a flush that failed: doubled from the first to the last."""
+FOUND: Final = "found in the cluster after a restart"
+VANISHED: Final = "neither in git nor in the cluster any more after a restart"
+
+
+class Ledger(Protocol):
+    """Where records are kept; ``gitnotes.Notes`` is the real one. The methods that return texts
+    return warnings: none where all went well."""
+
+    def pull(self) -> Sequence[str]: ...
+
+    def stream(self) -> Iterator[NoteRecord]: ...
+
+    def knows(self, commits: Iterable[str]) -> frozenset[str]: ...
+
+    def append(self, records: Sequence[NoteRecord]) -> Sequence[str]: ...
+
+    def push(self) -> Sequence[str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What there is when an agent begins: ``revision`` is the commit that it enforces, ``held``
+    are the servers whose manifest git holds, ``resources`` all MCPServers of a complete view.
+    ``sees`` tells which servers this agent would see at all (one namespace, ``--limit``)."""
+
+    revision: Revision
+    held: Collection[ServerKey]
+    resources: Mapping[ServerKey, JsonObject]
+    sees: Callable[[ServerKey], bool] = lambda _: True
+
+
+@dataclass(slots=True)
+class _Server:
+    """What was told of a server. ``applied``: the commits that its state may be said to be of;
+    ``changes`` are those that no record names yet; ``owed``: it has not been ready since."""
+
+    seen: bool = False
+    applied: frozenset[str] = frozenset()
+    ready: str = ""
+    owed: bool = False
+    trouble: tuple[str, str, str] | None = None
+    failing_since: datetime | None = None
+    changes: dict[tuple[ObjectRef, str], Change] = field(default_factory=dict)
+
+
+class Journal:
+    """The notes of one source in one cluster. ``heard``, ``adopted`` and ``settled`` are quick and
+    may come from any thread; ``flush`` takes as long as git does, one at a time.
+
+    ``warn`` hears each trouble once, ``count`` how many records were ``written`` (locally),
+    ``pushed``, ``dropped``, and 1 for each flush that ``failed``. Nothing is written before
+    ``recover`` has been called: until then nobody knows what the last agent wrote.
+    """
+
+    def __init__(
+        self,
+        notes: Ledger,
+        *,
+        cluster: str,
+        source: str,
+        clock: Callable[[], datetime],
+        warn: Callable[[str], None] = lambda _: None,
+        count: Callable[[str, int], None] = lambda *_: None,
+    ) -> None:
+        self._notes = notes
+        self._notary = reports.Notary(cluster, source)
+        self._clock = clock
+        self._warn = warn
+        self._count = count
+        self._lock = threading.Lock()
+        self._flushing = threading.Lock()
+        self._servers: dict[ServerKey, _Server] = {}
+        self._results: dict[ServerKey, Result] = {}
+        self._revision = ""
+        self._broken: frozenset[str | None] = frozenset()
+        self._eventful = False
+        self._settled = False
+        self._pending: list[NoteRecord] = []
+        self._unpushed = 0
+        self._standing: Callable[[], Standing] | None = None
+        self._last_standing: Callable[[], Standing] | None = None
+        self._dropped: Counter[str] = Counter()
+        self._known: frozenset[str] = frozenset()
+        self._warned: tuple[str, ...] = ()
+        self._wait = FIRST_RETRY
+        self._not_before: datetime | None = None
+
+    @property
+    def pending(self) -> int:
+        """Records that were not pushed yet."""
+        return len(self._pending) + self._unpushed
+
+    # --- what is heard ---
+
+    def adopted(self, revision: Revision, problems: Iterable[Problem]) -> None:
+        """A commit is enforced from now on; ``problems`` are the mistakes in its files."""
+        with self._lock:
+            self._revision = _commit(revision)
+            self._eventful = self._settled = False
+            self._results = {
+                key: "ok" if result == "changed" else result
+                for key, result in self._results.items()
+                if result != "pruned"
+            }
+            self._servers = {key: one for key, one in self._servers.items() if one.seen}
+            errors = [problem for problem in problems if problem.severity == "error"]
+            self._broken = frozenset(problem.server for problem in errors)
+            if self._revision:
+                now = self._clock()
+                for problem in errors:
+                    self._keep(self._notary.problem(problem, now, self._revision))
+
+    def heard(self, worked: Worked) -> None:
+        """A server was looked at."""
+        commit = _commit(worked.revision)
+        if not commit:
+            return
+        with self._lock:
+            server = self._servers.setdefault(worked.server, _Server())
+            for change in worked.outcome.changes:
+                if change.action != "blocked":  # that is no deed
+                    slim = replace(change, before=None, after=None, foreign=())
+                    server.changes[change.ref, change.action] = slim
+            result = worked.outcome.result
+            if result == "pruned":
+                self._pruned(worked, server, commit)
+            elif not worked.uid and result in ("ok", "skipped"):  # there is no such server
+                self._servers.pop(worked.server)
+                self._results.pop(worked.server, None)
+            else:
+                server.seen = server.seen or bool(worked.uid)
+                self._stands(worked, server, commit)
+
+    def _pruned(self, worked: Worked, server: _Server, commit: str) -> None:
+        self._results[worked.server] = "pruned"
+        if worked.uid:
+            server.seen = True
+            return  # its shutdown is under way
+        if server.seen or server.changes:
+            self._tell(worked, server, commit)
+        self._servers[worked.server] = _Server()
+
+    def _stands(self, worked: Worked, server: _Server, commit: str) -> None:
+        outcome = worked.outcome
+        if outcome.result in ("failed", "blocked"):
+            self._results[worked.server] = outcome.result
+            self._trouble(worked, server, commit)
+            return
+        server.trouble = server.failing_since = None
+        changed = outcome.result == "changed" or bool(server.changes)
+        # A status that names another commit: whoever applied that was killed just then.
+        moved = bool(server.applied) and worked.commit not in server.applied
+        moved = moved and _is_commit(worked.commit)
+        if changed:
+            self._results[worked.server] = "changed"
+            self._tell(worked, server, commit)
+            server.applied = frozenset({commit, worked.commit or commit})
+            server.owed = True
+        elif moved:
+            self._keep(self._notary.applied(worked.server, worked.at, worked.commit, message=""))
+            server.applied = frozenset({worked.commit})
+        if not changed and self._results.get(worked.server) != "changed":
+            self._results[worked.server] = outcome.result
+        if outcome.ready:
+            self._ready(worked, server, commit)
+
+    def _ready(self, worked: Worked, server: _Server, commit: str) -> None:
+        """Once for a commit; a server that no commit brought (kubectl did), once for a change."""
+        if not worked.commit:
+            brought = commit if server.owed else server.ready
+        else:
+            brought = worked.commit if _is_commit(worked.commit) else server.ready
+        server.owed = False
+        if brought != server.ready:
+            server.ready = brought
+            message = worked.outcome.message
+            self._keep(self._notary.ready(worked.server, worked.at, brought, message=message))
+
+    def _trouble(self, worked: Worked, server: _Server, commit: str) -> None:
+        """Told once for a commit's state and a message; one that may pass, after a while."""
+        outcome = worked.outcome
+        fact = outcome.result, worked.commit or commit, outcome.message
+        passing = worked.failure is not None and worked.failure.category == "Transient"
+        server.failing_since = server.failing_since or worked.at
+        if passing and worked.at - server.failing_since < PATIENCE:
+            return
+        if str(worked.server) in self._broken or (fact == server.trouble and not server.changes):
+            return
+        server.trouble = fact
+        self._tell(worked, server, commit)
+
+    def _tell(self, worked: Worked, server: _Server, commit: str) -> None:
+        """The record of a look, with all changes since the last one."""
+        result = worked.outcome.result
+        blocked = (change for change in worked.outcome.changes if change.action == "blocked")
+        outcome = replace(
+            worked.outcome,
+            changes=(*server.changes.values(), *blocked),
+            result="changed" if result in ("ok", "skipped") else result,
+        )
+        server.changes = {}
+        self._keep(self._notary.outcome(outcome, worked.at, commit))
+
+    def settled(self, revision: Revision) -> None:
+        """Every server that the commit concerns was looked at. Again is no harm: a batch that
+        brought nothing new leaves no record."""
+        with self._lock:
+            if self._revision and _commit(revision) == self._revision:
+                self._settled = True
+                self._conclude()
+
+    def _conclude(self) -> None:
+        if self._settled and self._eventful:
+            counts = reports.counted(self._results.values())
+            failed = bool(counts["failed"] or counts["blocked"] or self._broken)
+            now = self._clock()
+            self._keep(self._notary.synced(counts, now, self._revision, failed=failed))
+            self._eventful = False
+
+    def _keep(self, record: NoteRecord | None, *, found: bool = False) -> None:
+        """Hold a record until it is written. The lock is held."""
+        if record is None:
+            return
+        if record.commit == self._revision and record.event not in ("ready", "synced"):
+            self._eventful = True
+        if len(self._pending) >= PENDING and not found:
+            self._dropped[record.event] += 1
+        else:
+            self._pending.append(record)
+
+    # --- what is written ---
+
+    def recover(self, standing: Callable[[], Standing]) -> None:
+        """Write anew from here on, beginning with what the agent before us did not: the next
+        ``flush`` that reaches git asks for ``standing`` and compares it with the notes. To be
+        called whenever leadership was won."""
+        with self._lock:
+            self._standing = self._last_standing = standing
+            self._not_before = None
+
+    def flush(self, *, last: bool = False) -> bool:
+        """Write and push what has gathered; True: nothing is left. With nothing to do it costs
+        nothing. ``last``: the process ends, so do not wait for the time of the next attempt, but
+        for a flush that is under way. May take as long as git's time-outs: whoever cannot wait
+        leaves it, what is not written is found by ``recover``."""
+        if not self._flushing.acquire(blocking=last):
+            return False
+        try:
+            with self._lock:
+                idle = not (self._pending or self._unpushed or self._standing or self._dropped)
+                due = self._not_before is None or self._clock() >= self._not_before
+            if idle or self._last_standing is None:
+                return idle
+            return (due or last) and self._attempt()
+        finally:
+            self._flushing.release()
+
+    def _attempt(self) -> bool:
+        try:
+            warnings = self._write()
+        except GitOpsError as error:
+            warnings = (f"the deployment notes could not be written: {error.message}",)
+        if not warnings:
+            self._wait, self._not_before, self._warned = FIRST_RETRY, None, ()
+            return not self.pending and self._standing is None
+        self._not_before = self._clock() + self._wait
+        self._wait = min(self._wait * 2, LAST_RETRY)
+        self._count("failed", 1)
+        for warning in warnings:
+            if warning not in self._warned:
+                self._warn(f"{warning}; this is tried again")
+        self._warned = tuple(warnings)
+        return False
+
+    def _write(self) -> Sequence[str]:
+        with self._lock:
+            standing = self._standing
+        if standing is not None:
+            if warnings := self._notes.pull():
+                return warnings
+            self._compare(standing())
+            with self._lock:
+                if self._standing is standing:
+                    self._standing = None
+        with self._lock:
+            batch = tuple(self._pending)
+        if batch:
+            writable = self._writable(batch)
+            if writable and (warnings := self._notes.append(writable)):
+                return warnings
+            with self._lock:
+                del self._pending[: len(batch)]
+                self._unpushed += len(writable)
+                dropped, self._dropped = self._dropped, Counter()
+                if dropped:  # what of it still holds is found again in the cluster
+                    self._standing = self._last_standing
+            self._count("written", len(writable))
+            self._lost(dropped, "there were too many while they could not be written")
+        if self._unpushed or standing is not None:  # a clone may hold what was never pushed
+            pushed = self._unpushed
+            if warnings := self._notes.push():
+                return warnings
+            self._unpushed -= pushed
+            self._count("pushed", pushed)
+        return ()
+
+    def _writable(self, batch: Sequence[NoteRecord]) -> list[NoteRecord]:
+        """Without those of commits that the repository does not have: no note can hang there.
+        That a server of a commit that was forced away is ready is heard at each start, though."""
+        asked = {record.commit for record in batch} - self._known
+        self._known |= self._notes.knows(asked)
+        strange = Counter[str](
+            r.event for r in batch if r.commit not in self._known and r.event != "ready"
+        )
+        self._lost(strange, "the repository does not have their commits")
+        return [record for record in batch if record.commit in self._known]
+
+    def _lost(self, events: Mapping[str, int], why: str) -> None:
+        if events:
+            named = ", ".join(f"{number} {event}" for event, number in sorted(events.items()))
+            self._warn(f"deployment notes were dropped ({named}): {why}")
+            self._count("dropped", sum(events.values()))
+
+    # --- what is found again ---
+
+    def _compare(self, standing: Standing) -> None:
+        """Add what the notes lack of what the cluster shows."""
+        commits = {
+            key: commit
+            for key, cr in standing.resources.items()
+            if planning.owner_of(cr, self._notary.source) is planning.Owner.OURS
+            and _is_commit(commit := _source_of(cr))
+        }
+        self._known |= self._notes.knows(set(commits.values()) - self._known)
+        told = _Told({str(key): commit for key, commit in commits.items()})
+        for record in self._notes.stream():
+            if (record.cluster, record.source) == (self._notary.cluster, self._notary.source):
+                told.add(record)
+        with self._lock:
+            for record in self._pending:
+                told.add(record, lives=False)  # what we saw ourselves is not ours to miss
+            enforced = _commit(standing.revision)
+            for key, commit in sorted(commits.items()):
+                if commit in self._known:
+                    self._found(key, commit, standing.resources[key], told)
+            for name in sorted(told.running()) if enforced else ():
+                namespace, _, short = name.partition("/")
+                key = ServerKey(namespace, short)
+                there = key in standing.held or key in standing.resources
+                if not there and standing.sees(key):
+                    gone = Outcome(key, "pruned", message=VANISHED)
+                    self._keep(self._notary.outcome(gone, self._clock(), enforced), found=True)
+            if enforced == self._revision and told.unfinished(enforced):
+                self._eventful = True
+            self._conclude()
+
+    def _found(self, key: ServerKey, commit: str, cr: JsonObject, told: _Told) -> None:
+        server = self._servers.setdefault(key, _Server())
+        server.seen = True
+        applied = _applied_at(cr)
+        if applied is None:
+            return  # what it should be is still to be applied
+        server.applied |= {commit}
+        if ("applied", str(key), commit) not in told:
+            self._keep(self._notary.applied(key, applied, commit, message=FOUND), found=True)
+        if ("ready", str(key), commit) in told:
+            server.ready = server.ready or commit
+        elif (since := _ready_since(cr)) is not None:
+            server.ready = server.ready or commit
+            since = max(since, applied)
+            self._keep(self._notary.ready(key, since, commit, message=FOUND), found=True)
+
+
+class _Told:
+    """What the notes say, as far as it matters to those who begin."""
+
+    def __init__(self, ours: Mapping[str, str]) -> None:
+        self._ours = ours
+        self._facts: set[tuple[str, str, str]] = set()
+        self._ran: dict[str, str] = {}
+        self._gone: dict[str, str] = {}
+        self._acted: set[str] = set()
+        self._synced: set[str] = set()
+
+    def add(self, record: NoteRecord, *, lives: bool = True) -> None:
+        """Hear one record; in any order. ``lives`` False: it says of no server that it ran."""
+        server = record.server
+        if record.event != "ready":
+            (self._synced if record.event == "synced" else self._acted).add(record.commit)
+        if server is None:
+            return
+        if record.event in ("applied", "ready"):
+            if lives:
+                self._ran[server] = max(record.time, self._ran.get(server, ""))
+            if self._ours.get(server) == record.commit:
+                self._facts.add((record.event, server, record.commit))
+        elif record.event == "pruned":
+            self._gone[server] = max(record.time, self._gone.get(server, ""))
+
+    def __contains__(self, fact: tuple[str, str, str]) -> bool:
+        return fact in self._facts
+
+    def running(self) -> list[str]:
+        """The servers that ran, and of which no end was told since."""
+        return [name for name, time in self._ran.items() if time > self._gone.get(name, "")]
+
+    def unfinished(self, commit: str) -> bool:
+        """Was something done for that commit, and its ``synced`` never told?"""
+        return commit in self._acted - self._synced
+
+
+def _is_commit(text: str) -> bool:
+    return bool(text) and not text.endswith("-dirty") and text != "none"
+
+
+def _commit(revision: Revision) -> str:
+    """The commit that notes may hang on, "" where there is none."""
+    return "" if revision.dirty else revision.sha
+
+
+def _source_of(cr: JsonObject) -> str:
+    return str(((cr.get("status") or {}).get("source") or {}).get("revision", ""))
+
+
+def _applied_at(cr: JsonObject) -> datetime | None:
+    """When the present state was applied; None where it is not (or not yet)."""
+    conditions = {one["type"]: one for one in (cr.get("status") or {}).get("conditions") or ()}
+    synced = conditions.get("Synced") or {}
+    if synced.get("status") != "True" and synced.get("reason") != "RolloutInProgress":
+        return None
+    metadata = cr["metadata"]
+    times = [
+        entry.get("time")
+        for entry in metadata.get("managedFields") or ()
+        if (entry.get("manager"), entry.get("operation")) == (FIELD_MANAGER, "Apply")
+        and not entry.get("subresource")
+    ]
+    text = max(filter(None, times), default=metadata.get("creationTimestamp"))
+    return status.parse_time(text) or datetime.fromtimestamp(0, UTC)
+
+
+def _ready_since(cr: JsonObject) -> datetime | None:
+    for one in (cr.get("status") or {}).get("conditions") or ():
+        current = one.get("observedGeneration") == cr["metadata"].get("generation")
+        if one["type"] == "Ready" and one["status"] == "True" and current:
+            return status.parse_time(one.get("lastTransitionTime"))
+    return None

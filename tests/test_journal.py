@@ -1,0 +1,633 @@
+"""The journal: what an agent's looks leave in the notes of a real repository, through trouble with
+git, kills and changes of the agent."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gitfixtures import bare, commit, git, write
+
+from gitops_mcp import journal as module
+from gitops_mcp.gitrepo import Repository, open_source
+from gitops_mcp.journal import FOUND, Journal, Standing
+from gitops_mcp.model import (
+    API_VERSION,
+    KIND,
+    LABEL_SOURCE,
+    Change,
+    Failure,
+    FieldChange,
+    JsonObject,
+    NoteRecord,
+    ObjectRef,
+    Outcome,
+    Problem,
+    Result,
+    Revision,
+    ServerKey,
+    Worked,
+)
+
+WEB = ServerKey("ai", "web")
+API = ServerKey("ai", "api")
+NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
+
+
+def change(action: Any = "update", key: ServerKey = WEB, kind: str = "Deployment") -> Change:
+    ref = ObjectRef("apps/v1", kind, key.namespace, key.name)
+    return Change(action, key, ref, (FieldChange("/spec/replicas", 5, 2),), before={"secret": "x"})
+
+
+@dataclass
+class Agent:
+    """One agent on a source, as the journal sees it."""
+
+    opened: Repository
+    revision: str
+    resources: dict[ServerKey, JsonObject] = field(default_factory=dict)
+    held: set[ServerKey] = field(default_factory=lambda: {WEB, API})
+    sees: Callable[[ServerKey], bool] = lambda _: True
+    now: datetime = NOW
+    warnings: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.journal = Journal(
+            self.opened.notes(),
+            cluster="default",
+            source="fleet",
+            clock=lambda: self.now,
+            warn=self.warnings.append,
+            count=self._count,
+        )
+
+    def _count(self, what: str, number: int) -> None:
+        self.counts[what] = self.counts.get(what, 0) + number
+
+    def lead(self) -> None:
+        self.journal.recover(
+            lambda: Standing(Revision(self.revision), self.held, self.resources, self.sees)
+        )
+
+    def look(
+        self,
+        result: Result = "ok",
+        *changes: Change,
+        key: ServerKey = WEB,
+        ready: bool | None = None,
+        uid: str = "u1",
+        commit: str | None = None,
+        message: str = "",
+        **rest: Any,
+    ) -> None:
+        """What one look came to; a second passes."""
+        self.now += timedelta(seconds=1)
+        shutdown = rest.pop("shutdown", None)
+        revision = rest.pop("revision", Revision(self.revision))
+        outcome = Outcome(key, result, ready, changes, message, shutdown)
+        brought = self.revision if commit is None else commit
+        self.journal.heard(Worked(key, outcome, revision, brought, uid, self.now, 0.1, **rest))
+
+    def flush(self) -> bool:
+        self.now += timedelta(seconds=2)
+        return self.journal.flush()
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> Path:
+    return bare(tmp_path / "origin.git")
+
+
+@pytest.fixture
+def sha(origin: Path) -> str:
+    return commit(origin, {"a.yaml": "1"})
+
+
+@pytest.fixture
+def agent(origin: Path, sha: str) -> Agent:
+    """One that leads already, and has adopted the commit."""
+    started = Agent(open_source(str(origin)), sha)
+    started.lead()
+    started.journal.adopted(Revision(sha), ())
+    return started
+
+
+def told(origin: Path) -> list[tuple[str, str | None, str]]:
+    """The records in order of their time."""
+    records = open_source(str(origin)).notes().read()
+    return [(r.event, r.server, r.message) for r in reversed(records)]
+
+
+def events(origin: Path) -> list[str]:
+    return [event for event, _, _ in told(origin)]
+
+
+# --- what is told --------------------------------------------------------------------------------
+
+
+def test_a_commit_leaves_applied_ready_and_synced_in_order(
+    origin: Path, agent: Agent, sha: str
+) -> None:
+    agent.look("changed", change(), ready=False)
+    agent.look("ok", ready=False)
+    agent.look("ok", ready=True)
+    agent.look("ok", key=API, ready=True)
+    agent.journal.settled(Revision(sha))
+    assert agent.flush()
+    assert told(origin) == [
+        ("applied", "ai/web", "update Deployment"),
+        ("ready", "ai/web", ""),
+        ("ready", "ai/api", ""),
+        ("synced", None, "ok=1 changed=1 pruned=0 failed=0 blocked=0 skipped=0"),
+    ]
+    applied = open_source(str(origin)).notes().read()[-1]
+    assert applied.extra["changes"] == [
+        {"action": "update", "kind": "Deployment", "name": "web", "fields": ["/spec/replicas"]}
+    ]
+    assert applied.commit == sha
+    assert "x" not in git(origin, "notes", "--ref", "gitops-mcp/default", "show", sha).split('"')
+
+
+def test_looks_that_bring_nothing_new_leave_nothing(origin: Path, agent: Agent, sha: str) -> None:
+    for _ in range(3):
+        agent.look("ok", ready=True)
+    agent.journal.settled(Revision(sha))
+    agent.flush()
+    assert events(origin) == ["ready"]
+    tip = git(origin, "rev-parse", "refs/notes/gitops-mcp/default")
+    for _ in range(3):
+        agent.look("ok", ready=False)
+        agent.look("ok", ready=True)
+        agent.journal.settled(Revision(sha))
+        assert agent.flush()
+    assert git(origin, "rev-parse", "refs/notes/gitops-mcp/default") == tip
+
+
+def test_ready_hangs_on_the_commit_that_brought_what_is_ready(
+    origin: Path, agent: Agent, sha: str
+) -> None:
+    agent.look("ok", ready=False)
+    newer = commit(origin, {"a.yaml": "1", "b.yaml": "other"})
+    agent.revision = newer
+    agent.journal.adopted(Revision(newer), ())
+    agent.look("ok", ready=True, commit=sha)
+    agent.flush()
+    (record,) = open_source(str(origin)).notes().read()
+    assert (record.event, record.commit) == ("ready", sha)
+
+
+def test_a_healed_drift_is_told_on_the_enforced_commit_and_is_no_new_apply(
+    origin: Path, agent: Agent, sha: str
+) -> None:
+    agent.look("ok", ready=True)
+    newer = commit(origin, {"a.yaml": "2"})
+    agent.revision = newer
+    agent.journal.adopted(Revision(newer), ())
+    for _ in range(2):
+        agent.look("changed", change(), ready=False, commit=sha)
+        agent.look("ok", ready=True, commit=sha)
+    agent.flush()
+    assert events(origin) == ["ready", "applied"]
+    assert open_source(str(origin)).notes().read()[0].commit == newer
+
+
+def test_a_prune_is_told_at_its_end_with_all_that_it_took(origin: Path, agent: Agent) -> None:
+    agent.look("ok", ready=True)
+    agent.held.remove(WEB)
+    gone = [change("delete", kind=kind) for kind in (KIND, "Deployment", "Service")]
+    agent.look("pruned", *gone, ready=False)
+    agent.flush()
+    assert events(origin) == ["ready"]
+    shutdown = {"startedAt": "2026-05-01T12:00:00Z", "endedBy": "NoPods"}
+    agent.look("pruned", gone[1], ready=False, shutdown=shutdown)
+    agent.look("pruned", uid="", commit="", shutdown=shutdown)
+    agent.look("pruned", uid="", commit="", shutdown=shutdown)
+    agent.look("ok", uid="", commit="")
+    agent.flush()
+    assert told(origin)[1:] == [("pruned", "ai/web", "delete MCPServer, Deployment, Service")]
+    assert open_source(str(origin)).notes().read()[0].extra["shutdown"] == shutdown
+
+
+def test_a_server_that_never_was_leaves_nothing(origin: Path, agent: Agent, sha: str) -> None:
+    agent.look("ok", uid="", commit="")
+    agent.look("pruned", uid="", commit="")
+    agent.journal.settled(Revision(sha))
+    agent.flush()
+    assert told(origin) == []
+
+
+def test_a_failure_is_told_once_until_something_else_is_true(origin: Path, agent: Agent) -> None:
+    for _ in range(3):
+        agent.look("failed", message="quota")
+    agent.look("failed", message="webhook")
+    agent.look("ok")
+    agent.flush()
+    agent.look("failed", message="quota")
+    agent.look("failed", message="quota")
+    agent.flush()
+    assert [message for _, _, message in told(origin)] == ["quota", "webhook", "quota"]
+
+
+@pytest.mark.parametrize(("category", "seconds"), [("Transient", 60), ("Configuration", 0)])
+def test_what_may_pass_by_itself_is_a_failure_only_after_a_while(
+    origin: Path, agent: Agent, category: str, seconds: int
+) -> None:
+    failure = Failure(category, "ApplyFailed", "no answer", 1, NOW)
+    for _ in range(seconds):
+        agent.look("failed", message="no answer", failure=failure)
+    agent.flush()
+    assert told(origin) == []
+    agent.look("failed", message="no answer", failure=failure)
+    agent.flush()
+    assert told(origin) == [("failed", "ai/web", "no answer")]
+
+
+def test_what_was_changed_before_a_passing_error_is_told_with_the_success(
+    origin: Path, agent: Agent
+) -> None:
+    failure = Failure("Transient", "ApplyFailed", "no answer", 1, NOW)
+    agent.look("failed", change("create", kind=KIND), message="no answer", failure=failure)
+    agent.look("changed", change("create"))
+    agent.flush()
+    assert told(origin) == [("applied", "ai/web", "create MCPServer, Deployment")]
+
+
+def test_a_blocked_server_is_told_once(origin: Path, agent: Agent, sha: str) -> None:
+    for _ in range(2):
+        agent.look("blocked", change("blocked", kind=KIND), message="PruneBlocked: too many")
+        agent.journal.settled(Revision(sha))
+        agent.flush()
+    assert [(event, server) for event, server, _ in told(origin)] == [
+        ("blocked", "ai/web"),
+        ("synced", None),
+    ]
+
+
+def test_a_broken_file_is_told_with_its_place_and_its_server_not_twice(
+    origin: Path, agent: Agent, sha: str
+) -> None:
+    broken = Problem("web.yaml", 3, 5, "ai/web", "/spec/port", "expected an integer")
+    agent.journal.adopted(Revision(sha), [broken, Problem("x", 1, 1, None, "", "odd", "warning")])
+    agent.look("failed", message="expected an integer")
+    agent.journal.settled(Revision(sha))
+    agent.flush()
+    records = open_source(str(origin)).notes().read()
+    assert [(r.event, r.server) for r in records] == [("synced", None), ("failed", "ai/web")]
+    assert records[1].extra == {"file": "web.yaml", "line": 3}
+    assert (records[0].result, records[0].extra["recap"]["failed"]) == ("failed", 1)
+
+
+def test_the_recap_counts_all_servers_of_the_commit_alone(
+    origin: Path, agent: Agent, sha: str
+) -> None:
+    agent.look("changed", change("create"))
+    agent.look("failed", key=API, message="quota")
+    agent.journal.settled(Revision(sha))
+    newer = agent.revision = commit(origin, {"a.yaml": "2"})
+    agent.journal.adopted(Revision(newer), ())
+    agent.look("changed", change(key=API), key=API)
+    agent.look("ok", key=API)
+    agent.journal.settled(Revision(newer))
+    agent.flush()
+    recaps = [text for event, _, text in told(origin) if event == "synced"]
+    assert recaps == [
+        "ok=0 changed=1 pruned=0 failed=1 blocked=0 skipped=0",
+        "ok=1 changed=1 pruned=0 failed=0 blocked=0 skipped=0",
+    ]
+
+
+@pytest.mark.parametrize("revision", [Revision(""), Revision("a" * 40, dirty=True)])
+def test_what_git_does_not_hold_is_not_noted(
+    origin: Path, agent: Agent, revision: Revision
+) -> None:
+    agent.journal.adopted(revision, [Problem("a", 1, 1, None, "", "wrong")])
+    agent.look("changed", change(), ready=True, revision=revision)
+    agent.journal.settled(revision)
+    assert agent.flush()
+    assert told(origin) == []
+
+
+def test_a_server_made_by_kubectl_is_ready_once_for_a_change(origin: Path, agent: Agent) -> None:
+    agent.look("ok", ready=True, commit="")
+    agent.look("changed", change(), ready=False, commit="")
+    for content in ("2", "3"):
+        agent.look("ok", ready=True, commit="")
+        agent.revision = commit(origin, {"a.yaml": content})
+        agent.journal.adopted(Revision(agent.revision), ())
+    agent.flush()
+    assert events(origin) == ["applied", "ready"]
+
+
+def test_a_status_that_names_another_commit_was_applied_by_whoever_was_killed(
+    origin: Path, agent: Agent
+) -> None:
+    agent.look("changed", change())
+    newer = agent.revision = commit(origin, {"a.yaml": "2"})
+    agent.journal.adopted(Revision(newer), ())
+    agent.look("ok", ready=True)
+    agent.flush()
+    assert events(origin) == ["applied", "applied", "ready"]
+    assert {r.commit for r in open_source(str(origin)).notes().read()[:2]} == {newer}
+
+
+# --- trouble with git ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def remote(origin: Path, sha: str) -> Iterator[Agent]:
+    """An agent whose source is a URL: its notes have to be pushed."""
+    with open_source(f"file://{origin}", allow_file=True) as opened:
+        opened.poll()
+        started = Agent(opened, sha)
+        started.lead()
+        started.journal.adopted(Revision(sha), ())
+        yield started
+
+
+def refuse(origin: Path) -> Callable[[], None]:
+    """Pushes are refused from now on; returns what ends that."""
+    hook = origin / "hooks/pre-receive"
+    write(origin, {"hooks/pre-receive": "#!/bin/sh\nexit 1\n"})
+    hook.chmod(0o755)
+    return hook.unlink
+
+
+def test_a_refused_push_is_told_once_and_tried_again_with_growing_waits(
+    origin: Path, remote: Agent
+) -> None:
+    assert remote.flush()
+    allow = refuse(origin)
+    remote.look("changed", change())
+    assert not remote.flush()
+    remote.look("ok", ready=True)
+    assert remote.journal.pending == 2
+    attempts = 0
+    for _ in range(60):
+        remote.now += timedelta(seconds=2)
+        before = remote.counts["failed"]
+        assert not remote.journal.flush()
+        attempts += remote.counts["failed"] - before
+    assert attempts == 4  # after 5, 10, 20 and 40 s
+    (warning,) = remote.warnings
+    assert "pre-receive hook declined; this is tried again" in warning
+    allow()
+    assert not remote.journal.flush()  # not yet
+    assert remote.journal.flush(last=True)
+    assert events(origin) == ["applied", "ready"]
+    assert remote.journal.pending == 0
+    assert (remote.counts["written"], remote.counts["pushed"]) == (2, 2)
+
+
+def test_what_is_heard_while_a_push_hangs_waits_for_nobody(origin: Path, remote: Agent) -> None:
+    remote.flush()
+    write(origin, {"hooks/pre-receive": f"#!/bin/sh\ntouch {origin}/began\nsleep 2\n"})
+    (origin / "hooks/pre-receive").chmod(0o755)
+    remote.look("changed", change())
+    hanging = threading.Thread(target=remote.journal.flush)
+    hanging.start()
+    while not (origin / "began").exists():
+        assert hanging.is_alive()
+    remote.look("ok", ready=True)
+    assert not remote.journal.flush()
+    assert hanging.is_alive()
+    hanging.join()
+    assert remote.journal.flush()
+    assert events(origin) == ["applied", "ready"]
+
+
+def test_a_batch_is_one_commit_and_one_push_and_nothing_costs_nothing(
+    origin: Path, remote: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in range(50):
+        key = ServerKey("ai", f"s{index}")
+        remote.look("changed", change("create", key), key=key)
+        remote.look("ok", ready=True, key=key)
+    assert remote.flush()
+    assert git(origin, "rev-list", "--count", "refs/notes/gitops-mcp/default") == "1"
+    assert len(told(origin)) == 100
+    monkeypatch.setenv("PATH", "")  # no git at all
+    remote.look("ok", ready=True, key=ServerKey("ai", "s7"))
+    assert remote.flush()
+    assert remote.warnings == []
+
+
+def test_records_of_a_commit_that_is_not_there_hold_nobody_up(origin: Path, remote: Agent) -> None:
+    remote.look("changed", change(), revision=Revision("b" * 40), commit="")
+    remote.look("changed", change(key=API), key=API)
+    remote.look("ok", ready=True, key=ServerKey("ai", "old"), commit="c" * 40)
+    assert remote.flush()
+    assert told(origin) == [("applied", "ai/api", "update Deployment")]
+    assert remote.warnings == [
+        "deployment notes were dropped (1 applied): the repository does not have their commits"
+    ]
+    assert remote.counts["dropped"] == 1
+
+
+class Away:
+    """A ledger that cannot be reached."""
+
+    def __init__(self) -> None:
+        self.away = True
+        self.lines: list[NoteRecord] = []
+
+    def pull(self) -> Sequence[str]:
+        return ["away"] if self.away else []
+
+    def stream(self) -> Iterator[NoteRecord]:
+        return iter(self.lines)
+
+    def knows(self, commits: Iterable[str]) -> frozenset[str]:
+        return frozenset(commits)
+
+    def append(self, records: Sequence[NoteRecord]) -> Sequence[str]:
+        if self.away:
+            return ["away"]
+        self.lines += records
+        return ()
+
+    def push(self) -> Sequence[str]:
+        return ()
+
+
+def test_memory_is_bounded_and_what_was_dropped_is_counted_and_found_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "PENDING", 3)
+    ledger, now = Away(), [NOW]
+    warnings: list[str] = []
+    journal = Journal(
+        ledger, cluster="c", source="fleet", clock=lambda: now[0], warn=warnings.append
+    )
+    resources: Mapping[ServerKey, JsonObject] = {WEB: cr("d" * 40, ready=True)}
+    journal.recover(lambda: Standing(Revision("d" * 40), resources, resources))
+    journal.adopted(Revision("d" * 40), ())
+    for index in range(5):
+        look = Outcome(WEB, "failed", False, (), f"no {index}")
+        journal.heard(Worked(WEB, look, Revision("d" * 40), "d" * 40, "u", NOW, 0.1))
+    look = Outcome(WEB, "changed", True, (change(),))
+    journal.heard(Worked(WEB, look, Revision("d" * 40), "d" * 40, "u", NOW, 0.1))
+    assert not journal.flush()
+    assert (journal.pending, warnings) == (3, ["away; this is tried again"])
+    ledger.away = False
+    now[0] += timedelta(seconds=5)
+    assert not journal.flush()
+    assert warnings[1:] == [
+        "deployment notes were dropped (1 applied, 2 failed, 1 ready): "
+        "there were too many while they could not be written"
+    ]
+    assert journal.flush()
+    assert [r.event for r in ledger.lines] == ["failed"] * 3 + ["applied", "ready"]
+    assert ledger.lines[-1].message == FOUND
+
+
+# --- one agent after the other -------------------------------------------------------------------
+
+
+def cr(
+    revision: str,
+    *,
+    key: ServerKey = WEB,
+    ready: bool,
+    source: str = "fleet",
+    synced: str = "Synced",
+) -> JsonObject:
+    """An MCPServer as an agent left it."""
+    apply = {"manager": "gitops-mcp", "operation": "Apply", "time": "2026-05-01T11:00:00Z"}
+    owned: JsonObject = {"f:metadata": {"f:labels": {f"f:{LABEL_SOURCE}": {}}}}
+    conditions = [
+        {"type": "Synced", "status": "True" if synced == "Synced" else "False", "reason": synced},
+        {
+            "type": "Ready", "status": "True" if ready else "False", "reason": "any",
+            "observedGeneration": 2, "lastTransitionTime": "2026-05-01T11:00:30Z",
+        },
+    ]  # fmt: skip
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {
+            "namespace": key.namespace,
+            "name": key.name,
+            "generation": 2,
+            "labels": {LABEL_SOURCE: source},
+            "creationTimestamp": "2026-05-01T10:00:00Z",
+            "managedFields": [{**apply, "fieldsV1": owned}],
+        },
+        "status": {"source": {"revision": revision}, "conditions": conditions},
+    }
+
+
+def successor(origin: Path, revision: str, *resources: tuple[ServerKey, JsonObject]) -> Agent:
+    return Agent(open_source(str(origin)), revision, dict(resources))
+
+
+def test_nothing_is_written_before_it_is_known_what_the_last_agent_wrote(
+    origin: Path, sha: str
+) -> None:
+    agent = successor(origin, sha)
+    agent.look("changed", change())
+    assert not agent.flush()
+    assert told(origin) == []
+    agent.lead()
+    assert agent.flush()
+    assert events(origin) == ["applied"]
+
+
+def test_what_a_killed_agent_did_not_write_is_found_with_its_times(origin: Path, sha: str) -> None:
+    resources = (WEB, cr(sha, ready=True)), (API, cr(sha, key=API, ready=False))
+    agent = successor(origin, sha, *resources)
+    agent.journal.adopted(Revision(sha), ())
+    agent.lead()
+    agent.journal.settled(Revision(sha))
+    agent.flush()
+    records = open_source(str(origin)).notes().read()
+    assert [(r.time[11:19], r.event, r.server) for r in reversed(records)] == [
+        ("11:00:00", "applied", "ai/api"),
+        ("11:00:00", "applied", "ai/web"),
+        ("11:00:30", "ready", "ai/web"),
+        ("12:00:02", "synced", None),
+    ]
+    assert {r.message for r in records[1:]} == {FOUND}
+
+
+def test_two_agents_in_succession_write_nothing_twice(origin: Path, sha: str) -> None:
+    resources = (WEB, cr(sha, ready=True)), (API, cr(sha, key=API, ready=True))
+    for _ in range(3):
+        agent = successor(origin, sha, *resources)
+        agent.journal.adopted(Revision(sha), ())
+        agent.look("ok", ready=True)  # also before the notes were read
+        agent.lead()
+        agent.flush()
+        agent.look("ok", key=API, ready=True)
+        agent.journal.settled(Revision(sha))
+        agent.flush()
+    assert sorted(events(origin)) == ["applied", "applied", "ready", "ready", "synced"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(lambda _: cr("e" * 40, ready=True), id="of a commit that is not there"),
+        pytest.param(lambda sha: cr(f"{sha}-dirty", ready=True), id="of a dirty tree"),
+        pytest.param(lambda sha: cr(sha, ready=True, source="other"), id="of another source"),
+        pytest.param(lambda sha: cr(sha, ready=False, synced="ApplyFailed"), id="not applied"),
+        pytest.param(lambda sha: cr(sha, ready=True) | {"status": {}}, id="without a status"),
+    ],
+)
+def test_what_nobody_can_vouch_for_is_not_found(
+    origin: Path, sha: str, body: Callable[[str], JsonObject]
+) -> None:
+    agent = successor(origin, sha, (WEB, body(sha)))
+    agent.lead()
+    assert agent.flush()
+    assert told(origin) == []
+    assert agent.warnings == []
+
+
+def test_a_server_that_ran_and_is_nowhere_any_more_was_pruned(origin: Path, sha: str) -> None:
+    keys = [ServerKey("ai", name) for name in ("gone", "ended", "held", "there", "far", "never")]
+    _, ended, held, there, far, never = keys
+    first = successor(origin, sha)
+    first.lead()
+    for key in keys:
+        first.look("failed" if key == never else "changed", change(key=key), key=key, message="m")
+    first.look("pruned", key=ended, uid="", commit="")
+    first.flush()
+    count = len(told(origin))
+    for _ in range(2):
+        second = successor(origin, sha, (there, cr("f" * 40, key=there, ready=True)))
+        second.held = {held}
+        second.sees = lambda key: key != far
+        second.now = first.now
+        second.lead()
+        second.flush()
+    assert told(origin)[count:] == [("pruned", "ai/gone", module.VANISHED)]
+
+
+def test_a_clone_pushes_what_an_agent_before_could_not(tmp_path: Path, origin: Path) -> None:
+    sha = commit(origin, {"a.yaml": "1"})
+    git(tmp_path, "clone", "--quiet", str(origin), "clone")
+    allow = refuse(origin)
+    first = Agent(open_source(str(tmp_path / "clone"), ref="HEAD"), sha)
+    first.lead()
+    first.look("failed", message="quota")
+    assert not first.flush()
+    allow()
+    second = Agent(open_source(str(tmp_path / "clone"), ref="HEAD"), sha)
+    second.lead()
+    assert second.flush()
+    assert events(origin) == ["failed"]
+
+
+def test_a_plain_directory_writes_none(tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    agent = Agent(open_source(str(tmp_path / "plain")), "")
+    agent.lead()
+    agent.look("changed", change(), ready=True)
+    assert agent.flush()
+    assert agent.warnings == []
