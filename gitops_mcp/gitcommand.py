@@ -263,10 +263,10 @@ class Git:
         *args: str,
         env: Mapping[str, str],
         configured: bool = False,
-        limit: float = REMOTE_LIMIT,
+        limit: float | None = None,
     ) -> Answer:
-        """Run a command that talks to a server, ``limit`` seconds at most; the caller judges its
-        status.
+        """Run a command that talks to a server, at most ``limit`` seconds (None: REMOTE_LIMIT);
+        the caller judges its status.
 
         ``configured``: with the user's own git configuration (its credential helpers, proxies),
         for the remote of a directory that is the user's own.
@@ -290,7 +290,7 @@ class Git:
             status, out, err = GitPython().execute(
                 ["git", *config, *self._where, *args],
                 env={**closed, **limits, **env},
-                kill_after_timeout=limit,
+                kill_after_timeout=limit or REMOTE_LIMIT,
                 with_extended_output=True,
                 with_exceptions=False,
                 stdout_as_string=False,

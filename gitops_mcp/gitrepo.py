@@ -362,8 +362,8 @@ class _Mirror:
             # An empty template: no sample hooks.
             self.git.run("init", "--quiet", "--bare", "--template=", "--initial-branch=main")
 
-    def talk(self, *args: str, limit: float = REMOTE_LIMIT) -> Answer:
-        """Run a git command that talks to the server, ``limit`` seconds at most."""
+    def talk(self, *args: str, limit: float | None = None) -> Answer:
+        """Run a git command that talks to the server, at most ``limit`` seconds."""
         return self.git.talk(*args, env=self.server.environment(), limit=limit)
 
     def _ask_server(self, *args: str) -> dict[str, str]:
