@@ -138,11 +138,7 @@ class Journal:
         with self._lock:
             self._revision = _commit(revision)
             self._eventful = self._settled = False
-            self._results = {
-                key: "ok" if result == "changed" else result
-                for key, result in self._results.items()
-                if result != "pruned"
-            }
+            self._begin_batch()
             self._servers = {key: one for key, one in self._servers.items() if one.seen}
             errors = [problem for problem in problems if problem.severity == "error"]
             self._broken = frozenset(problem.server for problem in errors)
@@ -243,8 +239,8 @@ class Journal:
         self._keep(self._notary.outcome(outcome, worked.at, commit))
 
     def settled(self, revision: Revision) -> None:
-        """Every server that the commit concerns was looked at. Again is no harm: a batch that
-        brought nothing new leaves no record."""
+        """Every server that the commit concerns was looked at: if that brought anything, it is told
+        as ``synced``. So is what comes after it (a prune that ended, a drift), batch by batch."""
         with self._lock:
             if self._revision and _commit(revision) == self._revision:
                 self._settled = True
@@ -257,6 +253,15 @@ class Journal:
             now = self._clock()
             self._keep(self._notary.synced(counts, now, self._revision, failed=failed))
             self._eventful = False
+            self._begin_batch()
+
+    def _begin_batch(self) -> None:
+        """What was done is done: it counts in one recap only."""
+        self._results = {
+            key: "ok" if result == "changed" else result
+            for key, result in self._results.items()
+            if result != "pruned"
+        }
 
     def _keep(self, record: NoteRecord | None, *, found: bool = False) -> None:
         """Hold a record until it is written. The lock is held."""
@@ -288,6 +293,7 @@ class Journal:
             return False
         try:
             with self._lock:
+                self._conclude()
                 idle = not (self._pending or self._unpushed or self._standing or self._dropped)
                 due = self._not_before is None or self._clock() >= self._not_before
             if idle or self._last_standing is None:

@@ -283,6 +283,24 @@ def test_a_broken_file_is_told_with_its_place_and_its_server_not_twice(
     assert (records[0].result, records[0].extra["recap"]["failed"]) == ("failed", 1)
 
 
+def test_what_comes_after_a_commit_was_settled_is_a_batch_of_its_own(
+    origin: Path, agent: Agent, sha: str
+) -> None:
+    agent.look("ok", key=API)
+    agent.look("ok", message="shutdown: drain")
+    agent.journal.settled(Revision(sha))
+    agent.flush()
+    agent.look("pruned", change("delete", kind=KIND), uid="", commit="")
+    agent.flush()
+    agent.flush()
+    agent.look("changed", change(key=API), key=API)
+    agent.flush()
+    assert [text for event, _, text in told(origin) if event == "synced"] == [
+        "ok=1 changed=0 pruned=1 failed=0 blocked=0 skipped=0",
+        "ok=0 changed=1 pruned=0 failed=0 blocked=0 skipped=0",
+    ]
+
+
 def test_the_recap_counts_all_servers_of_the_commit_alone(
     origin: Path, agent: Agent, sha: str
 ) -> None:
