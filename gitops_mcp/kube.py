@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, TypeVar, overload
 from urllib.parse import quote
 
 import orjson
@@ -51,7 +51,9 @@ if TYPE_CHECKING:
     from kubernetes.client import Configuration as ClientConfiguration
     from urllib3 import BaseHTTPResponse
 
-Objects = list[JsonObject]
+T = TypeVar("T")
+Listed = list[T]
+Objects = Listed[JsonObject]
 Query = dict[str, str]
 Causes = tuple[tuple[str, str, str], ...]
 """Why a body was refused, each ``(reason, field, message)``."""
@@ -66,8 +68,9 @@ WATCH_SILENCE: Final = 90.0
 """Seconds without a byte after which a watch counts as broken: bookmarks come every minute, and a
 server that was stopped leaves its watches silently open."""
 
-WATCH_BACKOFF_CAP: Final = 30.0
-"""The longest wait, in seconds, before a broken watch is tried again."""
+WATCH_BACKOFF_CAP: Final = 5.0
+"""The longest wait, in seconds, before a broken watch is tried again: so much later than the API
+server itself we are back after its restart."""
 
 PLURALS: Final[Mapping[tuple[str, str], str]] = {
     ("v1", "ConfigMap"): "configmaps",
@@ -586,6 +589,7 @@ class Cluster:
         except Gone:
             return None
 
+    @overload
     def list(
         self,
         api_version: str,
@@ -594,11 +598,33 @@ class Cluster:
         *,
         label_selector: str = "",
         limit: int = PAGE,
-        narrowed: Callable[[JsonObject], JsonObject] = lambda item: item,
-    ) -> tuple[Objects, str]:
+    ) -> tuple[Objects, str]: ...
+
+    @overload
+    def list(
+        self,
+        api_version: str,
+        kind: str,
+        namespace: str | None,
+        *,
+        label_selector: str = "",
+        limit: int = PAGE,
+        narrowed: Callable[[JsonObject], T],
+    ) -> tuple[Listed[T], str]: ...
+
+    def list(
+        self,
+        api_version: str,
+        kind: str,
+        namespace: str | None,
+        *,
+        label_selector: str = "",
+        limit: int = PAGE,
+        narrowed: Callable[[JsonObject], Any] = lambda item: item,
+    ) -> tuple[Listed[Any], str]:
         """All objects of a kind (``namespace`` None: of all namespaces), and the resourceVersion
         to watch from. Read page by page; when the pages expire meanwhile, all in one. ``narrowed``
-        makes of each object what is worth keeping, before the next page is read."""
+        makes of each object what is worth keeping, before the next one is looked at."""
         try:
             return self._pages(api_version, kind, namespace, label_selector, limit, narrowed)
         except Expired:
@@ -611,24 +637,24 @@ class Cluster:
         namespace: str | None,
         selector: str,
         limit: int,
-        narrowed: Callable[[JsonObject], JsonObject],
-    ) -> tuple[Objects, str]:
+        narrowed: Callable[[JsonObject], Any],
+    ) -> tuple[Listed[Any], str]:
         ref = ObjectRef(api_version, kind, namespace or "", "")
         path = _path(ref)
         query: Query = {"limit": str(limit)} if limit else {}
         if selector:
             query["labelSelector"] = selector
-        items: Objects = []
+        found: Listed[Any] = []
         while True:
             page = self._request("GET", path, operation="list", ref=ref, query=query)
-            metadata = page.get("metadata", {})
-            # Items of built-in kinds do not say what they are.
-            items += [
-                narrowed({"apiVersion": api_version, "kind": kind, **item})
-                for item in page.get("items") or ()
-            ]
+            metadata, items = page.get("metadata", {}), page.get("items") or []
+            page.clear()
+            items.reverse()
+            while items:  # each is let go of as soon as it is narrowed: a page is large
+                # Items of built-in kinds do not say what they are.
+                found.append(narrowed({"apiVersion": api_version, "kind": kind, **items.pop()}))
             if not metadata.get("continue"):
-                return items, metadata.get("resourceVersion", "")
+                return found, metadata.get("resourceVersion", "")
             query = {**query, "continue": metadata["continue"]}
 
     def can(
@@ -722,27 +748,36 @@ class Cluster:
         label_selector: str = "",
         resource_version: str = "",
         state: Callable[[KubeError | None], None] = lambda _: None,
+        narrowed: Callable[[JsonObject], Any] = lambda item: item,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
-    ) -> Iterator[tuple[Literal["SYNC"], Objects] | tuple[Literal["EVENT"], Event]]:
-        """Everything of a kind, kept current until ``stop``: ``("SYNC", objects)`` replaces what
-        was known, ``("EVENT", (type, object))`` changes one object of it.
+    ) -> Iterator[tuple[Literal["SYNC"], tuple[Listed[Any], str]] | tuple[Literal["EVENT"], Event]]:
+        """Everything of a kind, kept current until ``stop``: ``("SYNC", (objects, version))``
+        replaces what was known, ``("EVENT", (type, object))`` changes one object of it. The objects
+        of a SYNC are ``narrowed``, as ``list`` does it.
 
         Never raises KubeError. A broken stream goes on where it ended, a version that is too old
-        (410) lists again; both after a wait that doubles, with jitter, up to WATCH_BACKOFF_CAP.
+        (410) lists again; both after a wait that doubles, with jitter, up to WATCH_BACKOFF_CAP,
+        and not before the time that the server asks for.
         ``resource_version`` goes on from a list that was read before.
-        ``state`` hears each trouble, and None when the stream is whole (again).
+        ``state`` hears each trouble (Expired: all is listed again), and None each time that the
+        server lets us know that the stream is whole: when it is opened, and with each bookmark.
         """
         wait = _Backoff(rng or random.Random())  # noqa: S311 - spreads requests, guards nothing
         version = resource_version
         while not stop.is_set() and not self._closed.is_set():
-            began = clock()
+            began, asked = clock(), None
             try:
                 if not version:
                     items, version = self.list(
-                        api_version, kind, namespace, label_selector=label_selector
+                        api_version,
+                        kind,
+                        namespace,
+                        label_selector=label_selector,
+                        narrowed=narrowed,
                     )
-                    yield "SYNC", items
+                    yield "SYNC", (items, version)
+                    del items
                 for name, item in self.watch(
                     api_version,
                     kind,
@@ -754,15 +789,18 @@ class Cluster:
                 ):
                     version = item["metadata"]["resourceVersion"]
                     wait.reset()
-                    if name != "BOOKMARK":
+                    if name == "BOOKMARK":
+                        state(None)
+                    else:
                         yield "EVENT", (name, item)
                 if clock() - began > 1.0:
                     continue  # the server's ordinary end; at once would be a loop without a pause
-            except Expired:
-                version = ""
             except KubeError as error:
+                if isinstance(error, Expired):
+                    version = ""
                 state(error)
-            stop.wait(wait.next())
+                asked = error.retry_after
+            stop.wait(max(wait.next(), asked.total_seconds() if asked else 0.0))
 
     # --- writing ---
 

@@ -2,18 +2,25 @@
 
 Receives objects from lists, watches and answers to our own writes; returns the facts of one server.
 Makes no request. Objects are found by name and labels, whoever made them. Thread-safe.
+
+Objects are held compressed, each against the first of its kind: a fleet's are so alike that a
+tenth of their text is left, and a server is unpacked in the time of a few dictionary look-ups
+whenever somebody looks at it. What is asked of all servers at once stands beside, unpacked.
 """
 
 from __future__ import annotations
 
 import threading
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
 from gitops_mcp.model import (
+    ANNOTATION_FILE,
+    ANNOTATION_PRUNE,
     API_VERSION,
     APP_NAME,
     FIELD_MANAGER,
@@ -21,6 +28,7 @@ from gitops_mcp.model import (
     LABEL_INSTANCE,
     LABEL_MANAGED_BY,
     LABEL_NAME,
+    LABEL_SOURCE,
     JsonObject,
     ObjectRef,
     ServerKey,
@@ -45,6 +53,10 @@ WATCHED = (
 
 REMEMBERED = 4096
 """Objects that have gone and are remembered: news of one that comes late must not revive it."""
+LEVEL = 3
+"""zlib's: the first that looks for a better match; above it time grows faster than it saves."""
+SHARED = 1024
+"""Parts of outlines that are kept to be shared, before a new set of them is begun."""
 
 
 @dataclass(slots=True)
@@ -54,10 +66,6 @@ class Live:
     cr: JsonObject | None = None
     children: dict[str, JsonObject] = field(default_factory=dict)
     pods: dict[str, JsonObject] = field(default_factory=dict)
-
-    def copy(self) -> Live:
-        """An independent view of the same objects."""
-        return Live(self.cr, dict(self.children), dict(self.pods))
 
     def put(self, body: JsonObject) -> None:
         """Hold ``body`` as its object's present state."""
@@ -86,8 +94,28 @@ class Live:
             return self.pods.get(ref.name)
         return self.children.get(ref.kind)
 
-    def __bool__(self) -> bool:
-        return self.cr is not None or bool(self.children) or bool(self.pods)
+
+class Packed(NamedTuple):
+    """One object as the view holds it, on its way there: what decisions read of it."""
+
+    key: ServerKey
+    slot: Slot
+    uid: str
+    version: int
+    data: bytes
+    outline: JsonObject | None
+
+
+class Slot(NamedTuple):
+    """Which of a server's objects: ``name`` is a pod's; of any other kind there is one."""
+
+    kind: str
+    name: str = ""
+
+
+class _Held(NamedTuple):
+    version: int
+    data: bytes
 
 
 def key_of(body: JsonObject) -> ServerKey:
@@ -104,104 +132,219 @@ class View:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._trees: dict[bytes, JsonObject] = {}
-        self._servers: dict[ServerKey, Live] = {}
+        self._packer = _Packer()
+        self._servers: dict[ServerKey, dict[Slot, _Held]] = {}
+        self._outlines: dict[ServerKey, JsonObject] = {}
         self._ended: dict[str, None] = {}
         """The uids of objects that have gone, the last ``REMEMBERED`` of them in order."""
         self._changed: Callable[[ServerKey], None] = lambda _: None
+        self._complete: Callable[[], bool] = lambda: True
 
     def subscribe(self, changed: Callable[[ServerKey], None]) -> None:
         """Call ``changed`` with a server's key after each change, outside of any lock."""
         self._changed = changed
 
+    def kept_by(self, complete: Callable[[], bool]) -> None:
+        """``complete`` knows whether whoever fills the view has missed nothing."""
+        self._complete = complete
+
+    @property
+    def complete(self) -> bool:
+        """Whether what is not here is not there: False from the moment on that news may have been
+        missed until everything was listed again."""
+        return self._complete()
+
+    # --- asked ---
+
     def live(self, key: ServerKey) -> Live:
-        """A copy of what is known of one server."""
+        """What is known of one server; the caller's own."""
         with self._lock:
-            known = self._servers.get(key)
-            return known.copy() if known is not None else Live()
+            held = list(self._servers.get(key, {}).items())
+        live = Live()
+        for slot, one in held:
+            live.put(self._packer.unpack(slot.kind, one.data))
+        return live
 
     def resources(self) -> Iterator[tuple[ServerKey, JsonObject]]:
-        """Every MCPServer with its key."""
+        """Every MCPServer with its key, cut down to what ``outline`` keeps."""
         with self._lock:
-            found = [(key, live.cr) for key, live in self._servers.items()]
-        return ((key, cr) for key, cr in found if cr is not None)
+            found = list(self._outlines.items())
+        return iter(found)
 
-    def narrowed(self, body: JsonObject) -> JsonObject:
-        """What of an object is worth its memory: of a pod what is ever asked, and one copy of what
-        managedFields say of many objects alike."""
-        metadata = dict(body["metadata"])
-        entries = metadata.pop("managedFields", None) or ()
-        if body["kind"] == "Pod":
+    def resource(self, key: ServerKey) -> JsonObject | None:
+        """One server's MCPServer, cut down in the same way: a look-up, where ``live`` unpacks."""
+        with self._lock:
+            return self._outlines.get(key)
+
+    # --- told ---
+
+    def pack(self, body: JsonObject) -> Packed:
+        """What of an object is worth its memory: of a pod what is ever asked, of others all."""
+        kind, metadata = body["kind"], body["metadata"]
+        name = ""
+        if kind == "Pod":
             gates = (body.get("spec") or {}).get("readinessGates")
-            return body | {"metadata": metadata, "spec": {"readinessGates": gates or []}}
-        metadata["managedFields"] = [
-            entry | {"fieldsV1": self._tree(entry.get("fieldsV1") or {})} for entry in entries
-        ]
-        return body | {"metadata": metadata}
-
-    def _tree(self, tree: JsonObject) -> JsonObject:
-        return self._trees.setdefault(orjson.dumps(tree), tree)
+            name = metadata["name"]
+            metadata = {k: v for k, v in metadata.items() if k != "managedFields"}
+            body = body | {"metadata": metadata, "spec": {"readinessGates": gates or []}}
+        return Packed(
+            key_of(body),
+            Slot(kind, name),
+            metadata["uid"],
+            int(metadata["resourceVersion"]),
+            self._packer.pack(kind, body),
+            self._packer.shared(outline(body)) if kind == KIND else None,
+        )
 
     def put(self, body: JsonObject) -> None:
         """Take over an object's state, unless a newer one is known already."""
-        self._put(self.narrowed(body))
+        self._put(self.pack(body))
 
-    def _put(self, body: JsonObject) -> None:
-        key = key_of(body)
+    def _put(self, new: Packed) -> None:
+        held = _Held(new.version, new.data)
         with self._lock:
-            if body["metadata"]["uid"] in self._ended:
+            if new.uid in self._ended:
                 return  # late news
-            live = self._servers.setdefault(key, Live())
-            known = live.get(ObjectRef.of(body))
-            if known is not None and not _newer(body, known):
+            server = self._servers.setdefault(new.key, {})
+            known = server.get(new.slot)
+            # The versions of all objects of one kind are ordered numbers, so also the former
+            # object of a name does not come back over the present one.
+            if known is not None and (known.version > new.version or known == held):
                 return
-            live.put(body)
-        self._changed(key)
+            server[new.slot] = held
+            if new.outline is not None:
+                self._outlines[new.key] = new.outline
+        self._changed(new.key)
 
     def drop(self, body: JsonObject) -> None:
         """That object (that uid) has gone."""
-        key = key_of(body)
-        ref = ObjectRef.of(body)
+        name = body["metadata"]["name"] if body["kind"] == "Pod" else ""
+        self._drop(key_of(body), Slot(body["kind"], name), body["metadata"]["uid"])
+
+    def _drop(self, key: ServerKey, slot: Slot, uid: str) -> None:
         with self._lock:
-            self._ended[body["metadata"]["uid"]] = None
+            self._ended[uid] = None
             if len(self._ended) > REMEMBERED:
                 del self._ended[next(iter(self._ended))]
-            live = self._servers.get(key)
-            known = live.get(ref) if live is not None else None
-            if live is None or known is None or known["metadata"]["uid"] != body["metadata"]["uid"]:
+            server = self._servers.get(key)
+            if server is None or slot not in server or self._uid(slot, server[slot]) != uid:
                 return
-            live.drop(ref)
-            if not live:
+            del server[slot]
+            if slot.kind == KIND:
+                del self._outlines[key]
+            if not server:
                 del self._servers[key]
         self._changed(key)
 
+    def _uid(self, slot: Slot, held: _Held) -> str:
+        return str(self._packer.unpack(slot.kind, held.data)["metadata"]["uid"])
+
     def replace(
-        self, kind: str, bodies: Iterable[JsonObject], namespace: str | None = None
+        self, kind: str, listed: Iterable[Packed], version: str, namespace: str | None = None
     ) -> None:
-        """A fresh list of a kind, each ``narrowed``: what it lacks has gone. ``namespace``: the
-        list is of that one only."""
-        listed = {(key_of(body), body["metadata"]["name"]): body for body in bodies}
+        """A fresh list of a kind, as it was at ``version``: what it lacks and is not newer has
+        gone. ``namespace``: the list is of that one only."""
+        present = {(one.key, one.slot): one for one in listed}
         with self._lock:
-            known = [body for live in self._servers.values() for body in _of_kind(live, kind)]
-        for body in known:
-            if namespace not in (None, body["metadata"]["namespace"]):
-                continue
-            if (key_of(body), body["metadata"]["name"]) not in listed:
-                self.drop(body)
-        for body in listed.values():
-            self._put(body)
+            gone = [
+                (key, slot, self._uid(slot, held))
+                for key, server in self._servers.items()
+                for slot, held in server.items()
+                if slot.kind == kind
+                and namespace in (None, key.namespace)
+                and (key, slot) not in present
+                and held.version <= int(version)
+            ]
+        for one in gone:
+            self._drop(*one)
+        for new in present.values():
+            self._put(new)
 
 
-def _of_kind(live: Live, kind: str) -> list[JsonObject]:
-    if kind == KIND:
-        return [live.cr] if live.cr is not None else []
-    if kind == "Pod":
-        return list(live.pods.values())
-    return [live.children[kind]] if kind in live.children else []
+# --- what is kept of an object --------------------------------------------------------------
 
 
-def _newer(body: JsonObject, known: JsonObject) -> bool:
-    """Is ``body`` the later state? The versions of all objects of one kind are ordered numbers, so
-    also the former object of a name does not come back over the present one."""
-    new, old = (one["metadata"]["resourceVersion"] for one in (body, known))
-    return int(new) >= int(old)
+class _Packer:
+    """Objects as compressed bytes. The first of a kind is the dictionary for all of its kind: it
+    makes nothing wrong, however little like it the others are."""
+
+    def __init__(self) -> None:
+        self._dictionaries: dict[str, bytes] = {}
+        self._shared: dict[str, Any] = {}
+
+    def pack(self, kind: str, body: JsonObject) -> bytes:
+        text = orjson.dumps(body)
+        known = self._dictionaries.setdefault(kind, text)
+        packer = zlib.compressobj(LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS, zdict=known)
+        return packer.compress(text) + packer.flush()
+
+    def unpack(self, kind: str, data: bytes) -> JsonObject:
+        unpacker = zlib.decompressobj(-zlib.MAX_WBITS, self._dictionaries[kind])
+        body: JsonObject = orjson.loads(unpacker.decompress(data))
+        return body
+
+    def shared(self, outline: JsonObject) -> JsonObject:
+        """The outline, made of parts that it shares with others that say the same."""
+        return {
+            part: {
+                name: value if isinstance(value, str) else self._one(value)
+                for name, value in values.items()
+            }
+            for part, values in outline.items()
+        }
+
+    def _one(self, value: Any) -> Any:
+        if len(self._shared) >= SHARED:
+            self._shared = {}
+        # Decoded, since what orjson returns takes four KiB, however short it is.
+        return self._shared.setdefault(orjson.dumps(value).decode(), value)
+
+
+_ASKED = (
+    ("metadata", "uid"),
+    ("metadata", "labels", LABEL_SOURCE),
+    ("metadata", "annotations", ANNOTATION_FILE),
+    ("metadata", "annotations", ANNOTATION_PRUNE),
+    ("metadata", "deletionTimestamp"),
+    ("metadata", "finalizers"),
+    ("spec", "suspend"),
+    ("status", "phase"),
+    ("status", "shutdown"),
+    ("status", "source", "revision"),
+)
+_PROOF = ("f:metadata", "f:labels", f"f:{LABEL_SOURCE}")
+"""Where managedFields say who set the source's label."""
+
+
+def outline(cr: JsonObject) -> JsonObject:
+    """What is asked of every MCPServer at once: which and whose it is and proves to be, from which
+    file and commit, in what phase, whether Ready (without the message), going, suspended, kept. An
+    MCPServer with nothing but these."""
+    found: JsonObject = {"metadata": {}, "spec": {}, "status": {}}
+    for path in _ASKED:
+        _copy(cr, found, path)
+    found["metadata"]["managedFields"] = [
+        {name: entry[name] for name in ("manager", "operation", "subresource") if name in entry}
+        | {"fieldsV1": _copy(entry.get("fieldsV1") or {}, {}, _PROOF)}
+        for entry in cr["metadata"].get("managedFields") or ()
+    ]
+    found["status"]["conditions"] = [
+        {name: one[name] for name in ("type", "status", "reason") if name in one}
+        for one in (cr.get("status") or {}).get("conditions") or ()
+        if one.get("type") == "Ready"
+    ]
+    return found
+
+
+def _copy(source: JsonObject, target: JsonObject, path: tuple[str, ...]) -> JsonObject:
+    """What stands at ``path`` in ``source`` stands there in ``target`` too, which is returned."""
+    value: Any = source
+    for name in path:
+        if not isinstance(value, dict) or name not in value:
+            return target
+        value = value[name]
+    place = target
+    for name in path[:-1]:
+        place = place.setdefault(name, {})
+    place[path[-1]] = value
+    return target

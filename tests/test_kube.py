@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import random
@@ -340,7 +341,7 @@ def test_a_watch_begins_with_all_objects_and_goes_on_with_events(connect: Connec
     with scripted(script(LISTED, Answer(chunks=events))) as server:
         found = watched(connect(server), 3)
     assert found == [
-        ("SYNC", [{"apiVersion": "v1", **pod("a", 3)}]),
+        ("SYNC", ([{"apiVersion": "v1", **pod("a", 3)}], "5")),
         ("EVENT", ("ADDED", pod("b", 6))),
         ("EVENT", ("DELETED", pod("a", 7))),
     ]
@@ -376,26 +377,55 @@ def test_trouble_is_told_and_so_is_its_end(connect: Connect) -> None:
     assert told == ["Permanent", "well", "Transient", "well"]
 
 
-def test_a_server_that_ends_each_watch_at_once_is_asked_more_and_more_slowly(
+def test_a_version_that_is_too_old_is_told_and_a_bookmark_says_that_all_is_well(
     connect: Connect,
 ) -> None:
+    told: list[str] = []
+    again = Answer(body={"metadata": {"resourceVersion": "20"}, "items": []})
+    later = Answer(chunks=[event("BOOKMARK", "", 21), event("ADDED", "b", 22)])
+    with scripted(script(LISTED, Answer(chunks=[EXPIRED]), again, later)) as server:
+        watched(connect(server), 3, state=lambda e: told.append(type(e).__name__))
+    assert told == ["NoneType", "Expired", "NoneType", "NoneType"]
+
+
+def test_a_watch_waits_as_long_as_it_is_asked_to(connect: Connect) -> None:
     waits: list[float] = []
 
-    class Patience(threading.Event):
-        """Never waits, and is over after the twelfth time."""
+    class Once(threading.Event):
+        """Over after the first wait."""
 
         def wait(self, timeout: float | None = None) -> bool:
             waits.append(timeout or 0.0)
-            return self.is_set()
+            return True
 
         def is_set(self) -> bool:
-            return len(waits) >= 12
+            return bool(waits)
 
-    with scripted(script(LISTED, *[Answer(chunks=[])] * 12)) as server:
-        list(connect(server).list_and_watch("v1", "Pod", None, stop=Patience()))
-    assert waits[0] <= 0.2
-    assert 15 <= waits[-1] <= 30
-    assert all(a / 4 < b for a, b in itertools.pairwise(waits))
+    busy = Answer(429, {"message": "too many requests"}, headers={"Retry-After": "7"})
+    with scripted(script(LISTED, busy)) as server:
+        list(connect(server).list_and_watch("v1", "Pod", None, stop=Once()))
+    assert waits == [7.0]
+
+
+def test_a_list_lets_go_of_each_object_before_it_looks_at_the_next(connect: Connect) -> None:
+    def page(*names: str, **metadata: str) -> Answer:
+        items = [{**pod(name, 1), "marked": {}} for name in names]
+        return Answer(body={"metadata": {"resourceVersion": "5", **metadata}, "items": items})
+
+    alive: list[int] = []
+
+    def narrowed(item: JsonObject) -> str:
+        bodies = [one for one in gc.get_objects() if type(one) is dict and "marked" in one]
+        alive.append(len(bodies))
+        return str(item["metadata"]["name"])
+
+    answers = script(page("a", "b", "c", **{"continue": "x"}), page("d", "e"))
+    with scripted(answers) as server:
+        del answers
+        found, version = connect(server).list("v1", "Pod", None, narrowed=narrowed)
+    assert (found, version) == (["a", "b", "c", "d", "e"], "5")
+    served = 5  # the script's own
+    assert alive == [served + left for left in (3, 2, 1, 2, 1)]
 
 
 @pytest.mark.parametrize("end", [lambda cluster, _: cluster.close(), Cluster.end_watches])
@@ -681,7 +711,8 @@ class TestServer:
         stream = cluster.list_and_watch(
             "v1", "ConfigMap", "default", stop=stop, label_selector=f"watch={name}"
         )
-        assert next(stream) == ("SYNC", [])
+        what, (listed, _) = next(stream)
+        assert (what, listed) == ("SYNC", [])
         body = {
             "apiVersion": "v1",
             "kind": "ConfigMap",
@@ -850,7 +881,8 @@ def test_a_watch_outlives_a_restart_of_the_server(plane: rig.Plane, name: str) -
         label_selector=f"watch={name}",
         state=lambda error: told.append(error.category if error else "well"),
     )
-    assert next(stream) == ("SYNC", [])
+    what, (listed, _) = next(stream)
+    assert (what, listed) == ("SYNC", [])
     body = config(name)
     body["metadata"]["labels"] = {"watch": name}
     made = cluster.apply(body)
@@ -860,7 +892,7 @@ def test_a_watch_outlives_a_restart_of_the_server(plane: rig.Plane, name: str) -
     changed = cluster.apply({**body, "data": {"a": "2"}})
     for what, news in stream:
         # Whichever the server makes of the old version: too old, or a watch that goes on.
-        if changed in (news if what == "SYNC" else [news[1]]):
+        if changed in (news[0] if what == "SYNC" else [news[1]]):
             break
     assert told[0] == "well"
     assert "Transient" in told

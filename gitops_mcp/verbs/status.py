@@ -113,7 +113,7 @@ class _Shown:
             state=self._heard,
         ):
             if news[0] == "SYNC":
-                known = {_name(body): body for body in news[1]}
+                known = {_name(body): body for body in news[1][0]}
             else:
                 kind, body = news[1]
                 known.pop(_name(body), None)
@@ -123,7 +123,9 @@ class _Shown:
         return 0
 
     def _heard(self, error: KubeError | None) -> None:
-        if error is not None:
+        from gitops_mcp.errors import Expired
+
+        if error is not None and not isinstance(error, Expired):  # that one mends itself
             self._terminal.warn(error.message)
 
     def _chosen(self, servers: list[JsonObject]) -> list[JsonObject]:
