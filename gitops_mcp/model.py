@@ -25,6 +25,8 @@ CRD_NAME = f"{PLURAL}.{GROUP}"
 FIELD_MANAGER = "gitops-mcp"
 SHUTDOWN_MANAGER = "gitops-mcp-shutdown"
 """Field manager of a shutdown's writes: they take single fields and must not give up the rest."""
+PAUSE_MANAGER = "gitops-mcp-rollout"
+"""Field manager of a paused rollout: so it can be given up, and the template's fields stay."""
 FINALIZER = f"{GROUP}/finalizer"
 
 LABEL_NAME = "app.kubernetes.io/name"

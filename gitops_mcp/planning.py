@@ -14,7 +14,16 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
-from gitops_mcp import diffing, inquiries, manifests, schemas, shutdown, status, transports
+from gitops_mcp import (
+    diffing,
+    inquiries,
+    manifests,
+    pausing,
+    schemas,
+    shutdown,
+    status,
+    transports,
+)
 from gitops_mcp.errors import GitOpsError
 from gitops_mcp.model import (
     ANNOTATION_ADOPT,
@@ -31,6 +40,7 @@ from gitops_mcp.model import (
     LABEL_MANAGED_BY,
     LABEL_NAME,
     LABEL_SOURCE,
+    PAUSE_MANAGER,
     Action,
     Change,
     Condition,
@@ -326,10 +336,9 @@ def _converge(facts: Facts, context: Context, renderer: Renderer, owner: Owner |
     leaving: list[str] = []
     if not paused and (not invalid or facts.protected):
         try:
-            child_actions = [
-                *_child_actions(facts, context, renderer, refused, leaving),
-                *_gates(facts),
-            ]
+            child_actions = [*_child_actions(facts, context, renderer, refused, leaving)]
+            # What has just been written may be all that the pods needed: they are judged after it.
+            child_actions = child_actions or [*_gates(facts), *_pause(facts, context)]
         except GitOpsError as error:  # this spec cannot be rendered; others can
             synced = Condition("Synced", "False", "ApplyFailed", error.message)
             return _at_rest(facts, context, synced, invalid or error.message)
@@ -593,6 +602,34 @@ def _gates(facts: Facts) -> Iterator[Action]:
         }
         uid = pod["metadata"]["uid"]
         yield Action(Verb.APPLY, ref, "open the readiness gate", body, "status", uid=uid)
+
+
+def _pause(facts: Facts, context: Context) -> Iterator[Action]:
+    """Let a rollout stand still while its new pods fail the handshake that old ones pass."""
+    cr, live = facts.cr, facts.children.get("Deployment")
+    if cr is None or live is None or not _controls(cr, live):
+        return
+    culprit = pausing.culprit(facts, context)
+    stands = live["spec"].get("paused", False)
+    if culprit is None or bool(culprit) == stands or (stands and not pausing.paused(live)):
+        return
+    ref, metadata = ObjectRef.of(live), live["metadata"]
+    body: JsonObject = {
+        "apiVersion": ref.api_version,
+        "kind": ref.kind,
+        "metadata": {"name": ref.name, "namespace": ref.namespace},
+    }
+    if culprit:
+        body["spec"] = {"paused": True}
+    yield Action(
+        Verb.APPLY,
+        ref,
+        "pause the rollout" if culprit else "resume the rollout",
+        body,
+        manager=PAUSE_MANAGER,
+        uid=metadata["uid"],
+        resource_version=metadata["resourceVersion"],
+    )
 
 
 def _external(cr: JsonObject) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
-from gitops_mcp import health, inquiries, transports
+from gitops_mcp import health, inquiries, pausing, transports
 from gitops_mcp.model import (
     ANNOTATION_FILE,
     ANNOTATION_RECONCILE,
@@ -93,7 +93,7 @@ def body(
     observed = (deployment or {}).get("status") or {}
     verified = _verified(facts, context, cr.get("spec") or {}, replicas)
     conditions = _conditions(
-        facts, invalid=invalid, synced=synced, verified=verified, replicas=replicas
+        facts, context, invalid=invalid, synced=synced, verified=verified, replicas=replicas
     )
     terminating = "deletionTimestamp" in metadata or bool(shutdown)
     ready = _ready(conditions, terminating=terminating)
@@ -200,7 +200,13 @@ _KEYS: Final = frozenset(
 
 
 def _conditions(
-    facts: Facts, *, invalid: str, synced: Condition, verified: Condition, replicas: int
+    facts: Facts,
+    context: Context,
+    *,
+    invalid: str,
+    synced: Condition,
+    verified: Condition,
+    replicas: int,
 ) -> list[Condition]:
     """What is true by itself, in the order in which it holds Ready back."""
     spec = (facts.cr or {}).get("spec") or {}
@@ -212,11 +218,26 @@ def _conditions(
     )
     return [
         configuration,
-        health.deployment(facts.children.get("Deployment"), facts.pods, replicas=replicas),
+        _rolling(facts, context, replicas),
         health.service(facts.children.get("Service"), networked=networked),
         verified,
         synced,
     ]
+
+
+def _rolling(facts: Facts, context: Context, replicas: int) -> Condition:
+    """DeploymentReady; of a rollout that we paused, why."""
+    deployment = facts.children.get("Deployment")
+    found = health.deployment(deployment, facts.pods, replicas=replicas)
+    if found.status == "True" or not pausing.paused(deployment):
+        return found
+    pod = pausing.culprit(facts, context)
+    why = (
+        f"the handshake with pod {pod} failed: {facts.probe.message}" if pod and facts.probe else ""
+    )
+    return Condition(
+        found.type, "False", "RolloutInProgress", f"paused: {why}" if why else "paused"
+    )
 
 
 def _verified(facts: Facts, context: Context, spec: Mapping[str, Any], replicas: int) -> Condition:
@@ -286,6 +307,7 @@ def _failed(facts: Facts, ready: Condition) -> bool:
     refused = facts.failure is not None and facts.failure.category != "Transient"
     return (
         ready.reason in FAILED
+        or pausing.paused(facts.children.get("Deployment"))
         or health.stalled(facts.children.get("Deployment"))
         or (refused and facts.failure is not None and ready.reason == facts.failure.reason)
     )
