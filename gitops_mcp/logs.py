@@ -1,0 +1,241 @@
+"""The agent's log: one line a fact, on stderr; text on a terminal, JSON otherwise.
+
+Receives what our modules and the libraries say through ``logging``, and what looks at servers came
+to; writes lines. Whatever a message holds, it stays on its line and moves no cursor, and what has
+the shape of a secret is hidden. Of changes the fields are named, their values are not. Libraries
+are heard from warnings on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, TextIO
+
+from gitops_mcp.masking import scrub
+from gitops_mcp.model import Change, ChangeAction, Result, ServerKey, Worked
+
+Form = Literal["auto", "text", "json"]
+
+_OURS: Final = "gitops_mcp"
+_log = logging.getLogger(_OURS)
+
+MANY: Final = 5
+"""Fields of one object that a line names; of more it says how many."""
+
+
+# --- lines ----------------------------------------------------------------------------------------
+
+
+def info(message: str, **fields: object) -> None:
+    """Log a fact. ``fields`` are what it is about: ``server``, ``revision`` and others; those that
+    are None or empty are left out."""
+    _log.info(message, extra={"fields": fields})
+
+
+def warning(message: str, **fields: object) -> None:
+    """Log a fact that somebody should look into."""
+    _log.warning(message, extra={"fields": fields})
+
+
+def error(message: str, **fields: object) -> None:
+    """Log a failure."""
+    _log.error(message, extra={"fields": fields})
+
+
+@contextmanager
+def installed(
+    form: Form = "auto",
+    stream: TextIO | None = None,
+    *,
+    verbose: bool = False,
+    quiet: bool = False,
+) -> Iterator[None]:
+    """Write the log of this process to ``stream`` (stderr) meanwhile. ``quiet``: warnings only.
+
+    Python's warnings, and what ends a thread, are lines like all others.
+    """
+    stream = stream or sys.stderr
+    text = stream.isatty() if form == "auto" else form == "text"
+    handler = _Handler(stream)
+    handler.setFormatter(_Text() if text else _Json())
+    root = logging.getLogger()
+    before = root.handlers, root.level, _log.level, threading.excepthook
+    root.handlers = [handler]
+    root.setLevel(logging.WARNING)
+    _log.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+    logging.captureWarnings(True)
+    threading.excepthook = _thread_died
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        root.handlers, level, our_level, threading.excepthook = before
+        root.setLevel(level)
+        _log.setLevel(our_level)
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nobody reads the log any more: no reason to stop, and nowhere to say so."""
+
+
+def _thread_died(died: threading.ExceptHookArgs) -> None:
+    if died.exc_value is None or isinstance(died.exc_value, SystemExit):
+        return
+    name = died.thread.name if died.thread is not None else "?"
+    caught = (died.exc_type, died.exc_value, died.exc_traceback)
+    _log.critical("the thread %s has died", name, exc_info=caught)
+
+
+class _Formatter(logging.Formatter):
+    """Takes a record apart; how it is put together again is each form's own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, without its end."""
+        try:
+            message = record.getMessage()
+        except (TypeError, ValueError):  # arguments that do not fit: a library's mistake
+            message = str(record.msg)
+        time = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        shown = _visible(" ".join(scrub(message).splitlines()).strip())
+        return self.line(time, record.levelname.lower(), shown, dict(_fields(record)))
+
+    def line(self, time: str, level: str, message: str, fields: Mapping[str, Any]) -> str:
+        raise NotImplementedError
+
+
+class _Json(_Formatter):
+    def line(self, time: str, level: str, message: str, fields: Mapping[str, Any]) -> str:
+        whole = {"time": time, "level": level, "message": message, **fields}
+        return json.dumps(whole, ensure_ascii=False)
+
+
+class _Text(_Formatter):
+    def line(self, time: str, level: str, message: str, fields: Mapping[str, Any]) -> str:
+        named = (f"{key}={_quoted(value)}" for key, value in fields.items())
+        return " ".join((time, f"{level.upper():<7}", message, *named))
+
+
+def _fields(record: logging.LogRecord) -> Iterator[tuple[str, Any]]:
+    given: Mapping[str, object] = getattr(record, "fields", {})
+    for key in dict.fromkeys(("server", "revision", *given)):
+        value = given.get(key)
+        if isinstance(value, bool | int | float):
+            yield key, value
+        elif value is not None and str(value):
+            yield key, _visible(scrub(str(value)))
+    if not record.name.startswith(_OURS):
+        yield "logger", _visible(record.name)
+    if record.exc_info and record.exc_info[1] is not None:
+        kind, caught, _ = record.exc_info
+        yield "error", _visible(scrub(f"{kind.__name__}: {caught}"))
+        yield "traceback", _visible(scrub("".join(traceback.format_exception(caught))))
+
+
+def _visible(text: str) -> str:
+    """``text`` with what cannot be seen written out, line ends apart: those, the forms escape."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+def _quoted(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return json.dumps(text, ensure_ascii=False) if set(text) & set(' "=\n') else text
+
+
+# --- looks ----------------------------------------------------------------------------------------
+
+_DONE: Final[Mapping[ChangeAction, str]] = {
+    "create": "created",
+    "update": "updated",
+    "replace": "replaced",
+    "delete": "deleted",
+}
+_LEVELS: Final[Mapping[Result, int]] = {"failed": logging.ERROR, "blocked": logging.WARNING}
+"""Of what is wrong; all else is information."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What was last said of a server."""
+
+    result: Result = "ok"
+    message: str = ""
+    ready: bool | None = None
+
+
+class Looks:
+    """Logs what looks at servers come to: what was done, what is wrong, once for each new message,
+    and that it is well again; nothing where nothing happened. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._told: dict[ServerKey, _Told] = {}
+
+    def worked(self, worked: Worked) -> None:
+        """A look at a server has ended: a listener."""
+        outcome = worked.outcome
+        new = _Told(outcome.result, outcome.message, outcome.ready)
+        with self._lock:
+            old = self._told.get(worked.server, _Told())
+            if outcome.result == "pruned" or (not worked.uid and outcome.result == "ok"):
+                self._told.pop(worked.server, None)
+            else:
+                self._told[worked.server] = new
+        facts = list(_facts(worked, old, new))
+        if not facts:
+            return
+        level = _LEVELS.get(new.result, logging.INFO)
+        if _LAPSED in facts:
+            level = max(level, logging.WARNING)
+        fields: dict[str, object] = {
+            "server": worked.server,
+            "revision": worked.revision,
+            "result": new.result,
+        }
+        if new.result == "pruned":
+            fields["ended_by"] = (outcome.shutdown or {}).get("endedBy")
+        _log.log(level, "; ".join(facts), extra={"fields": fields})
+
+
+_LAPSED: Final = "no longer ready"
+
+
+def _facts(worked: Worked, old: _Told, new: _Told) -> Iterator[str]:
+    was_wrong, is_wrong = old.result in _LEVELS, new.result in _LEVELS
+    if was_wrong and not is_wrong:
+        yield "recovered"
+    yield from (_deed(change) for change in worked.outcome.changes if change.action in _DONE)
+    if new.result == "pruned":
+        yield "pruned"
+    elif (new.result, new.message) != (old.result, old.message):
+        if is_wrong:
+            yield f"{new.result}: {new.message}" if new.message else new.result
+        elif new.message and new.message != old.message:
+            yield new.message
+    if new.ready and old.ready is False:
+        yield "ready"
+    elif new.ready is False and old.ready:
+        yield _LAPSED
+
+
+def _deed(change: Change) -> str:
+    """``updated deployment/web (/spec/replicas)``; of a whole object no fields are named."""
+    done = f"{_DONE[change.action]} {change.ref}"
+    if change.action not in ("update", "replace") or not change.fields:
+        return done
+    paths = [field.path for field in change.fields[:MANY]]
+    if (rest := len(change.fields) - MANY) > 0:
+        paths.append(f"{rest} more")
+    return f"{done} ({', '.join(paths)})"
