@@ -72,7 +72,7 @@ def commit(repository: Path, files: tuple[SourceFile, ...]) -> None:
         path = repository / file.path
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists() or path.read_bytes() != file.data:
-            path.write_bytes(file.data)
+            path.write_bytes(file.data or b"")
     for arguments in (
         ["-c", "init.defaultBranch=main", "init", "--quiet"],
         ["add", "--all"],

@@ -15,7 +15,7 @@ import os
 import re
 import shlex
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -24,6 +24,8 @@ from gitops_mcp.errors import SourceError
 
 LOCAL_LIMIT = 120.0
 """Seconds for a command on the local disk."""
+LOOK_LIMIT = 30.0
+"""Seconds for asking a server where its branches are."""
 REMOTE_LIMIT = 300.0
 """Seconds for a first fetch of a large repository; a stalled one ends by the limits below."""
 _STALL_SECONDS = 30
@@ -228,7 +230,7 @@ class Git:
         """Whether ``old`` is known here and ``new`` contains it."""
         return self.ask("merge-base", "--is-ancestor", old, new).status == 0
 
-    def sizes(self, ids: Sequence[str]) -> dict[str, int]:
+    def sizes(self, ids: Collection[str]) -> dict[str, int]:
         """The sizes of objects in bytes, by id, in one process; 0 for a missing one."""
         if not ids:
             return {}
@@ -240,7 +242,7 @@ class Git:
             for wanted, size in zip(ids, answer[:-1], strict=True)
         }
 
-    def blobs(self, ids: Sequence[str]) -> dict[str, bytes]:
+    def blobs(self, ids: Collection[str]) -> dict[str, bytes]:
         """The content of objects, by id, in one process."""
         if not ids:
             return {}

@@ -3,6 +3,9 @@
 Receives what the user named as SOURCE (a directory, a bare repository, a URL), returns ``Snapshot``
 values and what a look at the server found. Never checks out, never runs anything that a repository
 brings along (hooks, filters, submodules), never follows a symbolic link.
+
+A look costs one question to the server, and a commit what it changed: the files are those of the
+snapshot before, but for git's own difference. Their content stays in git until it is asked for.
 """
 
 from __future__ import annotations
@@ -18,8 +21,10 @@ import stat
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -28,6 +33,7 @@ from gitops_mcp.errors import SourceError, UsageError
 from gitops_mcp.gitcommand import (
     FETCH,
     LOCAL_LIMIT,
+    LOOK_LIMIT,
     REMOTE_LIMIT,
     SHA,
     Answer,
@@ -52,6 +58,7 @@ MAX_FILE = 1 << 20
 MAX_TOTAL = 1 << 28
 """Bytes of one snapshot: a mistaken SOURCE must end in an error, not in the OOM killer."""
 
+_PATH = attrgetter("path")
 _PLAIN_MODES = ("100644", "100755")
 _ODD_MODES = {"120000": "a symbolic link is not followed", "160000": "a submodule is not read"}
 _COUNT = re.compile(r"[0-9]{1,9}")
@@ -81,6 +88,11 @@ def _in_sight(path: str, below: str) -> bool:
     return len(inside) > 1 and "/." not in inside and f"/{TEMPLATES_FOLDER}/" not in inside
 
 
+def _is_setting(path: str) -> bool:
+    """Whether a file's content is asked for by every load."""
+    return path == CONFIG_FILE or VARS_FOLDER in path.split("/")[:-1]
+
+
 def _pathspecs(prefix: str, below: str) -> tuple[str, ...]:
     """What git has to list; a name is only a name, whatever it holds."""
     if below:
@@ -99,12 +111,13 @@ def _normal(path: str) -> str:
 class _Collector:
     """Gathers the files of one snapshot under the rules that every kind of source shares."""
 
-    def __init__(self, root: str, below: str) -> None:
+    def __init__(self, root: str, below: str, total: int = 0) -> None:
         self._root = root
         self._below = below
-        self._total = 0
-        self._files: list[SourceFile] = []
-        self._skipped: list[tuple[str, str]] = []
+        self.total = total
+        """Bytes of all the files that fitted."""
+        self.files: list[SourceFile] = []
+        self.skipped: list[tuple[str, str]] = []
 
     def wants(self, path: str) -> bool:
         """Whether a plain file of this path is to be read; notes a name that cannot be used."""
@@ -117,15 +130,15 @@ class _Collector:
 
     def skip(self, path: str, reason: str) -> None:
         if _in_sight(path, self._below):
-            self._skipped.append((printable(path), reason))
+            self.skipped.append((printable(path), reason))
 
     def fits(self, path: str, size: int) -> bool:
         """Whether a file may be read into memory; notes one that is too large."""
         if size > MAX_FILE:
             self.skip(path, f"larger than {MAX_FILE >> 20} MiB")
             return False
-        self._total += size
-        if self._total > MAX_TOTAL:
+        self.total += size
+        if self.total > MAX_TOTAL:
             raise SourceError(
                 f"{self._root}: more than {MAX_TOTAL >> 20} MiB of YAML and JSON",
                 hint="narrow the source with --path",
@@ -133,14 +146,14 @@ class _Collector:
         return True
 
     def keep(self, file: SourceFile) -> None:
-        self._files.append(file)
+        self.files.append(file)
 
     def snapshot(self, revision: Revision, branch: str | None) -> Snapshot:
         return Snapshot(
             revision=revision,
             branch=branch,
-            files=tuple(sorted(self._files, key=lambda file: file.path)),
-            skipped=tuple(sorted(set(self._skipped))),
+            files=tuple(sorted(self.files, key=_PATH)),
+            skipped=tuple(sorted(set(self.skipped))),
             root=self._root,
         )
 
@@ -154,42 +167,111 @@ def _tree(git: Git, commit: str, prefix: str, below: str) -> Iterator[tuple[str,
         yield mode, blob, path[len(prefix) :]
 
 
-def _read_commit(
-    git: Git,
-    commit: str,
-    branch: str | None,
-    *,
-    prefix: str,
-    below: str,
-    root: str,
-    last: Snapshot | None = None,
-) -> Snapshot:
-    """A commit's files, straight from the object store. What ``last``, a snapshot under the same
-    rules, holds already is not read again."""
-    collector = _Collector(root, below)
-    same = {file.path: file for file in last.files} if last else {}
-    wanted: list[tuple[str, str]] = []
-    seen_below = not (below or prefix)
-    for mode, blob, path in _tree(git, commit, prefix, below):
-        seen_below = seen_below or not below or path.startswith(f"{below}/")
-        if mode in _ODD_MODES:
-            collector.skip(path, _ODD_MODES[mode])
-        elif (
-            path in same and same[path].blob == blob and collector.fits(path, len(same[path].data))
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """A snapshot of a commit, and the bytes of its files."""
+
+    snapshot: Snapshot
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Taking:
+    """A commit that is to be read: straight from the object store, and no more content of it than
+    every load asks for."""
+
+    git: Git
+    commit: str
+    branch: str | None
+    prefix: str
+    below: str
+    root: str
+
+    def whole(self) -> _Taken:
+        """From all that the commit holds. Raises SourceError."""
+        collector = _Collector(self.root, self.below)
+        entries = list(_tree(self.git, self.commit, self.prefix, self.below))
+        folder = f"{self.below}/" if self.below else ""
+        if (folder or self.prefix) and not any(path.startswith(folder) for _, _, path in entries):
+            raise SourceError(
+                f"{self.root}: no folder {self.prefix + self.below} at {self.commit[:12]}",
+                hint="check --path and --ref",
+            )
+        wanted = self._wanted(collector, entries)
+        self._keep(collector, wanted, self.git.sizes(wanted.values()))
+        return _Taken(collector.snapshot(Revision(self.commit), self.branch), collector.total)
+
+    def after(self, last: _Taken) -> _Taken | None:
+        """From what differs from ``last``, a snapshot below the same path; None where that does not
+        tell all. Raises SourceError."""
+        old = last.snapshot
+        entries = self._differing(old.revision.sha)
+        if entries is None or {printable(path) for _, _, path in entries} & {*dict(old.skipped)}:
+            return None
+        files = list(old.files)
+        former = [file for _, _, path in entries if (file := _found(files, path)) is not None]
+        collector = _Collector(self.root, self.below)
+        wanted = self._wanted(collector, entries)
+        sizes = self.git.sizes({*wanted.values(), *(file.blob for file in former)})
+        collector.total = last.total - sum(sizes[file.blob] for file in former)
+        self._keep(collector, wanted, sizes)
+        for file in former:
+            del files[bisect_left(files, file.path, key=_PATH)]
+        for file in collector.files:
+            insort(files, file, key=_PATH)
+        folder = f"{self.below}/" if self.below else ""
+        first = bisect_left(files, folder, key=_PATH)
+        if (folder or self.prefix) and not any(
+            file.path.startswith(folder) for file in files[first : first + 1]
         ):
-            collector.keep(same[path])
-        elif mode in _PLAIN_MODES and collector.wants(path):
-            wanted.append((path, blob))
-    if not seen_below:
-        raise SourceError(
-            f"{root}: no folder {prefix + below} at {commit[:12]}", hint="check --path and --ref"
+            return None  # the folder may have gone with its last file
+        skipped = tuple(sorted({*old.skipped, *collector.skipped}))
+        revision = Revision(self.commit)
+        snapshot = Snapshot(revision, self.branch, tuple(files), skipped, self.root)
+        return _Taken(snapshot, collector.total)
+
+    def _differing(self, old: str) -> list[tuple[str, str, str]] | None:
+        """Like ``_tree``, what differs from another commit; None where that is not here any more.
+        What is gone has mode 000000."""
+        specs = _pathspecs(self.prefix, self.below)
+        answer = self.git.ask(
+            *("diff-tree", "-r", "-z", "--raw", "--no-renames", "--ignore-submodules=none"),
+            *(old, self.commit, "--", *specs),
         )
-    sizes = git.sizes([blob for _, blob in wanted])
-    fitting = [(path, blob) for path, blob in wanted if collector.fits(path, sizes[blob])]
-    contents = git.blobs([blob for _, blob in fitting])
-    for path, blob in fitting:
-        collector.keep(SourceFile(path, blob, contents[blob]))
-    return collector.snapshot(Revision(commit), branch)
+        if answer.status:
+            return None
+        fields = os.fsdecode(answer.out).split("\0")
+        entries = []
+        for meta, path in zip(fields[0::2], fields[1::2], strict=False):
+            _, mode, _, blob, _ = meta.split(" ")
+            entries.append((mode, blob, path[len(self.prefix) :]))
+        return entries
+
+    def _wanted(
+        self, collector: _Collector, entries: Iterable[tuple[str, str, str]]
+    ) -> dict[str, str]:
+        """The files that are to be read, as path and object id."""
+        wanted = {}
+        for mode, blob, path in entries:
+            if mode in _ODD_MODES:
+                collector.skip(path, _ODD_MODES[mode])
+            elif mode in _PLAIN_MODES and collector.wants(path):
+                wanted[path] = blob
+        return wanted
+
+    def _keep(
+        self, collector: _Collector, wanted: Mapping[str, str], sizes: Mapping[str, int]
+    ) -> None:
+        fitting = {path: b for path, b in wanted.items() if collector.fits(path, sizes[b])}
+        contents = self.git.blobs({b for path, b in fitting.items() if _is_setting(path)})
+        for path, blob in fitting.items():
+            collector.keep(SourceFile(path, blob, contents.get(blob)))
+
+
+def _found(files: Sequence[SourceFile], path: str) -> SourceFile | None:
+    """The file of this path among sorted ones."""
+    at = bisect_left(files, path, key=_PATH)
+    return files[at] if at < len(files) and files[at].path == path else None
 
 
 class _Disk:
@@ -311,7 +393,7 @@ def _read_worktree(git: Git, root: str, folder: str, below: str) -> Snapshot:
         # Checked out with Windows line ends, committed without: that is no change.
         committed[file.path] != _blob_id(file.data.replace(b"\r\n", b"\n"), algorithm.decode())
         for file in snapshot.files
-        if file.path in changed
+        if file.path in changed and file.data is not None
     )
     return replace(snapshot, revision=Revision(head, dirty=dirty))
 
@@ -368,7 +450,7 @@ class _Mirror:
 
     def _ask_server(self, *args: str) -> dict[str, str]:
         """ls-remote: ref name to commit id (or, for HEAD's symref, to the ref)."""
-        answer = self.talk("ls-remote", "--symref", *args)
+        answer = self.talk("ls-remote", "--symref", *args, limit=LOOK_LIMIT)
         if answer.status:
             raise complaint(answer.err, self.server.url)
         found: dict[str, str] = {}
@@ -382,15 +464,23 @@ class _Mirror:
                 found[name] = value
         return found
 
-    def refresh(self) -> None:
-        """Bring the mirror up to date with the server; _Absent or _Empty where nothing is there."""
+    def refresh(self, seen: Mapping[str, str] | None) -> Mapping[str, str]:
+        """Ask the server, once; where its answer is not ``seen``, the one of the last time, bring
+        the mirror up to date. Returns the answer; _Absent or _Empty where nothing is there."""
+        git, url = self.git, self.server.url
+        wanted = f"refs/heads/{self._branch}" if self._branch else "HEAD"
+        if self._ref is None:
+            found = self._ask_server("--", url, wanted)
+        elif SHA.fullmatch(self._ref):
+            found = {}  # a commit stays what it is
+        else:
+            found = self._ask_server("--", url, "HEAD", "refs/heads/*", "refs/tags/*")
+        if found == seen and os.path.isdir(self.folder):
+            return found
         self.prepare()
         if self._ref is not None:
             self._fetch_ref(self._ref)
-            return
-        git, url = self.git, self.server.url
-        wanted = f"refs/heads/{self._branch}" if self._branch else "HEAD"
-        found = self._ask_server("--", url, wanted)
+            return found
         there = found.get(wanted)
         if there is None:
             heads = self._ask_server("--heads", "--", url)
@@ -407,6 +497,7 @@ class _Mirror:
         elif git.commit("HEAD") != there:
             self._transfer("+HEAD:refs/gitops-mcp/head")
             git.run("update-ref", "--no-deref", "HEAD", git.commit("refs/gitops-mcp/head"))
+        return found
 
     def _fetch_branch(self, name: str) -> None:
         try:
@@ -498,13 +589,15 @@ class Poll:
 
     ``moved``: ``new`` is the commit now, ``forced`` that it does not contain ``old``.
     ``deleted``: the branch or ref that was there is not any more. ``empty``: there is no commit.
-    After the last two, ``snapshot`` raises SourceError: nothing is to be concluded from them.
+    After the last two, ``snapshot`` raises ``error``: nothing is to be concluded from them, and
+    what was read before stays what git last said.
     """
 
     kind: Literal["unchanged", "moved", "deleted", "empty"]
     old: str = ""
     new: str = ""
     forced: bool = False
+    error: SourceError | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -575,7 +668,9 @@ class Repository:
         self._mirror = mirror
         self._head: tuple[str, str | None] | None = None
         self._lost: SourceError | None = None
-        self._last: tuple[str, Snapshot] | None = None
+        self._seen: Mapping[str, str] | None = None
+        """What the server said to the last look that ended well."""
+        self._last: tuple[str, _Taken] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -596,41 +691,58 @@ class Repository:
     # -- looking
 
     def poll(self) -> Poll:
-        """Look for a new commit; a URL is asked and, where it moved, fetched.
+        """Look for a new commit; a URL is asked once and, where it moved, fetched.
 
         Raises SourceError when the server cannot be reached, or when the branch or ref was not
-        there in the first place.
+        there in the first place. The next look starts where the last good one ended.
         """
         old = self._head[0] if self._head else ""
+        head, seen, lost = self._head, self._seen, self._lost
         try:
             if self._mirror is not None:
-                self._mirror.refresh()
-            head = self._resolve()
+                seen = self._mirror.refresh(None if lost else self._seen)
+            if head is None or lost or seen is None or seen != self._seen:
+                head = self._resolve()
         except _Empty as error:
             self._lost = error
-            return Poll("empty", old)
+            return Poll("empty", old, error=error)
         except _Absent as error:
             if not old:
                 raise
             self._lost = error
-            return Poll("deleted", old)
-        lost, self._lost, self._head = self._lost, None, head
+            return Poll("deleted", old, error=error)
+        self._head, self._seen, self._lost = head, seen, None
         new = head[0]
         if new == old and lost is None:
             return Poll("unchanged", old, new)
         forced = bool(old) and not self._git().is_ancestor(old, new)
         return Poll("moved", old, new, forced)
 
+    @property
+    def branch(self) -> str | None:
+        """The branch that is followed, as far as is known: named by the user, else found by the
+        last ``poll``; None for a tag, a commit, a detached HEAD or no git."""
+        return self._head[1] if self._head else self._branch
+
     def snapshot(self, path: str = "") -> Snapshot:
         """The files below ``path`` (and the root's ``group_vars/`` and configuration file), as of
-        the last ``poll``; the first call polls by itself. Raises SourceError."""
+        the last ``poll``; the first call polls by itself. Raises SourceError.
+
+        Of a commit only those settings come with their content; ``contents`` has the rest.
+        """
         below = _normal(path)
         if self.kind == "plain" or (self.kind == "worktree" and self._ref is None):
             return self._as_it_lies(below)
         commit, branch = self._current()
-        if self._last is None or self._last[0] != below or (self._last[1].revision.sha != commit):
-            self._last = (below, self._read(commit, branch, below))
-        return self._last[1]
+        last = self._last[1] if self._last and self._last[0] == below else None
+        if last is None or (last.snapshot.revision.sha, last.snapshot.branch) != (commit, branch):
+            last = self._take(commit, branch, below, last)
+            self._last = (below, last)
+        return last.snapshot
+
+    def contents(self, files: Sequence[SourceFile]) -> Mapping[str, bytes]:
+        """The content of a commit's files, by blob id. Raises SourceError."""
+        return self._git().blobs({file.blob for file in files})
 
     def base(self, ref: str, path: str = "") -> Snapshot:
         """What ``snapshot`` is compared with: the merge base of ``ref`` and HEAD (or of ``--ref``,
@@ -655,7 +767,8 @@ class Repository:
                 f"{self.root}: {ref} and HEAD have no common commit here",
                 hint="this clone is shallow: git fetch --unshallow" if shallow else "",
             )
-        return self._read(common, None, below)
+        last = self._last[1] if self._last and self._last[0] == below else None
+        return self._take(common, None, below, last).snapshot
 
     def commits_between(self, old: str, new: str) -> tuple[Commit, ...]:
         """The commits after ``old`` up to ``new``, newest first; ``new`` alone where ``old`` is
@@ -717,13 +830,11 @@ class Repository:
         assert self._head is not None  # noqa: S101 - poll sets one of the two, or raises
         return self._head
 
-    def _read(self, commit: str, branch: str | None, below: str) -> Snapshot:
+    def _take(self, commit: str, branch: str | None, below: str, last: _Taken | None) -> _Taken:
         git = self._git()
         prefix = git.line("rev-parse", "--show-prefix") if self.kind == "worktree" else ""
-        last = self._last[1] if self._last and self._last[0] == below else None
-        return _read_commit(
-            git, commit, branch, prefix=prefix, below=below, root=self.root, last=last
-        )
+        taking = _Taking(git, commit, branch, prefix, below, self.root)
+        return (taking.after(last) if last else None) or taking.whole()
 
     def _as_it_lies(self, below: str) -> Snapshot:
         # A git-sync sidecar flips a symbolic link: one snapshot stays on one side of it.

@@ -16,8 +16,11 @@ from __future__ import annotations
 import hashlib
 import posixpath
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice, takewhile
+from operator import is_
 from typing import Any, NamedTuple
 
 import orjson
@@ -47,29 +50,9 @@ CONFIG_FILE = "gitops-mcp.yaml"
 """The source's own settings: not a manifest."""
 
 
-class Cache:
-    """What earlier loads found, by content. Give the same one to each load of a source; what no
-    recent load asked for is forgotten. Not for two loads at once."""
-
-    def __init__(self) -> None:
-        self._results: dict[_CacheKey, _FileResult] = {}
-
-    def __len__(self) -> int:
-        return len(self._results)
-
-    def get(self, key: _CacheKey) -> _FileResult | None:
-        """What was put under ``key``."""
-        return self._results.get(key)
-
-    def put(self, key: _CacheKey, result: _FileResult) -> None:
-        """Remember ``result``."""
-        self._results[key] = result
-
-    def trim(self, used: Sequence[_CacheKey]) -> None:
-        """Forget what this load did not use, once that is the larger part. Two loads in turn (both
-        sides of a diff) keep each other's."""
-        if len(self._results) > 3 * len(used) + 100:
-            self._results = {key: self._results[key] for key in used}
+Read = Callable[[Sequence[SourceFile]], Mapping[str, bytes]]
+"""Files to their contents, by blob id. Asked once for all that are needed; what it raises goes
+through ``load``."""
 
 
 def load(
@@ -82,6 +65,7 @@ def load(
     defaults: JsonObject | None = None,
     skipped: Sequence[tuple[str, str]] = (),
     cache: Cache | None = None,
+    read: Read | None = None,
 ) -> Loaded:
     """What the source holds.
 
@@ -89,27 +73,38 @@ def load(
     ``path`` narrows the source to a folder (group_vars of the root still hold);
     ``allow_privileged`` lets manifests reach out of their container; ``defaults`` lie under all
     group_vars; ``skipped`` are files that could not be read, with the reason: what may have been a
-    manifest is a problem, and its server cannot be told.
+    manifest is a problem, and its server cannot be told. ``read`` is for files that come without
+    their content. With a ``cache`` that was given to the load before, only what differs from that
+    one is read and put together again; the result is the same as without.
     """
-    if cache is None:
-        cache = Cache()
     folder = posixpath.normpath(path).strip("/")
-    prefix = "" if folder == "." else f"{folder}/"
-    groups, candidates = _sort(files, cluster, prefix)
-    merged = _Defaults.read(groups, defaults or {})
-    options = (namespace, allow_privileged, merged.digest)
-    keys: list[_CacheKey] = []
-    results: list[_FileResult] = []
-    for file in candidates:
-        key = (file.path, file.blob, options)
-        result = cache.get(key)
-        if result is None:
-            result = _File(file, namespace, allow_privileged, merged).read()
-            cache.put(key, result)
-        keys.append(key)
-        results.append(result)
-    cache.trim(keys)
-    return _assemble([*results, _unread(skipped, prefix)], merged)
+    terms = _Terms(
+        cluster=cluster,
+        prefix="" if folder == "." else f"{folder}/",
+        namespace=namespace,
+        allow_privileged=allow_privileged,
+        base=orjson.dumps(defaults or {}, option=orjson.OPT_SORT_KEYS),
+    )
+    return (cache or Cache()).load(terms, tuple(files), tuple(skipped), read or _no_content)
+
+
+def changed(old: Loaded, new: Loaded) -> frozenset[ServerKey]:
+    """The servers that mean something else in ``new``: another digest (or none), another
+    protection, or other problems. All of both where the templates' variables differ.
+
+    At the cost of the change where ``new`` is the load after ``old`` with the same cache, else at
+    that of the fleet. That nothing may be pruned (``unknown``) and problems that are nobody's are
+    not seen here.
+    """
+    if new.variables != old.variables:
+        return frozenset({*old.servers, *old.protected, *new.servers, *new.protected})
+    if new.identity is old.identity:
+        return frozenset()
+    if new.since is not None and new.since[0] is old.identity:
+        return new.since[1]
+    said = {problem.server for problem in {*old.problems} ^ {*new.problems}}
+    keys = {*old.servers, *old.protected, *new.servers, *new.protected}
+    return frozenset(key for key in keys if _differs(old, new, key) or str(key) in said)
 
 
 def check(spec: JsonObject, *, allow_privileged: bool = False) -> tuple[str, ...]:
@@ -122,9 +117,85 @@ def check(spec: JsonObject, *, allow_privileged: bool = False) -> tuple[str, ...
     return tuple(f"{pointer(f.path)}: {f.message}" for f in findings if f.severity == "error")
 
 
-# --- files ----------------------------------------------------------------------------------
+# --- what is read ---------------------------------------------------------------------------
 
-_CacheKey = tuple[str, str, tuple[str, bool, str]]
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """What a load was asked for besides its files. Under other terms everything is read anew."""
+
+    cluster: str
+    prefix: str
+    namespace: str
+    allow_privileged: bool
+    base: bytes
+
+    def may_hold_manifests(self, path: str) -> bool:
+        """Whether a file is one to look for manifests in."""
+        name = path[len(self.prefix) :]
+        if not path.startswith(self.prefix) or not name.endswith((".yaml", ".yml", ".json")):
+            return False
+        if "/" not in name:
+            return name != CONFIG_FILE
+        folders = name.split("/")[:-1]
+        return not any(f.startswith(".") or f in ("group_vars", "templates") for f in folders)
+
+    def group(self, path: str) -> tuple[str, str] | None:
+        """The place of a group_vars file that counts: its folder, and its name without ending."""
+        for folder in self._folders():
+            if path.startswith(folder):
+                stem, dot, extension = path[len(folder) :].rpartition(".")
+                if dot and extension in ("yaml", "yml") and stem in ("all", self.cluster):
+                    return folder, stem
+        return None
+
+    def groups(self, files: Iterable[SourceFile]) -> list[list[SourceFile]]:
+        """The group_vars that count, the weakest first."""
+        found: dict[tuple[str, str], list[SourceFile]] = {}
+        for file in files:
+            place = self.group(file.path)
+            if place is not None:
+                found.setdefault(place, []).append(file)
+        # The last wins: what is for one cluster over what is for all, the nearer over the root's.
+        stems = dict.fromkeys(("all", self.cluster))
+        order = [(folder, stem) for stem in stems for folder in self._folders()]
+        return [found[place] for place in order if place in found]
+
+    def _folders(self) -> Iterable[str]:
+        return dict.fromkeys(("group_vars/", f"{self.prefix}group_vars/"))
+
+
+def _no_content(files: Sequence[SourceFile]) -> Mapping[str, bytes]:
+    raise ValueError(f"nobody can read {files[0].path}")
+
+
+def _contents(files: Sequence[SourceFile], read: Read) -> list[tuple[SourceFile, bytes]]:
+    """Each file with its content."""
+    missing = [file for file in files if file.data is None]
+    found = read(missing) if missing else {}
+    return [(file, found[file.blob] if file.data is None else file.data) for file in files]
+
+
+def _difference(
+    old: tuple[SourceFile, ...], new: tuple[SourceFile, ...]
+) -> tuple[list[SourceFile], list[SourceFile]]:
+    """The files that are gone and those that came; one with another content did both.
+
+    What a snapshot has in common with the one before are the same objects at both ends of the two:
+    they are stepped over as fast as Python can compare them.
+    """
+    head = sum(1 for _ in takewhile(bool, map(is_, old, new)))
+    room = min(len(old), len(new)) - head
+    tail = sum(1 for _ in takewhile(bool, map(is_, reversed(old), islice(reversed(new), room))))
+    gone = {file.path: file for file in old[head : len(old) - tail]}
+    came = []
+    for file in new[head : len(new) - tail]:
+        known = gone.get(file.path)
+        if known is not None and known.blob == file.blob:
+            del gone[file.path]
+        else:
+            came.append(file)
+    return list(gone.values()), came
 
 
 class _Claim(NamedTuple):
@@ -137,105 +208,260 @@ class _Claim(NamedTuple):
     server: McpServer | None
 
 
-@dataclass(slots=True)
-class _FileResult:
-    claims: list[_Claim] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
+class _Found(NamedTuple):
+    """What one file holds."""
+
+    claims: tuple[_Claim, ...] = ()
+    problems: tuple[Problem, ...] = ()
     unknown: bool = False
-    ignored: list[tuple[str, str]] = field(default_factory=list)
+    ignored: tuple[tuple[str, str], ...] = ()
 
 
-def _sort(
-    files: Sequence[SourceFile], cluster: str, prefix: str
-) -> tuple[list[list[SourceFile]], list[SourceFile]]:
-    """The chosen group_vars, the weakest first, and the files that may hold manifests."""
-    candidates: list[SourceFile] = []
-    group_vars: dict[tuple[str, str], list[SourceFile]] = {}
-    for file in files:
-        inside = file.path.startswith(prefix)
-        name = file.path[len(prefix) :] if inside else file.path
-        if "group_vars/" in name:
-            for folder in dict.fromkeys(("group_vars/", f"{prefix}group_vars/")):
-                if file.path.startswith(folder):
-                    stem, dot, extension = file.path[len(folder) :].rpartition(".")
-                    if dot and extension in ("yaml", "yml") and stem in ("all", cluster):
-                        group_vars.setdefault((folder, stem), []).append(file)
-        if inside and _may_hold_manifests(name):
-            candidates.append(file)
-    # The last wins: what is for one cluster over what is for all, what is nearer over the root's.
-    order = [
-        (folder, stem)
-        for stem in dict.fromkeys(("all", cluster))
-        for folder in dict.fromkeys(("group_vars/", f"{prefix}group_vars/"))
-    ]
-    return [group_vars[place] for place in order if place in group_vars], candidates
-
-
-def _unread(skipped: Sequence[tuple[str, str]], prefix: str) -> _FileResult:
+def _unread(skipped: Sequence[tuple[str, str]], terms: _Terms) -> _Found:
     """Files that nobody could read, as if they had been."""
-    result = _FileResult()
-    for path, reason in skipped:
-        inside = path.startswith(prefix)
-        if inside and _may_hold_manifests(path[len(prefix) :]):
-            result.problems.append(Problem(path, 1, 1, None, "", f"not read: {reason}"))
-            result.unknown = True
-        else:
-            result.ignored.append((path, reason))
-    return result
-
-
-def _may_hold_manifests(name: str) -> bool:
-    if not name.endswith((".yaml", ".yml", ".json")) or name == CONFIG_FILE:
-        return False
-    if "/" not in name:
-        return True
-    folders = name.split("/")[:-1]
-    return not any(f.startswith(".") or f in ("group_vars", "templates") for f in folders)
-
-
-def _assemble(results: Sequence[_FileResult], defaults: _Defaults) -> Loaded:
-    claims: dict[ServerKey, _Claim] = {}
-    rivals: dict[ServerKey, list[_Claim]] = {}
-    problems = list(defaults.problems)
+    problems: list[Problem] = []
     ignored: list[tuple[str, str]] = []
-    unknown = False
-    for result in results:
-        problems += result.problems
-        ignored += result.ignored
-        unknown = unknown or result.unknown
-        for claim in result.claims:
-            first = claims.setdefault(claim.key, claim)
-            if first is not claim:
-                rivals.setdefault(claim.key, [first]).append(claim)
-    for key, group in rivals.items():
-        for claim in group:
-            other = group[0] if claim is not group[0] else group[1]
-            problems.append(
-                Problem(
-                    claim.file,
-                    *claim.place,
-                    str(key),
-                    claim.path,
-                    f"a second manifest of {key}: the other is at {other.file}:{other.place.line}",
+    for path, reason in skipped:
+        if terms.may_hold_manifests(path):
+            problems.append(Problem(path, 1, 1, None, "", f"not read: {reason}"))
+        else:
+            ignored.append((path, reason))
+    return _Found((), tuple(problems), bool(problems), tuple(ignored))
+
+
+# --- what is kept ---------------------------------------------------------------------------
+
+
+class Cache:
+    """What the last load found, so that the next one costs what has changed, not what there is.
+    Give the same one to each load of a source. Not for two loads at once."""
+
+    def __init__(self) -> None:
+        self._held: _Held | None = None
+        self._shared = _Shared()
+
+    def load(
+        self,
+        terms: _Terms,
+        files: tuple[SourceFile, ...],
+        skipped: tuple[tuple[str, str], ...],
+        read: Read,
+    ) -> Loaded:
+        """See ``load``."""
+        held = self._held
+        gone, came = _difference(held.files if held else (), files)
+        if (
+            held is None
+            or held.terms != terms
+            or any(terms.group(file.path) for file in (*gone, *came))
+        ):
+            groups = [_contents(group, read) for group in terms.groups(files)]
+            held = _Held(terms, _Defaults.read(groups, orjson.loads(terms.base)))
+            gone, came = [], list(files)
+        found = held.read(came, read, self._shared)
+        self._held = None  # one that was left half way would be wrong for ever
+        held.take(files, gone, found, skipped)
+        self._held = held
+        return held.loaded
+
+
+class _Held:
+    """All that was found under the same terms and group_vars, kept so that the files of a change
+    can be taken out and put in. Its ``loaded`` is a value: never changed, only replaced."""
+
+    def __init__(self, terms: _Terms, defaults: _Defaults) -> None:
+        self.terms = terms
+        self.files: tuple[SourceFile, ...] = ()
+        self._problems = dict.fromkeys(defaults.problems, 1)
+        """Each with the number of its occurrences: what is wrong with a default may be said of one
+        server in two files."""
+        problems = tuple(sorted(self._problems, key=_order))
+        self.loaded = Loaded({}, problems=problems, variables=defaults.variables)
+        self._defaults = defaults
+        self._skipped: tuple[tuple[str, str], ...] = ()
+        self._unread = _Found()
+        self._found: dict[str, _Found] = {}
+        self._claims: dict[ServerKey, tuple[_Claim, ...]] = {}
+        self._unknown = 0
+        self._ignored: dict[str, tuple[tuple[str, str], ...]] = {}
+
+    def read(self, files: Iterable[SourceFile], read: Read, shared: _Shared) -> dict[str, _Found]:
+        """What each of these files holds, by path; nothing is changed by it."""
+        wanted = [file for file in files if self.terms.may_hold_manifests(file.path)]
+        return {
+            file.path: _File(file.path, data, self.terms, self._defaults, shared).read()
+            for file, data in _contents(wanted, read)
+        }
+
+    def take(
+        self,
+        files: tuple[SourceFile, ...],
+        gone: Iterable[SourceFile],
+        found: Mapping[str, _Found],
+        skipped: tuple[tuple[str, str], ...],
+    ) -> None:
+        """Put ``found`` in the place of what was found in the files that are gone."""
+        self.files = files
+        out = [self._found.pop(file.path) for file in gone if file.path in self._found]
+        self._found.update(found)
+        into = list(found.values())
+        if skipped != self._skipped:
+            unread = _unread(skipped, self.terms)
+            out.append(self._unread)
+            into.append(unread)
+            self._skipped, self._unread = skipped, unread
+        if not out and not into:
+            return
+        touched = {claim.key for each in (*out, *into) for claim in each.claims}
+        problems = Counter(self._rivals_among(touched))
+        for each in out:
+            problems.update(each.problems)
+        problems = Counter({problem: -count for problem, count in problems.items()})
+        self._move_claims(out, into)
+        for each in into:
+            problems.update(each.problems)
+        problems.update(self._rivals_among(touched))
+        self._unknown += sum(each.unknown for each in into) - sum(each.unknown for each in out)
+        self._conclude(touched, self._count(problems), self._all_ignored(gone, found))
+
+    def _move_claims(self, out: Iterable[_Found], into: Iterable[_Found]) -> None:
+        left = {id(claim) for each in out for claim in each.claims}
+        moved: dict[ServerKey, list[_Claim]] = {}
+        for each in (*out, *into):
+            for claim in each.claims:
+                if claim.key not in moved:
+                    known = self._claims.pop(claim.key, ())
+                    moved[claim.key] = [one for one in known if id(one) not in left]
+                if id(claim) not in left:
+                    moved[claim.key].append(claim)
+        for key, claims in moved.items():
+            if claims:
+                self._claims[key] = tuple(
+                    sorted(claims, key=lambda claim: (claim.file, claim.place))
                 )
-            )
-    servers = {
-        key: claim.server
-        for key, claim in claims.items()
-        if claim.server is not None and key not in rivals
-    }
-    return Loaded(
-        servers=servers,
-        problems=tuple(sorted(set(problems), key=_by_place)),
-        protected=frozenset(claims.keys() - servers.keys()),
-        unknown=unknown,
-        variables=defaults.variables,
-        ignored=tuple(ignored),
+
+    def _rivals_among(self, keys: Iterable[ServerKey]) -> Iterator[Problem]:
+        """Two manifests of one server are a problem in each of them."""
+        for key in keys:
+            claims = self._claims.get(key, ())
+            for claim in claims if len(claims) > 1 else ():
+                other = claims[0] if claim is not claims[0] else claims[1]
+                where = f"{other.file}:{other.place.line}"
+                message = f"a second manifest of {key}: the other is at {where}"
+                yield Problem(claim.file, *claim.place, str(key), claim.path, message)
+
+    def _count(self, change: Mapping[Problem, int]) -> list[Problem]:
+        """Add to the numbers of problems; those that are new or gone."""
+        turned = []
+        for problem, number in change.items():
+            before = self._problems.pop(problem, 0)
+            if before + number:
+                self._problems[problem] = before + number
+            if bool(before) != bool(before + number):
+                turned.append(problem)
+        return turned
+
+    def _all_ignored(
+        self, gone: Iterable[SourceFile], found: Mapping[str, _Found]
+    ) -> tuple[tuple[str, str], ...]:
+        """What is not ours: of the files in their order, then of those that could not be read."""
+        for file in gone:
+            self._ignored.pop(file.path, None)
+        self._ignored.update((path, each.ignored) for path, each in found.items() if each.ignored)
+        each = (ignored for _, ignored in sorted(self._ignored.items()))
+        return (*chain.from_iterable(each), *self._unread.ignored)
+
+    def _conclude(
+        self,
+        touched: Collection[ServerKey],
+        turned: Collection[Problem],
+        ignored: tuple[tuple[str, str], ...],
+    ) -> None:
+        """Make the next ``loaded`` from the last: ``touched`` are the servers whose claims moved,
+        ``turned`` the problems that are new or gone."""
+        old = self.loaded
+        servers, protected = dict(old.servers), set(old.protected)
+        for key in touched:
+            claims = self._claims.get(key, ())
+            server = claims[0].server if len(claims) == 1 else None
+            if server is not None:
+                servers[key] = server
+            else:
+                servers.pop(key, None)
+            if claims and server is None:
+                protected.add(key)
+            else:
+                protected.discard(key)
+        new = Loaded(
+            servers=servers,
+            problems=tuple(sorted(self._problems, key=_order)) if turned else old.problems,
+            protected=frozenset(protected),
+            unknown=self._unknown > 0,
+            variables=old.variables,
+            ignored=ignored,
+        )
+        named = {problem.server for problem in turned if problem.server is not None}
+        differing = {key for key in touched if _differs(old, new, key)}
+        differing.update(ServerKey(*name.split("/", 1)) for name in named)
+        self.loaded = replace(new, since=(old.identity, frozenset(differing)))
+
+
+def _differs(old: Loaded, new: Loaded, key: ServerKey) -> bool:
+    """Whether a server has another digest, or another protection."""
+    before, after = old.servers.get(key), new.servers.get(key)
+    digests = ("" if server is None else server.digest for server in (before, after))
+    return len({*digests}) > 1 or (key in old.protected) != (key in new.protected)
+
+
+def _order(problem: Problem) -> tuple[str, int, int, str, str, str, str]:
+    return (
+        problem.file,
+        problem.line,
+        problem.column,
+        problem.path,
+        problem.message,
+        problem.server or "",
+        problem.severity,
     )
 
 
-def _by_place(problem: Problem) -> tuple[str, int, int, str, str]:
-    return (problem.file, problem.line, problem.column, problem.path, problem.message)
+class _Shared:
+    """Keeps equal parts of many servers once: fleets repeat themselves. What was not met for a
+    while is forgotten, and is then kept twice."""
+
+    ENTRIES = 2048
+    """Of each of the two generations: what was met in this one or the last is known."""
+    SIZE = 256
+    """Bytes. Larger values are seldom equal, though their parts may be."""
+
+    def __init__(self) -> None:
+        self._young: dict[str | bytes, Any] = {}
+        self._old: dict[str | bytes, Any] = {}
+
+    def __call__(self, value: Any) -> Any:
+        """An equal value, to the order of its maps, which may be a part of other servers, too."""
+        if isinstance(value, str):
+            key: str | bytes = value
+        elif isinstance(value, (dict, list)):
+            key = b"\0" + orjson.dumps(value)  # a copy: what orjson gives is a larger buffer
+        else:
+            return value
+        if len(key) > self.SIZE:
+            return self._parts(value)
+        found = self._young.get(key)
+        if found is None:
+            found = self._old.get(key)
+            if found is None:
+                found = self._parts(value)
+            if len(self._young) >= self.ENTRIES:
+                self._old, self._young = self._young, {}
+            self._young[key] = found
+        return found
+
+    def _parts(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {self(key): self(child) for key, child in value.items()}
+        return [self(child) for child in value] if isinstance(value, list) else value
 
 
 # --- group_vars -----------------------------------------------------------------------------
@@ -251,47 +477,46 @@ class _Defaults:
     sources: tuple[tuple[str, Document], ...] = ()
     problems: tuple[Problem, ...] = ()
     broken: bool = False
-    digest: str = ""
 
     @classmethod
-    def read(cls, groups: Sequence[Sequence[SourceFile]], base: JsonObject) -> _Defaults:
-        """``groups``: the files for one group in one folder each, the weakest first; ``base`` lies
-        under them."""
+    def read(
+        cls, groups: Iterable[Sequence[tuple[SourceFile, bytes]]], base: JsonObject
+    ) -> _Defaults:
+        """``groups``: the files for one group in one folder each, with their contents, the weakest
+        first; ``base`` lies under them."""
         spec: JsonObject = base
         variables: JsonObject = {}
         sources: list[tuple[str, Document]] = []
         problems: list[Problem] = []
         broken = False
         for group in groups:
-            for other in group[1:]:
-                message = f"the same group_vars stand in {group[0].path}: keep one of the two files"
+            file, data = group[0]
+            for other, _ in group[1:]:
+                message = f"the same group_vars stand in {file.path}: keep one of the two files"
                 problems.append(Problem(other.path, 1, 1, None, "", message))
                 broken = True
-            document, found, usable = _read_group_vars(group[0])
+            document, found, usable = _read_group_vars(file.path, data)
             problems += found
             broken = broken or not usable
             if isinstance(document.value, dict) and usable:
-                sources.insert(0, (group[0].path, document))
+                sources.insert(0, (file.path, document))
                 spec = _merge(spec, document.value.get("spec") or {})
                 variables |= {k: v for k, v in document.value.items() if k != "spec"}
-        named = "".join(f"{file.path}\0{file.blob}\0" for group in groups for file in group)
-        laid = orjson.dumps(base, option=orjson.OPT_SORT_KEYS)
-        digest = hashlib.sha256(laid + b"\0" + named.encode()).hexdigest()
-        return cls(spec, variables, tuple(sources), tuple(problems), broken, digest)
+        return cls(spec, variables, tuple(sources), tuple(problems), broken)
 
 
 _VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 
 
-def _read_group_vars(file: SourceFile) -> tuple[Document, list[Problem], bool]:
+def _read_group_vars(path: str, data: bytes) -> tuple[Document, list[Problem], bool]:
     """One file: its document, its problems, and whether its values can be used."""
     problems: list[Problem] = []
 
-    def report(place: Place | None, path: Path, message: str) -> None:
+    def report(place: Place | None, where: Path, message: str) -> None:
         line, column = place or document.start
-        problems.append(Problem(file.path, line, column, None, pointer(path), message))
+        problems.append(Problem(path, line, column, None, pointer(where), message))
 
-    documents = _documents(file)
+    documents = _documents(path, data)
     document = documents[0] if documents else Document(1, {})
     for extra in documents[1:]:
         report(extra.start, (), "group_vars are one document a file")
@@ -355,45 +580,48 @@ def _without_nulls(value: Any) -> Any:
 # --- one file -------------------------------------------------------------------------------
 
 
-def _documents(file: SourceFile) -> list[Document]:
-    text = decode(file.data)
+def _documents(path: str, data: bytes) -> list[Document]:
+    text = decode(data)
     if isinstance(text, Document):
         return [text]
-    return parse(text, json_syntax=file.path.endswith(".json"))
+    return parse(text, json_syntax=path.endswith(".json"))
 
 
 class _File:
-    """Reads one file: the result grows while its documents are gone through."""
+    """Reads one file: what it holds grows while its documents are gone through."""
 
     def __init__(
-        self, file: SourceFile, namespace: str, allow_privileged: bool, defaults: _Defaults
+        self, path: str, data: bytes, terms: _Terms, defaults: _Defaults, shared: _Shared
     ) -> None:
-        self.file = file
-        self.namespace = namespace
-        self.allow_privileged = allow_privileged
+        self.path = path
+        self.data = data
+        self.terms = terms
         self.defaults = defaults
-        self.result = _FileResult()
+        self.shared = shared
+        self.claims: list[_Claim] = []
+        self.problems: list[Problem] = []
+        self.unknown = False
+        self.ignored: list[tuple[str, str]] = []
 
-    def read(self) -> _FileResult:
+    def read(self) -> _Found:
         """The one call: all that the file holds."""
-        if len(self.file.data) > MAX_FILE:
+        if len(self.data) > MAX_FILE:
             self._too_large()
-            return self.result
-        documents = _documents(self.file)
-        for document in documents:
-            if document.broken:
-                self._broken(document)
-            elif document.value is not None:
-                self._object(document, (), document.value)
-        return self.result
+        else:
+            for document in _documents(self.path, self.data):
+                if document.broken:
+                    self._broken(document)
+                elif document.value is not None:
+                    self._object(document, (), document.value)
+        return _Found(tuple(self.claims), tuple(self.problems), self.unknown, tuple(self.ignored))
 
     def _too_large(self) -> None:
-        if KIND.encode() in self.file.data or GROUP.encode() in self.file.data:
+        if KIND.encode() in self.data or GROUP.encode() in self.data:
             message = f"larger than {MAX_FILE // 1024 // 1024} MiB: split it"
-            self.result.problems.append(Problem(self.file.path, 1, 1, None, "", message))
-            self.result.unknown = True
+            self.problems.append(Problem(self.path, 1, 1, None, "", message))
+            self.unknown = True
         else:
-            self.result.ignored.append((self.file.path, "too large, and names no MCPServer"))
+            self.ignored.append((self.path, "too large, and names no MCPServer"))
 
     def _broken(self, document: Document) -> None:
         """Unreadable from some place on: nothing of it is applied. Whose it is may stand in the
@@ -405,7 +633,7 @@ class _File:
             self._flaws(document, (), None if key is None else str(key))
             return
         if not _is_foreign(value):
-            self.result.unknown = True
+            self.unknown = True
             for index, item in enumerate(_items(value)):
                 if _is_ours(item):
                     path: Path = ("items", index)
@@ -419,16 +647,16 @@ class _File:
             self._manifest(document, path, value)
         elif _identity(path, value) & {flaw.path for flaw in document.flaws}:
             # It may be ours under another reading: a duplicate kind, an alias for an item.
-            self.result.unknown = True
+            self.unknown = True
             self._flaws(document, (), None)
         elif not isinstance(value, dict) or not ("kind" in value or "apiVersion" in value):
-            self.result.ignored.append((self.file.path, "no Kubernetes object"))
+            self.ignored.append((self.path, "no Kubernetes object"))
         elif value.get("apiVersion") == "v1" and value.get("kind") == "List":
             for index, item in enumerate(_items(value)):
                 self._object(document, (*path, "items", index), item)
         else:
             kind = f"{value.get('apiVersion', '?')} {value.get('kind', '?')}"
-            self.result.ignored.append((self.file.path, shown(kind)))
+            self.ignored.append((self.path, shown(kind)))
 
     def _manifest(self, document: Document, path: Path, value: JsonObject) -> None:
         """One document of ours: a server, or problems."""
@@ -464,7 +692,7 @@ class _File:
         if isinstance(own, dict) and (self.defaults.spec or document.nulls):
             manifest["spec"] = _merge(self.defaults.spec, own)
         return manifest, findings + _findings(
-            manifest, allow_privileged=self.allow_privileged, closely=document.fractions
+            manifest, allow_privileged=self.terms.allow_privileged, closely=document.fractions
         )
 
     def _server(
@@ -473,7 +701,7 @@ class _File:
         metadata, spec = manifest["metadata"], manifest["spec"]
         labels, annotations = metadata.get("labels", {}), metadata.get("annotations", {})
         content = orjson.dumps(
-            [key.namespace, key.name, spec, labels, annotations, self.file.path],
+            [key.namespace, key.name, spec, labels, annotations, self.path],
             option=orjson.OPT_SORT_KEYS,
         )
         if len(content) > MAX_DOCUMENT:
@@ -482,7 +710,10 @@ class _File:
             return None
         place = document.place(path) or document.start
         digest = hashlib.sha256(content).hexdigest()
-        return McpServer(key, spec, labels, annotations, self.file.path, place.line, digest)
+        share = self.shared
+        return McpServer(
+            key, share(spec), share(labels), share(annotations), self.path, place.line, digest
+        )
 
     def _key(self, document: Document, path: Path, value: JsonObject) -> ServerKey | None:
         """The server that a document is about; None unless it is beyond doubt."""
@@ -497,22 +728,23 @@ class _File:
             return None
         name, namespace = metadata.get("name"), metadata.get("namespace")
         if namespace is None:
-            namespace = self.namespace
+            namespace = self.terms.namespace
         if not (isinstance(name, str) and _NAME.fullmatch(name)):
             return None
         if not (isinstance(namespace, str) and _NAMESPACE.fullmatch(namespace)):
             return None
-        return ServerKey(namespace, name)
+        return ServerKey(self.shared(namespace), name)
 
     def _claim(
         self, document: Document, path: Path, key: ServerKey | None, server: McpServer | None
     ) -> None:
         if key is None:
-            self.result.unknown = True
+            self.unknown = True
             return
         name = (*path, "metadata", "name")
         place = document.place(name) or document.start
-        self.result.claims.append(_Claim(key, self.file.path, place, pointer(name), server))
+        claim = _Claim(key, self.path, place, self.shared(pointer(name)), server)
+        self.claims.append(claim)
 
     def _flaws(self, document: Document, path: Path, server: str | None) -> frozenset[Path]:
         """Reports the flaws at or below ``path``. Returns where they are: what else is wrong there
@@ -547,7 +779,7 @@ class _File:
         line, column = place or Place(1, 1)
         path, message = pointer(finding.path), finding.message
         if Problem(name, line, column, None, path, message) not in self.defaults.problems:
-            self.result.problems.append(
+            self.problems.append(
                 Problem(name, line, column, server, path, message, finding.severity)
             )
 
@@ -559,9 +791,7 @@ class _File:
         message: str,
         severity: Severity = "error",
     ) -> None:
-        self.result.problems.append(
-            Problem(self.file.path, *place, server, pointer(path), message, severity)
-        )
+        self.problems.append(Problem(self.path, *place, server, pointer(path), message, severity))
 
 
 # --- one document ---------------------------------------------------------------------------

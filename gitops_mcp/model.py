@@ -99,11 +99,12 @@ class Revision:
 @dataclass(frozen=True, slots=True)
 class SourceFile:
     """One file of the source. ``path`` is relative to the source's root, POSIX; ``blob`` is the
-    git object id of ``data`` (also for files that git does not hold): the cache key."""
+    git object id of its content (also for files that git does not hold): the cache key. ``data`` is
+    the content, None where it was left in git until somebody asks for it."""
 
     path: str
     blob: str
-    data: bytes
+    data: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +171,8 @@ class Loaded:
     ``protected``: servers whose manifest exists but cannot be applied: they are neither changed
     nor pruned. ``unknown``: a broken document's server could not be told, so nothing at all may be
     pruned. ``variables`` are the template variables of group_vars. ``ignored`` are files and
-    documents that are not ours, for ``-v``, each ``(file, reason)``.
+    documents that are not ours, for ``-v``, each ``(file, reason)``. ``identity`` and ``since``
+    are for ``manifests.changed``: which load this was, and what differs from the one before.
     """
 
     servers: Mapping[ServerKey, McpServer]
@@ -179,6 +181,10 @@ class Loaded:
     unknown: bool = False
     variables: Mapping[str, Any] = field(default_factory=dict)
     ignored: tuple[tuple[str, str], ...] = ()
+    identity: object = field(default_factory=object, compare=False, repr=False)
+    since: tuple[object, frozenset[ServerKey]] | None = field(
+        default=None, compare=False, repr=False
+    )
 
 
 # --- probe ----------------------------------------------------------------------------------

@@ -256,6 +256,7 @@ def read(
         defaults=_defaults({**own, **options.defaults}),
         skipped=snapshot.skipped,
         cache=cache,
+        read=repository.contents,
     )
     limit = Limit.parse(options.limit)
     return Source(repository, snapshot, loaded, options, source_id, path, limit)
@@ -291,7 +292,7 @@ def checked_source_id(name: str) -> str:
 
 def _own_config(snapshot: Snapshot) -> Mapping[str, Any]:
     for file in snapshot.files:
-        if file.path == gitrepo.CONFIG_FILE:
+        if file.path == gitrepo.CONFIG_FILE and file.data is not None:
             own = parse_config(file.data, file.path, allowed=SOURCE_KEYS)
             for key in ("path", "sourceId"):
                 if not isinstance(own.get(key, ""), str):

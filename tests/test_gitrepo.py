@@ -30,6 +30,12 @@ def paths(snapshot: Snapshot) -> list[str]:
     return [file.path for file in snapshot.files]
 
 
+def content(opened: Repository, snapshot: Snapshot | None = None) -> bytes:
+    """What the last file of a snapshot holds."""
+    file = (snapshot or opened.snapshot()).files[-1]
+    return opened.contents([file])[file.blob] if file.data is None else file.data
+
+
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     folder = bare(tmp_path / "fleet.git")
@@ -91,9 +97,10 @@ def test_reads_manifests_and_settings_below_the_path(
 @pytest.mark.parametrize("kind", ["bare", "worktree", "plain"])
 def test_a_file_has_its_content_and_gits_object_id(tmp_path: Path, kind: str) -> None:
     source = make(kind, tmp_path / "src", {"ä b/-x*.yaml": "tür: 1\n"})
-    (file,) = open_source(source).snapshot().files
-    assert (file.path, file.data) == ("ä b/-x*.yaml", "tür: 1\n".encode())
-    assert file.blob == git(tmp_path, "hash-object", "--stdin", stdin=file.data)
+    opened = open_source(source)
+    (file,) = opened.snapshot().files
+    assert (file.path, content(opened)) == ("ä b/-x*.yaml", "tür: 1\n".encode())
+    assert file.blob == git(tmp_path, "hash-object", "--stdin", stdin="tür: 1\n".encode())
 
 
 @pytest.mark.parametrize("kind", ["bare", "worktree", "plain"])
@@ -275,8 +282,9 @@ def test_a_ref_of_a_directory_is_read_instead_of_what_lies_there(tmp_path: Path)
     first = worktree(tmp_path, {"a.yaml": "1"})
     commit_all(tmp_path, {"a.yaml": "2"})
     write(tmp_path, {"a.yaml": "3"})
-    snapshot = open_source(str(tmp_path), ref=first[:9]).snapshot()
-    assert snapshot.files[0].data == b"1"
+    opened = open_source(str(tmp_path), ref=first[:9])
+    snapshot = opened.snapshot()
+    assert content(opened) == b"1"
     assert (snapshot.revision, snapshot.branch) == (Revision(first), None)
 
 
@@ -294,7 +302,7 @@ def test_a_linked_work_tree_and_a_detached_head_are_read(tmp_path: Path) -> None
     (tmp_path / "current").unlink()
     (tmp_path / "current").symlink_to(tmp_path / "next")
     assert source.poll().new == newer
-    assert source.snapshot().files[0].data == b"2"
+    assert content(source) == b"2"
 
 
 def test_a_work_tree_whose_repository_is_gone_is_an_error(tmp_path: Path) -> None:
@@ -500,7 +508,7 @@ def test_poll_sees_commits_force_pushes_and_deletions(source: Opener, repository
         second = commit(repository, {"web.yaml": "2"})
         assert opened.snapshot().revision.sha == first  # until the next look
         assert opened.poll() == gitrepo.Poll("moved", first, second)
-        assert opened.snapshot().files[-1].data == b"2"
+        assert content(opened) == b"2"
         forced = commit(repository, {"web.yaml": "3"}, parent=first)
         assert opened.poll() == gitrepo.Poll("moved", second, forced, forced=True)
         assert paths(opened.snapshot()) == ["apps/db.yml", "apps/x.json", "web.yaml"]
@@ -598,7 +606,7 @@ def test_the_base_is_where_the_branches_parted(source: Opener, repository: Path)
     commit(repository, {"web.yaml": "topic"}, branch="topic")
     with source(branch="topic") as opened:
         base = opened.base("main")
-        assert (base.revision, base.files[-1].data) == (Revision(fork), b"kind: Web\n")
+        assert (base.revision, content(opened, base)) == (Revision(fork), b"kind: Web\n")
         with pytest.raises(SourceError, match="no branch, tag or commit nope"):
             opened.base("nope")
         commit(repository, {"x.yaml": "1"}, branch="island", parent="")
@@ -614,8 +622,9 @@ def test_the_base_of_a_directory_may_be_the_remotes_branch(
     git(clone, "checkout", "-q", "-b", "topic")
     git(clone, "branch", "-q", "-D", "main")
     commit_all(clone, {"web.yaml": "topic"})
-    assert open_source(str(clone)).base("main").files[-1].data == b"kind: Web\n"
-    assert open_source(str(clone), ref="main").snapshot().files[-1].data == b"kind: Web\n"
+    opened = open_source(str(clone))
+    assert content(opened, opened.base("main")) == b"kind: Web\n"
+    assert content(open_source(str(clone), ref="main")) == b"kind: Web\n"
 
 
 def test_a_shallow_clone_is_told_how_to_get_the_base(tmp_path: Path, repository: Path) -> None:
@@ -780,7 +789,7 @@ def test_a_complaint_of_git_becomes_one_line(err: str, expected: str) -> None:
 
 
 def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gitcommand, "REMOTE_LIMIT", 0.3)
+    monkeypatch.setattr(gitrepo, "LOOK_LIMIT", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/x.git"
         with (
@@ -839,4 +848,4 @@ def test_a_commit_that_no_branch_holds_is_still_fetched_by_its_id(
     git(repository, "update-ref", "-d", "refs/heads/topic")
     git(repository, "config", "uploadpack.allowAnySHA1InWant", "true")
     with source(ref=gone) as opened:
-        assert opened.snapshot().files[-1].data == b"gone"
+        assert content(opened) == b"gone"

@@ -391,13 +391,6 @@ def test_a_file_that_moves_is_read_again_since_the_server_says_where_it_stands()
     assert server.file == "b.yaml"
 
 
-def test_the_cache_forgets_what_no_load_asks_for() -> None:
-    cache = Cache()
-    for revision in range(300):
-        loaded(GOOD + f"# {revision}\n", cache=cache)
-    assert len(cache) <= 104
-
-
 def test_equal_digests_mean_equal_objects() -> None:
     def digest(text: str, **options: Any) -> str:
         [server] = loaded(text, **options).servers.values()
