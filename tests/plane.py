@@ -115,6 +115,8 @@ def binaries() -> Path:
 def build() -> Path:
     """Build everything from Go modules into the cache; later calls return at once."""
     target = directory()
+    if all((target / program).exists() for program in BUILT):
+        return target
     go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
     if go is None:
         raise Unavailable("no Go toolchain (1.26 or newer) to build the control plane with")
@@ -344,7 +346,7 @@ class Plane:
 
     def _start(self) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="plane-"))
-        self.port, self._etcd_port, self._peer_port = _free_ports(3)
+        self.port, self._etcd_port, self._peer_port = free_ports(3)
         self.url = f"https://127.0.0.1:{self.port}"
         self.ca = self.home / "certs" / "apiserver.crt"
         self._seen = 0
@@ -505,7 +507,8 @@ def _post(url: str, body: object) -> Any:
         return json.load(answer)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody listens on at this moment."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:

@@ -26,8 +26,6 @@ from gitops_mcp.install import Installation
 from gitops_mcp.kube import Cluster
 from gitops_mcp.model import API_VERSION, FINALIZER, KIND, JsonObject, ObjectRef
 
-PORT = 18190
-
 
 @pytest.fixture(scope="module")
 def plane() -> Iterator[rig.Plane]:
@@ -119,7 +117,8 @@ def installed(plane: rig.Plane, kubectl: Kubectl, gitops: Run, *arguments: str) 
 
 def a_gate_opens_though_its_pod_was_replaced_meanwhile(story: Story) -> None:
     """The readiness gate of a real MCP server; the pod goes just before its gate would open."""
-    story.put("web", transport="streamable-http", port=PORT, health={"gate": True})
+    (port,) = rig.free_ports(1)
+    story.put("web", transport="streamable-http", port=port, health={"gate": True})
     assert story.sync() == {"web": "changed"}
 
     def addresses() -> bool:
@@ -138,7 +137,7 @@ def a_gate_opens_though_its_pod_was_replaced_meanwhile(story: Story) -> None:
             story.until(lambda: story.find("Pod", asked.name) is None)
 
     story.until(addresses, "addresses")
-    with mcp_server(story.repository.parent, f"127.0.0.1:{PORT}", "open"):
+    with mcp_server(story.repository.parent, f"127.0.0.1:{port}", "open"):
         story.sync(probes=True, before=replace_pod)
         story.until(addresses, "addresses")
         story.sync(probes=True, wait=20)

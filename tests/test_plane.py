@@ -8,21 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import plane as rig
 import pytest
 
-
-@pytest.fixture(scope="module")
-def plane() -> Iterator[rig.Plane]:
-    try:
-        started = rig.Plane()
-    except rig.Unavailable as reason:
-        pytest.skip(str(reason))
-    with started:
-        yield started
+pytest_plugins = ["clusters"]
 
 
 def deployment(name: str, **annotations: str) -> dict[str, object]:
@@ -130,6 +121,17 @@ def test_without_go_tests_are_skipped_but_fail_where_the_plane_is_required(
     monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
     with pytest.raises(refusal):
         rig.Plane()
+
+
+def test_what_is_built_needs_no_go(
+    plane: rig.Plane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert plane.url  # only where the plane can run at all
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    assert rig.build() == plane.bin
+    monkeypatch.setenv("GITOPS_MCP_PLANE_DIR", str(tmp_path))
+    with pytest.raises(rig.Unavailable, match="no Go toolchain"):
+        rig.build()
 
 
 def alive(home: str) -> list[str]:

@@ -173,16 +173,22 @@ def test_a_terminating_namespace_takes_nothing_new_and_goes_with_its_content(
     assert [cause["reason"] for cause in refused.body["details"]["causes"]] == [
         "NamespaceTerminating"
     ]
+    event = {"involvedObject": {"kind": "Secret", "name": "held", "namespace": namespace}}
+    event |= {"apiVersion": "v1", "kind": "Event", "metadata": {"name": "late"}}
+    assert cluster.request("POST", f"{path}/events", event).code == 403
     until(lambda: code(cluster, f"{secrets(namespace)}/free") == 404, "free content is gone")
     assert code(cluster, path) == 200
     release(cluster, f"{secrets(namespace)}/held")
     until(lambda: code(cluster, path) == 404, "the namespace is gone")
 
 
-def test_a_definition_goes_after_its_objects_and_its_watches_end(
-    cluster: Cluster, namespace: str
-) -> None:
+def defined(cluster: Cluster, namespace: str, **fields: Any) -> tuple[str, str, dict[str, Any]]:
+    """Serve a new kind Thing whose spec has these fields; the path of its definition, that of its
+    objects, and a body without a spec."""
     group = f"{namespace}.example.com"
+    spec = {"type": "object", "properties": fields}
+    schema = {"type": "object", "properties": {"spec": spec}}
+    version = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
     body = {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -191,28 +197,21 @@ def test_a_definition_goes_after_its_objects_and_its_watches_end(
             "group": group,
             "scope": "Namespaced",
             "names": {"plural": "things", "kind": "Thing"},
-            "versions": [
-                {
-                    "name": "v1",
-                    "served": True,
-                    "storage": True,
-                    "schema": {
-                        "openAPIV3Schema": {
-                            "type": "object",
-                            "properties": {
-                                "spec": {"type": "object", "properties": {"a": {"type": "string"}}}
-                            },
-                        }
-                    },
-                }
-            ],
+            "versions": [version],
         },
     }
     things = f"/apis/{group}/v1/namespaces/{namespace}/things"
     assert cluster.request("POST", CRDS, body).code == 201
     until(lambda: code(cluster, things) == 200, "things are served")
-    thing = {"apiVersion": f"{group}/v1", "kind": "Thing", "spec": {}}
-    thing["metadata"] = {"name": "t", "finalizers": ["a.b/c"]}
+    thing = {"apiVersion": f"{group}/v1", "kind": "Thing", "metadata": {"name": "t"}}
+    return f"{CRDS}/things.{group}", things, thing
+
+
+def test_a_definition_goes_after_its_objects_and_its_watches_end(
+    cluster: Cluster, namespace: str
+) -> None:
+    crd, things, thing = defined(cluster, namespace, a={"type": "string"})
+    thing |= {"metadata": {"name": "t", "finalizers": ["a.b/c"]}, "spec": {}}
     path = f"{things}/t"
     created = cluster.request("PATCH", f"{path}?fieldManager=m", thing, kind="apply")
     assert created.code == 201
@@ -222,7 +221,6 @@ def test_a_definition_goes_after_its_objects_and_its_watches_end(
     spec = {"type": "object", "properties": {"a": {"type": "string", "default": "new"}}}
     where = "/spec/versions/0/schema/openAPIV3Schema/properties/spec"
     patch = [{"op": "replace", "path": where, "value": spec}]
-    crd = f"{CRDS}/things.{group}"
     assert cluster.request("PATCH", crd, patch, kind="json-patch").code == 200
     until(lambda: cluster.request("GET", path).body.get("spec") == {"a": "new"}, "the default")
     shown = cluster.request("GET", path).body["metadata"]["resourceVersion"]
@@ -249,27 +247,8 @@ def test_a_definition_goes_after_its_objects_and_its_watches_end(
 def test_what_a_new_rule_refuses_may_stay_while_it_is_not_touched(
     cluster: Cluster, namespace: str
 ) -> None:
-    group = f"r{namespace}.example.com"
-    size: dict[str, Any] = {"type": "integer"}
-    spec = {"type": "object", "properties": {"size": size, "other": {"type": "integer"}}}
-    schema = {"type": "object", "properties": {"spec": spec}}
-    version = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
-    body = {
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"things.{group}"},
-        "spec": {
-            "group": group,
-            "scope": "Namespaced",
-            "names": {"plural": "things", "kind": "Thing"},
-            "versions": [version],
-        },
-    }
-    things = f"/apis/{group}/v1/namespaces/{namespace}/things"
-    crd = f"{CRDS}/things.{group}"
-    assert cluster.request("POST", CRDS, body).code == 201
-    until(lambda: code(cluster, things) == 200, "things are served")
-    thing = {"apiVersion": f"{group}/v1", "kind": "Thing", "metadata": {"name": "t"}}
+    integer = {"type": "integer"}
+    crd, things, thing = defined(cluster, namespace, size=integer, other=integer)
     thing["spec"] = {"size": 50}
     assert cluster.request("PATCH", f"{things}/t?fieldManager=m", thing, kind="apply").code == 201
     where = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/size/maximum"
