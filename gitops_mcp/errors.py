@@ -48,7 +48,7 @@ class KubeError(GitOpsError):
     """
 
     first_retry: timedelta
-    """The wait before the first retry; Transient doubles it up to ``retry_cap``."""
+    """The wait before the first retry; each further one is twice as long, up to ``retry_cap``."""
     retry_cap: timedelta
 
     def __init__(
@@ -114,7 +114,8 @@ class Immutable(Configuration):
 
 
 class Permanent(KubeError):
-    """401 or 403: rights are missing."""
+    """401 or 403: rights are missing. An API server that has just started refuses everybody for a
+    second or two, before it has read the roles: hence the first retries come soon."""
 
-    first_retry = timedelta(minutes=30)
+    first_retry = timedelta(seconds=2)
     retry_cap = timedelta(minutes=30)

@@ -87,7 +87,16 @@ def _status(code: int, reason: str, message: str) -> str:
 TOO_MANY = refused(429, "Too many requests, please try again later.", retry_after="1")
 """The API server's flow control: plain text, without a Status."""
 BROKEN = refused(500, _status(500, "InternalError", "Internal error occurred: not now"))
-STARTING = refused(503, _status(503, "ServiceUnavailable", "not yet"), retry_after="5")
+STARTING = refused(
+    503,
+    _status(
+        503,
+        "ServiceUnavailable",
+        "the request has been made before all known HTTP paths have been installed, please try"
+        " again",
+    ),
+    retry_after="5",
+)
 LOST_BEFORE = Fault(acts=False, lost=True)
 LOST_AFTER = Fault(lost=True)
 """The API server did what was asked; the client cannot know."""

@@ -57,6 +57,7 @@ _Loader.add_constructor(
     "tag:yaml.org,2002:int",
     lambda _loader, node: _integer(node.value.replace("_", "")),
 )
+_Loader.add_constructor("tag:yaml.org,2002:float", lambda _loader, node: _number(node.value))
 
 
 def _integer(text: str) -> int:
@@ -85,9 +86,10 @@ def parse(raw: bytes, content_type: str, accepted: tuple[str, ...], decoding: De
     if kind not in accepted:
         raise unsupported
     try:
-        strict = decoding.validation != "Ignore" and kind != APPLY
-        hook = (lambda pairs: _unique(pairs, decoding)) if strict else None
-        return json.loads(raw, object_pairs_hook=hook, parse_float=_number)
+        if decoding.validation == "Ignore" or kind == APPLY:
+            return json.loads(raw, parse_float=_number)
+        found = json.loads(raw, object_pairs_hook=_Pairs, parse_float=_number)
+        return _unique(found, "", decoding)
     except ValueError as exc:
         if kind not in (YAML, APPLY):
             raise bad_request(f"invalid JSON: {exc}") from None
@@ -103,12 +105,20 @@ def _number(text: str) -> int | float:
     return int(value) if value.is_integer() else value
 
 
-def _unique(pairs: list[tuple[str, Any]], decoding: Decoding) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                decoding.problems.append(f'duplicate field "{key}"')
-            seen.add(key)
-    return found
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object as it was written."""
+
+
+def _unique(value: Any, path: str, decoding: Decoding) -> Any:
+    """The value with dictionaries for its objects; keys that stand there twice are noted."""
+    if isinstance(value, _Pairs):
+        found: dict[str, Any] = {}
+        for key, item in value:
+            where = f"{path}.{key}" if path else key
+            if key in found:
+                decoding.problems.append(f'duplicate field "{where}"')
+            found[key] = _unique(item, where, decoding)
+        return found
+    if isinstance(value, list):
+        return [_unique(item, f"{path}[{n}]", decoding) for n, item in enumerate(value)]
+    return value

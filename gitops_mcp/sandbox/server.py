@@ -43,6 +43,14 @@ RETURNED = frozenset({("", "services"), ("", "serviceaccounts")})
 """Kinds whose deletion is answered with what was deleted, not with a Status."""
 
 
+UNSCALED = (
+    "failed to create manager for existing fields: failed to convert live object (/;"
+    " autoscaling/v1, Kind=Scale) to proper version: request to convert CR to an invalid"
+    " group/version: autoscaling/v1"
+)
+"""What an apply to the scale of a custom object is answered with."""
+
+
 @dataclass(frozen=True)
 class Target:
     """What a URL names."""
@@ -397,6 +405,8 @@ class Server:
         group, _, version = str(body.get("apiVersion", "")).rpartition("/")
         name = str(body.get("kind", ""))
         if target.subresource == "scale" and name == "Scale":
+            if kind.definition is not None:
+                raise errors.unclassified(UNSCALED)
             body = {
                 "apiVersion": kind.api_version,
                 "kind": kind.name,

@@ -241,7 +241,8 @@ class Store:
             raise errors.unclassified(f"failed to create typed patch object: {problem}")
         config = dict(config)
         metadata = config["metadata"] = {**(config.get("metadata") or {}), "name": name}
-        who = f"({metadata.get('namespace', '')}/{name}; {kind.api_version}, Kind={kind.name})"
+        where = f"{kind.group}/{kind.version}"
+        who = f"({metadata.get('namespace', '')}/{name}; {where}, Kind={kind.name})"
         if namespace:
             metadata["namespace"] = namespace
         old = self.get(kind.key, namespace, name)
@@ -521,8 +522,8 @@ class Store:
         causes = list(validation.metadata(kind, new, old))
         if kind.definition is not None:
             before = MISSING if old is None else old
-            causes += structural.validate(
-                kind.definition.node, new, before, rules=kind.definition.rules
+            causes = structural.validate(
+                kind.definition.node, new, before, rules=kind.definition.rules, known=causes
             )
             spec = new.get("spec")
             replicas = spec.get("replicas") if isinstance(spec, dict) else None

@@ -7,7 +7,7 @@ of the real server. It keeps nothing and knows no object but the one it is given
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from functools import cache
 from typing import Any
@@ -74,9 +74,12 @@ BLOCKING = frozenset(
 """Errors after which the real server does not run the rules."""
 
 
-def validate(node: Node, value: Any, old: Any, *, rules: bool) -> list[Cause]:
-    """The field errors of an object; what `old` (MISSING for a create) already had is forgiven."""
-    causes = list(_schema_errors(node, value, old, ""))
+def validate(
+    node: Node, value: Any, old: Any, *, rules: bool, known: Iterable[Cause] = ()
+) -> list[Cause]:
+    """The field errors of an object, after those that are known of its metadata; what `old`
+    (MISSING for a create) already had is forgiven."""
+    causes = [*known, *_schema_errors(node, value, old, "")]
     if not rules:
         return causes
     if any(cause.reason in BLOCKING for cause in causes):

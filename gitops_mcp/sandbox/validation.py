@@ -72,6 +72,8 @@ def duplicate(path: str, value: Any) -> Cause:
 
 IMMUTABLE = "field is immutable"
 MAX_ANNOTATIONS = 256 * 1024
+MAX_DATA = 1024 * 1024
+"""Bytes of all values of a ConfigMap or Secret."""
 
 # --- metadata -----------------------------------------------------------------------------------
 
@@ -400,6 +402,23 @@ def _lease(new: Object, _old: Object | None) -> Causes:
         yield invalid("spec.leaseDurationSeconds", value, "must be greater than 0")
 
 
+def _config_map(new: Object, old: Object | None) -> Causes:
+    yield from _data(new, old)
+    size = sum(len(text.encode()) for text in new.get("data", {}).values())
+    if size + sum(map(_bytes, new.get("binaryData", {}).values())) > MAX_DATA:
+        yield Cause("FieldValueTooLong", f"Too long: may not be more than {MAX_DATA} bytes", "[]")
+
+
+def _secret(new: Object, old: Object | None) -> Causes:
+    yield from _data(new, old)
+    if sum(map(_bytes, new.get("data", {}).values())) > MAX_DATA:
+        yield Cause("FieldValueTooLong", f"Too long: may not be more than {MAX_DATA} bytes", "data")
+
+
+def _bytes(base64: str) -> int:
+    return len(base64) * 3 // 4 - base64.count("=")
+
+
 def _data(new: Object, old: Object | None) -> Causes:
     for field in ("data", "binaryData"):
         for key in new.get(field, {}):
@@ -439,10 +458,10 @@ def _event(new: Object, _old: Object | None) -> Causes:
 
 
 KINDS: dict[KindKey, Callable[[Object, Object | None], Causes]] = {
-    ("", "configmaps"): _data,
+    ("", "configmaps"): _config_map,
     ("", "events"): _event,
     ("", "pods"): _pod,
-    ("", "secrets"): _data,
+    ("", "secrets"): _secret,
     ("", "services"): _service,
     ("apps", "deployments"): _deployment,
     ("apps", "replicasets"): _workload,

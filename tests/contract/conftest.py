@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import plane
 import pytest
-from contract.transcript import QUIET, Cluster, prepared
+from contract.transcript import QUIET, Cluster, of_plane, prepared
 
 from gitops_mcp import sandbox
 
@@ -26,5 +26,4 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     except plane.Unavailable as reason:
         pytest.skip(str(reason))
     with real:
-        headers = {"Authorization": f"Bearer {real.token()}"}
-        yield prepared(Cluster("plane", real.url, headers, str(real.ca)))
+        yield of_plane(real)

@@ -10,15 +10,14 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import plane
-from contract.transcript import ANSWERS, CASES, QUIET, Cluster, load, play, prepared
+from contract.transcript import ANSWERS, CASES, QUIET, load, of_plane, play
 
 
 def main() -> None:
     """Record every file of cases, or those named."""
     wanted = sys.argv[1:]
     with plane.Plane(arguments={"kube-controller-manager": [QUIET]}) as real:
-        headers = {"Authorization": f"Bearer {real.token()}"}
-        cluster = prepared(Cluster("plane", real.url, headers, str(real.ca)))
+        cluster = of_plane(real)
         for path in sorted(CASES.glob("*.yaml")):
             if wanted and path.stem not in wanted:
                 continue

@@ -10,7 +10,7 @@ import pytest
 from contract.transcript import Cluster
 
 CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-PATIENCE = 15
+PATIENCE = 60
 
 
 @pytest.fixture
@@ -173,8 +173,8 @@ def test_a_terminating_namespace_takes_nothing_new_and_goes_with_its_content(
     assert [cause["reason"] for cause in refused.body["details"]["causes"]] == [
         "NamespaceTerminating"
     ]
-    event = {"involvedObject": {"kind": "Secret", "name": "held", "namespace": namespace}}
-    event |= {"apiVersion": "v1", "kind": "Event", "metadata": {"name": "late"}}
+    about = {"kind": "Secret", "name": "held", "namespace": namespace}
+    event = {"metadata": {"name": "late"}, "involvedObject": about}
     assert cluster.request("POST", f"{path}/events", event).code == 403
     until(lambda: code(cluster, f"{secrets(namespace)}/free") == 404, "free content is gone")
     assert code(cluster, path) == 200

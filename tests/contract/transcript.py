@@ -4,7 +4,8 @@ Receives a cluster (the sandbox or a real plane) and cases: lists of requests fr
 `cases/*.yaml`. Returns the answers with everything that differs from run to run named instead:
 uids, times, resourceVersions (`r1`, `r2`, … by first appearance, so "nothing changed" shows as the
 same name again), addresses. `answers/` holds what a real kube-apiserver answered; the sandbox must
-answer the same, and the real one is asked again where it is available.
+answer the same, and the real one is asked again where it is available. Cases that say `only: plane`
+show what the sandbox does without on purpose.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import plane
 import urllib3
 import yaml
 
@@ -56,6 +58,8 @@ QUIET = "--controllers=" + ",".join(
         "endpoints",
         "endpointslice",
         "root-ca-certificate-publisher",
+        "disruption",
+        "resourcequota",
     )
 )
 
@@ -80,6 +84,8 @@ class Cluster:
     url: str
     headers: dict[str, str] = field(default_factory=dict)
     ca: str | None = None
+    tokens: Mapping[str, str] = field(default_factory=dict)
+    """Of the users that a step may name; nobody else has any token."""
 
     def __post_init__(self) -> None:
         self._pool = urllib3.PoolManager(
@@ -97,9 +103,10 @@ class Cluster:
         *,
         kind: str = "json",
         accept: str = "application/json",
+        user: str | None = None,
     ) -> Answer:
-        """One raw request."""
-        answer = self._open(method, path, body, kind, accept)
+        """One raw request; a body of bytes is sent as it is."""
+        answer = self._open(method, path, body, kind, accept, user=user)
         raw = answer.data
         try:
             parsed: Any = json.loads(raw)
@@ -129,15 +136,41 @@ class Cluster:
         return name
 
     def _open(
-        self, method: str, path: str, body: Any, kind: str, accept: str, *, stream: bool = False
+        self,
+        method: str,
+        path: str,
+        body: Any,
+        kind: str,
+        accept: str,
+        *,
+        stream: bool = False,
+        user: str | None = None,
     ) -> urllib3.BaseHTTPResponse:
         raw = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         headers = {**self.headers, "Accept": accept, "User-Agent": "contract/1"}
+        if user is not None:
+            headers.pop("Authorization", None)
+            if token := self.tokens.get(user):
+                headers["Authorization"] = f"Bearer {token}"
         if raw is not None:
             headers["Content-Type"] = CONTENT_TYPES.get(kind, kind)
         return self._pool.request(
             method, self.url + path, body=raw, headers=headers, preload_content=not stream
         )
+
+
+def of_plane(started: plane.Plane) -> Cluster:
+    """A real API server, its administrator and its users, of whom bob has a few rights."""
+    tokens = {user: started.token(user) for user in ("admin", *started.users)}
+    tokens["stranger"] = "not a token of anybody"
+    headers = {"Authorization": f"Bearer {tokens['admin']}"}
+    read = {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "list", "patch"]}
+    started.grant("bob", [read])
+    cluster = prepared(Cluster("plane", started.url, headers, str(started.ca), tokens))
+    maps = "/api/v1/namespaces/default/configmaps"
+    while cluster.request("GET", maps, user="bob").code == 403:
+        time.sleep(0.02)  # the authorizer sees a grant through a watch
+    return cluster
 
 
 def prepared(cluster: Cluster) -> Cluster:
@@ -168,15 +201,20 @@ def play(cluster: Cluster, case: Mapping[str, Any]) -> list[dict[str, Any]]:
     out = []
     for step in case["steps"]:
         method, _, path = step["do"].partition(" ")
+        time.sleep(step.get("wait", 0))
+        body = step["raw"].encode() if "raw" in step else _fill(step.get("body"), namespace, seen)
         answer = cluster.request(
             method,
             _path(_fill(path, namespace, seen), namespace),
-            _fill(step.get("body"), namespace, seen),
+            body,
             kind=step.get("as", "json"),
             accept=step.get("accept", "application/json"),
+            user=step.get("user"),
         )
         seen.append(answer)
         entry: dict[str, Any] = {"code": answer.code}
+        if "Retry-After" in answer.headers:
+            entry["retry_after"] = answer.headers["Retry-After"]
         if answer.warnings:
             entry["warnings"] = [names.text(text) for text in answer.warnings]
         if "show" in step and answer.code < 400:
@@ -199,7 +237,8 @@ def _path(path: str, namespace: str) -> str:
 
 
 def _fill(value: Any, namespace: str, seen: list[Answer]) -> Any:
-    """Replace `{ns}` by the namespace and `{1.metadata.uid}` by what the first step answered."""
+    """Replace `{ns}` by the namespace, `{1.metadata.uid}` by what the first step answered, and
+    `{1000 x}` by so many letters."""
     if isinstance(value, dict):
         return {
             _fill(key, namespace, seen): _fill(one, namespace, seen) for key, one in value.items()
@@ -214,7 +253,7 @@ def _fill(value: Any, namespace: str, seen: list[Answer]) -> Any:
     return re.sub(
         r"\{(\d+)\.([\w.]+)\}",
         lambda match: str(_look(seen[int(match[1]) - 1].body, match[2])),
-        value.replace("{ns}", namespace),
+        re.sub(r"\{(\d+) x\}", lambda match: "x" * int(match[1]), value.replace("{ns}", namespace)),
     )
 
 
