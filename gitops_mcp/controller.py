@@ -182,6 +182,8 @@ class Controller:
         if not self._leads(self._is_kubectls(key, source)):
             return Look()  # all are looked at once we lead
         began = self._clock()
+        server, cr = source.loaded.servers.get(key), self._view.live(key).cr
+        drift = key not in self._open and planning.is_applied(server, cr)
         try:
             decision = engine.work(key)
         except LeaseLost:
@@ -190,7 +192,7 @@ class Controller:
             _log.exception("%s: a bug", key)
             decision = engine.stumbled(key, error)
         failure = engine.memory(key).failure
-        self._tell(engine, key, decision, began)
+        self._tell(engine, key, decision, began, drift=drift)
         if not self.concerns(key):
             engine.forget(key)
         if self.source is source:  # else it has still to be looked at for the new commit
@@ -210,7 +212,9 @@ class Controller:
         held = key in source.loaded.servers or key in source.loaded.protected
         return not held and cr is not None and planning.made_by_hand(cr, source.source_id)
 
-    def _tell(self, engine: Engine, key: ServerKey, decision: Decision, began: datetime) -> None:
+    def _tell(
+        self, engine: Engine, key: ServerKey, decision: Decision, began: datetime, *, drift: bool
+    ) -> None:
         cr = self._view.live(key).cr or {}
         outcome = engine.outcome(key)
         if cr and decision.result == "pruned":
@@ -218,15 +222,18 @@ class Controller:
             outcome = replace(outcome, result="ok", changes=(), message=decision.waiting)
         else:
             engine.told(key)
-        source = (cr.get("status") or {}).get("source") or {}
+        status = cr.get("status") or {}
         worked = Worked(
             server=key,
             outcome=outcome,
             revision=engine.revision,
-            commit=source.get("revision", ""),
+            commit=(status.get("source") or {}).get("revision", ""),
             uid=cr.get("metadata", {}).get("uid", ""),
             at=self._clock(),
             seconds=(self._clock() - began).total_seconds(),
+            status=status,
+            failure=engine.memory(key).failure,
+            drift=drift,
         )
         for listener in self._listeners:
             listener(worked)

@@ -88,8 +88,8 @@ class Journal:
     """The notes of one source in one cluster. ``heard``, ``adopted`` and ``settled`` are quick and
     may come from any thread; ``flush`` takes as long as git does, one at a time.
 
-    ``warn`` hears each trouble once, ``count`` how many records were ``written`` (locally),
-    ``pushed``, ``dropped``, and 1 for each flush that ``failed``. Nothing is written before
+    ``warn`` hears each trouble once, ``count`` how many records were ``pushed`` or ``dropped``,
+    and of each flush that ``failed``. Nothing is written before
     ``recover`` has been called: until then nobody knows what the last agent wrote.
     """
 
@@ -341,14 +341,14 @@ class Journal:
                 dropped, self._dropped = self._dropped, Counter()
                 if dropped:  # what of it still holds is found again in the cluster
                     self._standing = self._last_standing
-            self._count("written", len(writable))
             self._lost(dropped, "there were too many while they could not be written")
         if self._unpushed or standing is not None:  # a clone may hold what was never pushed
             pushed = self._unpushed
             if warnings := self._notes.push():
                 return warnings
             self._unpushed -= pushed
-            self._count("pushed", pushed)
+            if pushed:
+                self._count("pushed", pushed)
         return ()
 
     def _writable(self, batch: Sequence[NoteRecord]) -> list[NoteRecord]:

@@ -135,6 +135,19 @@ def in_scope(cr: JsonObject, context: Context) -> bool:
     return within(file, context.path)
 
 
+def is_applied(server: McpServer | None, cr: JsonObject | None) -> bool:
+    """Does the status say that git's word for the server (None: that of the CR itself) was carried
+    out? What differs from it then, somebody else has done."""
+    live = (cr or {}).get("status") or {}
+    conditions = live.get("conditions") or ()
+    synced: JsonObject = next((one for one in conditions if one["type"] == "Synced"), {})
+    if cr is None or synced.get("status") != "True":
+        return False
+    if server is None:
+        return bool(synced.get("observedGeneration") == cr["metadata"].get("generation"))
+    return bool((live.get("source") or {}).get("digest") == server.digest[:16])
+
+
 def within(file: str, path: str) -> bool:
     """Does ``file`` lie below the folder ``path`` ("" is the root)?"""
     folder = path.strip("/")
