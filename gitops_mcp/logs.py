@@ -216,7 +216,10 @@ def _facts(worked: Worked, old: _Told, new: _Told) -> Iterator[str]:
     was_wrong, is_wrong = old.result in _LEVELS, new.result in _LEVELS
     if was_wrong and not is_wrong:
         yield "recovered"
-    yield from (_deed(change) for change in worked.outcome.changes if change.action in _DONE)
+    done = [_deed(change) for change in worked.outcome.changes if change.action in _DONE]
+    if done and worked.drift:
+        yield "drift"
+    yield from done
     if new.result == "pruned":
         yield "pruned"
     elif (new.result, new.message) != (old.result, old.message):

@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 
 from gitops_mcp import __version__
 from gitops_mcp.kube import PLURALS
-from gitops_mcp.model import Change, ObjectRef, Problem, Result, ServerKey, Severity, Worked
+from gitops_mcp.model import ObjectRef, Problem, Result, ServerKey, Severity, Worked
 
 PREFIX: Final = "gitops_mcp_"
 OTHER: Final = "other"
@@ -41,6 +41,7 @@ VERBS: Final[Mapping[str, str]] = {
 """The first word of one of ``kube``'s operations → what Kubernetes calls it."""
 KINDS: Final = frozenset(kind for _, kind in PLURALS)
 DRIFTING: Final = ("MCPServer", "Deployment", "Service")
+HEALING: Final = ("create", "update", "replace")
 PHASES: Final = ("Pending", "Ready", "Failed", "Terminating")
 RESULTS: Final[tuple[Result, ...]] = get_args(Result)
 POLLS: Final = ("unchanged", "moved", "failed")
@@ -73,8 +74,6 @@ class _Last:
     """What the last look at a server came to."""
 
     result: Result
-    revision: str
-    commit: str
     uid: str
     told_shutdown: str = ""
     """When the last shutdown that was counted began."""
@@ -105,7 +104,7 @@ class Metrics:
         )
         self._healed = self._counter(
             "drift_healed_total",
-            "Objects that were brought back to what git had said before.",
+            "Objects that were brought back to what had been applied before.",
             ("kind",),
         )
         for kind in DRIFTING:
@@ -193,22 +192,19 @@ class Metrics:
         self._reconciled.labels(outcome.result).observe(worked.seconds)
         for change in outcome.changes:
             self._changed.labels(change.action, _kind(change.ref)).inc()
+            if worked.drift and change.action in HEALING:
+                self._healed.labels(_kind(change.ref)).inc()
         if outcome.result == "pruned":
             self._pruned.inc()
         with self._lock:
             last = self._servers.get(worked.server)
-            healed = _healed(worked, last)
             ended = _shutdown_ended(worked, last)
             if outcome.result == "pruned" or (not worked.uid and outcome.result == "ok"):
                 self._servers.pop(worked.server, None)
             else:
                 began = (outcome.shutdown or {}).get("startedAt", "") if ended else ""
                 told = began or (last.told_shutdown if last is not None else "")
-                self._servers[worked.server] = _Last(
-                    outcome.result, str(worked.revision), worked.commit, worked.uid, told
-                )
-        for change in healed:
-            self._healed.labels(_kind(change.ref)).inc()
+                self._servers[worked.server] = _Last(outcome.result, worked.uid, told)
         if ended is not None:
             by, seconds = ended
             self._shut_down.labels(by if by in ENDS else OTHER).observe(seconds)
@@ -307,24 +303,6 @@ def _gauges(name: str, text: str, label: str, values: Mapping[Any, float]) -> Me
 
 def _kind(ref: ObjectRef) -> str:
     return ref.kind if ref.kind in KINDS else OTHER
-
-
-def _healed(worked: Worked, last: _Last | None) -> Iterable[Change]:
-    """The changes that brought a server back to where an earlier look of ours had left it.
-
-    That look must have ended well, at the same commit: what is made anew after a failure, or for a
-    commit that touches this server, is no drift. The commit is read from the status, which may
-    lag; a new one that touches the server touches its MCPServer. Servers without a commit are
-    kubectl's, and follow what a person means.
-    """
-    if last is None or not worked.commit or worked.commit != last.commit:
-        return ()
-    if last.result not in ("ok", "changed"):
-        return ()
-    mended = [c for c in worked.outcome.changes if c.action in ("create", "update", "replace")]
-    if str(worked.revision) != last.revision and any(c.ref.kind == "MCPServer" for c in mended):
-        return ()
-    return mended
 
 
 def _shutdown_ended(worked: Worked, last: _Last | None) -> tuple[str, float] | None:

@@ -9,6 +9,7 @@ import re
 import threading
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -248,6 +249,12 @@ def test_a_recovery_says_what_it_took() -> None:
         "error: failed: no",
         "info: recovered; updated deployment/web",
     ]
+
+
+def test_drift_is_called_by_its_name() -> None:
+    healed = replace(look("changed", change()), drift=True)
+    assert lines_of(healed) == ["info: drift; updated deployment/web"]
+    assert lines_of(replace(outcome(), drift=True)) == []
 
 
 def test_turning_ready_and_no_longer_being_it_are_facts_and_starting_with_it_is_none() -> None:
