@@ -42,7 +42,14 @@ _READING = (*_ALWAYS, "safe.directory=*")
 """Who owns a repository matters only where its configuration could run something. ``ask`` runs
 plumbing alone, so a volume that a git-sync sidecar filled can be read; ``talk`` keeps the check."""
 
-FETCH = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules")
+FETCH = (
+    "--quiet",
+    "--no-tags",
+    "--no-write-fetch-head",
+    "--no-recurse-submodules",
+    "--no-auto-maintenance",
+    "--no-show-forced-updates",
+)
 """Options of every fetch: the refs that are asked for, and nothing beside them."""
 
 
@@ -102,9 +109,15 @@ _COMPLAINTS = (
         "check the address",
     ),
     (
-        r"Could not resolve host(?:name)?|Connection (?:refused|timed out|reset)|Failed to connect|"
-        r"Couldn't connect|Operation too slow|No route to host|unable to connect|"
-        r"early EOF|returned error: 5\d\d|Empty reply|timed out",
+        r"returned error: 429|[Rr]ate limit",
+        "the git server limits how often it is asked",
+        "look less often: --interval, with a webhook beside it",
+    ),
+    (
+        r"Could not resolve host(?:name)?|Connection (?:refused|timed out|reset|closed)|"
+        r"Failed to connect|Couldn't connect|Operation too slow|No route to host|"
+        r"Network is unreachable|unable to connect|early EOF|hung up unexpectedly|"
+        r"unexpected disconnect|returned error: 5\d\d|Empty reply|timed out",
         "the git server does not answer",
         "check the address and the network, then try again",
     ),

@@ -59,6 +59,9 @@ MAX_TOTAL = 1 << 28
 """Bytes of one snapshot: a mistaken SOURCE must end in an error, not in the OOM killer."""
 
 _PATH = attrgetter("path")
+TIDY_AFTER = 50
+"""Commands that talked to the server: so many bring a few hundred objects at most."""
+
 _PLAIN_MODES = ("100644", "100755")
 _ODD_MODES = {"120000": "a symbolic link is not followed", "160000": "a submodule is not read"}
 _COUNT = re.compile(r"[0-9]{1,9}")
@@ -432,6 +435,7 @@ class _Mirror:
             self.folder = str(cache_dir / f"{key[:24]}.git")
             self.remove = lambda: None
         self.git = Git(server.url, "--git-dir", self.folder)
+        self._talks = 0
 
     def prepare(self) -> None:
         """Create the folder, or create it anew where it is broken."""
@@ -446,6 +450,7 @@ class _Mirror:
 
     def talk(self, *args: str, limit: float | None = None) -> Answer:
         """Run a git command that talks to the server, at most ``limit`` seconds."""
+        self._talks += 1
         return self.git.talk(*args, env=self.server.environment(), limit=limit)
 
     def _ask_server(self, *args: str) -> dict[str, str]:
@@ -476,6 +481,7 @@ class _Mirror:
         else:
             found = self._ask_server("--", url, "HEAD", "refs/heads/*", "refs/tags/*")
         if found == seen and os.path.isdir(self.folder):
+            self._tidy()
             return found
         self.prepare()
         if self._ref is not None:
@@ -537,6 +543,22 @@ class _Mirror:
                 answer = self.talk(*command)
         if answer.status:
             raise complaint(answer.err, self.server.url)
+
+    def _tidy(self) -> None:
+        """Now and then, while nothing else is to be done: git's own housekeeping."""
+        if self._talks >= TIDY_AFTER:
+            self._talks = 0
+            with self._locked(), contextlib.suppress(SourceError):
+                self.git.ask("gc", "--auto", "--quiet")
+
+    def holds(self, commit: str) -> bool:
+        """Whether the commit is here, with all that it consists of."""
+        return self.git.ask("rev-list", "--objects", "--quiet", commit, "--").status == 0
+
+    def discard(self) -> None:
+        """Throw the copy away: the next look makes it anew."""
+        with self._locked():
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _is_whole(self) -> bool:
         there = os.path.isdir(self.folder)
@@ -736,13 +758,15 @@ class Repository:
         commit, branch = self._current()
         last = self._last[1] if self._last and self._last[0] == below else None
         if last is None or (last.snapshot.revision.sha, last.snapshot.branch) != (commit, branch):
-            last = self._take(commit, branch, below, last)
+            with self._mended():
+                last = self._take(commit, branch, below, last)
             self._last = (below, last)
         return last.snapshot
 
     def contents(self, files: Sequence[SourceFile]) -> Mapping[str, bytes]:
         """The content of a commit's files, by blob id. Raises SourceError."""
-        return self._git().blobs({file.blob for file in files})
+        with self._mended():
+            return self._git().blobs({file.blob for file in files})
 
     def base(self, ref: str, path: str = "") -> Snapshot:
         """What ``snapshot`` is compared with: the merge base of ``ref`` and HEAD (or of ``--ref``,
@@ -829,6 +853,19 @@ class Repository:
             raise self._lost
         assert self._head is not None  # noqa: S101 - poll sets one of the two, or raises
         return self._head
+
+    @contextlib.contextmanager
+    def _mended(self) -> Iterator[None]:
+        """Where reading fails since somebody removed parts of our copy (who cleans ``/tmp``, say),
+        the next look fetches all of it and finds it new."""
+        try:
+            yield
+        except SourceError:
+            mirror, head = self._mirror, self._head
+            if mirror is not None and head is not None and not mirror.holds(head[0]):
+                mirror.discard()
+                self._head = self._last = None
+            raise
 
     def _take(self, commit: str, branch: str | None, below: str, last: _Taken | None) -> _Taken:
         git = self._git()

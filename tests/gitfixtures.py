@@ -129,12 +129,16 @@ class GitServer:
     """``git http-backend`` on 127.0.0.1, serving the bare repositories of a folder.
 
     With ``password``, requests need it (any user name). ``redirect`` sends every request on to
-    another address. ``seen`` lists the requests.
+    another address. ``seen`` lists the requests. While ``trouble`` is a status, requests get that;
+    while ``hang`` holds something, a request whose body has it is never answered.
     """
 
     def __init__(self, folder: Path, *, password: str = "", redirect: str = "") -> None:
         self.seen: list[Seen] = []
         self.password = password
+        self.trouble = 0
+        self.hang = b""
+        self._closed = threading.Event()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -161,6 +165,7 @@ class GitServer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._closed.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -173,6 +178,12 @@ class GitServer:
             request.send_response(302)
             request.send_header("Location", redirect + request.path)
             request.end_headers()
+            return
+        if self.trouble:
+            request.send_error(self.trouble)
+            return
+        if self.hang and self.hang in body:
+            self._closed.wait()
             return
         if self.password:
             given = base64.b64decode((authorization or "Basic ").split(" ")[1]).decode()

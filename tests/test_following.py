@@ -342,6 +342,23 @@ def test_a_poll_that_finds_nothing_is_one_question_to_the_server(
             assert len(server.seen) == 2  # what the protocol's second version takes
 
 
+def test_a_copy_is_tidied_while_nothing_else_is_to_be_done(
+    tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gitrepo, "TIDY_AFTER", 6)
+    folder = fleet(tmp_path, 3)
+    ran = []
+    with gitrepo.open_source(f"file://{folder}", allow_file=True) as opened:
+        for number in range(4):
+            commit(folder, {"s/1.yaml": manifest("web-1", f"port: {number + 1}")})
+            for kind in ("moved", "unchanged"):
+                ledger.clear()
+                assert opened.poll().kind == kind
+                ran.append((kind, "gc" in [name for name, _ in ledger.git]))
+    assert ran.count(("unchanged", True)) == 2
+    assert ran.count(("moved", True)) == 0
+
+
 def test_a_commit_by_its_id_is_never_asked_for_again(tmp_path: Path, ledger: Ledger) -> None:
     folder = fleet(tmp_path, 3)
     with GitServer(tmp_path) as server:

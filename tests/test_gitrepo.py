@@ -514,12 +514,30 @@ def test_poll_sees_commits_force_pushes_and_deletions(source: Opener, repository
         assert paths(opened.snapshot()) == ["apps/db.yml", "apps/x.json", "web.yaml"]
         git(repository, "update-ref", "refs/heads/other", forced)
         git(repository, "update-ref", "-d", "refs/heads/main")
-        assert opened.poll() == gitrepo.Poll("deleted", forced)
+        before = opened.snapshot()
+        gone = opened.poll()
+        assert gone == gitrepo.Poll("deleted", forced)
+        assert "no branch main" in str(gone.error)
         with pytest.raises(SourceError, match="no branch main"):
             opened.snapshot()
+        assert content(opened, before) == b"3"  # what was read stays good
         git(repository, "update-ref", "refs/heads/main", forced)
         assert opened.poll() == gitrepo.Poll("moved", forced, forced)
         assert opened.snapshot().revision.sha == forced
+
+
+def test_a_source_says_which_branch_it_follows(source: Opener, repository: Path) -> None:
+    git(repository, "tag", "live", "main")
+    for option, unasked, asked in (
+        ({}, None, "main"),
+        ({"branch": "main"}, "main", "main"),
+        ({"ref": "main"}, None, "main"),
+        ({"ref": "live"}, None, None),
+    ):
+        with source(**option) as opened:
+            assert opened.branch == unasked
+            opened.poll()
+            assert opened.branch == asked
 
 
 def test_poll_follows_the_default_branch(source: Opener, repository: Path) -> None:
@@ -680,6 +698,31 @@ def test_a_password_opens_the_server_and_shows_nowhere(tmp_path: Path, repositor
                 assert SECRET not in repr(credentials) + repr(vars(opened))
 
 
+def test_a_token_that_changes_is_used_at_the_next_poll(
+    tmp_path: Path, repository: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    token = tmp_path / "token"
+    token.write_text(f"{SECRET}\n")
+    with GitServer(repository.parent, password=SECRET) as server:
+        credentials = Credentials(username="bot", password_file=token)
+        with open_source(f"{server.url}/{repository.name}", credentials=credentials) as opened:
+            before = opened.snapshot()
+            server.password = f"{SECRET}-rotated"
+            moved = commit(repository, {"web.yaml": "2"})
+            with pytest.raises(SourceError, match="refused the credentials") as refused:
+                opened.poll()
+            assert opened.snapshot() is before
+            token.unlink()
+            with pytest.raises(SourceError, match="password file cannot be read") as missing:
+                opened.poll()
+            token.write_text(f"{SECRET}-rotated\n")
+            assert opened.poll().new == moved
+            assert content(opened) == b"2"
+    for shown in (caplog.text, repr(refused.value), repr(missing.value), repr(credentials)):
+        assert SECRET not in shown
+
+
 def test_refused_credentials_are_one_line_without_the_password(repository: Path) -> None:
     with GitServer(repository.parent, password="other") as server:
         host = server.url.removeprefix("http://")
@@ -765,7 +808,78 @@ def test_an_unreachable_server_is_an_error_and_the_last_snapshot_stays(repositor
     opened.close()
 
 
+@pytest.mark.parametrize(
+    ("trouble", "message"), [(503, "does not answer"), (429, "limits how often"), (403, "refused")]
+)
+def test_a_server_in_trouble_loses_nothing(repository: Path, trouble: int, message: str) -> None:
+    first = git(repository, "rev-parse", "main")
+    with (
+        GitServer(repository.parent) as server,
+        open_source(f"{server.url}/{repository.name}") as opened,
+    ):
+        before = opened.snapshot()
+        second = commit(repository, {"web.yaml": "2"})
+        opened.poll()
+        server.trouble = trouble
+        forced = commit(repository, {"web.yaml": "3"}, parent=first)
+        for _ in range(2):
+            with pytest.raises(SourceError, match=message) as caught:
+                opened.poll()
+            assert caught.value.hint
+            assert opened.snapshot().revision.sha == second
+            assert content(opened) == b"2"
+        server.trouble = 0
+        assert opened.poll() == gitrepo.Poll("moved", second, forced, forced=True)
+        assert content(opened) == b"3"
+        assert content(opened, before) == b"kind: Web\n"  # a rewritten history's, too
+
+
+@pytest.mark.parametrize("hang", [b"command=ls-refs", b"command=fetch"])
+def test_a_server_that_hangs_is_given_up_and_asked_again(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, hang: bytes
+) -> None:
+    with (
+        GitServer(repository.parent) as server,
+        open_source(f"{server.url}/{repository.name}") as opened,
+    ):
+        before = opened.snapshot()
+        moved = commit(repository, {"web.yaml": "2"})
+        server.hang = hang
+        with monkeypatch.context() as patch:
+            patch.setattr(gitrepo if b"ls" in hang else gitcommand, LIMITS[hang], 1.0)
+            with pytest.raises(SourceError, match="took too long"):
+                opened.poll()
+        assert opened.snapshot() is before
+        server.hang = b""
+        assert opened.poll() == gitrepo.Poll("moved", before.revision.sha, moved)
+        assert content(opened) == b"2"
+
+
+LIMITS = {b"command=ls-refs": "LOOK_LIMIT", b"command=fetch": "REMOTE_LIMIT"}
+
+
+def test_a_copy_that_lost_objects_is_fetched_anew(tmp_path: Path, repository: Path) -> None:
+    cache = tmp_path / "cache"
+    with (
+        GitServer(repository.parent) as server,
+        open_source(f"{server.url}/{repository.name}", cache_dir=cache) as opened,
+    ):
+        sha = opened.poll().new
+        before = opened.snapshot()
+        for folder in cache.glob("*.git/objects/??"):
+            shutil.rmtree(folder)
+        with pytest.raises(SourceError):
+            opened.contents(before.files)
+        assert opened.poll() == gitrepo.Poll("moved", "", sha)
+        assert opened.snapshot() == before
+        assert content(opened) == b"kind: Web\n"
+
+
 COMPLAINTS = {
+    "fatal: unable to access 'https://h/': The requested URL returned error: 429": "how often",
+    "kex_exchange_identification: Connection closed by remote host": "does not answer",
+    "fatal: the remote end hung up unexpectedly": "does not answer",
+    "ssh: connect to host h port 22: Network is unreachable": "does not answer",
     "fatal: repository 'https://h/certificates.git/' not found": "there is no such git repository",
     "fatal: unable to access 'https://h/': The requested URL returned error: 403": "refused",
     "git@h: Permission denied (publickey).\nfatal: Could not read from remote.": "refused",
