@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from gitops_mcp import diffing, hooks, planning, probes, shutdown
+from gitops_mcp import diffing, hooks, inquiries, planning, probes, shutdown
 from gitops_mcp.errors import (
     Configuration,
     Conflict,
@@ -148,6 +148,8 @@ class Memory:
     refused: tuple[Verb, str, str] | None = None
     """The verb, kind and namespace for which rights were missing."""
     failing_since: datetime | None = None
+    asked: str = ""
+    """The request for a fresh look that stood at the last look."""
     races: int = 0
     sessions: int | None = None
     sessions_at: datetime | None = None
@@ -335,6 +337,7 @@ class Engine:
             aim = self._aim  # a new commit overtakes the old one between two steps
             facts = self._facts(key, aim)
             memory = self.memory(key)
+            memory.asked = inquiries.requested(facts.cr)
             decision = planning.decide(facts, aim.context, aim.renderer)
             if facts.cr is not None:
                 memory.shutdown = shutdown.state_of(facts.cr) or memory.shutdown
@@ -342,7 +345,7 @@ class Engine:
             for change in decision.changes:
                 _remember(memory, change)
             if not decision.actions:
-                if memory.failure is None or self._clock() < memory.failure.retry_at:
+                if memory.failure is None or planning.holds_off(facts):
                     break
                 # Its time has come, and there is nothing left to try: it was done all the same, by
                 # a request whose answer was lost, or by somebody else.
@@ -478,7 +481,7 @@ class Engine:
             return
         answer = self._ask(inquiry, self._clock)
         if isinstance(answer, ProbeResult):
-            memory.probe = answer
+            memory.probe = replace(answer, asked=inquiry.asked)
         else:
             memory.sessions, memory.sessions_at = answer, self._clock()
 
@@ -537,6 +540,7 @@ class Engine:
             attempts=attempts,
             retry_at=now + self._delay(error, attempts),
             immutable=isinstance(error, Immutable),
+            asked=memory.asked,
         )
 
     def _delay(self, error: KubeError, attempts: int) -> timedelta:

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from gitops_mcp import schemas, transports
-from gitops_mcp.model import Context, Facts, Inquiry, JsonObject
+from gitops_mcp.model import ANNOTATION_RECONCILE, Context, Facts, Inquiry, JsonObject
 
 HANDSHAKE_INTERVAL = timedelta(seconds=60)
 HANDSHAKE_TIMEOUT = timedelta(seconds=5)
@@ -24,10 +24,18 @@ CLEANUP_HURRIED = timedelta(seconds=10)
 METRICS_PATH = "/metrics"
 
 
+def requested(cr: JsonObject | None) -> str:
+    """The request for a fresh look at a server: whatever its annotation says, "" for none. It is
+    answered in the status once the look has been taken, a handshake included."""
+    annotations = (cr or {}).get("metadata", {}).get("annotations") or {}
+    return str(annotations.get(ANNOTATION_RECONCILE) or "")
+
+
 def handshake(facts: Facts, context: Context) -> tuple[Inquiry | None, datetime | None]:
     """The handshake that is due now, and when the next one will be; neither where nobody asks.
 
-    A pod is asked once its containers are ready, a new one at once, all of them each interval.
+    A pod is asked once its containers are ready, a new one at once, all of them each interval and
+    whenever somebody asks for a fresh look.
     """
     spec = _spec(facts)
     health = spec.get("health") or {}
@@ -37,11 +45,12 @@ def handshake(facts: Facts, context: Context) -> tuple[Inquiry | None, datetime 
     pods = dict(addresses(facts.pods))
     if not pods:
         return None, None
-    last = facts.probe
+    last, asked_for = facts.probe, requested(facts.cr)
     interval = transports.duration(health.get("interval"), HANDSHAKE_INTERVAL)
     if last is not None:
         again = interval if pods.keys() <= last.passed else min(interval, HANDSHAKE_RETRY)
-        if pods.keys() <= last.pods and facts.now < last.at + again:
+        fresh = last.asked == asked_for and facts.now < last.at + again
+        if pods.keys() <= last.pods and fresh:
             return None, last.at + again
     port, path = spec["port"], spec["path"]
     inquiry = Inquiry(
@@ -49,6 +58,7 @@ def handshake(facts: Facts, context: Context) -> tuple[Inquiry | None, datetime 
         targets=tuple((uid, f"http://{ip}:{port}{path}") for uid, ip in sorted(pods.items())),
         host=f"{facts.key.name}.{facts.key.namespace}.svc.{context.domain}:{port}",
         timeout=transports.duration(health.get("timeout"), HANDSHAKE_TIMEOUT),
+        asked=asked_for,
     )
     return inquiry, None
 

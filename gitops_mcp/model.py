@@ -196,7 +196,8 @@ class ProbeResult:
 
     ``reason`` is a reason of the Verified condition (HandshakeSucceeded, AuthenticationRequired,
     HandshakeFailed, HostRejected, ConnectionRefused, NotProbed, Unreachable). ``pods`` are the
-    uids that it speaks for, ``passed`` those among them that answered well.
+    uids that it speaks for, ``passed`` those among them that answered well. ``asked`` is the
+    request for a fresh look that it answers.
     """
 
     reason: str
@@ -205,6 +206,7 @@ class ProbeResult:
     pods: frozenset[str] = frozenset()
     server_info: JsonObject | None = None
     passed: frozenset[str] = frozenset()
+    asked: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,13 +214,15 @@ class Inquiry:
     """What has to be asked outside of the API server: ``targets`` are (pod uid, URL), ``host`` is
     the Host header of its clients, ``timeout`` is for each target, ``gauge`` the name of a
     Prometheus gauge that counts sessions ("": the URL answers with the number itself). A cleanup
-    has no targets: it calls the operator's hooks, ``timeout`` being for all of them."""
+    has no targets: it calls the operator's hooks, ``timeout`` being for all of them. ``asked`` is
+    the request for a fresh look that stands (see ``inquiries.requested``)."""
 
     kind: Literal["handshake", "sessions", "cleanup"]
     targets: tuple[tuple[str, str], ...]
     timeout: timedelta
     host: str = ""
     gauge: str = ""
+    asked: str = ""
 
 
 # --- decide ---------------------------------------------------------------------------------
@@ -343,7 +347,8 @@ class Failure:
     """An error that a server's last request ended with, kept until it is retried or overtaken.
 
     ``category`` is the error's class name (Transient, Configuration, Permanent); ``reason`` is a
-    condition reason (ApplyFailed, NotOwned, ResourcesExhausted …); ``retry_at`` when to try again.
+    condition reason (ApplyFailed, NotOwned, ResourcesExhausted …); ``retry_at`` when to try again,
+    unless somebody asks for a fresh look before (``asked`` is the request that stood by then).
     """
 
     category: str
@@ -353,6 +358,7 @@ class Failure:
     retry_at: datetime
     immutable: bool = False
     """Only a recreate can carry the change out."""
+    asked: str = ""
 
 
 Namespace = Literal["Active", "Terminating", "Absent"]

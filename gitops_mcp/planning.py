@@ -329,7 +329,7 @@ def _converge(facts: Facts, context: Context, renderer: Renderer, owner: Owner |
     """Bring the CR to what git says, then the children to what the CR says."""
     if facts.namespace == "Absent":
         return _missing_namespace(facts, context)
-    paused = facts.failure is not None and facts.now < facts.failure.retry_at
+    paused = holds_off(facts)
     immutable = facts.failure is not None and facts.failure.immutable
     if immutable and facts.cr is not None:
         return _recreate(facts, context)
@@ -398,6 +398,15 @@ def _strict(context: Context, owner: Owner | None) -> Context:
     return replace(context, kubectl_managers=frozenset())
 
 
+def holds_off(facts: Facts) -> bool:
+    """Is what failed to be left alone for now? Its time has not come, nor has anybody asked for a
+    fresh look since it failed."""
+    failure = facts.failure
+    if failure is None or facts.now >= failure.retry_at:
+        return False
+    return failure.asked == inquiries.requested(facts.cr)
+
+
 def _missing_namespace(facts: Facts, context: Context) -> Decision:
     name = facts.key.namespace
     if not context.create_namespace or facts.desired is None:
@@ -407,7 +416,7 @@ def _missing_namespace(facts: Facts, context: Context) -> Decision:
             look_again=facts.now + NAMESPACE_RETRY,
         )
     failure = facts.failure
-    if failure is not None and facts.now < failure.retry_at:
+    if failure is not None and holds_off(facts):
         return Decision("failed", message=failure.message, look_again=failure.retry_at)
     ref = ObjectRef("v1", "Namespace", "", name)
     body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
@@ -854,7 +863,7 @@ def _shutdown_step(facts: Facts, context: Context) -> Decision:
             return Decision("pruned", waiting="shutdown: cleanup hooks", inquiry=hooks)
         return Decision("pruned", actions=(shutdown.release(cr),), message="released")
     failure = facts.failure
-    if failure is not None and not failure.immutable and facts.now < failure.retry_at:
+    if failure is not None and not failure.immutable and holds_off(facts):
         return Decision(
             "failed", message=failure.message, look_again=failure.retry_at, waiting="shutdown"
         )

@@ -14,7 +14,6 @@ from typing import Any, Final, Literal
 from gitops_mcp import health, inquiries, pausing, transports
 from gitops_mcp.model import (
     ANNOTATION_FILE,
-    ANNOTATION_RECONCILE,
     APP_NAME,
     FIELD_MANAGER,
     LABEL_INSTANCE,
@@ -111,7 +110,7 @@ def body(
         "lastTransitionTime": (old.get("lastTransitionTime") if old.get("phase") == phase else None)
         or _time(facts.now),
         "source": _source(facts, old, applied_revision),
-        "lastHandledReconcileAt": (metadata.get("annotations") or {}).get(ANNOTATION_RECONCILE),
+        "lastHandledReconcileAt": _handled(facts, context, old, terminating=terminating),
         "serverInfo": _server_info(facts, old, verified),
         "shutdown": shutdown,
         "conditions": _stamped(conditions, old, generation, facts.now),
@@ -356,6 +355,15 @@ def _stamped(
 
 
 # --- fields -----------------------------------------------------------------------------------
+
+
+def _handled(facts: Facts, context: Context, old: JsonObject, *, terminating: bool) -> str | None:
+    """The request for a fresh look that has been answered: not before its handshake."""
+    answered: str | None = old.get("lastHandledReconcileAt")
+    wanted = inquiries.requested(facts.cr)
+    if wanted != answered and not terminating and inquiries.handshake(facts, context)[0]:
+        return answered
+    return wanted
 
 
 def _source(facts: Facts, old: JsonObject, applied_revision: str) -> JsonObject:
