@@ -13,14 +13,14 @@ import logging
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TextIO
 
 from gitops_mcp.masking import scrub
-from gitops_mcp.model import Change, ChangeAction, Result, ServerKey, Worked
+from gitops_mcp.model import Change, ChangeAction, Problem, Result, ServerKey, Worked
 
 Form = Literal["auto", "text", "json"]
 
@@ -29,6 +29,9 @@ _log = logging.getLogger(_OURS)
 
 MANY: Final = 5
 """Fields of one object that a line names; of more it says how many."""
+
+REMEMBERED: Final = 256
+"""Warnings that are known to have been told."""
 
 
 # --- lines ----------------------------------------------------------------------------------------
@@ -176,12 +179,46 @@ class _Told:
 
 
 class Looks:
-    """Logs what looks at servers come to: what was done, what is wrong, once for each new message,
-    and that it is well again; nothing where nothing happened. Thread-safe."""
+    """Logs what looks at git and at servers come to: what was done, what is wrong, once for each
+    new message, and that it is well again; nothing where nothing happened. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._told: dict[ServerKey, _Told] = {}
+        self._revision = ""
+        self._problems: frozenset[Problem] = frozenset()
+        self._warned: set[str] = set()
+
+    def warn(self, text: str) -> None:
+        """Something that would be said again and again: once."""
+        with self._lock:
+            if text in self._warned:
+                return
+            if len(self._warned) >= REMEMBERED:
+                self._warned.clear()
+            self._warned.add(text)
+        warning(text)
+
+    def adopted(self, revision: str, problems: Iterable[Problem]) -> None:
+        """A commit is in force. Of its mistakes those are told that the last one did not have."""
+        found = tuple(problems)
+        with self._lock:
+            new = [problem for problem in found if problem not in self._problems]
+            self._problems = frozenset(found)
+            moved, self._revision = revision != self._revision, revision
+        if moved:
+            info("in force", revision=revision, problems=len(found))
+        for one in new:
+            report = error if one.severity == "error" else warning
+            report(
+                one.message,
+                server=one.server,
+                revision=revision,
+                file=one.file,
+                line=one.line,
+                column=one.column,
+                path=one.path,
+            )
 
     def worked(self, worked: Worked) -> None:
         """A look at a server has ended: a listener."""

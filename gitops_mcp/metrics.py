@@ -191,6 +191,8 @@ class Metrics:
         outcome = worked.outcome
         self._reconciled.labels(outcome.result).observe(worked.seconds)
         for change in outcome.changes:
+            if change.action == "blocked":
+                continue
             self._changed.labels(change.action, _kind(change.ref)).inc()
             if worked.drift and change.action in HEALING:
                 self._healed.labels(_kind(change.ref)).inc()

@@ -16,7 +16,7 @@ import pytest
 from test_metrics import NOW, WEB, change, look
 
 from gitops_mcp import logs
-from gitops_mcp.model import Change, FieldChange, ObjectRef, Outcome, Revision, Worked
+from gitops_mcp.model import Change, FieldChange, ObjectRef, Outcome, Problem, Revision, Worked
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 TOKEN = "ghp_0123456789abcdefghijABCDEFGHIJ012345"
@@ -286,3 +286,41 @@ def test_a_server_that_has_gone_is_forgotten() -> None:
         looks.worked(look("ok", uid=""))
     assert [line["level"] for line in told(stream)] == ["error", "info", "error", "info"]
     assert looks._told == {}
+
+
+def test_a_commit_that_comes_into_force_is_a_line_and_so_is_each_new_mistake_of_it() -> None:
+    wrong = Problem("web.yaml", 8, 9, "ai/web", "/spec/port", "must be a whole number")
+    odd = Problem("a.yaml", 1, 1, None, "", "dropped", severity="warning")
+    with logs.installed("json", stream := io.StringIO()):
+        looks = logs.Looks()
+        looks.adopted("c1", [wrong])
+        looks.adopted("c1", [wrong])
+        looks.adopted("c2", [wrong, odd])
+        looks.adopted("c3", [])
+        looks.adopted("c4", [wrong])
+    lines = told(stream)
+    assert [(line["level"], line["message"], line["revision"]) for line in lines] == [
+        ("info", "in force", "c1"),
+        ("error", "must be a whole number", "c1"),
+        ("info", "in force", "c2"),
+        ("warning", "dropped", "c2"),
+        ("info", "in force", "c3"),
+        ("info", "in force", "c4"),
+        ("error", "must be a whole number", "c4"),
+    ]
+    place = {key: lines[1][key] for key in ("server", "file", "line", "column", "path")}
+    assert place == {
+        "server": "ai/web",
+        "file": "web.yaml",
+        "line": 8,
+        "column": 9,
+        "path": "/spec/port",
+    }
+    assert lines[0]["problems"] == 1
+
+
+def test_a_warning_that_comes_again_is_told_once(written: io.StringIO) -> None:
+    looks = logs.Looks()
+    for text in ("no answer", "no answer", "no right", "no answer"):
+        looks.warn(text)
+    assert [line["message"] for line in told(written)] == ["no answer", "no right"]

@@ -134,8 +134,10 @@ def test_a_look_is_timed_by_its_result() -> None:
 
 
 def test_changes_are_counted_by_what_was_done_to_what() -> None:
-    counted = after(look("changed", change("MCPServer", "create"), change("Service", "create")))
+    made, kept = change("Service", "create"), change("Deployment", "blocked")
+    counted = after(look("blocked", made, kept))
     assert value(counted, "changes_total", action="create", kind="Service") == 1
+    assert value(counted, "changes_total", action="blocked", kind="Deployment") is None
 
 
 def test_servers_are_counted_by_their_last_result_until_they_are_gone() -> None:
