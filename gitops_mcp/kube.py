@@ -757,14 +757,14 @@ class Cluster:
         of a SYNC are ``narrowed``, as ``list`` does it.
 
         Never raises KubeError. A broken stream goes on where it ended, a version that is too old
-        (410) lists again; both after a wait that doubles, with jitter, up to WATCH_BACKOFF_CAP,
-        and not before the time that the server asks for.
+        (410) lists again; both after a wait that doubles, with jitter, up to WATCH_BACKOFF_CAP, or
+        that the server asks for.
         ``resource_version`` goes on from a list that was read before.
         ``state`` hears each trouble (Expired: all is listed again), and None each time that the
         server lets us know that the stream is whole: when it is opened, and with each bookmark.
         """
         wait = _Backoff(rng or random.Random())  # noqa: S311 - spreads requests, guards nothing
-        version = resource_version
+        version, fresh = resource_version, False
         while not stop.is_set() and not self._closed.is_set():
             began, asked = clock(), None
             try:
@@ -776,6 +776,7 @@ class Cluster:
                         label_selector=label_selector,
                         narrowed=narrowed,
                     )
+                    fresh = True
                     yield "SYNC", (items, version)
                     del items
                 for name, item in self.watch(
@@ -787,7 +788,7 @@ class Cluster:
                     stop=stop,
                     opened=lambda: state(None),
                 ):
-                    version = item["metadata"]["resourceVersion"]
+                    version, fresh = item["metadata"]["resourceVersion"], False
                     wait.reset()
                     if name == "BOOKMARK":
                         state(None)
@@ -798,9 +799,11 @@ class Cluster:
             except KubeError as error:
                 if isinstance(error, Expired):
                     version = ""
+                    if not fresh:  # the server is back; else it answers our every list so
+                        wait.reset()
                 state(error)
                 asked = error.retry_after
-            stop.wait(max(wait.next(), asked.total_seconds() if asked else 0.0))
+            stop.wait(wait.next(asked))
 
     # --- writing ---
 
@@ -952,7 +955,10 @@ class _Backoff:
     def reset(self) -> None:
         self._next = 0.2
 
-    def next(self) -> float:
+    def next(self, asked: timedelta | None = None) -> float:
+        """``asked``: what the server asks for instead, prolonged at random by up to half."""
+        if asked is not None:
+            return asked.total_seconds() * self._rng.uniform(1.0, 1.5)
         wait, self._next = self._next, min(self._next * 2, WATCH_BACKOFF_CAP)
         return wait * self._rng.uniform(0.5, 1.0)
 
