@@ -29,6 +29,7 @@ VERBS: Mapping[str, str] = MappingProxyType(
         "agent": "Keep the cluster as git says.",
         "status": "Show the servers of the cluster.",
         "history": "Show what was deployed when, from the git notes.",
+        "reconcile": "Ask the agent to look at servers again, now.",
         "suspend": "Stop reconciling servers.",
         "resume": "Go on reconciling servers.",
         "schema": "Print the JSON Schema of an MCPServer.",

@@ -698,6 +698,22 @@ def status_heading(
     return f"{parts}, agent seen {human_duration(age)} ago{warning}\n"
 
 
+def standing(server: JsonObject, *, style: Style = PLAIN, gone: bool = False) -> str:
+    """How a server stands, on a line: ``ai/web Ready: the server is ready``."""
+    metadata, status = server["metadata"], server.get("status") or {}
+    conditions = {one["type"]: one for one in status.get("conditions") or ()}
+    told = [conditions[kind] for kind in ("Synced", "Ready") if kind in conditions]
+    # What keeps it from being as git says comes before what is true of what runs.
+    worst = next((one for one in told if one["status"] == "False"), told[-1] if told else {})
+    phase = "Gone" if gone else str(status.get("phase") or "Unknown")
+    text = "" if gone else str(worst.get("message", ""))
+    if worst.get("status") == "False" and not gone:
+        text = f"{worst['reason']}: {text}"
+    name = _line(f"{metadata['namespace']}/{metadata['name']}")
+    words = f": {_line(scrub(text))}" if text else ""
+    return f"{name} {style(_PHASE_LOOKS.get(phase, 'yellow'), phase)}{words}\n"
+
+
 def human_duration(duration: timedelta) -> str:
     """An age as kubectl writes it: ``7m11s``, ``3h``, ``2d4h``, ``400d``."""
     seconds = int(duration.total_seconds())

@@ -1,0 +1,286 @@
+"""``reconcile``: the request, the wait for its answer, and who would give one."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agents import agent, until
+from commandline import Ended, Run, manifest, runner
+from gitfixtures import worktree
+
+from gitops_mcp import leadership, reports, sandbox
+from gitops_mcp.kube import Cluster
+from gitops_mcp.model import (
+    ANNOTATION_RECONCILE,
+    API_VERSION,
+    KIND,
+    LABEL_SOURCE,
+    JsonObject,
+    ObjectRef,
+)
+from gitops_mcp.verbs import reconcile
+from gitops_mcp.verbs.sandbox import install_crd
+
+
+@pytest.fixture(scope="module")
+def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with sandbox.start(speed=10) as started:
+        install_crd(started.url)
+        yield started.write_kubeconfig(tmp_path_factory.mktemp("sandbox") / "config")
+
+
+_numbers = itertools.count(1)
+
+
+@dataclass
+class Place:
+    """A namespace and a source of this test's own; the agent, where one lives, is the test."""
+
+    cluster: Cluster
+    name: str
+    run: Run
+
+    def __call__(self, *arguments: str) -> Ended:
+        return self.run("reconcile", "-n", self.name, *arguments)
+
+    def server(self, name: str, source: str | None = None) -> JsonObject:
+        labels = {} if source == "" else {LABEL_SOURCE: source or self.name}
+        body: JsonObject = {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "metadata": {"name": name, "namespace": self.name, "labels": labels},
+            "spec": {"image": "example.com/x:1", "transport": "stdio", "replicas": 0},
+        }
+        return self.cluster.apply(body, manager="gitops-mcp")
+
+    def get(self, name: str) -> JsonObject:
+        return self.cluster.get(ObjectRef(API_VERSION, KIND, self.name, name)) or {}
+
+    def asked(self, name: str) -> str | None:
+        annotations = self.get(name)["metadata"].get("annotations") or {}
+        found: str | None = annotations.get(ANNOTATION_RECONCILE)
+        return found
+
+    def lease(self, *, holder: str = "agent-1", age: float = 0, source: str = "") -> JsonObject:
+        stamp = (datetime.now(UTC) - timedelta(seconds=age)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        body = {
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {
+                "name": leadership.lease_name(source or self.name),
+                "namespace": self.name,
+                "labels": {"app.kubernetes.io/managed-by": "gitops-mcp"},
+            },
+            "spec": {"holderIdentity": holder, "leaseDurationSeconds": 10, "renewTime": stamp},
+        }
+        return self.cluster.apply(body, manager="test")
+
+    @contextmanager
+    def answering(self, answer: Callable[[str, str], None]) -> Iterator[None]:
+        """An agent that does this for each server that is asked anew."""
+        done: dict[str, str] = {}
+        stop = threading.Event()
+
+        def work() -> None:
+            while not stop.wait(0.05):
+                bodies, _ = self.cluster.list(API_VERSION, KIND, self.name)
+                for name in (body["metadata"]["name"] for body in bodies):
+                    request = self.asked(name)
+                    if request and done.get(name) != request:
+                        done[name] = request
+                        answer(name, request)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def answer(self, name: str, request: str, **status: object) -> None:
+        metadata = {"name": name, "namespace": self.name}
+        ready = {
+            "type": "Ready", "status": "True", "reason": "MCPServerReady", "message": "it is ready",
+            "lastTransitionTime": "2026-05-01T12:00:00Z",
+        }  # fmt: skip
+        whole = {
+            "phase": "Ready",
+            "conditions": [ready],
+            **status,
+            "lastHandledReconcileAt": request,
+        }
+        body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "status": whole}
+        self.cluster.apply(body, manager="test-status", subresource="status")
+
+
+@pytest.fixture
+def place(
+    kubeconfig: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Place]:
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+    monkeypatch.setattr(reconcile, "SECOND_LOOK", 0.3)
+    cluster = Cluster.connect(str(kubeconfig))
+    name = f"test-{next(_numbers)}"
+    cluster.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    yield Place(cluster, name, runner(capsys))
+    cluster.close()
+
+
+def test_named_servers_are_asked_and_what_came_out_is_said(place: Place) -> None:
+    for name in ("web", "api", "other"):
+        place.server(name)
+    place.lease()
+    with place.answering(place.answer):
+        ended = place("web", "api")
+    assert (ended.code, ended.err) == (0, "")
+    assert sorted(ended.out.splitlines()) == [
+        f"{place.name}/api Ready: it is ready",
+        f"{place.name}/web Ready: it is ready",
+    ]
+    assert place.asked("other") is None
+    request = place.asked("web")
+    assert request == place.asked("api")
+    assert datetime.fromisoformat(request or "").tzinfo is UTC
+    entry = place.get("web")["metadata"]["managedFields"]
+    assert [one["manager"] for one in entry if "reconcile-requested" in str(one)] == [
+        reconcile.MANAGER
+    ]
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_without_a_name_all_are_asked(place: Place, everywhere: bool) -> None:
+    place.server(place.name)
+    place.server("by-hand", source="")
+    place.lease()
+    place.lease(source=leadership.CLUSTER_SOURCE)
+    with place.answering(place.answer):
+        ended = place.run("reconcile", "-A", place.name) if everywhere else place()
+    assert ended.code == 0
+    assert len(ended.out.splitlines()) == (1 if everywhere else 2)
+    place.cluster.delete(
+        ObjectRef("coordination.k8s.io/v1", "Lease", place.name, "gitops-mcp-cluster"), uid=None
+    )
+
+
+def test_a_server_that_fails_or_goes_has_answered_too(place: Place) -> None:
+    for name in ("bad", "gone"):
+        place.server(name)
+    place.lease()
+    failed = {
+        "type": "Synced", "status": "False", "reason": "ApplyFailed", "message": "quota\x1b[2J",
+        "lastTransitionTime": "2026-05-01T12:00:00Z",
+    }  # fmt: skip
+
+    def answer(name: str, request: str) -> None:
+        if name == "gone":
+            body = place.get(name)
+            place.cluster.delete(ObjectRef.of(body), uid=body["metadata"]["uid"])
+        else:
+            place.answer(name, request, phase="Failed", conditions=[failed])
+
+    with place.answering(answer):
+        ended = place()
+    assert ended.code == 0
+    assert sorted(ended.out.splitlines()) == [
+        f"{place.name}/bad Failed: ApplyFailed: quota\\x1b[2J",
+        f"{place.name}/gone Gone",
+    ]
+
+
+def test_no_answer_in_time_is_an_error_that_names_who_is_silent(place: Place) -> None:
+    for name in ("web", "slow"):
+        place.server(name)
+    place.lease()
+    began = time.monotonic()
+    with place.answering(lambda n, r: place.answer(n, r) if n == "web" else None):
+        ended = place("--timeout", "1s")
+    assert time.monotonic() - began < 10
+    assert ended.code == 2
+    assert ended.out == f"{place.name}/web Ready: it is ready\n"
+    assert f"no answer within 1s from {place.name}/slow" in ended.error
+
+
+@pytest.mark.parametrize("lease", [None, {"age": 60}, {"holder": "sync-1"}, {"holder": ""}])
+def test_where_no_agent_lives_that_is_said_at_once_and_nothing_is_written(
+    place: Place, lease: dict[str, float] | None
+) -> None:
+    place.server("web")
+    if lease is not None:
+        place.lease(**lease)  # type: ignore[arg-type]
+    ended = place("web")
+    assert ended.code == 2
+    assert f"no agent of source '{place.name}' is alive" in ended.error
+    assert place.asked("web") is None
+
+
+def test_an_agent_whose_clock_is_wrong_is_seen_to_live(place: Place) -> None:
+    place.server("web")
+    place.lease(age=3600)
+    renewed = threading.Timer(0.15, lambda: place.lease(age=3599) and None)
+    renewed.start()
+    with place.answering(place.answer):
+        assert place("web").code == 0
+    renewed.join()
+
+
+def test_what_cannot_be_asked_is_told(place: Place) -> None:
+    assert place().err.endswith(f"no servers found in namespace {place.name}\n")
+    ended = place("none")
+    assert ended.code == 2
+    assert 'mcpserver "none" not found' in ended.error
+
+
+def test_the_agent_answers_and_the_request_stays_without_being_drift(
+    place: Place, kubeconfig: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "fleet"
+    worktree(folder, {"web.yaml": manifest(namespace=None, transport="stdio")})
+    place.cluster.namespace = place.name
+    with agent(kubeconfig, folder, "-n", place.name, "--source-id", place.name):
+        until(lambda: (place.get("web").get("status") or {}).get("phase") == "Ready", "Ready")
+        for _ in range(2):
+            ended = place("web", "--timeout", "20s")
+            assert (ended.code, ended.out) == (0, f"{place.name}/web Ready: the server is ready\n")
+        request = place.asked("web")
+        assert place.get("web")["status"]["lastHandledReconcileAt"] == request
+        version = place.get("web")["metadata"]["resourceVersion"]
+        time.sleep(1.5)
+        assert place.asked("web") == request
+        assert place.get("web")["metadata"]["resourceVersion"] == version
+
+
+def test_what_was_missed_is_learnt_from_a_new_list() -> None:
+    def body(name: str, answer: str) -> JsonObject:
+        status = {"lastHandledReconcileAt": answer}
+        return {"metadata": {"namespace": "ai", "name": name}, "status": status}
+
+    class Relisting:
+        def list_and_watch(self, *_: object, **__: object) -> Iterator[tuple[str, object]]:
+            yield "EVENT", ("MODIFIED", body("web", "before"))
+            yield "SYNC", ([body("web", "now"), body("api", "before")], "7")
+            yield "EVENT", ("MODIFIED", body("api", "now"))
+            raise AssertionError("nobody is waited for any more")
+
+        def end_watches(self, _: object) -> None:
+            raise AssertionError("it takes no time")
+
+    waited = {("ai", "web"), ("ai", "gone"), ("ai", "api")}
+    cluster: Any = Relisting()
+    answers = reconcile._answers(cluster, "ai", "1", "now", waited, timedelta(seconds=60))
+    told = [(one["metadata"]["name"], gone) for one, gone in answers]
+    assert told == [("web", False), ("gone", True), ("api", False)]
+
+
+def test_how_a_server_stands_fits_on_a_line() -> None:
+    body: JsonObject = {"metadata": {"namespace": "ai", "name": "web"}}
+    assert reports.standing(body) == "ai/web Unknown\n"
