@@ -235,7 +235,8 @@ class Metrics:
 
     def noted(self, what: str, count: int = 1) -> None:
         """Deployment notes were ``pushed`` or ``dropped``, or a push of them has ``failed``."""
-        self._notes[what].inc(count)
+        if (counter := self._notes.get(what)) is not None:
+            counter.inc(count)
 
     def event_dropped(self, count: int = 1) -> None:
         """Kubernetes Events were not written."""

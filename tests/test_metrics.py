@@ -245,6 +245,7 @@ def test_notes_events_and_webhooks_are_counted() -> None:
     counted.noted("pushed", 5)
     counted.noted("failed")
     counted.noted("dropped", 2)
+    counted.noted("what we do not know of")  # to count is never a reason to stop
     counted.event_dropped()
     counted.webhook(Verdict.TOO_LARGE.name)
     assert value(counted, "notes_pushed_total") == 5
