@@ -274,9 +274,10 @@ class Action:
     """One request. ``uid`` and ``resource_version`` are its preconditions (written into the body
     of an apply); ``why`` is for logs and reports: a verb phrase such as ``withdraw endpoints``.
 
-    An apply of an object that we have seen carries its uid and is forced; one without a uid
-    creates, unforced and with a version that no object has, so that an object that we did not know
-    of answers with a conflict.
+    Whatever is done to an object that we have seen carries its uid and its version: what was
+    decided on what is no longer so is refused, whoever sends it. An apply of it is forced; one
+    without a uid creates, unforced and with a version that no object has, so that an object that we
+    did not know of answers with a conflict.
     ``change`` is what people are shown of it; ``key`` names (wanted, live at the differing paths):
     should the request turn out to change nothing, that key is noise from then on.
     """

@@ -337,7 +337,7 @@ def _converge(facts: Facts, context: Context, renderer: Renderer, owner: Owner |
     waits = facts.deferred is not None and facts.cr is not None
     if body is not None and not paused and not waits:
         people = _strict(context, owner)
-        actions = _write(facts, people, body, facts.cr, guard=_carries_replicas(facts))
+        actions = _write(facts, people, body, facts.cr)
         if actions:
             return Decision("ok", actions=tuple(actions))
     if facts.cr is None:
@@ -494,12 +494,7 @@ def _invalid(facts: Facts, context: Context) -> str:
 
 
 def _write(
-    facts: Facts,
-    context: Context,
-    body: JsonObject,
-    live: JsonObject | None,
-    *,
-    guard: bool,
+    facts: Facts, context: Context, body: JsonObject, live: JsonObject | None
 ) -> list[Action]:
     """The actions that make ``live`` what ``body`` says: none, when it is so already."""
     people = context.kubectl_managers
@@ -554,7 +549,7 @@ def _write(
             "update",
             body,
             uid=uid,
-            resource_version=version if guard else None,
+            resource_version=version,
             change=change,
             key=difference.key,
         )
@@ -581,11 +576,10 @@ def _child_actions(
             continue  # its end is an event; then it is created anew
         if facts.deferred and live is not None and _reshapes(facts, context, body, live):
             continue  # until its batch
-        guard = external and kind == "Deployment"
-        if guard:
+        if external and kind == "Deployment":
             replicas = (live or cr).get("spec", {}).get("replicas", 1)
             body = {**body, "spec": {**body["spec"], "replicas": replicas}}
-        yield from _write(facts, context, body, live, guard=guard and live is not None)
+        yield from _write(facts, context, body, live)
     for kind, live in facts.children.items():
         if kind in wanted or "deletionTimestamp" in live["metadata"]:
             continue
@@ -622,8 +616,15 @@ def _gates(facts: Facts) -> Iterator[Action]:
             "metadata": {"name": ref.name, "namespace": ref.namespace},
             "status": {"conditions": [{"type": READINESS_GATE, "status": "True"}]},
         }
-        uid = pod["metadata"]["uid"]
-        yield Action(Verb.APPLY, ref, "open the readiness gate", body, "status", uid=uid)
+        yield Action(
+            Verb.APPLY,
+            ref,
+            "open the readiness gate",
+            body,
+            "status",
+            uid=pod["metadata"]["uid"],
+            resource_version=pod["metadata"]["resourceVersion"],
+        )
 
 
 def _pause(facts: Facts, context: Context) -> Iterator[Action]:
@@ -704,7 +705,7 @@ def _delete(key: ServerKey, live: JsonObject, reason: str) -> Action:
         ObjectRef.of(live),
         "delete",
         uid=metadata["uid"],
-        resource_version=metadata["resourceVersion"] if live["kind"] == KIND else None,
+        resource_version=metadata["resourceVersion"],
         change=_deletion(key, live, reason),
     )
 
@@ -765,9 +766,7 @@ def _prune(facts: Facts, context: Context) -> Decision:
     state = shutdown.begin(cr, facts.now)
     action, look_again = _status_write(facts, context, synced, state=state)
     if action is not None:
-        # It begins a deletion: whose the server is, and whether it may go, must be so still.
-        version, change = cr["metadata"]["resourceVersion"], _deletion(facts.key, cr, reason)
-        action = replace(action, resource_version=version, change=change)
+        action = replace(action, change=_deletion(facts.key, cr, reason))
     return Decision(
         "pruned",
         actions=(action,) if action else (),
@@ -876,7 +875,7 @@ def _shutdown_step(facts: Facts, context: Context) -> Decision:
     result: Result = "ok" if progress.state.get("recreate") or not progress.state else "pruned"
     if progress.actions and not (progress.persist and (action or later)):
         return Decision(result, progress.actions, waiting="shutdown", deadline=deadline)
-    if action is not None:
+    if action is not None and not progress.brief:
         return Decision(result, (action,), waiting="shutdown", deadline=deadline)
     look = min((time for time in (later, progress.look_again) if time), default=None)
     waiting = f"shutdown: {progress.waiting or 'next step'}"
@@ -1020,8 +1019,15 @@ def _status_action(facts: Facts, wanted: JsonObject) -> tuple[Action | None, dat
         "metadata": {"name": ref.name, "namespace": ref.namespace},
         "status": wanted,
     }
-    uid = cr["metadata"].get("uid")  # a foreseen one has none
-    return Action(Verb.APPLY, ref, "write the status", body, "status", uid=uid), None
+    return Action(
+        Verb.APPLY,
+        ref,
+        "write the status",
+        body,
+        "status",
+        uid=cr["metadata"].get("uid"),  # a foreseen one has neither
+        resource_version=cr["metadata"].get("resourceVersion"),
+    ), None
 
 
 def _due(facts: Facts, old: JsonObject, *, minor: bool) -> datetime | None:

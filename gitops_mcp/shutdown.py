@@ -52,6 +52,8 @@ class Progress:
     persist: bool = False
     look_again: datetime | None = None
     waiting: str = ""
+    brief: bool = False
+    """What is waited for comes in a moment: no status is worth writing until then."""
 
 
 def state_of(cr: JsonObject) -> JsonObject | None:
@@ -162,9 +164,23 @@ def _stop(facts: Facts, state: JsonObject, deployment: JsonObject | None) -> Pro
             look_again=_parse(state["deadline"]),
             waiting=f"{len(facts.pods)} pod(s) to end",
         )
+    if deployment is not None and _counts(deployment) and not late:
+        # Its controller writes the end of the last pod next: what is sent now would meet that.
+        return Progress(
+            state,
+            look_again=_parse(state["deadline"]),
+            waiting=f"{ObjectRef.of(deployment)} to notice",
+            brief=True,
+        )
     if facts.pods:
         state = state | {"endedBy": "Deadline"}
     return _delete(facts, facts.cr or {}, state)
+
+
+def _counts(deployment: JsonObject) -> bool:
+    """Does the Deployment's status still speak of pods?"""
+    status = deployment.get("status") or {}
+    return any(status.get(key) for key in ("replicas", "terminatingReplicas"))
 
 
 def _withdraw(service: JsonObject, started: str) -> Action:
@@ -196,6 +212,7 @@ def _take(live: JsonObject, why: str, *, metadata: JsonObject, spec: JsonObject)
         },
         manager=SHUTDOWN_MANAGER,
         uid=live["metadata"]["uid"],
+        resource_version=live["metadata"]["resourceVersion"],
     )
 
 
@@ -247,9 +264,7 @@ def _deletion(live: JsonObject, why: str, *, foreground: bool = False) -> Action
         ObjectRef.of(live),
         why,
         uid=live["metadata"]["uid"],
-        resource_version=live["metadata"]["resourceVersion"]
-        if live["kind"] == "MCPServer"
-        else None,
+        resource_version=live["metadata"]["resourceVersion"],
         propagation="Foreground" if foreground else "Background",
     )
 

@@ -211,8 +211,6 @@ def test_decision(case: dict[str, Any]) -> None:
         assert decision.look_again == NOW + timedelta(seconds=case["look_again"])
     for pointer, value in case.get("carries", {}).items():
         assert at(decision.actions[0].body, pointer) == value
-    if "guarded" in case:
-        assert bool(decision.actions[0].resource_version) is case["guarded"]
     if "synced" in case:
         conditions = {c["type"]: c for c in decision.actions[0].body["status"]["conditions"]}
         assert [conditions["Synced"][key] for key in ("reason", "message")] == case["synced"]
@@ -222,12 +220,17 @@ def test_decision(case: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["case"] for case in CASES])
-def test_every_write_to_what_was_seen_carries_its_uid(case: dict[str, Any]) -> None:
+def test_every_write_to_what_was_seen_carries_its_uid_and_version(case: dict[str, Any]) -> None:
     facts, context = facts_and_context(case)
     seen = {"MCPServer": facts.cr, **facts.children}
     for action in planning.decide(facts, context, RENDERER).actions:
         live = seen.get(action.ref.kind)
-        assert action.uid == (live["metadata"]["uid"] if live is not None else None)
+        if live is not None:
+            metadata = live["metadata"]
+            held = (metadata["uid"], metadata["resourceVersion"])
+        else:
+            held = (None, None if action.ref.kind == "Namespace" else planning.NEVER)
+        assert (action.uid, action.resource_version) == held
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["case"] for case in CASES])

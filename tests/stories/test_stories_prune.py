@@ -187,7 +187,8 @@ def test_a_deployment_raised_in_mid_shutdown_is_scaled_down_again(story: Story) 
             story.scale("Deployment", replicas)
 
     assert story.sync(after=scale, allow_prune=1) == {"web": "pruned"}
-    assert story.deeds().count("apply Deployment") == 2
+    # Twice, and once more where its controller was quicker.
+    assert story.deeds().count("apply Deployment") in (2, 3)
     assert story.objects() == GONE
 
 
