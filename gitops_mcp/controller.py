@@ -164,7 +164,7 @@ class Controller:
         source, context = self.source, self._context
         if source is None or context is None:
             return False
-        return source.concerns(key, self._view.live(key).cr, context, self._wishes)
+        return source.concerns(key, self._view.resource(key), context, self._wishes)
 
     def look_at_all(self) -> None:
         """Look at every server again: to check that nothing was missed, or since we lead now."""
@@ -208,7 +208,7 @@ class Controller:
             self._engine.ask(key, inquiry)
 
     def _is_kubectls(self, key: ServerKey, source: Source) -> bool:
-        cr = self._view.live(key).cr
+        cr = self._view.resource(key)
         held = key in source.loaded.servers or key in source.loaded.protected
         return not held and cr is not None and planning.made_by_hand(cr, source.source_id)
 

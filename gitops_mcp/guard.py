@@ -54,7 +54,7 @@ class PruneGuard:
     def prune(self, key: ServerKey) -> str:
         """Why the server is kept that git no longer holds; "" where it may go, or where nobody
         would prune it."""
-        cr = self._view.live(key).cr
+        cr = self._view.resource(key)
         if cr is None or not self._is_candidate(key, cr):
             return ""
         with self._lock:

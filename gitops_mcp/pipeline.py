@@ -441,7 +441,7 @@ class Pass:
             view.subscribe(lambda _: None)  # else each holds the other until a collection
         report = self._report(engine, keys)
         self.ready = {
-            outcome.server: _revision(view.live(outcome.server).cr)
+            outcome.server: _revision(view.resource(outcome.server))
             for outcome in report.outcomes
             if outcome.ready
             and outcome.result in ("ok", "changed")
