@@ -34,11 +34,15 @@ def of_bytes(body: bytes, code: int = 200, headers: Headers = ()) -> web.Respons
 
 
 class Form:
-    """How one client wants to see the objects of one kind."""
+    """How one client wants to see the objects of one kind. ``include`` is what a Table's rows are
+    to hold besides their cells."""
 
-    def __init__(self, accept: str, kind: Kind, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, accept: str, kind: Kind, clock: Callable[[], datetime], include: str = ""
+    ) -> None:
         self._kind = kind
         self._clock = clock
+        self._whole = include == "Object"
         self._table = "as=Table" in accept
         self._partial = "as=PartialObjectMetadata" in accept
 
@@ -46,7 +50,7 @@ class Form:
         """An object; `data` is its serialised form where it is at hand."""
         if self._table:
             rv = obj["metadata"].get("resourceVersion", "")
-            return dumps(tables.table(self._kind, [obj], rv, self._clock()))
+            return dumps(self._rows([obj], rv))
         if self._partial:
             return dumps(tables.partial(obj))
         if obj["apiVersion"] != self._kind.api_version:
@@ -58,8 +62,8 @@ class Form:
         kind = self._kind
         if self._table:
             objects = [one.object for one in page]
-            table = tables.table(kind, objects, metadata["resourceVersion"], self._clock())
-            return dumps({**table, "metadata": metadata})
+            rows = self._rows(objects, metadata["resourceVersion"])
+            return dumps({**rows, "metadata": metadata})
         listing = {"kind": f"{kind.name}List", "apiVersion": kind.api_version, "metadata": metadata}
         if self._partial:
             listing |= {"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1"}
@@ -68,6 +72,9 @@ class Form:
         else:
             items = (dumps(_bare(one.object)) for one in page)
         return dumps(listing)[:-1] + b',"items":[' + b",".join(items) + b"]}"
+
+    def _rows(self, objects: list[Object], rv: str) -> dict[str, Any]:
+        return tables.table(self._kind, objects, rv, self._clock(), whole=self._whole)
 
 
 def _bare(obj: Object) -> Object:

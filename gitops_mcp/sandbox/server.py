@@ -207,7 +207,8 @@ class Server:
         return self._show(request, target.kind, stored.object, stored.data)
 
     def _form(self, request: web.Request, kind: Kind) -> Form:
-        return Form(request.headers.get("Accept", ""), kind, self.store.clock)
+        include = request.query.get("includeObject", "")
+        return Form(request.headers.get("Accept", ""), kind, self.store.clock, include)
 
     def _show(
         self,

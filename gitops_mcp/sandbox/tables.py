@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -39,8 +39,11 @@ class Column:
         }
 
 
-def table(kind: Kind, objects: Iterable[Object], rv: str, now: datetime) -> dict[str, Any]:
-    """The Table of these objects; each row carries its object's metadata."""
+def table(
+    kind: Kind, objects: Iterable[Object], rv: str, now: datetime, *, whole: bool = False
+) -> dict[str, Any]:
+    """The Table of these objects; each row carries its object's metadata, or the ``whole`` object
+    (by which kubectl sorts)."""
     columns = _columns(kind)
     return {
         "kind": "Table",
@@ -48,7 +51,10 @@ def table(kind: Kind, objects: Iterable[Object], rv: str, now: datetime) -> dict
         "metadata": {"resourceVersion": rv},
         "columnDefinitions": [column.definition() for column in columns],
         "rows": [
-            {"cells": [column.cell(obj, now) for column in columns], "object": partial(obj)}
+            {
+                "cells": [column.cell(obj, now) for column in columns],
+                "object": obj if whole else partial(obj),
+            }
             for obj in objects
         ],
     }
@@ -65,6 +71,8 @@ def partial(obj: Object) -> Object:
 
 def _columns(kind: Kind) -> list[Column]:
     name = Column("Name", lambda obj, _: obj["metadata"]["name"], format="name")
+    if kind.plural == "events":
+        return [*BUILT_IN[kind.key], replace(name, wide=True)]
     if kind.definition is None:
         return [name, *BUILT_IN.get(kind.key, (AGE,))]
     return [
