@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 ARGS :=
+SEEDS := 1
+SERVERS := 300
+CHANGES := 1
 
 # Stamps carry a checksum of what they stand for: a new date on a file is not a change.
 key = $(firstword $(shell cat $(1) | cksum))
@@ -15,7 +18,7 @@ RUN := $(VENV)/.run-$(call key,requirements/build.txt requirements/run.txt pypro
 DEV := $(VENV)/.dev-$(call key,requirements/*.txt pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test plane cluster bench bench-plane lint types format build lock clean
+.PHONY: help demo test truth plane cluster bench bench-plane lint types format build lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1|/' \
@@ -29,6 +32,11 @@ test: $(DEV) ## Run the tests on all cores and report the coverage
 	@rm -f .coverage .coverage.*
 	@$(PY) -m coverage run -m pytest -n auto --dist loadfile $(ARGS)
 	@$(PY) -m coverage combine --quiet && $(PY) -m coverage report
+
+truth: $(DEV) ## What diff says of generated servers is so: SERVERS=300 SEEDS="7 8"
+	@set -e; for seed in $(SEEDS); do echo "== seed $$seed"; \
+	  TRUTH_SEED=$$seed TRUTH_SERVERS=$(SERVERS) TRUTH_CHANGES=$(CHANGES) \
+	  $(PY) -m pytest -q tests/truth/test_truth.py $(ARGS); done
 
 plane: $(DEV) ## Build the real control plane that some tests start (Go; five minutes, once)
 	@$(PY) tests/plane.py build

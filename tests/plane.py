@@ -383,6 +383,7 @@ class Plane:
             f"--controllers={_CONTROLLERS}",
             "--kube-api-qps=1000",
             "--kube-api-burst=2000",
+            "--horizontal-pod-autoscaler-sync-period=2s",  # else half a minute
         )
         scheduler = self.home / "scheduler.yaml"
         scheduler.write_text(_SCHEDULER % config)

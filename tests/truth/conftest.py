@@ -46,4 +46,4 @@ def applied(
 
 
 SOURCE = {"cluster": generating.CLUSTER, "allow_privileged": True}
-CHANGES = int(os.environ.get("TRUTH_CHANGES", "2"))
+CHANGES = int(os.environ.get("TRUTH_CHANGES", "1"))
