@@ -61,12 +61,14 @@ class Ledger(Protocol):
 @dataclass(frozen=True, slots=True)
 class Standing:
     """What there is when an agent begins: ``revision`` is the commit that it enforces, ``held``
-    are the servers whose manifest git holds, ``resources`` all MCPServers of a complete view.
-    ``sees`` tells which servers this agent would see at all (one namespace, ``--limit``)."""
+    are the servers whose manifest git holds, ``outlines`` all MCPServers of a complete view, as
+    ``view.outline`` leaves them, and ``whole`` one of them with all that it has. ``sees`` tells
+    which servers this agent would see at all (one namespace, ``--limit``)."""
 
     revision: Revision
     held: Collection[ServerKey]
-    resources: Mapping[ServerKey, JsonObject]
+    outlines: Mapping[ServerKey, JsonObject]
+    whole: Callable[[ServerKey], JsonObject | None]
     sees: Callable[[ServerKey], bool] = lambda _: True
 
 
@@ -374,7 +376,7 @@ class Journal:
         """Add what the notes lack of what the cluster shows."""
         commits = {
             key: commit
-            for key, cr in standing.resources.items()
+            for key, cr in standing.outlines.items()
             if planning.owner_of(cr, self._notary.source) is planning.Owner.OURS
             and _is_commit(commit := _source_of(cr))
         }
@@ -389,11 +391,11 @@ class Journal:
             enforced = _commit(standing.revision)
             for key, commit in sorted(commits.items()):
                 if commit in self._known:
-                    self._found(key, commit, standing.resources[key], told)
+                    self._found(key, commit, standing, told)
             for name in sorted(told.running()) if enforced else ():
                 namespace, _, short = name.partition("/")
                 key = ServerKey(namespace, short)
-                there = key in standing.held or key in standing.resources
+                there = key in standing.held or key in standing.outlines
                 if not there and standing.sees(key):
                     gone = Outcome(key, "pruned", message=VANISHED)
                     self._keep(self._notary.outcome(gone, self._clock(), enforced), found=True)
@@ -401,21 +403,28 @@ class Journal:
                 self._eventful = True
             self._conclude()
 
-    def _found(self, key: ServerKey, commit: str, cr: JsonObject, told: _Told) -> None:
+    def _found(self, key: ServerKey, commit: str, standing: Standing, told: _Told) -> None:
         server = self._servers.setdefault(key, _Server())
         server.seen = True
-        applied = _applied_at(cr)
-        if applied is None:
-            return  # what it should be is still to be applied
-        server.applied |= {commit}
-        if ("applied", str(key), commit) not in told:
-            self._keep(self._notary.applied(key, applied, commit, message=FOUND), found=True)
-        if ("ready", str(key), commit) in told:
+        name = str(key)
+        applied, ready = ("applied", name, commit) in told, ("ready", name, commit) in told
+        if applied:
+            server.applied |= {commit}
+        if ready:
             server.ready = server.ready or commit
-        elif (since := _ready_since(cr)) is not None:
+        if applied and (ready or status.ready(standing.outlines[key]["status"]).status != "True"):
+            return
+        cr = standing.whole(key)
+        since = _applied_at(cr) if cr is not None and _source_of(cr) == commit else None
+        if cr is None or since is None:
+            return  # it has changed meanwhile, or is still to be applied
+        if not applied:
+            server.applied |= {commit}
+            self._keep(self._notary.applied(key, since, commit, message=FOUND), found=True)
+        if not ready and (turned := _ready_since(cr)) is not None:
             server.ready = server.ready or commit
-            since = max(since, applied)
-            self._keep(self._notary.ready(key, since, commit, message=FOUND), found=True)
+            turned = max(turned, since)
+            self._keep(self._notary.ready(key, turned, commit, message=FOUND), found=True)
 
 
 class _Told:

@@ -4,7 +4,7 @@ git, kills and changes of the agent."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,6 +33,7 @@ from gitops_mcp.model import (
     ServerKey,
     Worked,
 )
+from gitops_mcp.view import outline
 
 WEB = ServerKey("ai", "web")
 API = ServerKey("ai", "api")
@@ -42,6 +43,16 @@ NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 def change(action: Any = "update", key: ServerKey = WEB, kind: str = "Deployment") -> Change:
     ref = ObjectRef("apps/v1", kind, key.namespace, key.name)
     return Change(action, key, ref, (FieldChange("/spec/replicas", 5, 2),), before={"secret": "x"})
+
+
+def standing(
+    revision: str,
+    held: Collection[ServerKey],
+    resources: Mapping[ServerKey, JsonObject],
+    sees: Callable[[ServerKey], bool] = lambda _: True,
+) -> Standing:
+    outlines = {key: outline(body) for key, body in resources.items()}
+    return Standing(Revision(revision), held, outlines, resources.get, sees)
 
 
 @dataclass
@@ -71,9 +82,7 @@ class Agent:
         self.counts[what] = self.counts.get(what, 0) + number
 
     def lead(self) -> None:
-        self.journal.recover(
-            lambda: Standing(Revision(self.revision), self.held, self.resources, self.sees)
-        )
+        self.journal.recover(lambda: standing(self.revision, self.held, self.resources, self.sees))
 
     def look(
         self,
@@ -483,7 +492,7 @@ def test_memory_is_bounded_and_what_was_dropped_is_counted_and_found_again(
         ledger, cluster="c", source="fleet", clock=lambda: now[0], warn=warnings.append
     )
     resources: Mapping[ServerKey, JsonObject] = {WEB: cr("d" * 40, ready=True)}
-    journal.recover(lambda: Standing(Revision("d" * 40), resources, resources))
+    journal.recover(lambda: standing("d" * 40, resources, resources))
     journal.adopted(Revision("d" * 40), ())
     for index in range(5):
         look = Outcome(WEB, "failed", False, (), f"no {index}")
