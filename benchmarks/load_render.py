@@ -24,7 +24,7 @@ import yaml  # noqa: E402
 from fleet import files  # noqa: E402
 
 from gitops_mcp import manifests, schemas, settings  # noqa: E402
-from gitops_mcp.model import SourceFile  # noqa: E402
+from gitops_mcp.model import Loaded, SourceFile  # noqa: E402
 from gitops_mcp.rendering import Renderer  # noqa: E402
 
 COLD_BAR = 3.0
@@ -36,10 +36,11 @@ class Pipeline:
 
     def __init__(self) -> None:
         self._cache = manifests.Cache()
+        self._last = Loaded({})
         self._renderer: Renderer | None = None
 
     def run(self, source: tuple[SourceFile, ...]) -> int:
-        """Load and render everything; the number of objects."""
+        """Load everything and render what differs from the last time; the number of objects."""
         loaded = manifests.load(source, cluster="default", namespace="default", cache=self._cache)
         assert not loaded.problems, loaded.problems[:3]
         if self._renderer is None:
@@ -47,9 +48,10 @@ class Pipeline:
                 settings.resource("templates"), source="b", variables=loaded.variables
             )
         objects = 0
-        for server in loaded.servers.values():
-            cr = schemas.defaulted(self._renderer.custom_resource(server))
+        for key in manifests.changed(self._last, loaded):
+            cr = schemas.defaulted(self._renderer.custom_resource(loaded.servers[key]))
             objects += 1 + len(self._renderer.children(cr))
+        self._last = loaded
         return objects
 
 

@@ -97,13 +97,14 @@ class Source:
     source_id: str
     path: str
     limit: Limit
+    lent: Renderer | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def renderer(self) -> Renderer:
-        """Made when it is first needed: ``validate`` needs none."""
+        """Made when it is first needed: ``validate`` needs none. Or lent by the source before."""
         from gitops_mcp.rendering import Renderer
 
-        return Renderer(
+        return self.lent or Renderer(
             self.options.templates or settings.resource("templates"),
             source=self.source_id,
             domain=self.options.cluster_domain,
@@ -238,8 +239,11 @@ def read(
     *,
     base: str | None = None,
     cache: manifests.Cache | None = None,
+    former: Source | None = None,
 ) -> Source:
-    """Load a source at its head (or at the merge base with ``base``), ready to render."""
+    """Load a source at its head (or at the merge base with ``base``), ready to render. ``former``,
+    read before with the same ``cache``, lends its renderer, and all that this has rendered, where
+    a new one would be its equal."""
     # The source's own file may narrow the path, so it is looked for before the path is known.
     given = options.path or ""
     snapshot = repository.base(base, given) if base else repository.snapshot(given)
@@ -259,7 +263,12 @@ def read(
         read=repository.contents,
     )
     limit = Limit.parse(options.limit)
-    return Source(repository, snapshot, loaded, options, source_id, path, limit)
+    lent = None
+    if former is not None and options.templates is None:  # the operator's own may have changed
+        theirs = (former.options, former.source_id, former.loaded.variables)
+        if theirs == (options, source_id, loaded.variables):
+            lent = former.renderer
+    return Source(repository, snapshot, loaded, options, source_id, path, limit, lent)
 
 
 def _defaults(configured: Mapping[str, Any]) -> JsonObject:

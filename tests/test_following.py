@@ -7,6 +7,7 @@ import json
 import random
 import tracemalloc
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -434,6 +435,27 @@ def test_another_look_at_the_variables_is_a_look_at_every_server() -> None:
     ]
     assert manifests.changed(*loads) == {ServerKey("default", "web")}
     assert manifests.changed(loads[1], loads[1]) == frozenset()
+
+
+def test_a_renderer_is_lent_on_while_a_new_one_would_be_its_equal(tmp_path: Path) -> None:
+    folder = fleet(tmp_path, 3)
+    options, cache = SourceOptions(str(folder)), manifests.Cache()
+    opened = pipeline.open_repository(options)
+    sources = [pipeline.read(options, opened, cache=cache)]
+    for path, text in (
+        ("s/1.yaml", manifest("web-1", "port: 1")),
+        ("group_vars/all.yaml", "colour: red\n"),
+        ("gitops-mcp.yaml", "sourceId: other\n"),
+        ("gitops-mcp.yaml", "sourceId: other\npath: s\n"),
+    ):
+        commit(folder, {path: text})
+        opened.poll()
+        sources.append(pipeline.read(options, opened, cache=cache, former=sources[-1]))
+        alone = pipeline.read(options, opened)
+        assert sources[-1].renderer.digest == alone.renderer.digest
+        assert sources[-1].rendered() == alone.rendered()
+    lent = [new.renderer is old.renderer for old, new in pairwise(sources)]
+    assert lent == [True, False, False, True]
 
 
 # --- memory ---------------------------------------------------------------------------------
