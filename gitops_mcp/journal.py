@@ -115,6 +115,7 @@ class Journal:
         self._servers: dict[ServerKey, _Server] = {}
         self._results: dict[ServerKey, Result] = {}
         self._revision = ""
+        self._errors: tuple[Problem, ...] = ()
         self._broken: frozenset[str | None] = frozenset()
         self._eventful = False
         self._settled = False
@@ -142,12 +143,15 @@ class Journal:
             self._eventful = self._settled = False
             self._begin_batch()
             self._servers = {key: one for key, one in self._servers.items() if one.seen}
-            errors = [problem for problem in problems if problem.severity == "error"]
-            self._broken = frozenset(problem.server for problem in errors)
-            if self._revision:
-                now = self._clock()
-                for problem in errors:
-                    self._keep(self._notary.problem(problem, now, self._revision))
+            self._errors = tuple(one for one in problems if one.severity == "error")
+            self._broken = frozenset(problem.server for problem in self._errors)
+            if self._last_standing is not None:
+                self._tell_errors()
+
+    def _tell_errors(self) -> None:
+        now = self._clock()
+        for problem in self._errors if self._revision else ():
+            self._keep(self._notary.problem(problem, now, self._revision))
 
     def heard(self, worked: Worked) -> None:
         """A server was looked at."""
@@ -283,8 +287,18 @@ class Journal:
         ``flush`` that reaches git asks for ``standing`` and compares it with the notes. To be
         called whenever leadership was won."""
         with self._lock:
+            if self._last_standing is None:
+                self._tell_errors()
             self._standing = self._last_standing = standing
             self._not_before = None
+
+    def stand_by(self) -> None:
+        """Somebody else leads: write nothing before the next ``recover``. What was not written by
+        now is theirs to find."""
+        with self._lock:
+            self._standing = self._last_standing = None
+            self._pending.clear()
+            self._dropped.clear()
 
     def flush(self, *, last: bool = False) -> bool:
         """Write and push what has gathered; True: nothing is left. With nothing to do it costs
@@ -338,7 +352,9 @@ class Journal:
             if writable and (warnings := self._notes.append(writable)):
                 return warnings
             with self._lock:
-                del self._pending[: len(batch)]
+                # Not by their number: somebody may have let them go meanwhile.
+                written = set(map(id, batch))
+                self._pending = [one for one in self._pending if id(one) not in written]
                 self._unpushed += len(writable)
                 dropped, self._dropped = self._dropped, Counter()
                 if dropped:  # what of it still holds is found again in the cluster

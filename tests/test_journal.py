@@ -596,6 +596,26 @@ def test_two_agents_in_succession_write_nothing_twice(origin: Path, sha: str) ->
     assert sorted(events(origin)) == ["applied", "applied", "ready", "ready", "synced"]
 
 
+def test_a_stand_by_writes_nothing_and_knows_what_to_tell_once_it_leads(
+    origin: Path, sha: str
+) -> None:
+    broken = Problem("web.yaml", 3, 5, "ai/web", "/spec/port", "expected an integer")
+    agent = successor(origin, sha)
+    for content in ("2", "3"):
+        agent.revision = commit(origin, {"a.yaml": content})
+        agent.journal.adopted(Revision(agent.revision), [broken])
+    assert agent.journal.pending == 0
+    agent.lead()
+    agent.flush()
+    assert told(origin) == [("failed", "ai/web", "expected an integer")]
+    agent.look("changed", change(key=API), key=API)
+    agent.journal.stand_by()
+    agent.journal.adopted(Revision(commit(origin, {"a.yaml": "4"})), [broken])
+    assert agent.flush()
+    assert agent.journal.flush(last=True)
+    assert len(told(origin)) == 1
+
+
 @pytest.mark.parametrize(
     "body",
     [
