@@ -218,6 +218,9 @@ def _mounts(spec: JsonObject) -> Iterator[Finding]:
             yield Finding((*path, "subPathExpr"), "subPath and subPathExpr exclude each other")
         if mount.get("recursiveReadOnly", "Disabled") != "Disabled" and not mount.get("readOnly"):
             yield Finding((*path, "recursiveReadOnly"), "needs readOnly: true")
+        privileged = _get(spec, ("securityContext", "privileged"))
+        if mount.get("mountPropagation") == "Bidirectional" and not privileged:
+            yield Finding((*path, "mountPropagation"), "Bidirectional needs a privileged container")
 
 
 DURATION = re.compile(r"0|(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:ns|us|µs|μs|ms|s|m|h))+")
@@ -318,7 +321,10 @@ def _tolerations(spec: JsonObject) -> Iterator[Finding]:
 
 
 def _expressions(spec: JsonObject) -> Iterator[Finding]:
-    for path, expression in _walk(spec.get("affinity", {}), ("affinity",)):
+    for path, expression in _walk({field: spec.get(field) for field in ("affinity", "volumes")}):
+        keys = [key for key in ("matchLabelKeys", "mismatchLabelKeys") if expression.get(key)]
+        if keys and "labelSelector" not in expression:
+            yield Finding((*path, keys[0]), "needs a labelSelector beside it", "key")
         operator = expression.get("operator")
         if operator is None or "key" not in expression:
             continue
@@ -329,6 +335,81 @@ def _expressions(spec: JsonObject) -> Iterator[Finding]:
             yield Finding((*path, "values"), f"must be left out where the operator is {operator}")
         elif operator in ("Gt", "Lt") and count != 1:
             yield Finding((*path, "operator"), f"{operator} needs exactly one value")
+
+
+_FILE_FIELDS = re.compile(
+    r"metadata\.(name|namespace|uid|labels|annotations|(labels|annotations)\['[^']+'\])"
+)
+"""What a file of the downward API may show."""
+
+
+def _volumes(spec: JsonObject) -> Iterator[Finding]:
+    for index, volume in enumerate(spec.get("volumes", ())):
+        path: Path = ("volumes", index)
+        yield from _downward(volume, (*path, "downwardAPI"))
+        seen: set[str] = set()
+        for number, source in enumerate(_get(volume, ("projected", "sources")) or ()):
+            below: Path = (*path, "projected", "sources", number)
+            yield from _downward(source, (*below, "downwardAPI"))
+            for kind in ("configMap", "secret", "downwardAPI"):
+                for place, item in enumerate(_get(source, (kind, "items")) or ()):
+                    if item.get("path") in seen:
+                        twice: Path = (*below, kind, "items", place, "path")
+                        yield Finding(twice, "this file stands in the volume already")
+                    seen.add(item.get("path"))
+        yield from _claim(volume, (*path, "ephemeral", "volumeClaimTemplate", "spec"))
+
+
+def _downward(holder: JsonObject, path: Path) -> Iterator[Finding]:
+    for index, item in enumerate(_get(holder, ("downwardAPI", "items")) or ()):
+        below: Path = (*path, "items", index)
+        if ("fieldRef" in item) == ("resourceFieldRef" in item):
+            yield Finding(below, "must have exactly one of fieldRef and resourceFieldRef")
+        field = _get(item, ("fieldRef", "fieldPath"))
+        if field is not None and not _FILE_FIELDS.fullmatch(field):
+            yield Finding(
+                (*below, "fieldRef", "fieldPath"),
+                "a file can show metadata only: name, namespace, uid, labels, annotations",
+            )
+        resource = item.get("resourceFieldRef")
+        if resource is not None and not resource.get("containerName"):
+            yield Finding((*below, "resourceFieldRef"), "needs containerName in a volume", "key")
+
+
+def _claim(volume: JsonObject, path: Path) -> Iterator[Finding]:
+    claim = _get(volume, path[2:])
+    if claim is None:
+        return
+    requests = _get(claim, ("resources", "requests"))
+    if requests is not None and "storage" not in requests:
+        yield Finding((*path, "resources", "requests"), "needs storage", "key")
+    source = claim.get("dataSource", {})
+    if source and not source.get("apiGroup") and source.get("kind") != "PersistentVolumeClaim":
+        yield Finding((*path, "dataSource"), "needs the apiGroup of its kind", "key")
+
+
+def _sysctls(spec: JsonObject) -> Iterator[Finding]:
+    seen: set[str] = set()
+    for index, sysctl in enumerate(_get(spec, ("podSecurityContext", "sysctls")) or ()):
+        name = sysctl.get("name")
+        if name in seen:
+            path: Path = ("podSecurityContext", "sysctls", index, "name")
+            yield Finding(path, "this name stands in the list already")
+        seen.add(name)
+
+
+_NEVER: tuple[tuple[Path, object, str], ...] = (
+    (("securityContext", "procMount"), "Unmasked", "hostUsers: false"),
+    (("securityContext", "windowsOptions", "hostProcess"), True, "hostNetwork"),
+    (("podSecurityContext", "windowsOptions", "hostProcess"), True, "hostNetwork"),
+)
+"""Values that need a field which no server has, and that field."""
+
+
+def _never(spec: JsonObject) -> Iterator[Finding]:
+    for path, value, needed in _NEVER:
+        if _get(spec, path) == value:
+            yield Finding(path, f"needs {needed}, which an MCPServer cannot have")
 
 
 def _profiles(spec: JsonObject) -> Iterator[Finding]:
@@ -367,6 +448,9 @@ _RULES: tuple[Rule, ...] = (
     _resources,
     _tolerations,
     _expressions,
+    _volumes,
+    _sysctls,
+    _never,
     _profiles,
     _escalation,
 )
@@ -397,9 +481,6 @@ _DENIED = "only where the operator allows privileged workloads (--allow-privileg
 
 _PRIVILEGES: tuple[tuple[Path, frozenset[object]], ...] = (
     (("securityContext", "privileged"), frozenset({True})),
-    (("securityContext", "procMount"), frozenset({"Unmasked"})),
-    (("securityContext", "windowsOptions", "hostProcess"), frozenset({True})),
-    (("podSecurityContext", "windowsOptions", "hostProcess"), frozenset({True})),
     (("securityContext", "seccompProfile", "type"), frozenset({"Unconfined"})),
     (("podSecurityContext", "seccompProfile", "type"), frozenset({"Unconfined"})),
     (("securityContext", "appArmorProfile", "type"), frozenset({"Unconfined"})),
@@ -440,7 +521,7 @@ def _get(value: Any, path: Iterable[str | int]) -> Any:
     return value
 
 
-def _walk(value: Any, path: Path) -> Iterator[tuple[Path, JsonObject]]:
+def _walk(value: Any, path: Path = ()) -> Iterator[tuple[Path, JsonObject]]:
     """Every map in a value."""
     if isinstance(value, dict):
         yield path, value

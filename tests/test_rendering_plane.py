@@ -11,7 +11,8 @@ import plane as rig
 import pytest
 import yaml
 
-from gitops_mcp.model import JsonObject
+from gitops_mcp.manifests import load
+from gitops_mcp.model import API_VERSION, KIND, JsonObject, SourceFile
 from gitops_mcp.rendering import Renderer
 from gitops_mcp.transports import TRANSPORTS
 
@@ -19,6 +20,7 @@ TEMPLATES = Path(__file__).parents[1] / "templates"
 DATA = Path(__file__).parent / "data" / "rendering"
 TABLE = yaml.safe_load((DATA / "fields.yaml").read_text())
 ROWS: list[JsonObject] = TABLE["fields"] + yaml.safe_load((DATA / "cases.yaml").read_text())
+REFUSED: list[JsonObject] = yaml.safe_load((DATA / "refused.yaml").read_text())
 RESTRICTED = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
 PLURALS = {"Deployment": "apis/apps/v1/{}/deployments", "Service": "api/v1/{}/services"}
 
@@ -69,6 +71,23 @@ def test_every_field_passes_a_server_side_dry_run_by_kubectl(plane: rig.Plane) -
     assert ran.stderr == ""
     assert ran.returncode == 0
     assert len(ran.stdout.splitlines()) == len(objects) > 80
+
+
+@pytest.mark.parametrize("row", REFUSED, ids=lambda row: row["case"])
+def test_what_load_refuses_on_the_behalf_of_the_api_it_would_refuse(
+    plane: rig.Plane, row: JsonObject
+) -> None:
+    manifest = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "web"}}
+    manifest["spec"] = {"image": "example.com/web:1"} | row["spec"]
+    text = yaml.safe_dump(manifest).encode()
+    loaded = load([SourceFile("a.yaml", "a", text)], cluster="default", allow_privileged=True)
+    assert len(loaded.problems) == 1
+    deployment, *_ = children("web", row["spec"])
+    status, answer = plane.request(
+        "POST", "/apis/apps/v1/namespaces/default/deployments?dryRun=All", deployment
+    )
+    assert (status, answer["reason"]) == (422, "Invalid")
+    assert all(cause["field"].startswith("spec.template") for cause in answer["details"]["causes"])
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
