@@ -119,8 +119,7 @@ class Recorder:
     one thread of its own, ``flush`` writes what is due without a pause.
 
     ``instance`` names this process. ``warn`` hears once why Events are refused, ``dropped`` is
-    called for each that is not written. What was true before ``clock()`` at the making of the
-    recorder is no news.
+    called for each that is not written.
     """
 
     def __init__(
@@ -137,7 +136,7 @@ class Recorder:
         self._clock = clock
         self._warn = warn
         self._dropped = dropped
-        self._since = clock().replace(microsecond=0)
+        self._since = clock()
         self._news = threading.Condition()
         self._seen: dict[ServerKey, _Seen] = {}
         self._series: OrderedDict[_Fact, _Series] = OrderedDict()
@@ -156,6 +155,12 @@ class Recorder:
         return sum(map(len, self._queues.values())) + len(self._raised)
 
     # --- what is heard ---
+
+    def begin(self) -> None:
+        """We lead from now on: what was so before is no news, somebody else has told it."""
+        with self._news:
+            self._seen.clear()
+            self._since = self._clock().replace(microsecond=0)
 
     def heard(self, worked: Worked) -> None:
         """A server was looked at."""

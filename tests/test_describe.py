@@ -95,6 +95,7 @@ class Told:
             warn=self.warnings.append,
             dropped=self._drop,
         )
+        self.recorder.begin()
 
     def _drop(self) -> None:
         self.dropped += 1

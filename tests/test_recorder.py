@@ -96,6 +96,7 @@ class Rig:
             warn=self.warnings.append,
             dropped=self._drop,
         )
+        self.recorder.begin()
 
     def _drop(self) -> None:
         self.dropped += 1
@@ -190,6 +191,18 @@ def test_what_stood_before_the_agent_began_is_no_news(rig: Rig) -> None:
     rig.look(READY, broken, key=ServerKey("ai", "off"), step="Draining", age=3600)
     assert rig.flush(60) == []
     assert rig.server.requests == []
+
+
+def test_what_turned_while_another_agent_led_is_no_news(rig: Rig) -> None:
+    rig.look(WAITING, made=CREATED)
+    rig.flush()
+    rig.now += timedelta(hours=9)
+    rig.recorder.begin()
+    rig.look(READY, age=3600)
+    assert len(rig.flush()) == 1
+    rig.look(WAITING)
+    rig.look(READY)
+    assert [reason for _, reason, _, _ in rig.flush()] == ["Applied", "MCPServerReady"]
 
 
 def test_what_turns_at_the_first_look_is_news(rig: Rig) -> None:
