@@ -59,6 +59,8 @@ MAX_TOTAL = 1 << 28
 """Bytes of one snapshot: a mistaken SOURCE must end in an error, not in the OOM killer."""
 
 _PATH = attrgetter("path")
+YOUNG = 100_000_000
+"""Nanoseconds. A file system's clock ticks every few milliseconds."""
 TIDY_AFTER = 50
 """Commands that talked to the server: so many bring a few hundred objects at most."""
 
@@ -334,19 +336,37 @@ def _read_folder(root: str, folder: str, below: str) -> Snapshot:
     """A folder that git knows nothing about, as it lies."""
     collector = _Collector(root, below)
     disk = _Disk(folder, "sha1")
+    for path in _walk(folder):
+        if os.path.isdir(f"{folder}/{path}"):
+            collector.skip(path, _ODD_MODES["120000"])
+        elif collector.wants(path):
+            disk.read(path, collector)
+    return collector.snapshot(Revision(""), None)
+
+
+def _walk(folder: str) -> Iterator[str]:
+    """The files below a folder, and the links to others; not those that no rule would read."""
     for parent, folders, files in os.walk(folder):
         relative = os.path.relpath(parent, folder)
         prefix = "" if relative == "." else f"{relative}/"
-        for name in [*folders]:
-            # os.walk does not enter links; what it must not enter is taken out of its list.
-            if os.path.islink(f"{parent}/{name}"):
-                collector.skip(prefix + name, _ODD_MODES["120000"])
-            if name.startswith(".") or name == TEMPLATES_FOLDER:
-                folders.remove(name)
-        for name in files:
-            if collector.wants(prefix + name):
-                disk.read(prefix + name, collector)
-    return collector.snapshot(Revision(""), None)
+        # os.walk does not enter links; what it must not enter is taken out of its list.
+        yield from (prefix + name for name in folders if os.path.islink(f"{parent}/{name}"))
+        folders[:] = [n for n in folders if not n.startswith(".") and n != TEMPLATES_FOLDER]
+        yield from (prefix + name for name in files)
+
+
+def _traces(folder: str) -> bytes:
+    """What a change of a folder's files would change, without reading them; b"" where one is so
+    young that another change might leave the same traces."""
+    seen = hashlib.sha256()
+    youngest = 0
+    for path in sorted(_walk(folder)):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            found = os.lstat(f"{folder}/{path}")
+            youngest = max(youngest, found.st_mtime_ns)
+            traces = (path, found.st_mode, found.st_size, found.st_mtime_ns, found.st_ino)
+            seen.update(repr(traces).encode())
+    return b"" if youngest > time.time_ns() - YOUNG else seen.digest()
 
 
 def _read_worktree(git: Git, root: str, folder: str, below: str) -> Snapshot:
@@ -612,7 +632,8 @@ class Poll:
     ``moved``: ``new`` is the commit now, ``forced`` that it does not contain ``old``.
     ``deleted``: the branch or ref that was there is not any more. ``empty``: there is no commit.
     After the last two, ``snapshot`` raises ``error``: nothing is to be concluded from them, and
-    what was read before stays what git last said.
+    what was read before stays what git last said. A folder without git has ``moved`` when its files
+    changed since they were read; it has no commits.
     """
 
     kind: Literal["unchanged", "moved", "deleted", "empty"]
@@ -693,6 +714,8 @@ class Repository:
         self._seen: Mapping[str, str] | None = None
         """What the server said to the last look that ended well."""
         self._last: tuple[str, _Taken] | None = None
+        self._traces = b""
+        """Of a folder without git, as it was read."""
 
     def __enter__(self) -> Self:
         return self
@@ -718,6 +741,11 @@ class Repository:
         Raises SourceError when the server cannot be reached, or when the branch or ref was not
         there in the first place. The next look starts where the last good one ended.
         """
+        if self.kind == "plain":
+            traces = _traces(self._folder())
+            moved = not traces or traces != self._traces
+            self._traces = traces
+            return Poll("moved" if moved else "unchanged")
         old = self._head[0] if self._head else ""
         head, seen, lost = self._head, self._seen, self._lost
         try:
@@ -873,22 +901,26 @@ class Repository:
         taking = _Taking(git, commit, branch, prefix, below, self.root)
         return (taking.after(last) if last else None) or taking.whole()
 
-    def _as_it_lies(self, below: str) -> Snapshot:
-        # A git-sync sidecar flips a symbolic link: one snapshot stays on one side of it.
+    def _folder(self) -> str:
+        """Where the directory is. A git-sync sidecar flips a symbolic link: what is read at once
+        stays on one side of it."""
         folder = os.path.realpath(self._location)
         if not os.path.isdir(folder):
             raise SourceError(f"{self.root}: no such directory")
+        return folder
+
+    def _as_it_lies(self, below: str) -> Snapshot:
+        folder = self._folder()
         if below and not _Disk(folder, "sha1").is_plain_folder(below):
             raise SourceError(f"{self.root}: no folder {below}", hint="check --path")
         if self.kind == "plain":
+            self._traces = _traces(folder)
             return _read_folder(self.root, folder, below)
         return _read_worktree(Git(self.root, "-C", folder), self.root, folder, below)
 
     def _resolve(self) -> tuple[str, str | None]:
         """The commit that is to be read, and its branch. Raises _Absent or _Empty."""
         git = self._git()
-        if self.kind == "plain":
-            return "", None
         if self.kind == "worktree" and git.ask("rev-parse", "--git-dir").status:
             git.run("rev-parse", "--git-dir")
         if self._ref is not None:

@@ -192,6 +192,50 @@ def test_a_plain_directory_has_no_revision_and_runs_no_git(
     assert (snapshot.revision, snapshot.branch, paths(snapshot)) == (Revision(""), None, ["a.yaml"])
 
 
+def test_a_plain_directory_has_moved_when_its_files_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "a"
+    write(folder, {"a.yaml": "1", "b/c.yaml": "2", "templates/x": "3"})
+    (tmp_path / "current").symlink_to(folder)
+    monkeypatch.setattr(gitrepo, "YOUNG", -(10**12))  # nothing is
+    opened = open_source(str(tmp_path / "current"))
+    assert opened.poll().kind == "moved"
+    opened.snapshot()
+    changes: list[Callable[[], object]] = [
+        lambda: write(folder, {"b/c.yaml": "22"}),
+        lambda: write(folder, {"new.yaml": "1"}),
+        lambda: write(folder, {"new.yaml": None}),
+        lambda: (folder / "a.yaml").rename(folder / "d.yaml"),
+        lambda: os.utime(folder / "d.yaml", ns=(1, 1)),
+        lambda: shutil.copytree(folder, tmp_path / "b"),
+    ]
+    for change in changes:
+        change()
+        if change is changes[-1]:  # the link is flipped
+            (tmp_path / "current").unlink()
+            (tmp_path / "current").symlink_to(tmp_path / "b")
+        assert [opened.poll().kind for _ in range(2)] == ["moved", "unchanged"]
+    write(tmp_path / "b", {"templates/x": "4"})  # nobody reads it
+    assert opened.poll().kind == "unchanged"
+    shutil.rmtree(tmp_path / "b")
+    with pytest.raises(SourceError, match="no such directory"):
+        opened.poll()
+
+
+def test_a_file_that_was_just_written_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gitrepo, "YOUNG", 10**12)
+    write(tmp_path, {"a.yaml": "1"})
+    opened = open_source(str(tmp_path))
+    opened.snapshot()
+    assert opened.poll().kind == "moved"  # within a tick of the clock it might have changed again
+    os.utime(tmp_path / "a.yaml", ns=(1, 1))
+    opened.snapshot()
+    assert opened.poll().kind == "unchanged"
+
+
 def test_reading_a_work_tree_does_not_import_gitpython(tmp_path: Path) -> None:
     worktree(tmp_path / "src", {"a.yaml": "1"})
     script = (
