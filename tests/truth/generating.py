@@ -468,6 +468,8 @@ class _Maker:
                 made[one] = {"fieldPath": "metadata.name"}
         if path[-1] == "resourceFieldRef" and path[0] == "volumes":
             made["containerName"] = "mcp-server"
+        if "tolerationSeconds" in made:
+            made["effect"] = "NoExecute"
         if path[-1] == "dataSource":
             made.setdefault("apiGroup", "example.com")
         if made.get("recursiveReadOnly", "Disabled") != "Disabled":

@@ -221,15 +221,18 @@ def older(ground: Ground) -> Iterator[Api]:
     del spec["properties"]["drain"]
     del spec["properties"]["config"]["x-kubernetes-validations"]
     del spec["properties"]["path"]["pattern"]
+    del spec["x-kubernetes-validations"]
     spec["properties"]["port"]["default"] = 8000
     replace_definition(api, schema)
     yield api
     replace_definition(api, schemas.schema())
 
 
-def written(api: Api, name: str, spec: JsonObject) -> tuple[int, JsonObject]:
+def written(
+    api: Api, name: str, spec: JsonObject, *, dry_run: bool = False
+) -> tuple[int, JsonObject]:
     body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "spec": spec}
-    url = f"{PATH}/{name}?fieldManager=test&force=true"
+    url = f"{PATH}/{name}?fieldManager=test&force=true" + ("&dryRun=All" if dry_run else "")
     return api.ask("PATCH", url, body, TYPES["apply"])
 
 
@@ -269,6 +272,34 @@ def test_a_newer_definition_keeps_what_an_older_one_stored(older: Api) -> None:
     status, answer = older.ask("PATCH", url, {"spec": {"config": {"CORS_ORIGINS": " "}}}, merge)
     assert (status, "CORS_ORIGINS must not be empty" in answer["message"]) == (422, True)
     older.ask("DELETE", url, {}, "application/json")
+
+
+def test_a_server_that_a_newer_rule_of_the_whole_spec_refuses_can_be_told_of_repaired_and_ended(
+    older: Api,
+) -> None:
+    """Its status, its metadata and its end ask no such rule. A change of its spec does, whichever
+    field it is of: nothing but a repair comes in."""
+    name = f"old-{uuid.uuid4().hex[:8]}"
+    url = f"{PATH}/{name}"
+    stored = {"image": "example.com/web:1", "transport": "stdio", "replicas": 2}
+
+    def made() -> bool:
+        return written(older, name, stored)[0] < 300
+
+    def patched(body: JsonObject, subresource: str = "") -> int:
+        return older.ask("PATCH", url + subresource, body, TYPES["merge"])[0]
+
+    eventually(made)
+    replace_definition(older, schemas.schema())
+    eventually(lambda: written(older, f"{name}-new", stored, dry_run=True)[0] == 422)
+    assert patched({"status": {"phase": "Failed"}}, "/status") == 200
+    assert patched({"metadata": {"labels": {"a": "b"}, "finalizers": ["example.com/held"]}}) == 200
+    assert patched({"spec": {"image": "example.com/web:2"}}) == 422
+    assert older.ask("DELETE", url, {}, "application/json")[0] == 200
+    assert patched({"status": {"phase": "Terminating"}}, "/status") == 200
+    assert patched({"spec": {"image": "example.com/web:2", "replicas": 1}}) == 200
+    assert patched({"metadata": {"finalizers": None}}) == 200
+    assert older.ask("GET", url, None, "application/json")[0] == 404
 
 
 def test_an_older_definition_is_told_from_ours(older: Api) -> None:
