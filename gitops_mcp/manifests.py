@@ -51,8 +51,10 @@ CONFIG_FILE = "gitops-mcp.yaml"
 
 
 Read = Callable[[Sequence[SourceFile]], Mapping[str, bytes]]
-"""Files to their contents, by blob id. Asked once for all that are needed; what it raises goes
-through ``load``."""
+"""Files to their contents, by blob id. Asked for what is needed, so many files at a time that few
+contents are in memory at once; what it raises goes through ``load``."""
+
+AT_A_TIME = 500
 
 
 def load(
@@ -290,7 +292,8 @@ class _Held:
         wanted = [file for file in files if self.terms.may_hold_manifests(file.path)]
         return {
             file.path: _File(file.path, data, self.terms, self._defaults, shared).read()
-            for file, data in _contents(wanted, read)
+            for first in range(0, len(wanted), AT_A_TIME)
+            for file, data in _contents(wanted[first : first + AT_A_TIME], read)
         }
 
     def take(

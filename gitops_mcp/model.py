@@ -181,7 +181,7 @@ class Loaded:
     unknown: bool = False
     variables: Mapping[str, Any] = field(default_factory=dict)
     ignored: tuple[tuple[str, str], ...] = ()
-    identity: object = field(default_factory=object, compare=False, repr=False)
+    identity: object = field(default_factory=object, init=False, compare=False, repr=False)
     since: tuple[object, frozenset[ServerKey]] | None = field(
         default=None, compare=False, repr=False
     )
