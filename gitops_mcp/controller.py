@@ -23,6 +23,7 @@ from gitops_mcp.fleet import Look
 from gitops_mcp.guard import PruneGuard
 from gitops_mcp.model import Context, Decision, Inquiry, ServerKey, Worked
 from gitops_mcp.pipeline import Source, Wishes
+from gitops_mcp.rollout import Rollout
 from gitops_mcp.view import View
 
 Listener = Callable[[Worked], None]
@@ -83,6 +84,7 @@ class Controller:
         self._engine: Engine | None = None
         self._guard: PruneGuard | None = None
         self._context: Context | None = None
+        self._rollout: Rollout | None = None
         self._open: set[ServerKey] = set()
         """Servers of the adopted commit that have not been looked at since."""
         self._synced = ""
@@ -104,15 +106,25 @@ class Controller:
             selects=source.limit.selects,
             allowed=partial(self._allowance, source),
         )
-        aim = Aim(
-            source.loaded, source.renderer, context, prune=guard.prune, recreate=guard.recreate
+        changed = self._changed(former, source) if former is not None else self.servers()
+        before = self._rollout
+        waiting = before.waiting if before is not None else frozenset()
+        changed |= waiting
+        self._rollout = source.rollout(
+            self._view, changed, context, self._wishes, now=self._clock(), after=before
         )
-        if self._engine is None or former is None:
+        aim = Aim(
+            source.loaded,
+            source.renderer,
+            context,
+            prune=guard.prune,
+            recreate=guard.recreate,
+            rollout=self._rollout,
+        )
+        if self._engine is None:
             self._engine = self._begin(aim)
-            changed = self.servers()
         else:
-            failed = self._engine.aim(aim)
-            changed = {*self._changed(former, source), *failed, *released}
+            changed = {*changed, *self._engine.aim(aim), *released}
         with self._lock:
             self._open = set(filter(self.concerns, self._open | changed))
             changed = set(self._open)

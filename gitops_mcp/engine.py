@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from gitops_mcp import diffing, hooks, inquiries, planning, probes, shutdown
+from gitops_mcp import diffing, hooks, inquiries, planning, probes, rollout, shutdown
 from gitops_mcp.errors import (
     Configuration,
     Conflict,
@@ -50,6 +50,7 @@ from gitops_mcp.model import (
     ServerKey,
     Verb,
 )
+from gitops_mcp.rollout import Rollout
 from gitops_mcp.view import Live, View
 
 MAX_STEPS = 50
@@ -113,8 +114,8 @@ class Aim:
     """What is worked towards: a source at one commit, and what keeps from carrying it out.
 
     ``prune`` is asked, of a server that git no longer holds, why it is kept (""; it may go), and
-    ``recreate`` the same of one that only a new object can bring to what git says. ``deferred``
-    says why a change has to wait for its turn.
+    ``recreate`` the same of one that only a new object can bring to what git says. ``rollout``
+    says whose pods may be replaced now, and is told how each server stands.
     """
 
     loaded: Loaded
@@ -122,7 +123,7 @@ class Aim:
     context: Context
     prune: Callable[[ServerKey], str] = lambda _: ""
     recreate: Callable[[ServerKey], str] = lambda _: ""
-    deferred: Callable[[ServerKey], str] = lambda _: ""
+    rollout: Rollout | None = None
     problems: Mapping[str, tuple[Problem, ...]] = field(init=False)
     """The mistakes of each manifest, by ``namespace/name``."""
 
@@ -266,6 +267,7 @@ class Engine:
             protected=key in aim.loaded.protected,
             problems=aim.problems.get(str(key), ()),
             held=_held(key, aim, live, memory.failure),
+            deferred=aim.rollout.waits(key) if aim.rollout is not None else None,
             cr=live.cr,
             children=live.children,
             pods=tuple(live.pods.values()),
@@ -366,6 +368,10 @@ class Engine:
             # Nothing was done, so there is nothing to wait for, and no hook to call.
             decision = replace(decision, waiting="", look_again=None, inquiry=None)
         memory.decision = decision
+        if aim.rollout is not None and not decision.actions and decision.waiting != STALE:
+            why = decision.waiting or decision.message
+            for other in aim.rollout.heard(key, rollout.standing(decision), why):
+                self._wake(other)
         return decision
 
     def _carry_out(self, facts: Facts, memory: Memory, decision: Decision, aim: Aim) -> bool:

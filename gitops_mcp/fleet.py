@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 from gitops_mcp.model import Decision, Inquiry, ServerKey
+from gitops_mcp.rollout import Rollout, Standing
 from gitops_mcp.workqueue import Queue
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ RETRY_WITHIN = timedelta(seconds=60)
 """How long one pass tries a transient error again."""
 SHUTDOWN_MARGIN = timedelta(seconds=60)
 """How long past its own deadline a shutdown is waited for before the server has failed."""
+BATCH_PATIENCE = timedelta(minutes=11)
+"""How long a server of a batch may make no progress: past a Deployment's own deadline of 10 min."""
 PROGRESS_INTERVAL = timedelta(seconds=5)
 """Between two lines that say what is waited for."""
 
@@ -66,6 +69,8 @@ class Patience:
             return f"{decision.inquiry.kind} of {len(decision.inquiry.targets)} target(s)"
         if decision.look_again is not None and decision.look_again - now <= timedelta(seconds=1):
             return "to write the status"
+        if decision.deferred and decision.result == "skipped":
+            return decision.waiting
         if self.ready_by is not None and decision.waiting and now < self.ready_by:
             return decision.waiting
         return ""
@@ -196,10 +201,12 @@ class Fleet:
         *,
         clock: Callable[[], datetime],
         watches: Watches | None = None,
+        rollout: Rollout | None = None,
         workers: int = WORKERS,
         progress: Progress = lambda _: None,
     ) -> None:
         self._engine = engine
+        self._rollout = rollout
         self._clock = clock
         self._watches = watches
         self._progress = progress
@@ -208,6 +215,8 @@ class Fleet:
         )
         self._open: dict[ServerKey, str] = {}
         """Guarded by the workers' ``changed``."""
+        self._progressed: dict[ServerKey, tuple[str, datetime]] = {}
+        """What a server of the batch under way waits for, and since when."""
         self._patience = Patience()
         self._started = self._tell_at = clock()
 
@@ -232,6 +241,7 @@ class Fleet:
         memory = self._engine.memory(key)
         patience, now = self._patience, self._clock()
         waiting = patience.outstanding(decision, memory, now, self._started)
+        waiting = waiting or self._held_up(key, decision, now)
         with self._workers.changed:
             if not waiting:
                 self._open.pop(key, None)
@@ -242,8 +252,28 @@ class Fleet:
         retry = memory.failure.retry_at if memory.failure is not None else None
         # Past that time there is nothing to look at again for it: it would be a loop.
         by = patience.ready_by if patience.ready_by and now < patience.ready_by else None
-        times = filter(None, (decision.look_again, retry, by))
+        late = self._late_at(key) if key in self._progressed else None
+        times = filter(None, (decision.look_again, retry, by, late))
         return Look(min(times, default=None), decision.inquiry)
+
+    def _held_up(self, key: ServerKey, decision: Decision, now: datetime) -> str:
+        """What the next batch of a rollout waits for at this server; "" where it does not. A batch
+        that is not Ready in time has failed."""
+        if self._rollout is None or not self._rollout.holds_up(key):
+            self._progressed.pop(key, None)
+            return ""
+        waiting = decision.waiting or "to be Ready"
+        if self._progressed.get(key, ("", now))[0] != waiting:
+            self._progressed[key] = waiting, now
+        if now < self._late_at(key):
+            return f"{waiting} (others wait for it)"
+        late = f"not in time: {waiting}"
+        for other in self._rollout.heard(key, Standing.FAILED, late):
+            self.wake(other)
+        return ""
+
+    def _late_at(self, key: ServerKey) -> datetime:
+        return self._patience.ready_by or self._progressed[key][1] + BATCH_PATIENCE
 
     def _look_around(self) -> None:
         """Nothing happened for a while: give up what is late, and say what is waited for."""
@@ -251,7 +281,7 @@ class Fleet:
         for key in list(self._open):
             memory = self._engine.memory(key)
             waiting = self._patience.outstanding(memory.decision, memory, now, self._started)
-            if not waiting:
+            if not waiting and not (self._rollout and self._rollout.holds_up(key)):
                 del self._open[key]
         if self._open and now >= self._tell_at:
             self._tell_at = now + PROGRESS_INTERVAL

@@ -21,6 +21,7 @@ import durationpy
 
 from gitops_mcp.errors import UsageError
 from gitops_mcp.model import JsonObject
+from gitops_mcp.rollout import Serial
 
 F = TypeVar("F", bound=Callable[..., Any])
 Decorator = Callable[[F], F]
@@ -269,6 +270,14 @@ connection = _gathered(
 )
 """Which cluster: ``connection: ConnectionOptions``."""
 
+serial = option(
+    "--serial",
+    metavar="20%|N|off",
+    callback=lambda _, __, text: None if text is None else Serial.parse(text),
+    help="Servers whose pods are replaced at a time, where 10 or more would be  [default: 20%]",
+)
+"""How a change is rolled out: ``serial: Serial | None``; None: the source says."""
+
 namespace = option(
     "-n", "--namespace", metavar="NAME", help="Whose servers  [default: the context's]"
 )
@@ -288,7 +297,7 @@ def output(*formats: str) -> Decorator[Any]:
 
 # --- the configuration file -----------------------------------------------------------------
 
-SOURCE_KEYS = frozenset({"sourceId", "path", "health", "drain"})
+SOURCE_KEYS = frozenset({"sourceId", "path", "serial", "health", "drain"})
 """What a source may say about itself. Whatever gives power comes from the operator alone."""
 
 DEFAULTS = ("health", "drain")

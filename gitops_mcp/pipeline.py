@@ -26,6 +26,7 @@ from gitops_mcp.model import (
     Change,
     ChangeAction,
     Context,
+    Facts,
     JsonObject,
     Loaded,
     NoteRecord,
@@ -43,6 +44,7 @@ from gitops_mcp.options import (
     SourceOptions,
     parse_config,
 )
+from gitops_mcp.rollout import ALL, DEFAULT, Rollout, Serial
 
 if TYPE_CHECKING:
     from gitops_mcp.engine import Engine
@@ -97,6 +99,8 @@ class Source:
     source_id: str
     path: str
     limit: Limit
+    serial: Serial = DEFAULT
+    """How many servers take a change at the same time, as far as the source may say."""
     lent: Renderer | None = field(default=None, compare=False, repr=False)
 
     @cached_property
@@ -139,6 +143,37 @@ class Source:
         if owner is planning.Owner.OURS:
             return planning.in_scope(cr, context)
         return owner is not planning.Owner.OTHER and wishes.kubectl
+
+    def rollout(
+        self,
+        view: View,
+        keys: Iterable[ServerKey],
+        context: Context,
+        wishes: Wishes,
+        *,
+        now: datetime,
+        after: Rollout | None = None,
+    ) -> Rollout:
+        """The batches in which ``keys`` get what this commit and these templates change; ``after``
+        is the rollout that they overtake."""
+        serial = wishes.serial or self.serial
+        rolling, rolled, under_way = set(), set(), False
+        for key in keys if serial != ALL else ():
+            live = view.live(key)
+            facts = Facts(
+                key,
+                now,
+                desired=self.loaded.servers.get(key),
+                protected=key in self.loaded.protected,
+                cr=live.cr,
+                children=live.children,
+            )
+            if planning.rolls(facts, context, self.renderer):
+                rolling.add(key)
+                under_way = under_way or planning.waited(facts.cr or {})
+            elif planning.rolled(facts, context):
+                rolled.add(key)
+        return Rollout(serial, context.revision, rolling, rolled, under_way=under_way, after=after)
 
     def allowance(
         self,
@@ -263,12 +298,21 @@ def read(
         read=repository.contents,
     )
     limit = Limit.parse(options.limit)
+    serial = _serial(own)
     lent = None
     if former is not None and options.templates is None:  # the operator's own may have changed
         theirs = (former.options, former.source_id, former.loaded.variables)
         if theirs == (options, source_id, loaded.variables):
             lent = former.renderer
-    return Source(repository, snapshot, loaded, options, source_id, path, limit, lent)
+    return Source(repository, snapshot, loaded, options, source_id, path, limit, serial, lent)
+
+
+def _serial(own: Mapping[str, Any]) -> Serial:
+    """What the source's own file says. Raises UsageError where that is wrong."""
+    try:
+        return Serial.parse(own["serial"]) if "serial" in own else DEFAULT
+    except UsageError as error:
+        raise UsageError(f"{gitrepo.CONFIG_FILE}: {error.message}") from error
 
 
 def _defaults(configured: Mapping[str, Any]) -> JsonObject:
@@ -303,7 +347,7 @@ def _own_config(snapshot: Snapshot) -> Mapping[str, Any]:
     for file in snapshot.files:
         if file.path == gitrepo.CONFIG_FILE and file.data is not None:
             own = parse_config(file.data, file.path, allowed=SOURCE_KEYS)
-            for key in ("path", "sourceId"):
+            for key in ("path", "sourceId", "serial"):
                 if not isinstance(own.get(key, ""), str):
                     raise UsageError(f"{file.path}: {key}: expected one value")
             return own
@@ -372,6 +416,8 @@ class Wishes:
     """Ask for every right that the pass may need, before any change."""
     watch_namespace: str | None = None
     """Nothing outside of this namespace is read or written."""
+    serial: Serial | None = None
+    """How many servers take a change at the same time; None: the source says."""
 
 
 @dataclass(slots=True)
@@ -415,12 +461,17 @@ class Pass:
         )
         self._warn_of_finalizers(view, keys)
         watching = Watches(self.cluster, view, versions)
+        check = self.wishes.check
+        batches = (
+            None if check else self.source.rollout(view, keys, context, self.wishes, now=utc_now())
+        )
         aim = Aim(
             self.source.loaded,
             self.source.renderer,
             context,
             prune=guard.prune,
             recreate=guard.recreate,
+            rollout=batches,
         )
         engine = Engine(
             self.cluster,
@@ -430,11 +481,13 @@ class Pass:
             dry_run=not self.wishes.check or self._may_patch(keys),
             may_write=self.may_write,
             cleanup=self.wishes.hooks,
+            wake=lambda key: runner.wake(key),
         )
         runner = fleet.Fleet(
             engine,
             clock=utc_now,
             watches=None if self.wishes.check else watching,
+            rollout=batches,
             progress=self.progress,
         )
         view.subscribe(runner.wake)

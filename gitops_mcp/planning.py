@@ -46,6 +46,7 @@ from gitops_mcp.model import (
     Condition,
     Context,
     Decision,
+    Deferral,
     Facts,
     JsonObject,
     McpServer,
@@ -295,6 +296,13 @@ def rolled(facts: Facts, context: Context) -> bool:
     return replaced or _serves(live)
 
 
+def waited(cr: JsonObject) -> bool:
+    """Does its status say that the server waits for a batch, or for something else to be over?"""
+    conditions = (cr.get("status") or {}).get("conditions") or ()
+    told = ("Synced", "False", "RolloutInProgress")
+    return any((c.get("type"), c.get("status"), c.get("reason")) == told for c in conditions)
+
+
 def _serves(deployment: JsonObject) -> bool:
     return bool((deployment.get("status") or {}).get("readyReplicas"))
 
@@ -334,12 +342,14 @@ def _converge(facts: Facts, context: Context, renderer: Renderer, owner: Owner |
     if immutable and facts.cr is not None:
         return _recreate(facts, context)
     body = _cr_body(facts, context, renderer, owner)
-    waits = facts.deferred is not None and facts.cr is not None
-    if body is not None and not paused and not waits:
+    waits = facts.deferred if facts.cr is not None else None
+    put_off = False
+    if body is not None and not paused:
         people = _strict(context, owner)
         actions = _write(facts, people, body, facts.cr)
-        if actions:
+        if actions and waits is None:
             return Decision("ok", actions=tuple(actions))
+        put_off = bool(actions)
     if facts.cr is None:
         return _at_rest(facts, context, _not_applied(facts))
     if _suspended(facts):
@@ -347,9 +357,10 @@ def _converge(facts: Facts, context: Context, renderer: Renderer, owner: Owner |
     invalid = _invalid(facts, context)
     refused: list[str] = []
     leaving: list[str] = []
+    later: list[str] = []
     if not paused and (not invalid or facts.protected):
         try:
-            child_actions = [*_child_actions(facts, context, renderer, refused, leaving)]
+            child_actions = [*_child_actions(facts, context, renderer, refused, leaving, later)]
             # What has just been written may be all that the pods needed: they are judged after it.
             child_actions = child_actions or [*_gates(facts), *_pause(facts, context)]
         except GitOpsError as error:  # this spec cannot be rendered; others can
@@ -358,8 +369,8 @@ def _converge(facts: Facts, context: Context, renderer: Renderer, owner: Owner |
         if child_actions:
             return Decision("ok", actions=tuple(child_actions))
     synced = _synced(facts, context, invalid, refused)
-    if facts.deferred is not None and not leaving:
-        return _deferred(facts, context, synced, invalid)
+    if waits is not None and (put_off or later) and not leaving:
+        return _deferred(facts, context, waits, synced, invalid)
     if not leaving:
         return _at_rest(facts, context, synced, invalid)
     waiting = f"deletion of {', '.join(leaving)}"
@@ -368,17 +379,17 @@ def _converge(facts: Facts, context: Context, renderer: Renderer, owner: Owner |
     return replace(_at_rest(_without_former(facts), context, synced, invalid), waiting=waiting)
 
 
-def _deferred(facts: Facts, context: Context, synced: Condition, invalid: str) -> Decision:
+def _deferred(
+    facts: Facts, context: Context, waits: Deferral, synced: Condition, invalid: str
+) -> Decision:
     """The server stays as it is until its batch; the commit is not said to be applied here."""
-    assert facts.deferred is not None  # noqa: S101 -- called for those only
     if synced.status == "True":
-        synced = Condition("Synced", "False", "RolloutInProgress", facts.deferred.message)
+        synced = Condition("Synced", "False", "RolloutInProgress", waits.message)
     rest = _at_rest(replace(facts, desired=None), context, synced, invalid)
     result, message = rest.result, rest.message
     if synced.reason == "RolloutInProgress":
-        result = "blocked" if facts.deferred.stopped else "skipped"
-        message = facts.deferred.message
-    waiting = rest.waiting if facts.deferred.stopped else facts.deferred.message
+        result, message = "blocked" if waits.stopped else "skipped", waits.message
+    waiting = rest.waiting if waits.stopped else waits.message
     return replace(rest, result=result, message=message, waiting=waiting, deferred=True)
 
 
@@ -557,10 +568,16 @@ def _write(
 
 
 def _child_actions(
-    facts: Facts, context: Context, renderer: Renderer, refused: list[str], leaving: list[str]
+    facts: Facts,
+    context: Context,
+    renderer: Renderer,
+    refused: list[str],
+    leaving: list[str],
+    later: list[str],
 ) -> Iterator[Action]:
     """The writes that make the children what the CR says. ``refused`` gets why one is not written,
-    ``leaving`` the children that must have gone before they are made anew."""
+    ``leaving`` the children that must have gone before they are made anew, ``later`` those that
+    wait for their batch."""
     cr = facts.cr
     assert cr is not None  # noqa: S101 -- children are rendered from the CR
     external = _external(cr)
@@ -575,7 +592,8 @@ def _child_actions(
             leaving.append(str(ObjectRef.of(live)))
             continue  # its end is an event; then it is created anew
         if facts.deferred and live is not None and _reshapes(facts, context, body, live):
-            continue  # until its batch
+            later.append(str(ObjectRef.of(live)))
+            continue
         if external and kind == "Deployment":
             replicas = (live or cr).get("spec", {}).get("replicas", 1)
             body = {**body, "spec": {**body["spec"], "replicas": replicas}}

@@ -2,15 +2,16 @@
 
 Receives the servers whose running pods a commit would replace, and what each look at one of them
 came to; returns whether a server may go, and which may go next. A batch begins when every server
-that went before it is Ready; one that failed stops them all. Pure: no clock, no thread, no request.
-What it knows can be told again from the cluster, so a restart loses nothing.
+that went before it is Ready; one that failed stops them all. No clock, no request; what is known
+here can be told again from the cluster, so a restart loses nothing.
 """
 
 from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Collection, Iterable
+import threading
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from gitops_mcp.errors import UsageError
@@ -24,8 +25,8 @@ THRESHOLD = 10
 class Serial:
     """How many servers take a change at the same time: a share, a number, or all of them (0)."""
 
-    amount: int = 20
-    percent: bool = True
+    amount: int
+    percent: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Serial:
@@ -50,8 +51,9 @@ class Serial:
         return f"{self.amount}{'%' if self.percent else ''}" if self.amount else "off"
 
 
-ALL = Serial(0, percent=False)
+ALL = Serial(0)
 """Everything at once."""
+DEFAULT = Serial(20, percent=True)
 
 
 class Standing(enum.Enum):
@@ -72,91 +74,95 @@ def standing(decision: Decision) -> Standing:
         return Standing.FAILED
     if decision.result in ("skipped", "blocked", "pruned"):
         return Standing.READY
-    asked = decision.inquiry is not None  # a new pod's handshake is still to come
-    return Standing.READY if decision.ready and not asked else Standing.ROLLING
+    # Not before all is written, and its new pods have been asked.
+    at_rest = not decision.actions and decision.inquiry is None
+    return Standing.READY if decision.ready and at_rest else Standing.ROLLING
 
 
 class Rollout:
-    """The batches of one commit after another. Not thread-safe, but ``waits`` may be asked at any
-    time."""
+    """The batches of one commit. Thread-safe.
 
-    def __init__(self, serial: Serial) -> None:
-        self._serial = serial
-        self._commit = ""
-        self._batches: tuple[list[ServerKey], ...] = ()
-        self._batch_of: dict[ServerKey, int] = {}
-        self._opened = 0
-        self._waiting: set[ServerKey] = set()
-        self._unready: set[ServerKey] = set()
-        """Servers that went, and are not Ready."""
-        self._failed: dict[ServerKey, str] = {}
-        self._stopped = ""
+    ``rolling``: the running servers whose pods the commit will replace. ``rolled``: those whose
+    pods it replaced already, as far as the cluster tells; what became of them will be heard.
+    ``under_way``: some of them have been waiting for a batch before. ``after``: the rollout that
+    this one overtakes; those that went there and are not Ready yet are waited for.
+    """
 
-    def begin(
+    def __init__(
         self,
+        serial: Serial,
         revision: Revision,
-        rolling: Collection[ServerKey],
+        rolling: Collection[ServerKey] = (),
         rolled: Collection[ServerKey] = (),
+        *,
+        under_way: bool = False,
+        after: Rollout | None = None,
     ) -> None:
-        """Begin anew: another commit, other templates, or a start of this process.
-
-        ``rolling``: the running servers whose pods the change will replace. ``rolled``: those that
-        got it already, as far as the cluster tells; what became of them will be heard. Servers of
-        the last rollout that are neither, and not Ready yet, are waited for.
-        """
-        under_way = bool(self._waiting) and not self._failed
-        in_flight = self._unready - self._failed.keys()
+        unwell = after._unready if after is not None else set()
+        in_flight = unwell - after._failed.keys() if after is not None else set()
         # First what is not Ready anyhow: no more shall be so than belong to a batch.
-        members = sorted(
-            {*rolling, *rolled, *in_flight}, key=lambda key: (key not in self._unready, key)
-        )
-        serial = self._serial if under_way or len(members) >= THRESHOLD else ALL
-        size = serial.size(len(members))
+        members = sorted({*rolling, *rolled, *in_flight}, key=lambda key: (key not in unwell, key))
+        batched = under_way or len(members) >= THRESHOLD
+        size = (serial if batched else ALL).size(len(members))
         self._commit = revision.sha[:12] or str(revision)
-        self._batches = tuple(members[at : at + size] for at in range(0, len(members), size))
+        self._batches = [members[at : at + size] for at in range(0, len(members), size)]
         self._batch_of = {key: at for at, batch in enumerate(self._batches) for key in batch}
         self._opened = 0
         self._waiting = set(rolling)
-        self._unready = set(members) - self._waiting
-        self._failed = {}
+        self._unready: set[ServerKey] = set(members) - self._waiting
+        """Servers that went, and are not Ready."""
+        self._failed: dict[ServerKey, str] = {}
         self._stopped = ""
+        self._lock = threading.Lock()
         self._open()
 
     def waits(self, key: ServerKey) -> Deferral | None:
         """Why the server may not take the change yet; None: it may."""
-        if key not in self._waiting:
-            return None
-        if stopped := self._stopped:
-            return Deferral(stopped, stopped=True)
-        place = f"{self._batch_of.get(key, 0) + 1} of {len(self._batches)}"
-        return Deferral(f"waits for its batch ({place}) of commit {self._commit}")
+        with self._lock:
+            if key not in self._waiting:
+                return None
+            if self._stopped:
+                return Deferral(self._stopped, stopped=True)
+            place = f"{self._batch_of[key] + 1} of {len(self._batches)}"
+            return Deferral(f"waits for its batch ({place}) of commit {self._commit}")
 
-    def heard(self, key: ServerKey, stands: Standing, message: str = "") -> Iterable[ServerKey]:
+    def heard(self, key: ServerKey, stands: Standing, message: str = "") -> list[ServerKey]:
         """A look at a server came to this; ``message``: why it failed. Returns those that have to
-        be looked at now: they may go, or wait for something else than before."""
-        if key not in self._batch_of or key in self._waiting or stands is Standing.WAITING:
-            return ()
-        if stands is Standing.READY:
-            self._unready.discard(key)
-        else:
-            self._unready.add(key)
-        if stands is Standing.FAILED:
-            self._failed.setdefault(key, message)
-        else:
-            self._failed.pop(key, None)
-        before, self._stopped = self._stopped, self._why_stopped()
-        if self._stopped != before:
-            return [*self._open(), *sorted(self._waiting)]
-        return self._open()
+        be looked at now: they may go, or it is no longer the same that they wait for."""
+        with self._lock:
+            if key not in self._batch_of or stands is Standing.WAITING:
+                return []
+            self._waiting.discard(key)  # if it was: it has the change, or no part in it any more
+            if stands is Standing.READY:
+                self._unready.discard(key)
+            else:
+                self._unready.add(key)
+            if stands is Standing.FAILED:
+                self._failed.setdefault(key, message)
+            else:
+                self._failed.pop(key, None)
+            before, self._stopped = self._stopped, self._why_stopped()
+            fresh = self._open()
+            if self._stopped == before:
+                return fresh
+            return sorted({*fresh, *self._waiting, *self._unready} - {key})
 
     def holds_up(self, key: ServerKey) -> bool:
         """Do others wait for this server to be Ready?"""
-        return key in self._unready and bool(self._waiting) and not self._stopped
+        with self._lock:
+            return key in self._unready and bool(self._waiting) and not self._stopped
+
+    @property
+    def waiting(self) -> frozenset[ServerKey]:
+        """The servers that may not go yet."""
+        with self._lock:
+            return frozenset(self._waiting)
 
     @property
     def stopped(self) -> str:
         """Why no further batch begins; "" where nothing holds it up, or nobody waits."""
-        return self._stopped if self._waiting else ""
+        with self._lock:
+            return self._stopped if self._waiting else ""
 
     def _open(self) -> list[ServerKey]:
         """Let the next batch go, if all that went before are Ready."""

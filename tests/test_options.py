@@ -108,7 +108,7 @@ def test_values_of_the_file_are_what_they_would_be_as_flags(gitops: Run, tmp_pat
         ("templates", "may not be set by the source itself"),
         ("allowPrune", "may not be set by the source itself"),
         ("pth", "did you mean 'path'?"),
-        ("serial", "no option 'serial'"),  # nothing would obey it
+        ("serial", "expected a number of servers, a share such as 20%, or off"),
     ],
 )
 def test_the_sources_own_file_gives_itself_no_power(gitops: Run, key: str, why: str) -> None:

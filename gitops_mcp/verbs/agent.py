@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gitops_mcp.leadership import Leadership
     from gitops_mcp.manifests import Cache
     from gitops_mcp.pipeline import Wishes
+    from gitops_mcp.rollout import Serial
     from gitops_mcp.terminal import Terminal
 
 
@@ -41,6 +42,7 @@ Examples:
     show_default=True,
     help="Between two looks at git and the cluster.",
 )
+@options.serial
 @options.option("--create-namespace", is_flag=True, help="Create namespaces that are missing.")
 @options.option(
     "--watch-namespace",
@@ -59,6 +61,7 @@ def command(
     connection: options.ConnectionOptions,
     *,
     interval: timedelta,
+    serial: Serial | None,
     create_namespace: bool,
     watch_namespace: str | None,
     take_over: bool,
@@ -80,6 +83,7 @@ def command(
         probes=pipeline.probing(probes),
         hooks=pipeline.cleanup_hooks(options.configured("hooks")),
         watch_namespace=watch_namespace,
+        serial=serial,
     )
     ended = threading.Event()
     agent.end_on_signals(ended)

@@ -14,6 +14,7 @@ from gitops_mcp import options
 if TYPE_CHECKING:
     from gitops_mcp.model import Report
     from gitops_mcp.planning import Allowance
+    from gitops_mcp.rollout import Serial
 
 
 @click.command(
@@ -38,6 +39,7 @@ with --wait, is not Ready, or the source has problems; 2 could not run.
 @options.option(
     "--wait", type=options.Duration(), metavar="[=5m]", help="Wait until the servers are Ready."
 )
+@options.serial
 @options.option("--create-namespace", is_flag=True, help="Create namespaces that are missing.")
 @options.option("--take-over", is_flag=True, help="Take the lease from whoever holds it.")
 @options.option("--allow-prune", metavar="[=N]", help="Let the prune guard pass N removals (any).")
@@ -56,6 +58,7 @@ def command(
     check: bool,
     show_diff: bool,
     wait: timedelta | None,
+    serial: Serial | None,
     create_namespace: bool,
     take_over: bool,
     allow_prune: str | None,
@@ -84,6 +87,7 @@ def command(
             check=check,
             rights=not check,
             ready_within=None if check else wait,
+            serial=serial,
             create_namespace=create_namespace,
             allow_prune=allowed,
             probes=pipeline.probing(probes),
