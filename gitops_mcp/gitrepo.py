@@ -98,11 +98,11 @@ def _is_setting(path: str) -> bool:
     return path == CONFIG_FILE or VARS_FOLDER in path.split("/")[:-1]
 
 
-def _pathspecs(prefix: str, below: str) -> tuple[str, ...]:
+def _pathspecs(prefix: str, below: str, magic: str = "literal") -> tuple[str, ...]:
     """What git has to list; a name is only a name, whatever it holds."""
     if below:
-        return tuple(f":(literal){prefix}{path}" for path in (below, CONFIG_FILE, VARS_FOLDER))
-    return (f":(literal){prefix}",) if prefix else ()
+        return tuple(f":({magic}){prefix}{path}" for path in (below, CONFIG_FILE, VARS_FOLDER))
+    return (f":({magic}){prefix}",) if prefix else ()
 
 
 def _normal(path: str) -> str:
@@ -238,11 +238,9 @@ class _Taking:
     def _differing(self, old: str) -> list[tuple[str, str, str]] | None:
         """Like ``_tree``, what differs from another commit; None where that is not here any more.
         What is gone has mode 000000."""
-        specs = _pathspecs(self.prefix, self.below)
-        answer = self.git.ask(
-            *("diff-tree", "-r", "-z", "--raw", "--no-renames", "--ignore-submodules=none"),
-            *(old, self.commit, "--", *specs),
-        )
+        specs = _pathspecs(self.prefix, self.below, "top,literal")
+        options = ("-r", "-z", "--raw", "--no-renames", "--no-relative", "--ignore-submodules=none")
+        answer = self.git.ask("diff-tree", *options, old, self.commit, "--", *specs)
         if answer.status:
             return None
         fields = os.fsdecode(answer.out).split("\0")
