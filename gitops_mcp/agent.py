@@ -1,7 +1,8 @@
-"""The agent: passes of a source, repeated by a scheduler until it is told to end.
+"""The agent: the line kept alive by a scheduler, watches and timers, until it is told to end.
 
-Receives a function that makes one pass, calls it at once and then every interval; never two at a
-time. SIGTERM and SIGINT let the pass that runs end, and start no further one.
+Puts the rooms together that live as long as the process: the view and its watches, the controller
+and its workers, leadership, the periodic jobs and the HTTP endpoints. What is to be done about a
+server is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -9,14 +10,48 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Callable
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
+from gitops_mcp import leadership, manifests, pipeline, webhook
+from gitops_mcp.controller import Controller, Leads, Listener
+from gitops_mcp.endpoints import Endpoints
+from gitops_mcp.engine import utc_now
+from gitops_mcp.errors import GitOpsError, KubeError
+from gitops_mcp.fleet import Workers
+from gitops_mcp.gitrepo import Repository
+from gitops_mcp.journal import Journal, Standing
+from gitops_mcp.kube import Cluster
+from gitops_mcp.leadership import Leadership, Say
+from gitops_mcp.metrics import Gauges, Metrics
+from gitops_mcp.model import Problem
+from gitops_mcp.options import SourceOptions
+from gitops_mcp.pipeline import Source, Wishes
+from gitops_mcp.recorder import Recorder
+from gitops_mcp.view import View
+from gitops_mcp.watches import Place, Watches
+from gitops_mcp.webhook import Verdict
+
+_log = logging.getLogger(__name__)
+
 LOOK = 0.5
 """Seconds between two looks at whether a signal has come."""
+WORKERS = 16
+"""Servers that are worked on at the same time: requests in flight."""
+WORKERS_OF_ONE = 12
+"""Of one namespace: its admission webhooks may be slow, and others are not to wait for them."""
+LAST_WORDS = 3.0
+"""Seconds that requests under way are given when the agent is told to end."""
+STUCK = 60.0
+"""Seconds without a single periodic job after which only a restart helps."""
+NOTES = timedelta(seconds=3)
+"""Between two flushes of the deployment notes."""
 
 
 def end_on_signals(ended: threading.Event) -> None:
@@ -25,38 +60,330 @@ def end_on_signals(ended: threading.Event) -> None:
         signal.signal(number, lambda *_: ended.set())
 
 
-def run(one_pass: Callable[[], None], *, interval: timedelta, ended: threading.Event) -> None:
-    """Repeat ``one_pass`` until ``ended`` is set. What it raises ends the agent.
+@dataclass(frozen=True, slots=True)
+class Periods:
+    """How often the few periodic jobs run."""
 
-    A pass that outlasts the interval is followed at once by the next; passes that were missed are
-    not made up for.
-    """
-    crash: list[BaseException] = []
+    poll: timedelta = timedelta(seconds=60)
+    full_check: timedelta = timedelta(minutes=10)
 
-    def job() -> None:
-        if ended.is_set():
-            return
+
+class Agent:
+    """Runs the servers of one source, and those that kubectl made, as long as it leads."""
+
+    def __init__(
+        self,
+        options: SourceOptions,
+        repository: Repository,
+        source: Source,
+        cluster: Cluster,
+        wishes: Wishes,
+        *,
+        cache: manifests.Cache,
+        periods: Periods,
+        take_over: bool = False,
+        listen: str,
+        webhook_secret: Callable[[], bytes] = lambda: b"",
+        metrics: Metrics,
+        warn: Say = lambda _: None,
+        say: Say = lambda _: None,
+        adopted: Callable[[str, Sequence[Problem]], None] = lambda *_: None,
+        listeners: Sequence[Listener] = (),
+    ) -> None:
+        self._options = options
+        self._repository = repository
+        self._source = source
+        self._cluster = cluster
+        self._wishes = wishes
+        self._periods = periods
+        self._warn = warn
+        self._adopted = adopted
+        self._listen = listen
+        self._webhook_secret = webhook_secret
+        self._metrics = metrics
+        self._heartbeat = time.monotonic()
+        self._journal = Journal(
+            repository.notes(options.cluster),
+            cluster=options.cluster,
+            source=source.source_id,
+            clock=utc_now,
+            warn=warn,
+            count=metrics.noted,
+        )
+        self._cache = cache
+        self._view = View()
+        self._watches: Watches | None = None
+        self._ended = threading.Event()
+        self._crash: BaseException | None = None
+        self._polled = ""
+        """What went wrong at the last look at git."""
+        self._again = threading.Event()
+        """Git is to be looked at once more."""
+        where = options.namespace or cluster.namespace
+        lease = leadership.source_lease(cluster, where, source.source_id, "agent")
+        self._recorder = Recorder(
+            cluster,
+            instance=lease.identity,
+            clock=utc_now,
+            warn=warn,
+            dropped=metrics.event_dropped,
+        )
+        self._leader = Leadership(
+            lease,
+            take_over=take_over,
+            gained=self._lead,
+            say=say,
+        )
+        self._kubectls = Leadership(
+            leadership.source_lease(cluster, where, leadership.CLUSTER_SOURCE, "agent"),
+            gained=lambda: self._controller.look_at_all(),
+            say=say,
+        )
+        self._workers = Workers(
+            lambda key: self._controller.look(key),
+            lambda key, inquiry: self._controller.ask(key, inquiry),
+            clock=utc_now,
+            workers=WORKERS,
+            per_namespace=WORKERS_OF_ONE,
+        )
+        self._controller = Controller(
+            cluster,
+            self._view,
+            wishes,
+            leads=Leads(lambda: self._leader.holds, lambda: self._kubectls.holds),
+            wake=self._workers.wake,
+            listeners=(*listeners, metrics.worked, self._journal.heard, self._recorder.heard),
+            settled=self._settled,
+            complete=lambda: self._view.complete,
+            warn=warn,
+        )
+        self._scheduler = self._schedule()
+
+    def run(self, ended: threading.Event) -> None:
+        """Keep everything as git says, until ``ended`` is set. Raises GitOpsError where it cannot
+        begin, and what a bug raises."""
+        self._ended = ended
+        versions = pipeline.survey(
+            self._cluster, self._view, self._source, self._wishes, warn=self._warn
+        )
+        self._watches = Watches(
+            self._cluster, self._view, versions, heard=self._heard, crashed=self._workers.crash
+        )
+        self._metrics.read(self._gauges(self._watches))
+        self._view.subscribe(self._workers.wake)
+        self._watches.start()
+        self._adopt(self._source)
+        with Endpoints(
+            self._listen,
+            alive=self._alive,
+            ready=self._ready,
+            metrics=self._metrics.text,
+            webhook=self._on_webhook,
+        ):
+            work = threading.Thread(target=self._work, name="work", daemon=True)
+            work.start()
+            tell = threading.Thread(
+                target=self._recorder.run, args=(ended,), name="events", daemon=True
+            )
+            tell.start()
+            self._scheduler.start()
+            # A signal may come in on another thread, which does not wake this one.
+            while not ended.wait(LOOK):
+                pass
+            self._end(work, tell)
+        if self._crash is not None:
+            raise self._crash
+
+    def _work(self) -> None:
         try:
-            one_pass()
+            self._workers.run(self._ended.is_set)
         except BaseException as error:
-            crash.append(error)
-            ended.set()
+            self._crash = error
+            self._ended.set()
 
-    scheduler = BackgroundScheduler(
-        timezone=UTC,
-        executors={"default": ThreadPoolExecutor(1)},
-        # The scheduler's own default would skip a pass that is a second late.
-        job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1},
-    )
-    scheduler.add_job(
-        job, "interval", seconds=interval.total_seconds(), next_run_time=datetime.now(UTC)
-    )
-    # A pass that outlasts the interval is no news; what one raises is handled above.
-    logging.getLogger("apscheduler").setLevel(logging.ERROR)
-    scheduler.start()
-    # A signal may come in on another thread, which does not wake this one: look for oneself.
-    while not ended.wait(LOOK):
-        pass
-    scheduler.shutdown(wait=True)
-    if crash:
-        raise crash[0]
+    def _end(self, work: threading.Thread, tell: threading.Thread) -> None:
+        """No new work; what runs may end; what was done is told; others may lead."""
+        self._scheduler.shutdown(wait=False)
+        with self._workers.changed:
+            self._workers.changed.notify()
+        work.join(LAST_WORDS)
+        if self._watches is not None:
+            self._watches.stop()
+        if self._leader.holds:
+            self._journal.flush(last=True)
+        tell.join(1.0)
+        for leader in (self._kubectls, self._leader):
+            leader.release()
+
+    # --- jobs ---
+
+    def _schedule(self) -> BackgroundScheduler:
+        """Each class of job has a thread of its own: a hanging git server renews no lease. The
+        scheduler's own defaults would skip a job that is a second late."""
+        scheduler = BackgroundScheduler(
+            timezone=UTC,
+            executors={
+                name: ThreadPoolExecutor(1)
+                for name in ("poll", "lease", "kubectl", "check", "notes")
+            },
+            job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1},
+        )
+        now = datetime.now(UTC)
+        poll, check = self._periods.poll, self._periods.full_check
+        every = {
+            "poll": (self._poll, poll, now + poll),
+            "check": (self._controller.look_at_all, check, now + check),
+            "notes": (self._flush, NOTES, now + NOTES),
+            "lease": (self._renew, timedelta(seconds=leadership.STEP), now),
+            "kubectl": (self._kubectls.step, timedelta(seconds=leadership.STEP), now),
+        }
+        for name, (job, period, first) in every.items():
+            seconds = period.total_seconds()
+            scheduler.add_job(
+                self._guarded(job),
+                "interval",
+                seconds=seconds,
+                # Many agents that were started together do not ask together for ever.
+                jitter=seconds / 10 if name in ("poll", "check") else None,
+                next_run_time=first,
+                id=name,
+                executor=name,
+            )
+        # That a job still runs when it is due again is no news.
+        logging.getLogger("apscheduler").setLevel(logging.ERROR)
+        return scheduler
+
+    def _guarded(self, job: Callable[[], None]) -> Callable[[], None]:
+        """A bug in a job ends the agent: half of one would be worse."""
+
+        def run() -> None:
+            try:
+                job()
+            except BaseException as error:
+                self._crash = error
+                self._ended.set()
+
+        return run
+
+    def poke(self) -> None:
+        """Look at git now."""
+        self._again.set()
+        self._scheduler.modify_job("poll", next_run_time=datetime.now(UTC))
+
+    def _poll(self) -> None:
+        """Look at git, and adopt what is new. What cannot be read leaves everything as it is."""
+        while True:
+            self._again.clear()
+            began = time.monotonic()
+            try:
+                result = self._look_at_git()
+                self._polled = ""
+            except GitOpsError as error:
+                result = "failed"
+                if error.message != self._polled:
+                    self._warn(f"{error.message}; what was read last stays in force")
+                self._polled = error.message
+            self._metrics.polled(result, time.monotonic() - began)
+            if not self._again.is_set():  # else somebody asked while we were looking
+                return
+
+    def _look_at_git(self) -> str:
+        if self._repository.poll().kind == "unchanged":
+            return "unchanged"
+        source = pipeline.read(
+            self._options,
+            self._repository,
+            cache=self._cache,
+            former=self._controller.source or self._source,
+        )
+        if source.source_id != self._source.source_id:
+            raise GitOpsError(
+                f"the source's id has become {source.source_id!r}: restart the agent to follow it"
+            )
+        self._adopt(source)
+        return "moved"
+
+    def _adopt(self, source: Source) -> None:
+        revision, problems = str(source.snapshot.revision), source.loaded.problems
+        self._adopted(revision, problems)
+        self._metrics.adopted(revision, problems)
+        self._journal.adopted(source.snapshot.revision, problems)
+        self._controller.adopt(source)
+
+    def _settled(self, source: Source) -> None:
+        self._leader.revision = str(source.snapshot.revision)
+        self._journal.settled(source.snapshot.revision)
+
+    def _lead(self) -> None:
+        self._recorder.begin()
+        self._journal.recover(self._standing)
+        self._controller.look_at_all()
+
+    def _standing(self) -> Standing:
+        source = self._controller.source or self._source
+        loaded = source.loaded
+        return Standing(
+            source.snapshot.revision,
+            loaded.servers.keys() | loaded.protected,
+            dict(self._view.resources()),
+            lambda key: self._view.live(key).cr,
+            lambda key: (
+                self._wishes.watch_namespace in (None, key.namespace) and source.limit.selects(key)
+            ),
+        )
+
+    def _flush(self) -> None:
+        if self._leader.holds:
+            self._journal.flush()
+
+    def _renew(self) -> None:
+        self._leader.step()
+        self._heartbeat = time.monotonic()
+
+    def _heard(self, place: Place, error: KubeError | None) -> None:
+        if error is not None:
+            _log.warning("watch of %s: %s", place, error.message)
+
+    # --- what is asked over HTTP ---
+
+    def _alive(self) -> str:
+        if self._crash is not None:
+            return "a thread has died"
+        silent = time.monotonic() - self._heartbeat
+        return f"no job has run for {silent:.0f} s" if silent > STUCK else ""
+
+    def _ready(self) -> str:
+        watches = self._watches
+        if watches is None or not watches.complete:
+            return "the cluster is not seen whole"
+        if self._leader.holds and not self._controller.synced:
+            return "not every server was looked at yet"
+        return ""
+
+    def _on_webhook(self, headers: Mapping[str, str], body: bytes) -> int:
+        verdict = webhook.verify(headers, body, self._webhook_secret())
+        self._metrics.webhook(verdict.name)
+        if verdict is Verdict.PUSH:
+            self.poke()
+        return verdict.value
+
+    def _gauges(self, watches: Watches) -> Gauges:
+        queue = self._workers.queue
+
+        def oldest() -> float:
+            return queue.oldest(utc_now()).total_seconds()
+
+        return Gauges(
+            queue_depth=lambda: queue.depth,
+            queue_oldest=oldest,
+            view_age=watches.age,
+            phases=self._phases,
+            leads=lambda: {
+                self._source.source_id: self._leader.holds,
+                leadership.CLUSTER_SOURCE: self._kubectls.holds,
+            },
+        )
+
+    def _phases(self) -> Counter[str]:
+        crs = (cr for _, cr in self._view.resources())
+        return Counter(str((cr.get("status") or {}).get("phase", "")) for cr in crs)

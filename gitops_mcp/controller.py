@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 
-from gitops_mcp import planning, probes
+from gitops_mcp import manifests, planning, probes
 from gitops_mcp.engine import Aim, Ask, Engine, Kube, utc_now
 from gitops_mcp.errors import LeaseLost
 from gitops_mcp.fleet import Look
@@ -87,7 +87,7 @@ class Controller:
         self._rollout: Rollout | None = None
         self._open: set[ServerKey] = set()
         """Servers of the adopted commit that have not been looked at since."""
-        self._synced = ""
+        self.synced = ""
         """The last commit that every server was looked at for."""
         self.source: Source | None = None
         """What is enforced; None before the first commit."""
@@ -150,17 +150,11 @@ class Controller:
         old, new = former.loaded, source.loaded
         if former.renderer.digest != source.renderer.digest or old.unknown != new.unknown:
             return self.servers()
-        keys = {
-            key
-            for key in old.servers.keys() | new.servers.keys()
-            if old.servers.get(key) is not new.servers.get(key)
-        }
-        mended = old.protected if old.problems != new.problems else old.protected ^ new.protected
-        return keys | mended | (new.protected if old.problems != new.problems else frozenset())
+        return set(manifests.changed(old, new))
 
     def _allowance(self, source: Source, count: int, under_way: int) -> planning.Allowance | None:
         return source.allowance(
-            count, under_way, given=self._wishes.allow_prune, since=self._synced, warn=self._warn
+            count, under_way, given=self._wishes.allow_prune, since=self.synced, warn=self._warn
         )
 
     def servers(self) -> set[ServerKey]:
@@ -254,7 +248,7 @@ class Controller:
         """Say so, once, when every server was looked at for the commit that is enforced."""
         source = self.source
         with self._lock:
-            if source is None or self._open or self._synced == str(source.snapshot.revision):
+            if source is None or self._open or self.synced == str(source.snapshot.revision):
                 return
-            self._synced = str(source.snapshot.revision)
+            self.synced = str(source.snapshot.revision)
         self._settled(source)

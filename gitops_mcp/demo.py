@@ -462,6 +462,8 @@ def _environment(kubeconfig: Path, folder: Path, style: Style) -> dict[str, str]
             "GIT_CONFIG_NOSYSTEM": "1",
             "GIT_TERMINAL_PROMPT": "0",
             "GITOPS_MCP_COLOR": "always" if style.color else "never",
+            "GITOPS_MCP_LOG_FORMAT": "text",
+            "GITOPS_MCP_LISTEN": "127.0.0.1:0",  # the agent's own port may be taken
             "KUBECONFIG": str(kubeconfig),
             # Commands run in other folders, and a checkout need not be installed.
             "PYTHONPATH": os.pathsep.join(filter(None, (package, ours.get("PYTHONPATH")))),

@@ -234,7 +234,7 @@ class Looks:
         if not facts:
             return
         level = _LEVELS.get(new.result, logging.INFO)
-        if _LAPSED in facts:
+        if _LAPSED in facts and not outcome.changes:  # else it is our own rollout
             level = max(level, logging.WARNING)
         fields: dict[str, object] = {
             "server": worked.server,

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from gitops_mcp.engine import Engine
     from gitops_mcp.fleet import Progress
     from gitops_mcp.hooks import Hook
-    from gitops_mcp.kube import Cluster
+    from gitops_mcp.kube import Cluster, Observer
     from gitops_mcp.rendering import Renderer
     from gitops_mcp.view import View
     from gitops_mcp.watches import Versions
@@ -446,7 +446,7 @@ class Pass:
         from gitops_mcp.watches import Watches
 
         view = View()
-        versions = self._read(view)
+        versions = survey(self.cluster, view, self.source, self.wishes, warn=self.warn)
         context = self.source.context(self.wishes)
         keys = self._keys(view, context)
         if self.wishes.rights:
@@ -510,56 +510,6 @@ class Pass:
             and outcome.server not in before
         }
         return report
-
-    def _read(self, view: View) -> Versions:
-        """The cluster's state, and the one clear line where it is not fit for us."""
-        from gitops_mcp import crd, watches
-
-        refuse_old(self.cluster)
-        try:
-            if self.wishes.watch_namespace is not None:
-                # The CRD is outside of it.
-                return watches.read(self.cluster, view, [self.wishes.watch_namespace])
-            versions = self._lists(view)
-            definition = self.cluster.get(
-                ObjectRef("apiextensions.k8s.io/v1", "CustomResourceDefinition", "", CRD_NAME)
-            )
-        except Permanent as error:
-            if "customresourcedefinitions" not in error.message:
-                raise
-            definition = None  # without the right to look, the first write will tell
-        except KindAbsent as error:
-            raise UsageError(
-                f"the cluster does not know {KIND} ({API_VERSION})",
-                hint="gitops-mcp crd | kubectl apply --server-side -f -",
-            ) from error
-        ours = crd.custom_resource_definition(schemas.schema())
-        missing = crd.missing(definition, ours) if definition is not None else ()
-        if missing:
-            raise UsageError(
-                f"the CRD in the cluster is older than this version: it lacks {missing[0]}",
-                hint="gitops-mcp crd | kubectl apply --server-side -f -",
-            )
-        return versions
-
-    def _lists(self, view: View) -> Versions:
-        """All namespaces; where that may not be listed, those of the manifests."""
-        from gitops_mcp import watches
-
-        try:
-            return watches.read(self.cluster, view, watches.EVERYWHERE)
-        except Permanent as error:
-            loaded = self.source.loaded
-            keys = filter(self.source.limit.selects, {*loaded.servers, *loaded.protected})
-            namespaces = sorted({key.namespace for key in keys})
-            if error.code != 403 or not namespaces:
-                raise
-            versions = watches.read(self.cluster, view, namespaces)
-            self.warn(
-                "without the right to list mcpservers in all namespaces, only those of the "
-                f"manifests are looked at: {', '.join(namespaces)}"
-            )
-            return versions
 
     def _ask_rights(self, view: View, keys: Collection[ServerKey]) -> None:
         """Refuse, in one line, a pass that would stop half-way for want of a right. Servers that
@@ -641,6 +591,61 @@ class Pass:
         )
 
 
+def survey(
+    cluster: Cluster, view: View, source: Source, wishes: Wishes, *, warn: Say = lambda _: None
+) -> Versions:
+    """Fill the view with what the cluster holds; returns where its watches go on from. Raises
+    UsageError with the one clear line where the cluster is not fit for us."""
+    from gitops_mcp import crd, watches
+
+    refuse_old(cluster)
+    try:
+        if wishes.watch_namespace is not None:
+            # The CRD is outside of it.
+            return watches.read(cluster, view, [wishes.watch_namespace])
+        versions = _lists(cluster, view, source, warn)
+        definition = cluster.get(
+            ObjectRef("apiextensions.k8s.io/v1", "CustomResourceDefinition", "", CRD_NAME)
+        )
+    except Permanent as error:
+        if "customresourcedefinitions" not in error.message:
+            raise
+        definition = None  # without the right to look, the first write will tell
+    except KindAbsent as error:
+        raise UsageError(
+            f"the cluster does not know {KIND} ({API_VERSION})",
+            hint="gitops-mcp crd | kubectl apply --server-side -f -",
+        ) from error
+    ours = crd.custom_resource_definition(schemas.schema())
+    missing = crd.missing(definition, ours) if definition is not None else ()
+    if missing:
+        raise UsageError(
+            f"the CRD in the cluster is older than this version: it lacks {missing[0]}",
+            hint="gitops-mcp crd | kubectl apply --server-side -f -",
+        )
+    return versions
+
+
+def _lists(cluster: Cluster, view: View, source: Source, warn: Say) -> Versions:
+    """All namespaces; where that may not be listed, those of the manifests."""
+    from gitops_mcp import watches
+
+    try:
+        return watches.read(cluster, view, watches.EVERYWHERE)
+    except Permanent as error:
+        loaded = source.loaded
+        keys = filter(source.limit.selects, {*loaded.servers, *loaded.protected})
+        namespaces = sorted({key.namespace for key in keys})
+        if error.code != 403 or not namespaces:
+            raise
+        versions = watches.read(cluster, view, namespaces)
+        warn(
+            "without the right to list mcpservers in all namespaces, only those of the "
+            f"manifests are looked at: {', '.join(namespaces)}"
+        )
+        return versions
+
+
 def refuse_old(cluster: Cluster) -> None:
     """Raises UsageError for an API server that our objects are too new for."""
     version = cluster.version()
@@ -679,11 +684,11 @@ def write_notes(
         warn(warning)
 
 
-def connect(options: ConnectionOptions) -> Cluster:
-    """The cluster, as kubectl would find it; no request yet."""
+def connect(options: ConnectionOptions, *, observe: Observer | None = None) -> Cluster:
+    """The cluster, as kubectl would find it; no request yet. ``observe`` hears of each one."""
     from gitops_mcp.kube import Cluster
 
-    return Cluster.connect(options.kubeconfig, options.context)
+    return Cluster.connect(options.kubeconfig, options.context, observe=observe)
 
 
 def cleanup_hooks(configured: object) -> tuple[Hook, ...]:

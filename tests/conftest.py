@@ -36,7 +36,10 @@ _INHERITED = (
 for _name in list(os.environ):
     if _name.startswith(("GIT_", "GITOPS_MCP_", "KUBECONFIG")) and _name not in _INHERITED:
         del os.environ[_name]
-os.environ.update(_GIT | _PLANE)
+# Agents of many tests at once: each takes a free port of its own.
+_AGENT = {"GITOPS_MCP_LISTEN": "127.0.0.1:0"}
+
+os.environ.update(_GIT | _PLANE | _AGENT)
 
 _strays: list[str] = []
 

@@ -15,13 +15,8 @@ from click.core import ParameterSource
 from gitops_mcp import options
 
 if TYPE_CHECKING:
-    from gitops_mcp.gitrepo import Repository
-    from gitops_mcp.kube import Cluster
-    from gitops_mcp.leadership import Leadership
-    from gitops_mcp.manifests import Cache
-    from gitops_mcp.pipeline import Wishes
+    from gitops_mcp.logs import Form
     from gitops_mcp.rollout import Serial
-    from gitops_mcp.terminal import Terminal
 
 
 @click.command(
@@ -40,7 +35,14 @@ Examples:
     type=options.Duration(),
     default="60s",
     show_default=True,
-    help="Between two looks at git and the cluster.",
+    help="Between two looks at git.",
+)
+@options.option(
+    "--full-check",
+    type=options.Duration(),
+    default="10m",
+    show_default=True,
+    help="Between two looks at every server, whether anything happened or not.",
 )
 @options.serial
 @options.option("--create-namespace", is_flag=True, help="Create namespaces that are missing.")
@@ -50,6 +52,25 @@ Examples:
     help="Run the servers of this namespace only; rights elsewhere are not needed.",
 )
 @options.option("--take-over", is_flag=True, help="Take the lease from whoever holds it.")
+@options.option(
+    "--listen",
+    metavar="HOST:PORT",
+    default="0.0.0.0:8080",
+    show_default=True,
+    help="Serve /healthz, /readyz, /metrics and /webhook there.",
+)
+@options.option(
+    "--webhook-secret-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Take pushes at /webhook that bear this secret; read anew at each.",
+)
+@options.option(
+    "--log-format",
+    type=click.Choice(["auto", "text", "json"]),
+    default="auto",
+    show_default=True,
+    help="Of the log on stderr; auto: text on a terminal, else JSON.",
+)
 @options.option(
     "--probes",
     type=click.Choice(["on", "off"]),
@@ -62,9 +83,13 @@ def command(
     *,
     interval: timedelta,
     serial: Serial | None,
+    full_check: timedelta,
     create_namespace: bool,
     watch_namespace: str | None,
     take_over: bool,
+    listen: str,
+    webhook_secret_file: Path | None,
+    log_format: Form,
     probes: str | None,
     common: options.CommonOptions,
 ) -> int:
@@ -73,10 +98,9 @@ def command(
     The agent holds the source's lease and places the finalizer, so that a server deleted with
     kubectl is shut down gracefully too. Without SOURCE it runs only the servers that kubectl made.
     """
-    from gitops_mcp import agent, leadership, pipeline
-    from gitops_mcp.terminal import Terminal
+    from gitops_mcp import agent, logs, manifests, pipeline
+    from gitops_mcp.metrics import Metrics
 
-    terminal = Terminal(common)
     wishes = pipeline.Wishes(
         create_namespace=create_namespace,
         finalizer=True,
@@ -85,25 +109,40 @@ def command(
         watch_namespace=watch_namespace,
         serial=serial,
     )
+    metrics = Metrics()
+
+    def webhook_secret() -> bytes:
+        return b"" if webhook_secret_file is None else webhook_secret_file.read_bytes().strip()
+
     ended = threading.Event()
     agent.end_on_signals(ended)
     with (
+        logs.installed(log_format, verbose=common.verbose, quiet=common.quiet),
         tempfile.TemporaryDirectory(prefix="gitops-mcp-") as empty,
         pipeline.open_repository(source := _chosen(source, empty)) as repository,
     ):
-        line = pipeline.read(source, repository)
-        cluster = pipeline.connect(connection)
-        passes = _Passes(source, repository, cluster, wishes, terminal)
+        cache = manifests.Cache()
+        line = pipeline.read(source, repository, cache=cache)
+        cluster = pipeline.connect(connection, observe=metrics.requested)
+        looks = logs.Looks()
         try:
-            where = source.namespace or cluster.namespace
-            with leadership.only_writer(
-                leadership.source_lease(cluster, where, line.source_id, "agent"),
+            agent.Agent(
+                source,
+                repository,
+                line,
+                cluster,
+                wishes,
+                cache=cache,
+                periods=agent.Periods(interval, full_check),
                 take_over=take_over,
-                ended=ended,
-                say=terminal.say,
-            ) as passes.leader:
-                if passes.leader is not None:
-                    agent.run(passes.one, interval=interval, ended=ended)
+                warn=looks.warn,
+                say=logs.info,
+                adopted=looks.adopted,
+                listeners=(looks.worked,),
+                listen=listen,
+                webhook_secret=webhook_secret,
+                metrics=metrics,
+            ).run(ended)
         finally:
             cluster.close()
     return 0
@@ -122,85 +161,3 @@ def _chosen(source: options.SourceOptions, empty: str) -> options.SourceOptions:
     if source.ref is None and source.branch is None and (Path(source.location) / ".git").exists():
         return replace(source, ref="HEAD")
     return source
-
-
-class _Passes:
-    """The agent's passes: what one leaves for the next, and what it says."""
-
-    def __init__(
-        self,
-        source: options.SourceOptions,
-        repository: Repository,
-        cluster: Cluster,
-        wishes: Wishes,
-        terminal: Terminal,
-    ) -> None:
-        from gitops_mcp import leadership, manifests
-
-        where = source.namespace or cluster.namespace
-        self._kubectl = leadership.source_lease(cluster, where, leadership.CLUSTER_SOURCE, "agent")
-        self._source = source
-        self._repository = repository
-        self._cluster = cluster
-        self._wishes = wishes
-        self._terminal = terminal
-        self._cache: Cache = manifests.Cache()
-        self._problems: tuple[object, ...] = ()
-        self._said = ""
-        self._warned: set[str] = set()
-        self.leader: Leadership | None = None
-
-    def one(self) -> None:
-        """Look at git, make a pass, say what it changed. A pass that fails is told and repeated."""
-        from gitops_mcp.errors import GitOpsError, LeaseLost
-
-        try:
-            self._pass()
-        except LeaseLost:
-            raise
-        except GitOpsError as error:
-            self._terminal.warn(f"{error.message}; the next pass tries again")
-
-    def _warn(self, text: str) -> None:
-        """What every pass would say is said once."""
-        if text not in self._warned:
-            self._warned.add(text)
-            self._terminal.warn(text)
-
-    def _pass(self) -> None:
-        from gitops_mcp import leadership, pipeline, reports
-
-        self._repository.poll()
-        line = pipeline.read(self._source, self._repository, cache=self._cache)
-        if line.loaded.problems != self._problems:
-            self._terminal.problems(line.loaded.problems)
-            self._problems = line.loaded.problems
-        one = pipeline.Pass(
-            line,
-            self._cluster,
-            self._source,
-            self._wishes,
-            self._warn,
-            self._terminal.progress,
-        )
-        leader = self.leader
-        assert leader is not None  # noqa: S101 -- passes are made by the leader
-        # Pass by pass, so that another source's agent takes over once this one has gone.
-        with leadership.kubectl_writer(self._kubectl, patience=0) as kubectl:
-            one.wishes = replace(self._wishes, kubectl=kubectl.holds)
-            one.may_write = lambda kubectls: (kubectl if kubectls else leader).holds
-            report = one.run()
-        records = reports.notes_of(
-            report, source=line.source_id, time=pipeline.now(), ready=one.ready
-        )
-        pipeline.write_notes(
-            line, records, cluster=self._source.cluster, push=True, warn=self._warn
-        )
-        leader.revision = str(report.revision)
-        said = ""
-        if any(outcome.result not in ("ok", "skipped") for outcome in report.outcomes):
-            text = reports.sync(report, style=self._terminal.style)
-            said = f"commit {report.revision.sha[:12]}\n{text}"
-        if said and said != self._said:  # what stays wrong is told once
-            click.echo(said, nl=False)
-        self._said = said
