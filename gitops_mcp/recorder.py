@@ -37,6 +37,8 @@ QUEUE: Final = 2_000
 """Events that wait to be written; a Warning takes the place of the oldest other one."""
 PACE: Final = 0.1
 """Seconds between two writes: ten a second are no load beside the work itself."""
+REST: Final = 0.5
+"""Seconds between two looks at whether there is anything to write."""
 WINDOW: Final = timedelta(minutes=10)
 """How long after its last time an Event is the same one again, as client-go has it."""
 REFRESH: Final = timedelta(seconds=60)
@@ -137,7 +139,7 @@ class Recorder:
         self._warn = warn
         self._dropped = dropped
         self._since = clock()
-        self._news = threading.Condition()
+        self._lock = threading.Lock()
         self._seen: dict[ServerKey, _Seen] = {}
         self._series: OrderedDict[_Fact, _Series] = OrderedDict()
         self._queues: dict[Type, dict[_Fact, _Series]] = {"Warning": {}, "Normal": {}}
@@ -158,18 +160,15 @@ class Recorder:
 
     def begin(self) -> None:
         """We lead from now on: what was so before is no news, somebody else has told it."""
-        with self._news:
+        with self._lock:
             self._seen.clear()
             self._since = self._clock().replace(microsecond=0)
 
     def heard(self, worked: Worked) -> None:
         """A server was looked at."""
-        with self._news:
-            facts = dict.fromkeys(self._facts(worked))
-            for fact in facts:
+        with self._lock:
+            for fact in dict.fromkeys(self._facts(worked)):
                 self._happened(fact, worked.at)
-            if facts:
-                self._news.notify()
 
     def _facts(self, worked: Worked) -> Iterator[_Fact]:
         known = self._seen.get(worked.server)
@@ -222,11 +221,8 @@ class Recorder:
 
     def run(self, stop: threading.Event) -> None:
         """Write at a slow pace until ``stop``, then what is left, for a second at most."""
-        while not stop.is_set():
-            if not self._write_next():
-                with self._news:
-                    self._news.wait(1.0)
-            stop.wait(PACE)
+        while not stop.wait(PACE if self._write_next() else REST):
+            pass
         end = self._clock() + timedelta(seconds=1)
         while self._clock() < end and self._write_next(last=True):
             pass
@@ -239,7 +235,7 @@ class Recorder:
     def _write_next(self, *, last: bool = False) -> bool:
         """One write; False: nothing is due."""
         now = self._clock()
-        with self._news:
+        with self._lock:
             if self._not_before is not None and now < self._not_before:
                 return False
             due = self._next(now, last=last)
@@ -261,7 +257,7 @@ class Recorder:
         except KubeError as error:
             self._refused(fact, series, error, now)
             return True
-        with self._news:
+        with self._lock:
             series.written, series.written_at = count, now
             if series.count > count:
                 self._raised[fact] = series
@@ -312,7 +308,7 @@ class Recorder:
         self._kube.merge_patch(ref, {"count": count, "lastTimestamp": _time(last)})
 
     def _refused(self, fact: _Fact, series: _Series, error: KubeError, now: datetime) -> None:
-        with self._news:
+        with self._lock:
             if isinstance(error, Gone) and series.written:  # Events are kept for an hour only
                 series.name, series.written = "", 0
                 self._queues[fact.type][fact] = series
