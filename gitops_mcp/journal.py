@@ -288,7 +288,9 @@ class Journal:
         called whenever leadership was won."""
         with self._lock:
             if self._last_standing is None:
+                eventful = self._eventful
                 self._tell_errors()
+                self._eventful = eventful  # the notes know whether the last agent told of them
             self._standing = self._last_standing = standing
             self._not_before = None
 

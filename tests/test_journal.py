@@ -584,16 +584,19 @@ def test_what_a_killed_agent_did_not_write_is_found_with_its_times(origin: Path,
 
 def test_two_agents_in_succession_write_nothing_twice(origin: Path, sha: str) -> None:
     resources = (WEB, cr(sha, ready=True)), (API, cr(sha, key=API, ready=True))
-    for _ in range(3):
+    broken = Problem("x.yaml", 3, 5, "ai/x", "/spec/port", "expected an integer")
+    for number in range(3):
         agent = successor(origin, sha, *resources)
-        agent.journal.adopted(Revision(sha), ())
+        agent.journal.adopted(Revision(sha), [broken])
+        if number == 0:
+            agent.look("skipped", key=ServerKey("ai", "only-then"))
         agent.look("ok", ready=True)  # also before the notes were read
         agent.lead()
         agent.flush()
         agent.look("ok", key=API, ready=True)
         agent.journal.settled(Revision(sha))
         agent.flush()
-    assert sorted(events(origin)) == ["applied", "applied", "ready", "ready", "synced"]
+    assert sorted(events(origin)) == ["applied"] * 2 + ["failed"] + ["ready"] * 2 + ["synced"]
 
 
 def test_a_stand_by_writes_nothing_and_knows_what_to_tell_once_it_leads(
