@@ -268,7 +268,7 @@ class _Taking:
         fitting = {path: b for path, b in wanted.items() if collector.fits(path, sizes[b])}
         contents = self.git.blobs({b for path, b in fitting.items() if _is_setting(path)})
         for path, blob in fitting.items():
-            collector.keep(SourceFile(path, blob, contents.get(blob)))
+            collector.keep(SourceFile(path, blob, contents[blob] if _is_setting(path) else None))
 
 
 def _found(files: Sequence[SourceFile], path: str) -> SourceFile | None:
