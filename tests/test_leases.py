@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import faults
 import pytest
+from commandline import manifest
 
 from gitops_mcp import crd, leadership, pipeline, sandbox, schemas
 from gitops_mcp.errors import LeaseLost
@@ -18,13 +22,17 @@ from gitops_mcp.options import SourceOptions
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with sandbox.start(speed=20) as started:
-        file = started.write_kubeconfig(tmp_path_factory.mktemp("sandbox") / "config")
-        cluster = Cluster.connect(str(file))
-        cluster.apply(crd.custom_resource_definition(schemas.schema()))
-        yield cluster
-        cluster.close()
+        yield started.write_kubeconfig(tmp_path_factory.mktemp("sandbox") / "config")
+
+
+@pytest.fixture(scope="module")
+def cluster(kubeconfig: Path) -> Iterator[Cluster]:
+    cluster = Cluster.connect(str(kubeconfig))
+    cluster.apply(crd.custom_resource_definition(schemas.schema()))
+    yield cluster
+    cluster.close()
 
 
 def holder(cluster: Cluster, source: str) -> str:
@@ -105,6 +113,40 @@ def test_a_renewal_that_gets_no_answer_does_not_outlast_the_lease(
         answer.set()
         time.sleep(0.3)  # a sync has ended by then: what it lost it does not take up again
         assert not leader.holds
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_sync_whose_api_server_hangs_writes_nothing_after_its_lease(
+    kubeconfig: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "web.yaml").write_text(manifest("hangs", "default"))
+    hangs = threading.Event()
+
+    def rule(request: faults.Request) -> faults.Fault | None:
+        if "/deployments/hangs" in request.path:
+            hangs.set()
+        return faults.HUNG if hangs.is_set() and not request.watch else None
+
+    with faults.Proxy(kubeconfig) as proxy:
+        proxy.rule = rule
+        command = [sys.executable, "-m", "gitops_mcp", "sync", str(tmp_path)]
+        sync = subprocess.Popen(
+            [*command, "--source-id", "six", "--kubeconfig", str(proxy.kubeconfig)],
+            cwd=Path(__file__).parents[1],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert hangs.wait(30)
+        time.sleep(LeaseTiming().renew_deadline + 1)
+        hung = len(proxy.seen)
+        proxy.rule = lambda _: None
+        proxy.release()
+        _, said = sync.communicate(timeout=30)
+    assert sync.returncode == 2
+    assert "lease default/gitops-mcp-six was not renewed in time" in said
+    written = [one.path for one, fault, _ in proxy.seen[hung:] if not fault and faults.writes(one)]
+    assert [path for path in written if "/leases/" not in path] == []
 
 
 def test_kubectls_servers_are_left_to_whoever_stands_for_them(cluster: Cluster) -> None:
