@@ -8,7 +8,9 @@ server is decided elsewhere.
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -48,6 +50,8 @@ WORKERS_OF_ONE = 12
 """Of one namespace: its admission webhooks may be slow, and others are not to wait for them."""
 LAST_WORDS = 3.0
 """Seconds that requests under way are given when the agent is told to end."""
+LAST_NOTES = 1.0
+"""Seconds that the notes are given at least: what is not written is found by the next agent."""
 STUCK = 60.0
 """Seconds without a single periodic job after which only a restart helps."""
 NOTES = timedelta(seconds=3)
@@ -58,6 +62,16 @@ def end_on_signals(ended: threading.Event) -> None:
     """SIGTERM and SIGINT set ``ended`` from now on."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
+
+
+def leave() -> None:
+    """End the process where a request still hangs in one of its threads, for which the interpreter
+    would wait as long as that request may take. Everything else has been put in order."""
+    time.sleep(0.05)  # pools that were told to end need a moment
+    if any(not one.daemon for one in threading.enumerate() if one is not threading.main_thread()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +146,7 @@ class Agent:
             lease,
             take_over=take_over,
             gained=self._lead,
+            lost=self._stand_by,
             say=say,
         )
         self._kubectls = Leadership(
@@ -206,12 +221,17 @@ class Agent:
         self._scheduler.shutdown(wait=False)
         with self._workers.changed:
             self._workers.changed.notify()
-        work.join(LAST_WORDS)
         if self._watches is not None:
             self._watches.stop()
+        until = time.monotonic() + LAST_WORDS
+        work.join(LAST_WORDS)
+        notes = threading.Thread(target=self._journal.flush, kwargs={"last": True}, daemon=True)
         if self._leader.holds:
-            self._journal.flush(last=True)
-        tell.join(1.0)
+            notes.start()
+            notes.join(max(until - time.monotonic(), LAST_NOTES))
+        tell.join(max(until - time.monotonic(), 0.1))
+        if work.is_alive():
+            return  # what is still under way may be a write: the leases end by themselves
         for leader in (self._kubectls, self._leader):
             leader.release()
 
@@ -313,6 +333,9 @@ class Agent:
     def _settled(self, source: Source) -> None:
         self._leader.revision = str(source.snapshot.revision)
         self._journal.settled(source.snapshot.revision)
+
+    def _stand_by(self) -> None:
+        self._journal.stand_by()
 
     def _lead(self) -> None:
         self._recorder.begin()

@@ -129,7 +129,7 @@ class Controller:
             self._open = set(filter(self.concerns, self._open | changed))
             changed = set(self._open)
         self._wake(*sorted(changed))
-        self._looked()
+        self._looked(None, source)
 
     def _begin(self, aim: Aim) -> Engine:
         return Engine(
@@ -183,9 +183,13 @@ class Controller:
         engine, source = self._engine, self.source
         if engine is None or source is None:
             return Look()
+        kubectls = self._is_kubectls(key, source)
         if not self.concerns(key) and not engine.knows(key):
+            self._looked(key, source)
             return Look()
-        if not self._leads(self._is_kubectls(key, source)):
+        if not self._leads(kubectls):
+            if kubectls:  # somebody else's, who may lead these for ever
+                self._looked(key, source)
             return Look()  # all are looked at once we lead
         began = self._clock()
         server, cr = source.loaded.servers.get(key), self._view.live(key).cr
@@ -201,10 +205,7 @@ class Controller:
         self._tell(engine, key, decision, began, drift=drift)
         if not self.concerns(key):
             engine.forget(key)
-        if self.source is source:  # else it has still to be looked at for the new commit
-            with self._lock:
-                self._open.discard(key)
-            self._looked()
+        self._looked(key, source)
         times = filter(None, (decision.look_again, failure.retry_at if failure else None))
         return Look(min(times, default=None), decision.inquiry)
 
@@ -242,13 +243,19 @@ class Controller:
             drift=drift,
         )
         for listener in self._listeners:
-            listener(worked)
+            try:
+                listener(worked)
+            except Exception:  # what only tells must not stop what works
+                _log.exception("%s: a bug of %s", key, listener)
 
-    def _looked(self) -> None:
-        """Say so, once, when every server was looked at for the commit that is enforced."""
-        source = self.source
+    def _looked(self, key: ServerKey | None, source: Source) -> None:
+        """A server was looked at for ``source``. Say so, once, when that was the last one."""
         with self._lock:
-            if source is None or self._open or self.synced == str(source.snapshot.revision):
+            if self.source is not source:
+                return  # it has still to be looked at for a newer commit
+            if key is not None:
+                self._open.discard(key)
+            if self._open or self.synced == str(source.snapshot.revision):
                 return
             self.synced = str(source.snapshot.revision)
         self._settled(source)

@@ -145,6 +145,7 @@ def command(
             ).run(ended)
         finally:
             cluster.close()
+    agent.leave()
     return 0
 
 
