@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 from collections import Counter
@@ -50,6 +49,8 @@ WORKERS_OF_ONE = 12
 """Of one namespace: its admission webhooks may be slow, and others are not to wait for them."""
 LAST_WORDS = 3.0
 """Seconds that requests under way are given when the agent is told to end."""
+HANGING = 1.0
+"""Seconds that threads are given to end once there is nothing left to do."""
 LAST_NOTES = 1.0
 """Seconds that the notes are given at least: what is not written is found by the next agent."""
 STUCK = 60.0
@@ -65,13 +66,11 @@ def end_on_signals(ended: threading.Event) -> None:
 
 
 def leave() -> None:
-    """End the process where a request still hangs in one of its threads, for which the interpreter
-    would wait as long as that request may take. Everything else has been put in order."""
-    time.sleep(0.05)  # pools that were told to end need a moment
-    if any(not one.daemon for one in threading.enumerate() if one is not threading.main_thread()):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+    """Let the process end, though a request may still hang in one of its threads: the interpreter
+    would wait for as long as that request may take. Everything else has been put in order."""
+    late = threading.Timer(HANGING, os._exit, (0,))
+    late.daemon = True
+    late.start()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +128,8 @@ class Agent:
         self._watches: Watches | None = None
         self._ended = threading.Event()
         self._crash: BaseException | None = None
+        self._unread = False
+        """There is something new that could not be read."""
         self._polled = ""
         """What went wrong at the last look at git."""
         self._again = threading.Event()
@@ -308,8 +309,12 @@ class Agent:
                 return
 
     def _look_at_git(self) -> str:
-        if self._repository.poll().kind == "unchanged":
+        found = self._repository.poll()
+        if found.error is not None:
+            raise found.error
+        if found.kind == "unchanged" and not self._unread:
             return "unchanged"
+        self._unread = True
         source = pipeline.read(
             self._options,
             self._repository,
@@ -320,6 +325,7 @@ class Agent:
             raise GitOpsError(
                 f"the source's id has become {source.source_id!r}: restart the agent to follow it"
             )
+        self._unread = False
         self._adopt(source)
         return "moved"
 

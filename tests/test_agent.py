@@ -1,0 +1,246 @@
+"""The living agent, as a process of its own, on the sandbox: what wakes it, what does not, its end.
+
+The periodic looks are an hour apart here, so that all that happens is owed to events.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import json
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import gitfixtures
+import pytest
+from agents import agent, until
+from faults import HUNG, Proxy
+
+from gitops_mcp import crd, sandbox, schemas
+from gitops_mcp.kube import Cluster
+from gitops_mcp.model import API_VERSION, KIND, JsonObject, ObjectRef
+
+HOUR = ("--interval", "1h", "--full-check", "1h")
+SECRET = b"it is a secret"
+NAMESPACE = "ai"
+
+
+def manifest(name: str, image: str = "1.0", **spec: object) -> str:
+    body = {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "spec": {"image": f"registry.example.com/{name}:{image}", "transport": "http", **spec},
+    }
+    return json.dumps(body)
+
+
+@dataclass
+class Place:
+    """A cluster, a repository, and the address of the agent that joins them."""
+
+    started: sandbox.Sandbox
+    kubeconfig: Path
+    cluster: Cluster
+    repository: Path
+    url: str
+    arguments: tuple[str, ...]
+
+    def push(self, **files: str | None) -> str:
+        given = {f"{name}.yaml": text for name, text in files.items()}
+        return gitfixtures.commit(self.repository, given)
+
+    def get(self, kind: str, name: str) -> JsonObject:
+        versions = {"Deployment": "apps/v1", "Service": "v1", KIND: API_VERSION}
+        return self.cluster.get(ObjectRef(versions[kind], kind, NAMESPACE, name)) or {}
+
+    def image(self, name: str) -> str:
+        spec = self.get("Deployment", name).get("spec")
+        return str(spec["template"]["spec"]["containers"][0]["image"]) if spec else ""
+
+    def ready(self, name: str) -> bool:
+        return bool(self.get(KIND, name).get("status", {}).get("phase") == "Ready")
+
+    def ask(self, path: str, data: bytes | None = None, **headers: str) -> tuple[int, str]:
+        """The answer of one of the agent's endpoints."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        request = urllib.request.Request(self.url + path, data=data, headers=named)
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+        except OSError as error:
+            return 0, str(error)
+
+    def is_ready(self) -> bool:
+        return self.ask("/readyz")[0] == 200
+
+    def wake(self) -> int:
+        """Tell the agent of a push, as a forge would."""
+        signed = hmac.new(SECRET, b"{}", hashlib.sha256).hexdigest()
+        headers = {"X_Hub_Signature_256": f"sha256={signed}", "X_GitHub_Event": "push"}
+        return self.ask("/webhook", b"{}", **headers)[0]
+
+    def agent(self, *arguments: str) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
+        return agent(self.kubeconfig, self.repository, *self.arguments, *arguments)
+
+    def log(self) -> str:
+        return (self.repository.parent / "agent.log").read_text()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    repository = gitfixtures.bare(tmp_path / "fleet.git")
+    (tmp_path / "secret").write_bytes(SECRET + b"\n")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with sandbox.start(speed=20) as started:
+        kubeconfig = started.write_kubeconfig(tmp_path / "config")
+        cluster = Cluster.connect(str(kubeconfig))
+        cluster.apply(crd.custom_resource_definition(schemas.schema()))
+        cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+        arguments = (
+            *HOUR,
+            *("--listen", address),
+            *("--webhook-secret-file", str(tmp_path / "secret")),
+        )
+        yield Place(started, kubeconfig, cluster, repository, f"http://{address}", arguments)
+        cluster.close()
+
+
+def test_a_push_a_drift_and_a_removal_are_answered_at_once(place: Place) -> None:
+    place.push(web=manifest("web"))
+    with place.agent():
+        until(lambda: place.ready("web") and place.is_ready(), "the first commit")
+
+        place.push(web=manifest("web", "2.0"), other=manifest("other"))
+        assert place.wake() == 202
+        until(lambda: place.image("web").endswith(":2.0"), "the push", within=10)
+        until(lambda: place.ready("web") and place.ready("other"), "what was pushed", within=20)
+
+        hand = {
+            "spec": {
+                "template": {"spec": {"containers": [{"name": "mcp-server", "image": "evil"}]}}
+            }
+        }
+        body = {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": {"name": "web", "namespace": NAMESPACE},
+        }
+        place.cluster.apply(body | hand, manager="kubectl-set", force=True)
+        until(lambda: place.image("web").endswith(":2.0"), "the drift to be healed", within=10)
+        place.cluster.delete(
+            ObjectRef("v1", "Service", NAMESPACE, "other"),
+            uid=place.get("Service", "other")["metadata"]["uid"],
+        )
+        until(lambda: place.get("Service", "other"), "the Service to be back", within=10)
+
+        place.push(other=None)
+        assert place.wake() == 202
+        until(lambda: not place.get(KIND, "other"), "the removal", within=60)
+    log = place.log()
+    assert "drift; updated deployment/web" in log
+    assert "pruned" in log
+    assert "Traceback" not in log
+
+
+def test_nothing_happens_and_nothing_is_asked(place: Place) -> None:
+    place.push(**{name: manifest(name) for name in ("web", "other")})
+    with place.agent():
+        until(lambda: place.ready("web") and place.ready("other"), "the servers")
+        time.sleep(3)  # the last status, the Events
+        place.started.requests.clear()
+        time.sleep(6)
+        asked = {what for what, count in place.started.requests.items() if count}
+    assert {resource for _, resource in asked} == {"leases"}
+
+
+def test_its_endpoints_tell_how_it_is(place: Place) -> None:
+    revision = place.push(web=manifest("web"))
+    with place.agent():
+        until(place.is_ready, "readiness")
+        until(lambda: place.ready("web"), "the server")
+        assert place.ask("/healthz")[0] == 200
+        metrics = place.ask("/metrics")[1]
+        assert f'gitops_mcp_revision_info{{revision="{revision}"}} 1.0' in metrics
+        assert 'gitops_mcp_api_requests_total{code="201",kind="MCPServer"' in metrics
+        assert place.ask("/webhook", b"{}", X_Hub_Signature_256="sha256=00")[0] == 401
+
+
+def test_a_mistake_that_the_next_commit_mends_is_tried_again_at_once(place: Place) -> None:
+    """Its namespace is missing: 404s are tried again, and another commit does not wait for it."""
+    place.push(web=manifest("web").replace(f'"{NAMESPACE}"', '"absent"'))
+    with place.agent():
+        until(lambda: "create it, or use" in place.log(), "the complaint")
+        place.push(web=manifest("web"))
+        place.wake()
+        until(lambda: place.ready("web"), "the server", within=20)
+
+
+def test_the_last_good_commit_is_kept_while_git_is_away(place: Place) -> None:
+    place.push(web=manifest("web"))
+    away = place.repository.with_name("away.git")
+    with place.agent():
+        until(lambda: place.ready("web") and place.is_ready(), "the server")
+        place.repository.rename(away)
+        assert place.wake() == 202
+        until(lambda: "what was read last stays in force" in place.log(), "the complaint")
+        place.cluster.delete(
+            ObjectRef("apps/v1", "Deployment", NAMESPACE, "web"),
+            uid=place.get("Deployment", "web")["metadata"]["uid"],
+        )
+        until(lambda: place.get("Deployment", "web"), "the Deployment to be back", within=10)
+        away.rename(place.repository)
+        place.push(web=manifest("web", "2.0"))
+        place.wake()
+        until(lambda: place.image("web").endswith(":2.0"), "the push", within=20)
+
+
+def test_it_ends_within_seconds_though_the_api_server_hangs(place: Place) -> None:
+    place.push(web=manifest("web"))
+    with (
+        Proxy(place.kubeconfig) as proxy,
+        agent(proxy.kubeconfig, place.repository, *place.arguments) as process,
+    ):
+        until(lambda: place.ready("web"), "the server")
+        proxy.rule = lambda _: HUNG
+        place.push(web=manifest("web", "2.0"))
+        place.wake()
+        time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        assert process.wait(20) == 0
+        took = time.monotonic() - began
+    assert took < 8  # 5 s, and what a loaded machine adds
+
+
+def test_a_commit_that_cannot_be_read_is_told_and_read_again(place: Place) -> None:
+    place.push(web=manifest("web"))
+    with place.agent():
+        until(lambda: place.ready("web") and place.is_ready(), "the server")
+        place.push(**{"gitops-mcp": "path: [1]", "web": manifest("web", "2.0")})
+        place.wake()
+        until(lambda: "what was read last stays in force" in place.log(), "the complaint")
+        place.wake()  # nothing has moved, and it is still not read
+        until(
+            lambda: place.ask("/metrics")[1].count(
+                'git_poll_duration_seconds_count{result="failed"} 2'
+            ),
+            "another look",
+        )
+        assert place.image("web").endswith(":1.0")
+        place.push(**{"gitops-mcp": "path: ''"})
+        place.wake()
+        until(lambda: place.image("web").endswith(":2.0"), "the push", within=20)
