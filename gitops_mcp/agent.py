@@ -346,6 +346,8 @@ class Agent:
     def _lead(self) -> None:
         self._recorder.begin()
         self._journal.recover(self._standing)
+        # What the last agent did not write is best found before much is done.
+        self._scheduler.modify_job("notes", next_run_time=datetime.now(UTC))
         self._controller.look_at_all()
 
     def _standing(self) -> Standing:
@@ -362,8 +364,7 @@ class Agent:
         )
 
     def _flush(self) -> None:
-        if self._leader.holds:
-            self._journal.flush()
+        self._journal.flush()
 
     def _renew(self) -> None:
         self._leader.step()

@@ -128,6 +128,8 @@ def server_rules(wanted: Installation) -> list[JsonObject]:
         _rule("apps", "deployments", *children),
         _rule("", "services", *children),
         _rule("", "pods", "get", "list", "watch"),
+        # What kubectl describe shows of our work, and how often it was so.
+        _rule("", "events", "create", "patch"),
         # The readiness gate of a server with health.gate.
         _rule("", "pods/status", "patch"),
     ]
