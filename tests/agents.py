@@ -23,7 +23,7 @@ def until(holds: Callable[[], object], what: str, within: float = 60.0) -> None:
 @contextlib.contextmanager
 def agent(kubeconfig: Path, repository: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     """An agent of a repository, a pass each second, that reaches no pod. It ends with SIGTERM,
-    well; what it said stands beside the repository in ``agent.log``."""
+    well, unless the test kills it; what it said stands beside the repository in ``agent.log``."""
     log = repository.parent / "agent.log"
     command = [
         *(sys.executable, "-m", "gitops_mcp", "agent", str(repository)),
@@ -39,6 +39,8 @@ def agent(kubeconfig: Path, repository: Path, *arguments: str) -> Iterator[subpr
         )
         try:
             yield process
+            if process.poll() == -signal.SIGKILL:
+                return
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
             # Nothing but a signal ends it with 0, so neither did it end by itself.
