@@ -22,7 +22,14 @@ LABEL_APP = "app.kubernetes.io/name"
 COMPONENT = "agent"
 USER = 65532
 """The image's numeric user."""
+PORT = 8080
+PORT_NAME = "http"
+LISTEN = f"--listen=:{PORT}"
+"""Every address of both families: a pod may have one of IPv6 only."""
 GIT_FOLDER = "/etc/gitops-mcp/git"
+WEBHOOK_FOLDER = "/etc/gitops-mcp/webhook"
+WEBHOOK_KEY = "token"
+"""The key of the webhook's secret in its Secret."""
 TOKEN_FOLDER = "/var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105 -- a path
 TOKEN_LIFE = 3600
 """Seconds; the kubelet renews it, and the agent reads it again."""
@@ -41,7 +48,7 @@ _LONGEST_NAME = 63
 @dataclass(frozen=True, slots=True)
 class Installation:
     """What is installed. ``arguments`` follow the agent's ``agent`` on its command line; a secret
-    has no place there, ``git_secret`` names the one that holds it."""
+    has no place there, ``git_secret`` and ``webhook_secret`` name the Secrets that hold them."""
 
     image: str
     arguments: tuple[str, ...] = ()
@@ -50,6 +57,7 @@ class Installation:
     watch_namespace: str = ""
     create_namespace: bool = False
     git_secret: str = ""
+    webhook_secret: str = ""
 
     @property
     def name(self) -> str:
@@ -75,6 +83,7 @@ def objects(wanted: Installation) -> list[JsonObject]:
         | {"automountServiceAccountToken": False},
         *_rights(wanted),
         *_policy(wanted),
+        *_service(wanted),
         _deployment(wanted),
     ]
 
@@ -222,6 +231,18 @@ def _policy(wanted: Installation) -> Iterator[JsonObject]:
 # --- the agent --------------------------------------------------------------------------------
 
 
+def _service(wanted: Installation) -> Iterator[JsonObject]:
+    """Where forges reach the webhook, through whatever leads into the cluster. Prometheus asks the
+    pods themselves."""
+    if wanted.webhook_secret:
+        yield _object("v1", "Service", wanted, wanted.namespace) | {
+            "spec": {
+                "selector": labels(wanted.name),
+                "ports": [{"name": PORT_NAME, "port": 80, "targetPort": PORT_NAME}],
+            }
+        }
+
+
 def _deployment(wanted: Installation) -> JsonObject:
     own = labels(wanted.name)
     volumes: list[JsonObject] = [
@@ -232,10 +253,14 @@ def _deployment(wanted: Installation) -> JsonObject:
         {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 -- the pod's own
         {"name": "token", "mountPath": TOKEN_FOLDER, "readOnly": True},
     ]
-    if wanted.git_secret:
-        secret = {"secretName": wanted.git_secret, "defaultMode": 0o440}
-        volumes.append({"name": "git", "secret": secret})
-        mounts.append({"name": "git", "mountPath": GIT_FOLDER, "readOnly": True})
+    for name, secret, folder in (
+        ("git", wanted.git_secret, GIT_FOLDER),
+        ("webhook", wanted.webhook_secret, WEBHOOK_FOLDER),
+    ):
+        if secret:
+            source = {"secretName": secret, "defaultMode": 0o440}
+            volumes.append({"name": name, "secret": source})
+            mounts.append({"name": name, "mountPath": folder, "readOnly": True})
     pod = {
         "serviceAccountName": wanted.name,
         "automountServiceAccountToken": False,
@@ -253,14 +278,19 @@ def _deployment(wanted: Installation) -> JsonObject:
         "containers": [_container(wanted, mounts)],
         "volumes": volumes,
     }
+    scraped = {"prometheus.io/scrape": "true", "prometheus.io/port": str(PORT)}
     return _object("apps/v1", "Deployment", wanted, wanted.namespace) | {
         "spec": {
             "replicas": 1,
             "revisionHistoryLimit": 3,
-            # The lease admits one writer: a second pod would only stand by.
-            "strategy": {"type": "Recreate"},
+            # The lease admits one writer. The new pod stands by, its view warm, before the old one
+            # lets go.
+            "strategy": {
+                "type": "RollingUpdate",
+                "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1},
+            },
             "selector": {"matchLabels": own},
-            "template": {"metadata": {"labels": own}, "spec": pod},
+            "template": {"metadata": {"labels": own, "annotations": scraped}, "spec": pod},
         }
     }
 
@@ -270,7 +300,7 @@ def _container(wanted: Installation, mounts: list[JsonObject]) -> JsonObject:
         "name": COMPONENT,
         "image": wanted.image,
         # The kubelet would take $(NAME) for a variable.
-        "args": [part.replace("$(", "$$(") for part in ("agent", *wanted.arguments)],
+        "args": [part.replace("$(", "$$(") for part in ("agent", *wanted.arguments, LISTEN)],
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
@@ -281,8 +311,22 @@ def _container(wanted: Installation, mounts: list[JsonObject]) -> JsonObject:
             "requests": {"cpu": "100m", "memory": "128Mi"},
             "limits": {"cpu": "2", "memory": "1Gi"},
         },
+        "ports": [{"name": PORT_NAME, "containerPort": PORT}],
+        # A large fleet takes its time to be read, once.
+        "startupProbe": _probe("/healthz", every=2, attempts=150),
+        "livenessProbe": _probe("/healthz", every=10, attempts=3),
+        "readinessProbe": _probe("/readyz", every=5, attempts=3),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": mounts,
+    }
+
+
+def _probe(path: str, *, every: int, attempts: int) -> JsonObject:
+    return {
+        "httpGet": {"path": path, "port": PORT_NAME},
+        "periodSeconds": every,
+        "timeoutSeconds": 5,
+        "failureThreshold": attempts,
     }
 
 

@@ -12,7 +12,7 @@ import yaml
 
 from gitops_mcp import cli, install
 from gitops_mcp.errors import UsageError
-from gitops_mcp.install import Installation
+from gitops_mcp.install import LISTEN, Installation
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 URL = "https://git.example.com/fleet.git"
@@ -173,7 +173,7 @@ def test_the_options_of_the_source_reach_the_agent(capsys: pytest.CaptureFixture
     )  # fmt: skip
     assert agent_arguments(objects) == [
         "agent", URL, "--branch=main", "--path=servers", "--cluster=prod", "--source-id=fleet",
-        "--interval=1m30s", "--allow-privileged",
+        "--interval=1m30s", "--allow-privileged", LISTEN,
     ]  # fmt: skip
     assert pod(objects)["containers"][0]["image"] == "example.com/agent:1"
     assert objects[-1]["metadata"]["name"] == "gitops-mcp-fleet"
@@ -181,7 +181,7 @@ def test_the_options_of_the_source_reach_the_agent(capsys: pytest.CaptureFixture
 
 
 def test_without_a_source_the_agent_gets_none(capsys: pytest.CaptureFixture[str]) -> None:
-    assert agent_arguments(printed(capsys)) == ["agent"]
+    assert agent_arguments(printed(capsys)) == ["agent", LISTEN]
 
 
 def test_every_argument_is_one_that_the_agent_takes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,12 +190,14 @@ def test_every_argument_is_one_that_the_agent_takes(capsys: pytest.CaptureFixtur
     objects = printed(
         capsys, "ssh://git@git.example.com/fleet.git", "--branch=b", "--ref=r", "--path=p",
         "--cluster=c", "--limit=l", "--source-id=s", "--cluster-domain=d", "--interval=1s",
-        "--allow-privileged", "--watch-namespace=w", "--git-secret=g",
+        "--allow-privileged", "--watch-namespace=w", "--git-secret=g", "--webhook-secret=h",
     )  # fmt: skip
     with agent.command.make_context("agent", agent_arguments(objects)[1:]) as context:
         assert context.params["location"] == "ssh://git@git.example.com/fleet.git"
         assert str(context.params["git_ssh_key"]) == "/etc/gitops-mcp/git/ssh-privatekey"
         assert context.params["watch_namespace"] == "w"
+        assert str(context.params["webhook_secret_file"]) == "/etc/gitops-mcp/webhook/token"
+        assert context.params["listen"] == ":8080"
 
 
 @pytest.mark.parametrize(
@@ -215,11 +217,48 @@ def test_git_credentials_are_files_of_a_mounted_secret(
     source: str, files: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     objects = printed(capsys, source, "--git-secret=fleet", "--git-username=robot")
-    assert agent_arguments(objects) == ["agent", source, *files]
+    assert agent_arguments(objects) == ["agent", source, *files, LISTEN]
     (volume,) = (v for v in pod(objects)["volumes"] if v["name"] == "git")
     assert volume["secret"] == {"secretName": "fleet", "defaultMode": 0o440}
     (mount,) = (m for m in pod(objects)["containers"][0]["volumeMounts"] if m["name"] == "git")
     assert mount["readOnly"] is True
+
+
+def test_the_kubelet_and_prometheus_ask_the_port_that_the_agent_serves(
+    wanted: Installation,
+) -> None:
+    from gitops_mcp.endpoints import Endpoints
+
+    objects = install.objects(wanted)
+    container = pod(objects)["containers"][0]
+    assert container["ports"] == [{"name": "http", "containerPort": 8080}]
+    asked = {
+        name: container[f"{name}Probe"]["httpGet"] for name in ("startup", "liveness", "readiness")
+    }
+    assert {get["port"] for get in asked.values()} == {"http"}
+    assert [get["path"] for get in asked.values()] == ["/healthz", "/healthz", "/readyz"]
+    scraped = objects[-1]["spec"]["template"]["metadata"]["annotations"]
+    assert scraped == {"prometheus.io/scrape": "true", "prometheus.io/port": "8080"}
+    listen = LISTEN.removeprefix("--listen=")
+    assert Endpoints(listen, alive=str, ready=str, metrics=bytes)._address == ("", 8080)
+
+
+def test_a_new_agent_stands_by_before_the_old_one_goes(wanted: Installation) -> None:
+    strategy = install.objects(wanted)[-1]["spec"]["strategy"]
+    assert strategy["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+
+
+def test_a_webhook_gets_its_secret_and_a_service(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Service" not in kinds(printed(capsys, URL))
+    objects = printed(capsys, URL, "--webhook-secret=forge")
+    (service,) = (body for body in objects if body["kind"] == "Service")
+    template = objects[-1]["spec"]["template"]
+    assert service["spec"]["selector"].items() <= template["metadata"]["labels"].items()
+    assert service["spec"]["ports"] == [{"name": "http", "port": 80, "targetPort": "http"}]
+    (volume,) = (v for v in pod(objects)["volumes"] if v["name"] == "webhook")
+    assert volume["secret"] == {"secretName": "forge", "defaultMode": 0o440}
+    (mount,) = (m for m in pod(objects)["containers"][0]["volumeMounts"] if m["name"] == "webhook")
+    assert mount == {"name": "webhook", "mountPath": "/etc/gitops-mcp/webhook", "readOnly": True}
 
 
 @pytest.mark.parametrize(
@@ -247,7 +286,7 @@ def test_what_could_not_run_or_would_show_a_secret_is_refused(
 
 def test_an_argument_is_not_taken_for_a_variable() -> None:
     objects = install.objects(Installation("i", ("--path=$(HOME)",)))
-    assert agent_arguments(objects) == ["agent", "--path=$$(HOME)"]
+    assert agent_arguments(objects) == ["agent", "--path=$$(HOME)", LISTEN]
 
 
 def test_a_name_that_is_too_long_is_refused() -> None:

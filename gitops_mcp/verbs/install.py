@@ -25,10 +25,12 @@ Examples:
     --image registry.example.com/gitops-mcp:1.0 | kubectl apply --server-side -f -
   gitops-mcp install ssh://git@git.example.com/fleet.git --git-secret fleet
   gitops-mcp install https://git.example.com/team-a.git --watch-namespace team-a
+  gitops-mcp install https://git.example.com/fleet.git --webhook-secret fleet-webhook
   gitops-mcp install --crd-only | kubectl apply --server-side -f -
 \b
-The Secret, in the agent's namespace, holds "password" (a token, for https), or "ssh-privatekey"
-and "known_hosts". Its files are mounted; nobody reads it through the API.
+The Secrets, in the agent's namespace, hold "password" (a token, for https), or "ssh-privatekey"
+and "known_hosts"; that of the webhook holds "token". Their files are mounted; nobody reads them
+through the API.
 """,
 )
 @click.argument("location", metavar="[SOURCE]", default="")
@@ -73,6 +75,12 @@ and "known_hosts". Its files are mounted; nobody reads it through the API.
     help="User for https; most hosts take any with a token.",
 )
 @options.option(
+    "--webhook-secret",
+    metavar="NAME",
+    default="",
+    help="Secret with the token of the forge's webhook, which reaches the agent by a Service.",
+)
+@options.option(
     "--watch-namespace",
     metavar="NAME",
     default="",
@@ -92,6 +100,7 @@ def command(
     image: str,
     git_secret: str,
     git_username: str,
+    webhook_secret: str,
     watch_namespace: str,
     namespace: str | None,
     create_namespace: bool,
@@ -123,6 +132,9 @@ def command(
     arguments += [f"--watch-namespace={watch_namespace}"] if watch_namespace else []
     if location and git_secret:
         arguments += _credentials(location, PurePosixPath(install.GIT_FOLDER), git_username)
+    if webhook_secret:
+        file = PurePosixPath(install.WEBHOOK_FOLDER, install.WEBHOOK_KEY)
+        arguments += [f"--webhook-secret-file={file}"]
     if watch_namespace and create_namespace:
         raise UsageError(
             "--create-namespace needs rights outside of --watch-namespace", hint="leave one out"
@@ -135,6 +147,7 @@ def command(
         watch_namespace=watch_namespace,
         create_namespace=create_namespace,
         git_secret=git_secret,
+        webhook_secret=webhook_secret,
     )
     objects = install.objects(wanted)
     if skip_crd:

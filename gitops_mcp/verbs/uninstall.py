@@ -240,7 +240,8 @@ def _left(leases: list[JsonObject], *, keep: bool) -> Iterator[str]:
 
     ours = f"-l {install.LABEL_APP}={install.APP}"
     yield f"kubectl delete {_KINDS} {ours}"
-    yield f"kubectl delete deployment,rolebinding,role,serviceaccount --all-namespaces {ours}"
+    kinds = "deployment,service,rolebinding,role,serviceaccount"
+    yield f"kubectl delete {kinds} --all-namespaces {ours}"
     for lease in leases:
         metadata = lease["metadata"]
         yield f"kubectl delete lease {metadata['name']} --namespace {metadata['namespace']}"
