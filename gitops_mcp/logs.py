@@ -207,7 +207,7 @@ class Looks:
             self._problems = frozenset(found)
             moved, self._revision = revision != self._revision, revision
         if moved:
-            info("in force", revision=revision, problems=len(found))
+            info("enforcing", revision=revision, problems=len(found))
         for one in new:
             report = error if one.severity == "error" else warning
             report(

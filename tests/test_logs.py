@@ -300,12 +300,12 @@ def test_a_commit_that_comes_into_force_is_a_line_and_so_is_each_new_mistake_of_
         looks.adopted("c4", [wrong])
     lines = told(stream)
     assert [(line["level"], line["message"], line["revision"]) for line in lines] == [
-        ("info", "in force", "c1"),
+        ("info", "enforcing", "c1"),
         ("error", "must be a whole number", "c1"),
-        ("info", "in force", "c2"),
+        ("info", "enforcing", "c2"),
         ("warning", "dropped", "c2"),
-        ("info", "in force", "c3"),
-        ("info", "in force", "c4"),
+        ("info", "enforcing", "c3"),
+        ("info", "enforcing", "c4"),
         ("error", "must be a whole number", "c4"),
     ]
     place = {key: lines[1][key] for key in ("server", "file", "line", "column", "path")}
