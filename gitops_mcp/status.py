@@ -372,6 +372,8 @@ def _source(facts: Facts, old: JsonObject, applied_revision: str) -> JsonObject:
     if facts.desired is None and LABEL_SOURCE not in (metadata.get("labels") or {}):
         return {}
     known = old.get("source") or {}
+    if facts.failure is not None and "digest" in known:
+        return dict(known)  # what git says now has not been applied
     path = (
         facts.desired.file
         if facts.desired is not None

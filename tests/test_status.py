@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -253,3 +254,26 @@ class TestDiffers:
         stalled = {"type": "Stalled", "status": "True", "reason": "X", "message": ""}
         live["conditions"].append(stalled)
         assert status.differs(body_of({}), live) == "major"
+
+
+@pytest.mark.parametrize(
+    ("failing", "revision"), [(True, "a" * 40), (False, "b" * 40)], ids=["refused", "applied"]
+)
+def test_the_revision_moves_once_the_commit_was_applied(failing: bool, revision: str) -> None:
+    failure = Failure("Configuration", "ApplyFailed", "no", 1, NOW) if failing else None
+    desired = McpServer(KEY, {}, {}, {}, "web.yaml", 1, "d" * 64)
+    facts = replace(facts_of({}), desired=desired, failure=failure)
+    assert facts.cr is not None
+    old = {"revision": "a" * 40, "path": "web.yaml", "digest": "0" * 16}
+    facts = replace(facts, cr=facts.cr | {"status": {"source": old}})
+    body = status.body(
+        facts,
+        Context("default", "default", Revision("b" * 40)),
+        invalid="",
+        synced=Condition("Synced", "False" if failing else "True", "ApplyFailed", ""),
+        endpoint="",
+        replicas=1,
+        applied_revision="b" * 40,
+    )
+    assert body["source"]["revision"] == revision
+    assert (body["source"] == old) is failing
