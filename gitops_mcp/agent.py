@@ -24,7 +24,7 @@ from gitops_mcp import leadership, manifests, pipeline, webhook
 from gitops_mcp.controller import Controller, Leads, Listener
 from gitops_mcp.endpoints import Endpoints
 from gitops_mcp.engine import utc_now
-from gitops_mcp.errors import GitOpsError, KubeError
+from gitops_mcp.errors import GitOpsError, KindAbsent, KubeError, Transient
 from gitops_mcp.fleet import Workers
 from gitops_mcp.gitrepo import Repository
 from gitops_mcp.journal import Journal, Standing
@@ -36,7 +36,7 @@ from gitops_mcp.options import SourceOptions
 from gitops_mcp.pipeline import Source, Wishes
 from gitops_mcp.recorder import Recorder
 from gitops_mcp.view import View
-from gitops_mcp.watches import Place, Watches
+from gitops_mcp.watches import Place, Versions, Watches
 from gitops_mcp.webhook import Verdict
 
 _log = logging.getLogger(__name__)
@@ -47,6 +47,8 @@ WORKERS = 16
 """Servers that are worked on at the same time: requests in flight."""
 WORKERS_OF_ONE = 12
 """Of one namespace: its admission webhooks may be slow, and others are not to wait for them."""
+FIRST_WORDS = timedelta(seconds=15)
+"""The longest wait for an API server that cannot answer yet."""
 LAST_WORDS = 3.0
 """Seconds that requests under way are given when the agent is told to end."""
 HANGING = 1.0
@@ -179,9 +181,9 @@ class Agent:
         """Keep everything as git says, until ``ended`` is set. Raises GitOpsError where it cannot
         begin, and what a bug raises."""
         self._ended = ended
-        versions = pipeline.survey(
-            self._cluster, self._view, self._source, self._wishes, warn=self._warn
-        )
+        versions = self._survey()
+        if versions is None:
+            return
         self._watches = Watches(
             self._cluster, self._view, versions, heard=self._heard, crashed=self._workers.crash
         )
@@ -209,6 +211,24 @@ class Agent:
             self._end(work, tell)
         if self._crash is not None:
             raise self._crash
+
+    def _survey(self) -> Versions | None:
+        """What the cluster holds, as soon as it tells; None: we were told to end before that. An
+        API server that is only starting, or busy, is no reason to end; on somebody's own machine
+        one that does not answer at all is."""
+        wait = Transient.first_retry
+        while True:
+            try:
+                return pipeline.survey(
+                    self._cluster, self._view, self._source, self._wishes, warn=self._warn
+                )
+            except Transient as error:
+                if isinstance(error, KindAbsent) or not (error.code or pipeline.in_cluster()):
+                    raise
+                self._warn(f"{error.message}; trying again")
+                if self._ended.wait((error.retry_after or wait).total_seconds()):
+                    return None
+                wait = min(wait * 2, FIRST_WORDS)
 
     def _work(self) -> None:
         try:

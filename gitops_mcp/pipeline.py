@@ -702,7 +702,12 @@ def cleanup_hooks(configured: object) -> tuple[Hook, ...]:
 
 def probing(word: str | None) -> bool:
     """Are handshakes made? From inside of a cluster pods can be reached; elsewhere only if told."""
-    return word == "on" if word is not None else "KUBERNETES_SERVICE_HOST" in os.environ
+    return word == "on" if word is not None else in_cluster()
+
+
+def in_cluster() -> bool:
+    """Do we run in a pod?"""
+    return "KUBERNETES_SERVICE_HOST" in os.environ
 
 
 def now() -> datetime:

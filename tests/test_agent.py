@@ -22,7 +22,7 @@ from pathlib import Path
 import gitfixtures
 import pytest
 from agents import agent, until
-from faults import HUNG, Proxy
+from faults import HUNG, TOO_MANY, Proxy
 
 from gitops_mcp import crd, sandbox, schemas
 from gitops_mcp.kube import Cluster
@@ -244,3 +244,13 @@ def test_a_commit_that_cannot_be_read_is_told_and_read_again(place: Place) -> No
         place.push(**{"gitops-mcp": "path: ''"})
         place.wake()
         until(lambda: place.image("web").endswith(":2.0"), "the push", within=20)
+
+
+def test_it_begins_once_a_starting_api_server_answers(place: Place) -> None:
+    place.push(web=manifest("web"))
+    with Proxy(place.kubeconfig) as proxy:
+        proxy.rule = lambda _: TOO_MANY
+        with agent(proxy.kubeconfig, place.repository, *place.arguments):
+            until(lambda: "trying again" in place.log(), "the complaint")
+            proxy.rule = lambda _: None
+            until(lambda: place.ready("web"), "the server", within=30)
