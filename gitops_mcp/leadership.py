@@ -45,8 +45,7 @@ class Leadership:
     and before ``gained``: who looks at everything anew when told ``gained`` misses nothing.
 
     ``take_over`` takes the lease from a living holder, the first time only: two who want it would
-    take it from each other for ever. ``wanted`` is asked at each step, too: False gives the lease
-    up, or leaves it to others. ``again`` False: what was lost stays lost.
+    take it from each other for ever. ``again`` False: what was lost stays lost.
     """
 
     def __init__(
@@ -54,7 +53,6 @@ class Leadership:
         lease: Lease,
         *,
         take_over: bool = False,
-        wanted: Callable[[], bool] = lambda: True,
         again: bool = True,
         gained: Callable[[], None] = lambda: None,
         lost: Callable[[], None] = lambda: None,
@@ -62,7 +60,6 @@ class Leadership:
     ) -> None:
         self._lease = lease
         self._take_over = take_over
-        self._wanted = wanted
         self._again = again
         self._gained = gained
         self._lost = lost
@@ -78,7 +75,7 @@ class Leadership:
     def holds(self) -> bool:
         """May we write now? Costs no request."""
         lease = self._lease
-        return lease.holds and lease.term == self._term and self._wanted()
+        return lease.holds and lease.term == self._term
 
     @property
     def holder(self) -> str:
@@ -103,12 +100,7 @@ class Leadership:
                 return
             self._notice()
             try:
-                if self._wanted():
-                    self._ask()
-                elif self._term:
-                    self._lease.release()
-                else:
-                    self._lease.look()  # so that a holder's silence is known when we want it
+                self._ask()
                 self._failing = False
             except KubeError as error:
                 if not self._failing:
@@ -226,18 +218,22 @@ def source_lease(
 
 @contextmanager
 def only_writer(
-    lease: Lease,
-    *,
-    take_over: bool = False,
-    ended: threading.Event | None = None,
-    say: Say = lambda _: None,
-) -> Iterator[Leadership | None]:
-    """Lead a source for one pass: what is lost meanwhile stays lost. A sync waits for another sync,
-    but not for an agent: LeaseLost says who has it. An agent stands by until whoever holds it has
-    ended, well or badly, or until ``ended`` is set: only then we do not have it (None)."""
-    if not _acquire(lease, ended or threading.Event(), take_over=take_over, say=say):
-        yield None
-        return
+    lease: Lease, *, take_over: bool = False, say: Say = lambda _: None
+) -> Iterator[Leadership]:
+    """Lead a source for one pass: what is lost meanwhile stays lost. Waits for another sync, but
+    not for an agent: LeaseLost says who has it."""
+    until = time.monotonic() + LEASE_PATIENCE
+    told = False
+    while not lease.acquire(take_over=take_over):
+        hint = "stop it, or use --take-over"
+        if lease.holder.startswith("agent-"):
+            raise LeaseLost(f"{lease} is held by {lease.holder}", hint=hint)
+        if time.monotonic() >= until:
+            raise LeaseLost(f"{lease} is still held by {lease.holder}", hint=hint)
+        if not told:
+            say(f"waiting for {lease.holder}, which holds {lease}")
+            told = True
+        time.sleep(STEP / 2)
     with _led(Leadership(lease, again=False, say=say)) as leadership:
         yield leadership
 
@@ -279,21 +275,3 @@ def _led(leadership: Leadership) -> Iterator[Leadership]:
         stop.set()
         renewal.join()
         leadership.release()
-
-
-def _acquire(lease: Lease, ended: threading.Event, *, take_over: bool, say: Say) -> bool:
-    stand_by = lease.identity.startswith("agent-")
-    until = time.monotonic() + LEASE_PATIENCE
-    told = False
-    while not lease.acquire(take_over=take_over):
-        hint = "stop it, or use --take-over"
-        if lease.holder.startswith("agent-") and not stand_by:
-            raise LeaseLost(f"{lease} is held by {lease.holder}", hint=hint)
-        if time.monotonic() >= until and not stand_by:
-            raise LeaseLost(f"{lease} is still held by {lease.holder}", hint=hint)
-        if not told:
-            say(f"waiting for {lease.holder}, which holds {lease}")
-            told = True
-        if ended.wait(STEP / 2):
-            return False
-    return True

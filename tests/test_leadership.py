@@ -253,41 +253,6 @@ def test_a_revision_rides_on_the_next_renewal_and_is_left_to_the_next_holder(wor
     assert world.live()["metadata"]["annotations"] == {"mcp.example.com/revision": "def"}
 
 
-def test_kubectls_servers_are_led_by_one_of_the_leaders(world: World, cluster: Cluster) -> None:
-    """Two sources, two agents each; only a leader of a source may stand for kubectl's servers."""
-    kubectl = World(cluster, f"{world.name[:50]}-kubectl")
-
-    def pair(source: str, name: str) -> tuple[Agent, Agent]:
-        led = Agent(world, name, f"{world.name[:50]}-{source}")
-        both = Agent(world, name, kubectl.name, wanted=lambda: led.holds())
-        return led, both
-
-    pairs = [pair("a", "agent-a1"), pair("a", "agent-a2"), pair("b", "agent-b1")]
-
-    def pass_time(seconds: float, *living: tuple[Agent, Agent]) -> list[bool]:
-        end = world.now + seconds
-        while world.now < end:
-            world.now += STEP
-            for led, both in living:
-                led.leadership.step()
-                both.leadership.step()
-        return [both.holds() for _, both in pairs]
-
-    assert pass_time(5, *pairs) == [True, False, False]
-    assert [led.holds() for led, _ in pairs] == [True, False, True]
-    # Both leases of who was killed are taken within the same time.
-    assert pass_time(12, *pairs[1:]).count(True) == 1
-    assert [led.holds() for led, _ in pairs] == [False, True, True]
-    # Who leads its source no longer gives the other one up, too.
-    stands = next(pair for pair in pairs[1:] if pair[1].holds())
-    stands[0].leadership.release()
-    assert not stands[1].holds()
-    rest = pass_time(2, *pairs[1:])
-    assert rest.count(True) == 1
-    assert not stands[1].holds()
-    assert stands[1].told == ["gained", "lost"]
-
-
 def test_a_release_that_is_not_answered_is_said_and_ends_it(world: World) -> None:
     one = world.agent("agent-1")
     world.steps(2)

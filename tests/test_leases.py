@@ -87,20 +87,19 @@ def test_each_lease_is_looked_for_where_its_agent_holds_it_with_one_list(
 
 
 def test_taking_over_tells_the_former_holder(cluster: Cluster) -> None:
-    with leadership.only_writer(lease(cluster, "two", "agent")) as first:
-        assert first is not None
-        with leadership.only_writer(lease(cluster, "two", "sync"), take_over=True) as second:
-            assert second is not None
-            assert holder(cluster, "two").startswith("sync-")
-            until(lambda: not first.holds)
-            assert second.holds
+    with (
+        leadership.only_writer(lease(cluster, "two", "agent")) as first,
+        leadership.only_writer(lease(cluster, "two", "sync"), take_over=True) as second,
+    ):
+        assert holder(cluster, "two").startswith("sync-")
+        until(lambda: not first.holds)
+        assert second.holds
 
 
 def test_a_renewal_that_gets_no_answer_does_not_outlast_the_lease(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with leadership.only_writer(lease(cluster, "three", "sync")) as leader:
-        assert leader is not None
         answer = threading.Event()
         renew = cluster.update
 

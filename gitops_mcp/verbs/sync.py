@@ -124,7 +124,6 @@ def command(
                         say=terminal.say,
                     ) as kubectl,
                 ):
-                    assert leader is not None  # noqa: S101 -- nobody ends a sync that waits
                     one.wishes = replace(wishes, kubectl=kubectl.holds)
                     one.may_write = lambda kubectls: (kubectl if kubectls else leader).holds
                     report = one.run()

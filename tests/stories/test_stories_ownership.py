@@ -258,7 +258,6 @@ def test_a_child_that_appears_in_between_is_not_overwritten(story: Story) -> Non
 def writing(story: Story, holder: str, *, take_over: bool = False) -> Iterator[Leadership]:
     lease = leadership.source_lease(story.hand, story.namespace, story.namespace, holder)
     with leadership.only_writer(lease, take_over=take_over) as leader:
-        assert leader is not None
         yield leader
 
 
