@@ -181,16 +181,6 @@ class Agent:
         """Keep everything as git says, until ``ended`` is set. Raises GitOpsError where it cannot
         begin, and what a bug raises."""
         self._ended = ended
-        versions = self._survey()
-        if versions is None:
-            return
-        self._watches = Watches(
-            self._cluster, self._view, versions, heard=self._heard, crashed=self._workers.crash
-        )
-        self._metrics.read(self._gauges(self._watches))
-        self._view.subscribe(self._workers.wake)
-        self._watches.start()
-        self._adopt(self._source)
         with Endpoints(
             self._listen,
             alive=self._alive,
@@ -198,19 +188,32 @@ class Agent:
             metrics=self._metrics.text,
             webhook=self._on_webhook,
         ):
-            work = threading.Thread(target=self._work, name="work", daemon=True)
-            work.start()
-            tell = threading.Thread(
-                target=self._recorder.run, args=(ended,), name="events", daemon=True
-            )
-            tell.start()
-            self._scheduler.start()
-            # A signal may come in on another thread, which does not wake this one.
-            while not ended.wait(LOOK):
-                pass
-            self._end(work, tell)
+            versions = self._survey()
+            if versions is not None:
+                self._keep(versions)
         if self._crash is not None:
             raise self._crash
+
+    def _keep(self, versions: Versions) -> None:
+        self._watches = Watches(
+            self._cluster, self._view, versions, heard=self._heard, crashed=self._workers.crash
+        )
+        self._metrics.read(self._gauges(self._watches))
+        self._view.subscribe(self._workers.wake)
+        self._watches.start()
+        self._adopt(self._source)
+        work = threading.Thread(target=self._work, name="work", daemon=True)
+        work.start()
+        tell = threading.Thread(
+            target=self._recorder.run, args=(self._ended,), name="events", daemon=True
+        )
+        tell.start()
+        self._heartbeat = time.monotonic()
+        self._scheduler.start()
+        # A signal may come in on another thread, which does not wake this one.
+        while not self._ended.wait(LOOK):
+            pass
+        self._end(work, tell)
 
     def _survey(self) -> Versions | None:
         """What the cluster holds, as soon as it tells; None: we were told to end before that. An
@@ -319,11 +322,11 @@ class Agent:
             try:
                 result = self._look_at_git()
                 self._polled = ""
-            except GitOpsError as error:
+            except (GitOpsError, OSError) as error:
                 result = "failed"
-                if error.message != self._polled:
-                    self._warn(f"{error.message}; what was read last stays in force")
-                self._polled = error.message
+                if str(error) != self._polled:
+                    self._warn(f"{error}; what was read last stays in force")
+                self._polled = str(error)
             self._metrics.polled(result, time.monotonic() - began)
             if not self._again.is_set():  # else somebody asked while we were looking
                 return
@@ -399,7 +402,7 @@ class Agent:
     def _alive(self) -> str:
         if self._crash is not None:
             return "a thread has died"
-        silent = time.monotonic() - self._heartbeat
+        silent = time.monotonic() - self._heartbeat if self._scheduler.running else 0.0
         return f"no job has run for {silent:.0f} s" if silent > STUCK else ""
 
     def _ready(self) -> str:

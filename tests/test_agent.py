@@ -177,6 +177,9 @@ def test_its_endpoints_tell_how_it_is(place: Place) -> None:
         assert f'gitops_mcp_revision_info{{revision="{revision}"}} 1.0' in metrics
         assert 'gitops_mcp_api_requests_total{code="201",kind="MCPServer"' in metrics
         assert place.ask("/webhook", b"{}", X_Hub_Signature_256="sha256=00")[0] == 401
+        (place.repository.parent / "secret").unlink()
+        assert place.wake() == 404
+    assert "the webhook's secret cannot be read" in place.log()
 
 
 def test_a_mistake_that_the_next_commit_mends_is_tried_again_at_once(place: Place) -> None:
@@ -252,5 +255,6 @@ def test_it_begins_once_a_starting_api_server_answers(place: Place) -> None:
         proxy.rule = lambda _: TOO_MANY
         with agent(proxy.kubeconfig, place.repository, *place.arguments):
             until(lambda: "trying again" in place.log(), "the complaint")
+            assert (place.ask("/healthz")[0], place.ask("/readyz")[0]) == (200, 503)
             proxy.rule = lambda _: None
             until(lambda: place.ready("web"), "the server", within=30)

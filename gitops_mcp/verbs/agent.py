@@ -110,9 +110,14 @@ def command(
         serial=serial,
     )
     metrics = Metrics()
+    looks = logs.Looks()
 
     def webhook_secret() -> bytes:
-        return b"" if webhook_secret_file is None else webhook_secret_file.read_bytes().strip()
+        try:
+            return webhook_secret_file.read_bytes().strip() if webhook_secret_file else b""
+        except OSError as error:  # it is read anew for each stranger who asks
+            looks.warn(f"the webhook's secret cannot be read: {error}")
+            return b""
 
     ended = threading.Event()
     agent.end_on_signals(ended)
@@ -124,7 +129,6 @@ def command(
         cache = manifests.Cache()
         line = pipeline.read(source, repository, cache=cache)
         cluster = pipeline.connect(connection, observe=metrics.requested)
-        looks = logs.Looks()
         try:
             agent.Agent(
                 source,
