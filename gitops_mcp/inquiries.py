@@ -34,8 +34,8 @@ def requested(cr: JsonObject | None) -> str:
 def handshake(facts: Facts, context: Context) -> tuple[Inquiry | None, datetime | None]:
     """The handshake that is due now, and when the next one will be; neither where nobody asks.
 
-    A pod is asked once its containers are ready, a new one at once, all of them each interval and
-    whenever somebody asks for a fresh look.
+    A pod is asked once its containers are ready, a new one at once, all of them each interval,
+    when those that failed have gone, and whenever somebody asks for a fresh look.
     """
     spec = _spec(facts)
     health = spec.get("health") or {}
@@ -50,7 +50,8 @@ def handshake(facts: Facts, context: Context) -> tuple[Inquiry | None, datetime 
     if last is not None:
         again = interval if pods.keys() <= last.passed else min(interval, HANDSHAKE_RETRY)
         fresh = last.asked == asked_for and facts.now < last.at + again
-        if pods.keys() <= last.pods and fresh:
+        speaks_of_others = pods.keys() <= last.passed < last.pods
+        if pods.keys() <= last.pods and fresh and not speaks_of_others:
             return None, last.at + again
     port, path = spec["port"], spec["path"]
     inquiry = Inquiry(

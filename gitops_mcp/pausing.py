@@ -12,6 +12,11 @@ from collections.abc import Iterator
 from gitops_mcp import diffing
 from gitops_mcp.model import PAUSE_MANAGER, Context, Facts, JsonObject
 
+HOLD = {"paused": True, "minReadySeconds": 2**31 - 2, "progressDeadlineSeconds": 2**31 - 1}
+"""What a pause writes into a Deployment's spec. Paused alone is not enough: once all its new pods
+are available, the old ones are taken away all the same (measured). So new pods have to be ready for
+as long as the API can say, which it takes only below the deadline."""
+
 _SAID_NO = frozenset({"HandshakeFailed", "HostRejected", "ConnectionRefused"})
 """Answers that are the server's own fault. No answer at all may be the network's."""
 _ENDED = ("Failed", "Succeeded")

@@ -362,7 +362,7 @@ def _converge(facts: Facts, context: Context, renderer: Renderer, owner: Owner |
         try:
             child_actions = [*_child_actions(facts, context, renderer, refused, leaving, later)]
             # What has just been written may be all that the pods needed: they are judged after it.
-            child_actions = child_actions or [*_gates(facts), *_pause(facts, context)]
+            child_actions = child_actions or [*_gates(facts), *_pause(facts, context, renderer)]
         except GitOpsError as error:  # this spec cannot be rendered; others can
             synced = Condition("Synced", "False", "ApplyFailed", error.message)
             return _at_rest(facts, context, synced, invalid or error.message)
@@ -597,6 +597,9 @@ def _child_actions(
         if external and kind == "Deployment":
             replicas = (live or cr).get("spec", {}).get("replicas", 1)
             body = {**body, "spec": {**body["spec"], "replicas": replicas}}
+        if live is not None and kind == "Deployment" and pausing.paused(live):
+            held = live["spec"].get("minReadySeconds", 0)  # until the pause is over
+            body = {**body, "spec": {**body["spec"], "minReadySeconds": held}}
         yield from _write(facts, context, body, live)
     for kind, live in facts.children.items():
         if kind in wanted or "deletionTimestamp" in live["metadata"]:
@@ -645,7 +648,7 @@ def _gates(facts: Facts) -> Iterator[Action]:
         )
 
 
-def _pause(facts: Facts, context: Context) -> Iterator[Action]:
+def _pause(facts: Facts, context: Context, renderer: Renderer) -> Iterator[Action]:
     """Let a rollout stand still while its new pods fail the handshake that old ones pass."""
     cr, live = facts.cr, facts.children.get("Deployment")
     if cr is None or live is None or not _controls(cr, live):
@@ -655,22 +658,25 @@ def _pause(facts: Facts, context: Context) -> Iterator[Action]:
     if culprit is None or bool(culprit) == stands or (stands and not pausing.paused(live)):
         return
     ref, metadata = ObjectRef.of(live), live["metadata"]
-    body: JsonObject = {
+    uid, version = metadata["uid"], metadata["resourceVersion"]
+    bare: JsonObject = {
         "apiVersion": ref.api_version,
         "kind": ref.kind,
         "metadata": {"name": ref.name, "namespace": ref.namespace},
     }
     if culprit:
-        body["spec"] = {"paused": True}
-    yield Action(
-        Verb.APPLY,
-        ref,
-        "pause the rollout" if culprit else "resume the rollout",
-        body,
-        manager=PAUSE_MANAGER,
-        uid=metadata["uid"],
-        resource_version=metadata["resourceVersion"],
-    )
+        why, body = "pause the rollout", {**bare, "spec": pausing.HOLD}
+        yield Action(Verb.APPLY, ref, why, body, "", PAUSE_MANAGER, uid, version)
+        return
+    wanted = next(body for body in renderer.children(cr) if body["kind"] == "Deployment")
+    seconds = wanted["spec"].get("minReadySeconds", 0)
+    if live["spec"].get("minReadySeconds", 0) != seconds:
+        # Ours again before the pause gives it up, or it would be nobody's in between.
+        ours = diffing.owned(live)
+        body = {**ours, "spec": {**ours.get("spec", {}), "minReadySeconds": seconds}}
+        yield Action(Verb.APPLY, ref, "let new pods count", body, uid=uid, resource_version=version)
+        return
+    yield Action(Verb.APPLY, ref, "resume the rollout", bare, "", PAUSE_MANAGER, uid, version)
 
 
 def _external(cr: JsonObject) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -38,6 +39,9 @@ def probe(ago: float, *, passed: bool = True, pods: tuple[str, ...] = ("p1",)) -
     reason = "HandshakeSucceeded" if passed else "HandshakeFailed"
     named = frozenset(pods)
     return ProbeResult(reason, "", at, named, None, named if passed else frozenset())
+
+
+P1 = frozenset({"p1"})
 
 
 def test_a_new_pod_is_asked_as_its_clients_would() -> None:
@@ -82,6 +86,7 @@ def test_nobody_is_asked_while_probes_are_off() -> None:
         (probe(10, passed=False), (pod(),), True),
         (probe(1), (pod(), pod("p2")), True),
         (probe(1, pods=("p1", "gone")), (pod(),), False),
+        (replace(probe(1, passed=False, pods=("p1", "gone")), passed=P1), (pod(),), True),
     ],
 )
 def test_pods_are_asked_again_each_interval_and_new_ones_at_once(

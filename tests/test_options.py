@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from commandline import Run, manifest, runner
 
-from gitops_mcp import cli, options
+from gitops_mcp import cli, options, pipeline
 from gitops_mcp.errors import UsageError
+from gitops_mcp.rollout import ALL, DEFAULT, Serial
 
 
 @pytest.fixture
@@ -180,3 +181,24 @@ def test_every_option_is_declared_for_environment_and_file() -> None:
 def test_a_problem_of_the_file_is_an_expected_failure() -> None:
     with pytest.raises(UsageError):
         options.parse_config(b"x: 1", "file", allowed=None)
+
+
+def serial_of(where: Path) -> Serial:
+    source = options.SourceOptions(location=str(where))
+    with pipeline.open_repository(source) as repository:
+        return pipeline.read(source, repository).serial
+
+
+def test_a_source_may_say_how_many_servers_take_a_change_at_a_time(tmp_path: Path) -> None:
+    assert serial_of(tmp_path / "source") == DEFAULT
+    (tmp_path / "source" / "gitops-mcp.yaml").write_text("serial: 5\n")
+    assert serial_of(tmp_path / "source") == Serial.parse("5")
+    (tmp_path / "source" / "gitops-mcp.yaml").write_text("serial: off\n")
+    assert serial_of(tmp_path / "source") == ALL
+
+
+@pytest.mark.parametrize("verb", ["sync", "agent"])
+def test_a_wrong_serial_is_refused_before_anything_is_done(gitops: Run, verb: str) -> None:
+    ended = gitops(verb, "--serial", "0%")
+    assert ended.code == 2
+    assert "serial '0%': expected a number of servers" in ended.error

@@ -24,6 +24,7 @@ from gitops_mcp.model import (
     Revision,
     ServerKey,
 )
+from gitops_mcp.pausing import HOLD
 from gitops_mcp.rendering import Renderer
 from gitops_mcp.settings import resource
 
@@ -89,7 +90,8 @@ def facts_and_context(case: dict[str, Any]) -> tuple[Facts, Context]:
         entry("kube-controller-manager", "Update", 20),
     ]
     if "paused" in case:
-        live["spec"] = live["spec"] | {"paused": True}
+        ours = case["paused"] == "us" and case.get("held", True)
+        live["spec"] = live["spec"] | (HOLD if ours else {"paused": True})
         managed.append(
             entry(PAUSE_MANAGER, "Apply", 12, paused={})
             if case["paused"] == "us"
@@ -139,14 +141,18 @@ BAD = {"old": [1, "v1", "well"], "new": [10, "v2", "badly"]}
 GOOD = {"old": [1, "v1", "well"], "new": [10, "v2", "well"]}
 
 
-def test_a_pause_takes_one_field_and_carries_what_it_was_decided_on() -> None:
+def test_a_pause_takes_its_fields_and_carries_what_it_was_decided_on() -> None:
     (action,) = decided(pods=BAD).actions
-    assert action.body["spec"] == {"paused": True}
+    assert action.body["spec"] == HOLD
     assert (action.manager, action.uid, action.resource_version) == (PAUSE_MANAGER, "d", "7")
 
 
-def test_a_pause_ends_by_giving_that_field_up() -> None:
-    (action,) = decided(pods=GOOD, paused="us").actions
+def test_a_pause_ends_by_giving_its_fields_up() -> None:
+    (first,) = decided(pods=GOOD, paused="us").actions
+    assert first.why == "let new pods count"  # else they would count at once, for a moment
+    assert first.body["spec"]["minReadySeconds"] == 10
+    assert (first.manager, first.uid, first.resource_version) == (FIELD_MANAGER, "d", "7")
+    (action,) = decided(pods=GOOD, paused="us", held=False).actions
     assert "spec" not in action.body
     assert action.manager == PAUSE_MANAGER
 
