@@ -64,36 +64,42 @@ class Target:
 class Server:
     """One API server on one store."""
 
-    def __init__(self, store: Store, *, speed: float = 1.0) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        speed: float = 1.0,
+        seconds: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.store = store
         self.requests: Counter[tuple[str, str]] = Counter()
-        self._lifecycle = Lifecycle(store, speed=speed, seconds=time.monotonic)
+        self.lifecycle = Lifecycle(store, speed=speed, seconds=seconds)
         self._watches = Watches(store)
         self._pages = Pages()
 
     def application(self) -> web.Application:
         """The aiohttp application."""
         app = web.Application(client_max_size=bodies.LIMIT * 4)
-        app.router.add_route("*", "/{path:.*}", self._answer)
+        app.router.add_route("*", "/{path:.*}", self.answer)
         app.cleanup_ctx.append(self._housekeeping)
         app.on_shutdown.append(self._end_watches)
         return app
 
     async def _housekeeping(self, _app: web.Application) -> AsyncIterator[None]:
         wake = asyncio.Event()
-        self._lifecycle.wake = wake.set
+        self.lifecycle.wake = wake.set
         task = asyncio.create_task(self._tick(wake))
         yield
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-        self._lifecycle.close()
+        self.lifecycle.close()
         self._watches.close()
 
     async def _tick(self, wake: asyncio.Event) -> None:
         while True:
             wake.clear()
-            delay = self._lifecycle.run_due()
+            delay = self.lifecycle.run_due()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(delay):
                     await wake.wait()
@@ -103,7 +109,9 @@ class Server:
 
     # --- routing ----------------------------------------------------------------------------------
 
-    async def _answer(self, request: web.Request) -> web.StreamResponse:
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        """Whatever the request deserves. Only a body that is still on its way, and a watch, are
+        waited for: who has the whole request in hand has the answer at once."""
         try:
             return await self._route(request)
         except ApiError as exc:
