@@ -331,7 +331,8 @@ class Controllers:
             annotations = {**annotations, **deployments.size_annotations(deployment)}
             spec = {**rs["spec"], "replicas": one.replicas}
             resized = self._change(REPLICA_SETS, rs, annotations, spec)
-            self._tell_scaled(deployment, resized, size(rs))
+            if size(resized) != size(rs):
+                self._tell_scaled(deployment, resized, size(rs))
 
     def _tell_scaled(self, deployment: Object, rs: Object, before: int) -> None:
         direction = "up" if size(rs) > before else "down"

@@ -235,11 +235,8 @@ def _in_proportion(deployment: Object, active: Sequence[Object]) -> list[Scale]:
         sizes[rs["metadata"]["name"]] = size(rs) + share
     first = ordered[0]["metadata"]["name"]
     sizes[first] = max(sizes[first] + left, 0)
-    return [
-        Scale(rs["metadata"]["name"], sizes[rs["metadata"]["name"]])
-        for rs in ordered
-        if sizes[rs["metadata"]["name"]] != size(rs)
-    ]
+    # Also those whose size stays: that they were sized for this size of the Deployment is noted.
+    return [Scale(rs["metadata"]["name"], sizes[rs["metadata"]["name"]]) for rs in ordered]
 
 
 def roll(deployment: Object, new: Object, old: Sequence[Object]) -> list[Scale]:
