@@ -470,20 +470,23 @@ class Engine:
 
     def _reread(self, key: ServerKey, ref: ObjectRef) -> None:
         """Look at one object again: after a lost race the view may be wrong."""
-        self._now(self._view.live(key).get(ref), self._kube.get(ref))
+        self._now(self._view.live(key).get(ref), self._kube.get(ref), asked=True)
 
-    def _now(self, before: JsonObject | None, live: JsonObject | None) -> None:
+    def _now(
+        self, before: JsonObject | None, live: JsonObject | None, *, asked: bool = False
+    ) -> None:
         """Hold what an object has become; None: it has gone."""
         if live is not None:
-            self._view.put(live)
+            self._view.put(live, asked=asked)
         elif before is not None:
-            self._view.drop(before)
+            self._view.drop(before, for_good=True)
 
     def ask(self, key: ServerKey, inquiry: Inquiry) -> None:
         """Have an inquiry answered, and remember it. Takes as long as the servers take."""
         memory = self.memory(key)
         if inquiry.kind == "cleanup":
-            memory.cleanup = hooks.run(self._hooks, self._event(key), limit=inquiry.timeout)
+            if memory.cleanup is None:  # else it was answered while this one waited for its turn
+                memory.cleanup = hooks.run(self._hooks, self._event(key), limit=inquiry.timeout)
             return
         answer = self._ask(inquiry, self._clock)
         if isinstance(answer, ProbeResult):

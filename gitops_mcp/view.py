@@ -14,7 +14,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import orjson
 
@@ -118,6 +118,14 @@ class _Held(NamedTuple):
     data: bytes
 
 
+class _End(NamedTuple):
+    """Where an object was last told of: ``by`` a watch (deleted, or out of the selection for now),
+    by a list that lacks it (the same), or by an answer (gone for good)."""
+
+    version: int
+    by: Literal["watch", "list", "answer"]
+
+
 def key_of(body: JsonObject) -> ServerKey:
     """The server that an object belongs to: pods by label, everything else bears its name."""
     metadata = body["metadata"]
@@ -135,8 +143,8 @@ class View:
         self._packer = _Packer()
         self._servers: dict[ServerKey, dict[Slot, _Held]] = {}
         self._outlines: dict[ServerKey, JsonObject] = {}
-        self._ended: dict[str, None] = {}
-        """The uids of objects that have gone, the last ``REMEMBERED`` of them in order."""
+        self._ended: dict[str, _End] = {}
+        """By uid, the objects that have gone, the last ``REMEMBERED`` of them in order."""
         self._changed: Callable[[ServerKey], None] = lambda _: None
         self._complete: Callable[[], bool] = lambda: True
 
@@ -196,15 +204,17 @@ class View:
             self._packer.shared(outline(body)) if kind == KIND else None,
         )
 
-    def put(self, body: JsonObject) -> None:
-        """Take over an object's state, unless a newer one is known already."""
-        self._put(self.pack(body))
+    def put(self, body: JsonObject, *, asked: bool = False) -> None:
+        """Take over an object's state, unless a newer one is known already. ``asked``: it was
+        looked at by its name just now, whatever lists and watches say of it."""
+        self._put(self.pack(body), asked=asked)
 
-    def _put(self, new: Packed) -> None:
+    def _put(self, new: Packed, *, asked: bool = False) -> None:
         held = _Held(new.version, new.data)
         with self._lock:
-            if new.uid in self._ended:
-                return  # late news
+            if self._late(new, asked=asked):
+                return
+            self._ended.pop(new.uid, None)
             server = self._servers.setdefault(new.key, {})
             known = server.get(new.slot)
             # The versions of all objects of one kind are ordered numbers, so also the former
@@ -216,14 +226,26 @@ class View:
                 self._outlines[new.key] = new.outline
         self._changed(new.key)
 
-    def drop(self, body: JsonObject) -> None:
-        """That object (that uid) has gone."""
-        name = body["metadata"]["name"] if body["kind"] == "Pod" else ""
-        self._drop(key_of(body), Slot(body["kind"], name), body["metadata"]["uid"])
+    def _late(self, new: Packed, *, asked: bool) -> bool:
+        """Is it news of an object that has gone? One that only left the selection, since somebody
+        took its label away, comes back with the version at which it left."""
+        end = self._ended.get(new.uid)
+        if end is None:
+            return False
+        if end.by == "list":
+            return not asked and new.version <= end.version
+        return end.by == "answer" or new.version < end.version
 
-    def _drop(self, key: ServerKey, slot: Slot, uid: str) -> None:
+    def drop(self, body: JsonObject, *, for_good: bool = False) -> None:
+        """That object (that uid) has gone: ``for_good``, or from what the watch is about."""
+        name = body["metadata"]["name"] if body["kind"] == "Pod" else ""
+        version = int(body["metadata"]["resourceVersion"])
+        end = _End(version, "answer" if for_good else "watch")
+        self._drop(key_of(body), Slot(body["kind"], name), body["metadata"]["uid"], end)
+
+    def _drop(self, key: ServerKey, slot: Slot, uid: str, end: _End) -> None:
         with self._lock:
-            self._ended[uid] = None
+            self._ended[uid] = end
             if len(self._ended) > REMEMBERED:
                 del self._ended[next(iter(self._ended))]
             server = self._servers.get(key)
@@ -256,7 +278,7 @@ class View:
                 and held.version <= int(version)
             ]
         for one in gone:
-            self._drop(*one)
+            self._drop(*one, _End(int(version), "list"))
         for new in present.values():
             self._put(new)
 

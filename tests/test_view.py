@@ -90,10 +90,30 @@ def test_an_older_state_does_not_come_back() -> None:
 def test_late_news_of_an_object_that_has_gone_do_not_revive_it() -> None:
     view = View()
     view.put(service("a", 7))
-    view.drop(service("a", 7))
+    view.drop(service("a", 9))
     view.put(service("a", 8))
     assert known(view) is None
-    assert list(view.resources()) == []
+
+
+def test_what_an_answer_said_has_gone_is_not_revived_by_any_news() -> None:
+    view = View()
+    view.put(service("a", 7))
+    view.drop(service("a", 7), for_good=True)
+    view.put(service("a", 8), asked=True)
+    assert known(view) is None
+
+
+def test_what_left_the_selection_is_known_again_once_somebody_looks_at_it() -> None:
+    view = View()
+    view.put(service("a", 7))
+    view.drop(service("a", 8))  # its label went: the watch says DELETED, at that version
+    view.put(service("a", 8), asked=True)
+    assert known(view) == ("a", 8)
+    view.replace("Service", [], "9")
+    view.put(service("a", 8))
+    assert known(view) is None  # an answer from before the list
+    view.put(service("a", 8), asked=True)
+    assert known(view) == ("a", 8)
 
 
 def test_late_news_of_a_former_object_do_not_replace_the_present_one() -> None:
