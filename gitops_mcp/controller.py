@@ -210,9 +210,12 @@ class Controller:
         return Look(min(times, default=None), decision.inquiry)
 
     def ask(self, key: ServerKey, inquiry: Inquiry) -> None:
-        """Have an inquiry about a server answered; it is worth a look after that."""
-        if self._engine is not None:
-            self._engine.ask(key, inquiry)
+        """Have an inquiry about a server answered; it is worth a look after that. Who has stopped
+        to lead asks nothing: the hooks of a cleanup are called by whoever leads now."""
+        engine, source = self._engine, self.source
+        if engine is None or source is None or not self._leads(self._is_kubectls(key, source)):
+            return
+        engine.ask(key, inquiry)
 
     def _is_kubectls(self, key: ServerKey, source: Source) -> bool:
         cr = self._view.resource(key)
