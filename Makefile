@@ -18,7 +18,7 @@ RUN := $(VENV)/.run-$(call key,requirements/build.txt requirements/run.txt pypro
 DEV := $(VENV)/.dev-$(call key,requirements/*.txt pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test truth plane cluster bench bench-plane lint types format build lock clean
+.PHONY: help demo test simulate truth plane cluster bench bench-plane lint types format build lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1|/' \
@@ -37,6 +37,10 @@ truth: $(DEV) ## What diff says of generated servers is so: SERVERS=300 SEEDS="7
 	@set -e; for seed in $(SEEDS); do echo "== seed $$seed"; \
 	  TRUTH_SEED=$$seed TRUTH_SERVERS=$(SERVERS) TRUTH_CHANGES=$(CHANGES) \
 	  $(PY) -m pytest -q tests/truth/test_truth.py $(ARGS); done
+
+simulate: SEEDS := 1000
+simulate: $(DEV) ## Play seeded simulations: SEEDS=1000 of them, or SEED=17 with its trace
+	@PYTHONPATH=tests $(PY) -m simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) $(ARGS)
 
 plane: $(DEV) ## Build the real control plane that some tests start (Go; five minutes, once)
 	@$(PY) tests/plane.py build
