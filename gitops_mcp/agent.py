@@ -55,6 +55,8 @@ HANGING = 1.0
 """Seconds that threads are given to end once there is nothing left to do."""
 LAST_NOTES = 1.0
 """Seconds that the notes are given at least: what is not written is found by the next agent."""
+CATCH_UP = 15.0
+"""Seconds that git is given to say what a former leader has read of it."""
 STUCK = 60.0
 """Seconds without a single periodic job after which only a restart helps."""
 NOTES = timedelta(seconds=3)
@@ -132,6 +134,9 @@ class Agent:
         self._crash: BaseException | None = None
         self._unread = False
         """There is something new that could not be read."""
+        self._behind = 0.0
+        """Until when, by the monotonic clock, git is to be looked at before anything is written,
+        since who led before us enforced another commit; 0: no need to."""
         self._polled = ""
         """What went wrong at the last look at git."""
         self._again = threading.Event()
@@ -168,7 +173,9 @@ class Agent:
             cluster,
             self._view,
             wishes,
-            leads=Leads(lambda: self._leader.holds, lambda: self._kubectls.holds),
+            leads=Leads(
+                lambda: self._leader.holds and not self._behind, lambda: self._kubectls.holds
+            ),
             wake=self._workers.wake,
             listeners=(*listeners, metrics.worked, self._journal.heard, self._recorder.heard),
             settled=self._settled,
@@ -328,6 +335,7 @@ class Agent:
                     self._warn(f"{error}; what was read last stays in force")
                 self._polled = str(error)
             self._metrics.polled(result, time.monotonic() - began)
+            self._catch_up()
             if not self._again.is_set():  # else somebody asked while we were looking
                 return
 
@@ -371,7 +379,18 @@ class Agent:
         self._journal.recover(self._standing)
         # What the last agent did not write is best found before much is done.
         self._scheduler.modify_job("notes", next_run_time=datetime.now(UTC))
-        self._controller.look_at_all()
+        source, former = self._controller.source, self._leader.revision
+        if former and source is not None and former != str(source.snapshot.revision):
+            self._behind = time.monotonic() + CATCH_UP
+            self.poke()
+        else:
+            self._controller.look_at_all()
+
+    def _catch_up(self) -> None:
+        """Git has been looked at, or does not answer: what was read last is enforced."""
+        if self._behind:
+            self._behind = 0.0
+            self._controller.look_at_all()
 
     def _standing(self) -> Standing:
         source = self._controller.source or self._source
@@ -392,6 +411,8 @@ class Agent:
     def _renew(self) -> None:
         self._leader.step()
         self._heartbeat = time.monotonic()
+        if self._behind and self._heartbeat >= self._behind:
+            self._catch_up()  # git does not answer: what we have read is the last good commit
 
     def _heard(self, place: Place, error: KubeError | None) -> None:
         if error is not None:

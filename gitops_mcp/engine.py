@@ -402,7 +402,7 @@ class Engine:
         if self._stopped.is_set():
             raise LeaseLost("the pass has ended")
         if not self._may_write(kubectls):
-            raise LeaseLost("another writer has taken the lease of this source")
+            raise LeaseLost("the lease for this server is not held any more")
         if action.ref.kind == "Namespace":
             self._make_namespace(action)
             return

@@ -258,3 +258,22 @@ def test_it_begins_once_a_starting_api_server_answers(place: Place) -> None:
             assert (place.ask("/healthz")[0], place.ask("/readyz")[0]) == (200, 503)
             proxy.rule = lambda _: None
             until(lambda: place.ready("web"), "the server", within=30)
+
+
+def test_a_stand_by_that_read_an_older_commit_takes_nothing_back(place: Place) -> None:
+    place.push(web=manifest("web"))
+    with place.agent() as leader:
+        until(lambda: place.ready("web") and place.is_ready(), "the first commit")
+        with agent(place.kubeconfig, place.repository, *HOUR):
+            until(lambda: "waiting for agent-" in place.log(), "the stand-by")
+            place.push(web=manifest("web", "2.0"))
+            place.wake()  # the leader alone
+            until(lambda: place.image("web").endswith(":2.0"), "the push", within=20)
+            until(lambda: place.ready("web"), "what was pushed")
+            time.sleep(3)  # the Lease bears the commit by now
+            place.push(other=manifest("other"))  # nobody is told of this one
+            before = place.get("Deployment", "web")["metadata"]["generation"]
+            leader.send_signal(signal.SIGTERM)
+            assert leader.wait(30) == 0
+            until(lambda: place.ready("other"), "the stand-by to ask git, and to lead")
+            assert place.get("Deployment", "web")["metadata"]["generation"] == before
