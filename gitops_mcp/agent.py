@@ -14,10 +14,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from gitops_mcp import leadership, manifests, pipeline, webhook
@@ -319,7 +321,12 @@ class Agent:
     def poke(self) -> None:
         """Look at git now."""
         self._again.set()
-        self._scheduler.modify_job("poll", next_run_time=datetime.now(UTC))
+        self._hurry("poll")
+
+    def _hurry(self, job: str) -> None:
+        """Run a job now; not, where the agent is ending already."""
+        with suppress(JobLookupError):
+            self._scheduler.modify_job(job, next_run_time=datetime.now(UTC))
 
     def _poll(self) -> None:
         """Look at git, and adopt what is new. What cannot be read leaves everything as it is."""
@@ -378,7 +385,7 @@ class Agent:
         self._recorder.begin()
         self._journal.recover(self._standing)
         # What the last agent did not write is best found before much is done.
-        self._scheduler.modify_job("notes", next_run_time=datetime.now(UTC))
+        self._hurry("notes")
         source, former = self._controller.source, self._leader.revision
         if former and source is not None and former != str(source.snapshot.revision):
             self._behind = time.monotonic() + CATCH_UP

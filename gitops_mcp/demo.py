@@ -53,6 +53,7 @@ def tell(stage: Stage) -> None:
     _push(stage)
     _drift(stage)
     with stage.agent("it starts again, and goes on where it was"):
+        _healed_at_once(stage)
         _broken_manifest(stage)
         _prune(stage)
     _notes(stage)
@@ -82,12 +83,20 @@ def _drift(stage: Stage) -> None:
     said = stage.run("gitops-mcp diff ../fleet.git", expect=1)
     stage.check(f"-        image: {STRAY_IMAGE}" in said, "diff shows what is live")
     stage.check(f"+        image: {GITLAB_IMAGE}" in said, "diff shows what git says")
-    stage.say("One pass heals it. (A running agent does so by itself, at its next look.)")
+    stage.say("One pass heals it:")
     said = stage.run("gitops-mcp sync --diff --wait=1m ../fleet.git")
     stage.check(f"-        image: {STRAY_IMAGE}" in said, "sync --diff shows what it healed")
     stage.check("ok=11 changed=1 pruned=0 failed=0" in said, "only the drifted server was changed")
     stage.check(_image(stage, "ai-tools", "gitlab") == GITLAB_IMAGE, "the image is git's again")
     stage.run("gitops-mcp diff ../fleet.git")
+
+
+def _healed_at_once(stage: Stage) -> None:
+    stage.say("The agent needs nobody to tell it of a drift. The same hurry once more:")
+    stage.change_image_by_hand()
+    begun = time.monotonic()
+    stage.until("it is healed", lambda: _image(stage, "ai-tools", "gitlab") == GITLAB_IMAGE)
+    stage.say(f"Git's image is back, {time.monotonic() - begun:.1f} s later.")
 
 
 def _broken_manifest(stage: Stage) -> None:
