@@ -18,6 +18,7 @@ from gitops_mcp.fleet import Look
 from gitops_mcp.hooks import Hook
 from gitops_mcp.model import Inquiry, ServerKey
 from gitops_mcp.pipeline import Source, Wishes
+from gitops_mcp.rollout import Serial
 from gitops_mcp.view import WATCHED, View
 from gitops_mcp.workqueue import Queue
 from simulation import feeds, probing
@@ -47,7 +48,7 @@ Wire = Callable[["Agent", Request], Answer]
 
 
 class Agent:
-    """One process. ``leads``: may it write? ``hooks``: are there any?"""
+    """One process. ``leads``: may it write? ``hooks``: are there any? ``serial``: in batches."""
 
     def __init__(
         self,
@@ -58,6 +59,7 @@ class Agent:
         *,
         leads: Callable[[], bool],
         hooks: bool = False,
+        serial: Serial | None = None,
     ) -> None:
         self.name = name
         self.alive = True
@@ -83,7 +85,7 @@ class Agent:
         self.controller = Controller(
             self.client,
             self.view,
-            replace(WISHES, hooks=(HOOK,) if hooks else ()),
+            replace(WISHES, hooks=(HOOK,) if hooks else (), serial=serial),
             leads=Leads(leads, leads),
             wake=self.wake,
             settled=self._settled,
@@ -115,7 +117,7 @@ class Agent:
             feed.close()
 
     def _complete(self) -> bool:
-        return all(feed.listed for feed in self.feeds)
+        return all(feed.complete for feed in self.feeds)
 
     # --- start ---
 
@@ -123,7 +125,7 @@ class Agent:
         """Read the cluster, then git."""
         try:
             for feed in self.feeds:
-                if not feed.listed:
+                if feed.missed:
                     feed.list()
         except KubeError:
             self.later(1.0, self._begin)

@@ -18,6 +18,7 @@ from gitops_mcp.sandbox.answers import Form
 from gitops_mcp.sandbox.storage import WatchEvent
 from gitops_mcp.sandbox.watching import Watcher
 from gitops_mcp.view import View, Watched
+from gitops_mcp.watches import BROKEN_FOR
 from simulation.cluster import KEYS, Client, Plane
 
 LAG = (0.002, 0.05)
@@ -40,8 +41,10 @@ class Feed:
         self.watched = watched
         self.lag = 0.0
         """Seconds on top of the usual ones."""
-        self.listed = False
-        """Is what was listed still being followed, as far as the process can tell?"""
+        self.missed = True
+        """Does the process know that only a list can tell what is there?"""
+        self.broken: float | None = None
+        """Since when it knows that the stream has ended."""
         self._plane = plane
         self._world = plane.world
         self._client = client
@@ -65,6 +68,12 @@ class Feed:
         self._end()
 
     @property
+    def complete(self) -> bool:
+        """Nothing is missing of what was there lately, as far as the process can tell."""
+        broken = self.broken is not None and self._world.now - self.broken > BROKEN_FOR
+        return not self.missed and not broken
+
+    @property
     def behind(self) -> bool:
         """Is there news that has not been told?"""
         return self._waiting > 0 or not self._streaming
@@ -85,7 +94,7 @@ class Feed:
         self._turn += 1
         self._waiting = 0
         self._version = version
-        self._streaming = self.listed = True
+        self._streaming, self.missed, self.broken = True, False, None
         for event in self._plane.store.storage.since(version):
             self._see(event)
 
@@ -126,8 +135,8 @@ class Feed:
         self._turn += 1
         self._waiting = 0
         self._streaming = False
-        if known:
-            self.listed = False
+        if known and self.broken is None:
+            self.broken = self._world.now
 
     def resume(self) -> None:
         """Go on where it ended."""
@@ -142,6 +151,7 @@ class Feed:
     def relist(self) -> None:
         """The version is too old: list anew, again and again until that works."""
         self.stop(known=True)
+        self.missed = True
         turn = self._turn
         self._later(0.0, lambda: self._relist(turn))
 

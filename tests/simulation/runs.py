@@ -21,7 +21,7 @@ from unittest import mock
 import orjson
 
 from gitops_mcp import hooks as hooks_module
-from gitops_mcp import planning
+from gitops_mcp import planning, rollout
 from gitops_mcp.model import (
     FIELD_MANAGER,
     KIND,
@@ -33,6 +33,7 @@ from gitops_mcp.model import (
     JsonObject,
     ServerKey,
 )
+from gitops_mcp.rollout import Serial
 from simulation import trouble
 from simulation.agents import Agent, Died
 from simulation.cluster import (
@@ -52,6 +53,7 @@ from simulation.world import World
 
 LATENCY = (0.001, 0.01)
 """Seconds that a request takes each way."""
+ONE_BY_ONE = Serial(1, percent=False)
 SETTLES = 600.0
 """Seconds within which everything is where git wants it, once there is no trouble any more."""
 INSPECTS = 10.0
@@ -80,6 +82,7 @@ class Run:
         hand: Sequence[JsonObject] = (),
         processes: int = 2,
         hooks: bool = False,
+        serial: Serial | None = None,
     ) -> None:
         self.trace: list[str] = []
         self.requests = 0
@@ -95,6 +98,7 @@ class Run:
         self._troubles = troubles
         self._faults = faults or {}
         self._hooks = hooks
+        self._serial = serial
         self._armed: list[tuple[Fault, bool]] = []
         self._bugs = Bugs()
         logging.getLogger("gitops_mcp").addHandler(self._bugs)
@@ -135,6 +139,7 @@ class Run:
             self._wire,
             leads=lambda: self.leader == slot and self.agents[slot].alive,
             hooks=self._hooks,
+            serial=self._serial,
         )
 
     def some_agent(self, rng: random.Random) -> Agent:
@@ -280,6 +285,7 @@ class Run:
             with (
                 mock.patch.object(planning, "decide", twice),
                 mock.patch.object(hooks_module, "run", call),
+                mock.patch.object(rollout, "THRESHOLD", 2 if self._serial else 10),
             ):
                 yield
         finally:
@@ -617,6 +623,7 @@ def play(seed: int, troubles: Sequence[Trouble]) -> tuple[Run, Broken | None]:
         hand=hand,
         processes=1 + (seed // 2) % 2,
         hooks=seed % 3 == 0,
+        serial=ONE_BY_ONE if seed % 5 == 0 else None,
     )
     try:
         run.play()

@@ -68,7 +68,7 @@ def trace(seed: int) -> list[str]:
     return run.trace
 
 
-@pytest.mark.parametrize("seed", [4, 7])
+@pytest.mark.parametrize("seed", [4, 9])
 def test_one_seed_is_one_run(seed: int) -> None:
     once = trace(seed)
     assert len(once) > 20
@@ -76,7 +76,7 @@ def test_one_seed_is_one_run(seed: int) -> None:
 
 
 def test_one_seed_is_one_run_in_any_process() -> None:
-    command = [sys.executable, "-m", "simulation", "--seed", "7", "--trace"]
+    command = [sys.executable, "-m", "simulation", "--seed", "4", "--trace"]
     told = [
         subprocess.run(
             command,
