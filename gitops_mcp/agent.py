@@ -161,7 +161,7 @@ class Agent:
         )
         self._kubectls = Leadership(
             leadership.source_lease(cluster, where, leadership.CLUSTER_SOURCE, "agent"),
-            gained=lambda: self._controller.look_at_all(),
+            gained=lambda: self._controller.lead(),
             say=say,
         )
         self._workers = Workers(
@@ -391,13 +391,13 @@ class Agent:
             self._behind = time.monotonic() + CATCH_UP
             self.poke()
         else:
-            self._controller.look_at_all()
+            self._controller.lead()
 
     def _catch_up(self) -> None:
         """Git has been looked at, or does not answer: what was read last is enforced."""
         if self._behind:
             self._behind = 0.0
-            self._controller.look_at_all()
+            self._controller.lead()
 
     def _standing(self) -> Standing:
         source = self._controller.source or self._source

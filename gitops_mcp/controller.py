@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -85,6 +85,8 @@ class Controller:
         self._guard: PruneGuard | None = None
         self._context: Context | None = None
         self._rollout: Rollout | None = None
+        self._aim: Aim | None = None
+        self._adopting = threading.Lock()
         self._open: set[ServerKey] = set()
         """Servers of the adopted commit that have not been looked at since."""
         self.synced = ""
@@ -96,6 +98,13 @@ class Controller:
 
     def adopt(self, source: Source) -> None:
         """Work towards another commit from now on; only what it changes is looked at anew."""
+        with self._adopting:
+            changed = self._take(source)
+        self._wake(*sorted(changed))
+        self._looked(None, source)
+
+    def _take(self, source: Source) -> set[ServerKey]:
+        """Aim at it; the servers that have to be looked at."""
         former, self.source = self.source, source
         context = self._context = source.context(self._wishes)
         released = self._guard.held if self._guard is not None else frozenset()
@@ -108,12 +117,10 @@ class Controller:
         )
         changed = self._changed(former, source) if former is not None else self.servers()
         before = self._rollout
-        waiting = before.waiting if before is not None else frozenset()
-        changed |= waiting
-        self._rollout = source.rollout(
-            self._view, changed, context, self._wishes, now=self._clock(), after=before
-        )
-        aim = Aim(
+        if before is not None:
+            changed |= before.waiting | before.unwell
+        self._rollout = self._batches(source, context, changed, after=before)
+        aim = self._aim = Aim(
             source.loaded,
             source.renderer,
             context,
@@ -127,9 +134,34 @@ class Controller:
             changed = {*changed, *self._engine.aim(aim), *released}
         with self._lock:
             self._open = set(filter(self.concerns, self._open | changed))
-            changed = set(self._open)
-        self._wake(*sorted(changed))
-        self._looked(None, source)
+            return set(self._open)
+
+    def lead(self) -> None:
+        """We lead now, or lead more: look at every server, in the batches that the cluster tells.
+        Whoever led before us may have come further than we heard."""
+        with self._adopting:
+            source, engine, aim = self.source, self._engine, self._aim
+            if source is None or engine is None or aim is None:
+                return
+            self._rollout = self._batches(source, aim.context, self.servers())
+            self._aim = replace(aim, rollout=self._rollout)
+            engine.aim(self._aim)
+        self.look_at_all()
+
+    def _batches(
+        self,
+        source: Source,
+        context: Context,
+        keys: Collection[ServerKey],
+        *,
+        after: Rollout | None = None,
+    ) -> Rollout:
+        """The rollout over ``keys``, without those of kubectl that somebody else leads: nothing
+        would ever be heard of them. Of our own a stand-by knows what it would wait for."""
+        led = self._leads(True)
+        keys = {key for key in keys if led or not self._is_kubectls(key, source)}
+        now = self._clock()
+        return source.rollout(self._view, keys, context, self._wishes, now=now, after=after)
 
     def _begin(self, aim: Aim) -> Engine:
         return Engine(
@@ -173,7 +205,7 @@ class Controller:
         return source.concerns(key, self._view.resource(key), context, self._wishes)
 
     def look_at_all(self) -> None:
-        """Look at every server again: to check that nothing was missed, or since we lead now."""
+        """Look at every server again, to check that nothing was missed."""
         self._wake(*sorted(self.servers()))
 
     # --- the work ---

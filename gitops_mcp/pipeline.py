@@ -147,7 +147,7 @@ class Source:
     def rollout(
         self,
         view: View,
-        keys: Iterable[ServerKey],
+        keys: Collection[ServerKey],
         context: Context,
         wishes: Wishes,
         *,
@@ -155,7 +155,7 @@ class Source:
         after: Rollout | None = None,
     ) -> Rollout:
         """The batches in which ``keys`` get what this commit and these templates change; ``after``
-        is the rollout that they overtake."""
+        is the rollout that is overtaken, of which only ``keys`` count on."""
         serial = wishes.serial or self.serial
         rolling, rolled, under_way = set(), set(), False
         for key in keys if serial != ALL else ():
@@ -173,7 +173,16 @@ class Source:
                 under_way = under_way or planning.waited(facts.cr or {})
             elif planning.rolled(facts, context):
                 rolled.add(key)
-        return Rollout(serial, context.revision, rolling, rolled, under_way=under_way, after=after)
+        unwell = after.unwell.intersection(keys) if after is not None else frozenset()
+        return Rollout(
+            serial,
+            context.revision,
+            rolling,
+            rolled,
+            under_way=under_way,
+            in_flight=unwell - after.failed if after is not None else (),
+            unwell=unwell,
+        )
 
     def allowance(
         self,

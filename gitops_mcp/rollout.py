@@ -75,8 +75,8 @@ def standing(decision: Decision) -> Standing:
     if decision.result in ("skipped", "blocked", "pruned"):
         return Standing.READY
     # Not before all is written, and its new pods have been asked.
-    at_rest = not decision.actions and decision.inquiry is None
-    return Standing.READY if decision.ready and at_rest else Standing.ROLLING
+    under_way = decision.actions or decision.inquiry or decision.waiting
+    return Standing.ROLLING if under_way or decision.ready is False else Standing.READY
 
 
 class Rollout:
@@ -84,8 +84,9 @@ class Rollout:
 
     ``rolling``: the running servers whose pods the commit will replace. ``rolled``: those whose
     pods it replaced already, as far as the cluster tells; what became of them will be heard.
-    ``under_way``: some of them have been waiting for a batch before. ``after``: the rollout that
-    this one overtakes; those that went there and are not Ready yet are waited for.
+    ``under_way``: some of them have been waiting for a batch before. ``in_flight``: those that went
+    in the rollout that this one overtakes, and are not Ready yet; ``unwell``: those, and those that
+    failed there.
     """
 
     def __init__(
@@ -96,10 +97,9 @@ class Rollout:
         rolled: Collection[ServerKey] = (),
         *,
         under_way: bool = False,
-        after: Rollout | None = None,
+        in_flight: Collection[ServerKey] = (),
+        unwell: Collection[ServerKey] = (),
     ) -> None:
-        unwell = after._unready if after is not None else set()
-        in_flight = unwell - after._failed.keys() if after is not None else set()
         # First what is not Ready anyhow: no more shall be so than belong to a batch.
         members = sorted({*rolling, *rolled, *in_flight}, key=lambda key: (key not in unwell, key))
         batched = under_way or len(members) >= THRESHOLD
@@ -157,6 +157,18 @@ class Rollout:
         """The servers that may not go yet."""
         with self._lock:
             return frozenset(self._waiting)
+
+    @property
+    def unwell(self) -> frozenset[ServerKey]:
+        """The servers that went, and are not Ready or failed."""
+        with self._lock:
+            return frozenset(self._unready)
+
+    @property
+    def failed(self) -> frozenset[ServerKey]:
+        """Those of them that failed."""
+        with self._lock:
+            return frozenset(self._failed)
 
     @property
     def stopped(self) -> str:

@@ -156,6 +156,44 @@ def test_a_push_a_drift_and_a_removal_are_answered_at_once(place: Place) -> None
     assert "Traceback" not in log
 
 
+def test_a_batch_that_fails_stops_a_rollout_over_a_restart_until_the_commit_is_reverted(
+    place: Place,
+) -> None:
+    names = [f"s{number:02}" for number in range(12)]
+
+    def push(tag: str, broken: str = "") -> None:
+        failing = {"podAnnotations": {"sandbox.mcp.example.com/simulate": "image-pull-failure"}}
+        files = {n: manifest(n, tag, **(failing if n == broken else {})) for n in names}
+        place.push(**files)
+
+    def tags() -> list[str]:
+        return [place.image(name)[-3:] for name in names]
+
+    def stopped() -> bool:
+        conditions = place.get(KIND, "s11")["status"]["conditions"]
+        (synced,) = (c for c in conditions if c["type"] == "Synced")
+        return f"stopped: {NAMESPACE}/s01 is not Ready" in synced["message"]
+
+    push("1.0")
+    with place.agent("--serial", "4"):
+        until(lambda: all(map(place.ready, names)), "the first commit")
+        push("2.0", broken="s01")
+        place.wake()
+        until(stopped, "the rollout to stop")
+        assert tags() == ["2.0"] * 4 + ["1.0"] * 8
+    with place.agent("--serial", "4"):
+        until(place.is_ready, "the next agent")
+        until(stopped, "it to find the rollout stopped")
+        assert tags() == ["2.0"] * 4 + ["1.0"] * 8
+        push("1.0")
+        place.wake()
+        until(lambda: tags() == ["1.0"] * 12 and all(map(place.ready, names)), "the revert")
+        push("3.0")
+        place.wake()
+        until(lambda: tags() == ["3.0"] * 12 and all(map(place.ready, names)), "all batches")
+    assert "Traceback" not in place.log()
+
+
 def test_nothing_happens_and_nothing_is_asked(place: Place) -> None:
     place.push(**{name: manifest(name) for name in ("web", "other")})
     with place.agent():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,11 @@ def servers(count: int, first: int = 0) -> list[ServerKey]:
 
 def going(rollout: Rollout, keys: list[ServerKey]) -> list[ServerKey]:
     return [key for key in keys if rollout.waits(key) is None]
+
+
+def left(rollout: Rollout) -> dict[str, Any]:
+    """What a rollout leaves to the one that overtakes it."""
+    return {"in_flight": rollout.unwell - rollout.failed, "unwell": rollout.unwell}
 
 
 # --- serial ---------------------------------------------------------------------------------
@@ -78,6 +84,7 @@ HANDSHAKE = Inquiry("handshake", (), timeout=timedelta(seconds=5))
         (Decision("skipped"), Standing.READY),
         (Decision("pruned"), Standing.READY),
         (Decision("ok", waiting="recreate"), Standing.ROLLING),
+        (Decision("ok"), Standing.READY),
         (Decision("skipped", ready=True, phase="Ready", deferred=True), Standing.WAITING),
         (Decision("blocked", ready=False, phase="Failed", deferred=True), Standing.WAITING),
     ],
@@ -190,14 +197,16 @@ def test_a_failure_in_the_last_batch_stops_nobody() -> None:
 
 def test_the_next_commit_starts_anew() -> None:
     rollout, keys = failed_in_first_batch()
-    revert = Rollout(ONE_BY_ONE, NEXT, keys[:5], after=rollout)  # the others never left that state
+    revert = Rollout(
+        ONE_BY_ONE, NEXT, keys[:5], **left(rollout)
+    )  # the others never left that state
     assert revert.stopped == ""
     assert going(revert, keys) == keys
 
 
 def test_a_commit_that_leaves_some_waiting_goes_on_in_batches_however_few_they_are() -> None:
     rollout, keys = failed_in_first_batch()
-    other = Rollout(ONE_BY_ONE, NEXT, keys[5:], under_way=True, after=rollout)
+    other = Rollout(ONE_BY_ONE, NEXT, keys[5:], under_way=True, **left(rollout))
     assert going(other, keys) == keys[:6]
 
 
@@ -205,7 +214,7 @@ def test_what_is_not_ready_anyhow_goes_first_in_the_next_commit() -> None:
     keys = servers(20)
     rollout = Rollout(Serial.parse("4"), COMMIT, keys[8:])
     rollout.heard(keys[8], Standing.READY)
-    following = Rollout(Serial.parse("4"), NEXT, keys, after=rollout)
+    following = Rollout(Serial.parse("4"), NEXT, keys, **left(rollout))
     assert going(following, keys) == [keys[0], *keys[9:12]]
 
 
@@ -214,7 +223,7 @@ def test_a_commit_that_overtakes_waits_for_what_is_in_flight() -> None:
     rollout = Rollout(Serial.parse("5"), COMMIT, keys)
     rollout.heard(keys[0], Standing.READY)
     # It touches something else: 7 are left, and 4 of the others are on their way.
-    other = Rollout(Serial.parse("5"), NEXT, keys[5:], under_way=True, after=rollout)
+    other = Rollout(Serial.parse("5"), NEXT, keys[5:], under_way=True, **left(rollout))
     assert going(other, keys[5:]) == []
     for key in keys[1:5]:
         woken = other.heard(key, Standing.READY)
