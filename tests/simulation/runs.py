@@ -172,7 +172,7 @@ class Run:
         if slot != self.leader:
             self.leader = slot
             self._terms += 1
-            self.agents[slot].controller.look_at_all()
+            self.agents[slot].controller.lead()
         return f"{self.agents[slot].name} leads"
 
     # --- git ---
