@@ -18,7 +18,8 @@ RUN := $(VENV)/.run-$(call key,requirements/build.txt requirements/run.txt pypro
 DEV := $(VENV)/.dev-$(call key,requirements/*.txt pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulate truth plane cluster bench bench-plane lint types format build lock clean
+.PHONY: help demo test simulate truth plane cluster bench bench-plane bench-agent lint types format build \
+  lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1|/' \
@@ -54,6 +55,9 @@ bench: $(DEV) ## Run the benchmarks and print their tables
 
 bench-plane: plane ## Measure 1,000 servers on real control planes, beside kubectl
 	@$(PY) benchmarks/control_plane.py
+
+bench-agent: plane ## Measure the living agent on real control planes: ARGS="--servers 200"
+	@$(PY) benchmarks/agent.py $(ARGS)
 
 lint: $(DEV) ## Check style, layout and the direction of imports
 	@$(BIN)/ruff check .

@@ -135,13 +135,13 @@ def _machine() -> float:
 
 
 def _running_children() -> float:
-    """CPU seconds of the planes, whose programs are this process's children."""
+    """CPU seconds of this process's children, such as the planes' programs, and of theirs."""
     ticks = 0
     for status in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it has just ended
             fields = status.read_text().rpartition(")")[2].split()
             if int(fields[1]) == os.getpid():
-                ticks += int(fields[11]) + int(fields[12])
+                ticks += sum(map(int, fields[11:15]))
     return ticks / TICKS
 
 
@@ -266,7 +266,7 @@ def measure(count: int) -> tuple[Steps, Counter[str]]:
         ours, floor, kubectls = (Side(each, planes) for each in planes)
         fleets = [files(count, changed=changed, replicas=0) for changed in (0, 1, 2, 2 + CHANGED)]
         for each in planes:
-            _make_namespaces(each, {file.path.partition("/")[0] for file in fleets[0]} - {VARS})
+            make_namespaces(each, {file.path.partition("/")[0] for file in fleets[0]} - {VARS})
 
         # What kubectl gets is rendered beforehand, and no part of its times.
         rendered = [folder / f"{number}.yaml" for number in range(len(fleets))]
@@ -329,7 +329,8 @@ def _render(repository: Path) -> bytes:
     return command([sys.executable, "-m", "gitops_mcp", "render", "--ref", "HEAD", str(repository)])
 
 
-def _make_namespaces(plane: Plane, names: Iterable[str]) -> None:
+def make_namespaces(plane: Plane, names: Iterable[str]) -> None:
+    """Namespaces of these names, which are not there yet."""
     for name in names:
         status, answer = plane.request("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
         assert status == 201, answer

@@ -436,7 +436,13 @@ class Plane:
             )
 
     def _register_node(self) -> None:
-        metadata = {"name": _NODE, "annotations": {"kwok.x-k8s.io/node": "fake"}}
+        # the labels are those that every kubelet gives its node
+        labels = {"arch": "amd64", "os": "linux", "hostname": _NODE}
+        metadata = {
+            "name": _NODE,
+            "annotations": {"kwok.x-k8s.io/node": "fake"},
+            "labels": {f"kubernetes.io/{name}": value for name, value in labels.items()},
+        }
         node = {"apiVersion": "v1", "kind": "Node", "metadata": metadata}
         self._must("POST", "/api/v1/nodes", node, "application/json")
         # the taint that every new node gets is taken off by a controller that does not run here
