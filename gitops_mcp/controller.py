@@ -89,6 +89,8 @@ class Controller:
         self._adopting = threading.Lock()
         self._open: set[ServerKey] = set()
         """Servers of the adopted commit that have not been looked at since."""
+        self._aimed: Source | None = None
+        """What looks that begin now are for: ``source``, once it is adopted to the end."""
         self.synced = ""
         """The last commit that every server was looked at for."""
         self.source: Source | None = None
@@ -97,7 +99,9 @@ class Controller:
     # --- what happens ---
 
     def adopt(self, source: Source) -> None:
-        """Work towards another commit from now on; only what it changes is looked at anew."""
+        """Work towards another commit from now on; only what it changes is looked at anew. Raises
+        UsageError where a template is wrong: then nothing has changed."""
+        _ = source.renderer
         with self._adopting:
             changed = self._take(source)
         self._wake(*sorted(changed))
@@ -133,6 +137,7 @@ class Controller:
         else:
             changed = {*changed, *self._engine.aim(aim), *released}
         with self._lock:
+            self._aimed = source
             self._open = set(filter(self.concerns, self._open | changed))
             return set(self._open)
 
@@ -205,23 +210,28 @@ class Controller:
         return source.concerns(key, self._view.resource(key), context, self._wishes)
 
     def look_at_all(self) -> None:
-        """Look at every server again, to check that nothing was missed."""
-        self._wake(*sorted(self.servers()))
+        """Look at every server again, to check that nothing was missed. Also at those that went
+        while somebody else led: they are still to be forgotten."""
+        with self._lock:
+            left = set(self._open)
+        known = self._engine.known() if self._engine is not None else ()
+        self._wake(*sorted(self.servers().union(left, known)))
 
     # --- the work ---
 
     def look(self, key: ServerKey) -> Look:
         """Take one server as far as it goes now, and tell the listeners what it came to."""
+        aimed = self._aimed  # first: what is adopted after this was not looked at
         engine, source = self._engine, self.source
         if engine is None or source is None:
             return Look()
         kubectls = self._is_kubectls(key, source)
         if not self.concerns(key) and not engine.knows(key):
-            self._looked(key, source)
+            self._looked(key, aimed)
             return Look()
         if not self._leads(kubectls):
             if kubectls:  # somebody else's, who may lead these for ever
-                self._looked(key, source)
+                self._looked(key, aimed)
             return Look()  # all are looked at once we lead
         began = self._clock()
         server, cr = source.loaded.servers.get(key), self._view.live(key).cr
@@ -237,7 +247,7 @@ class Controller:
         self._tell(engine, key, decision, began, drift=drift)
         if not self.concerns(key):
             engine.forget(key)
-        self._looked(key, source)
+        self._looked(key, aimed)
         times = filter(None, (decision.look_again, failure.retry_at if failure else None))
         return Look(min(times, default=None), decision.inquiry)
 
@@ -247,7 +257,11 @@ class Controller:
         engine, source = self._engine, self.source
         if engine is None or source is None or not self._leads(self._is_kubectls(key, source)):
             return
-        engine.ask(key, inquiry)
+        try:
+            engine.ask(key, inquiry)
+        except Exception as error:  # as in ``look``
+            _log.exception("%s: a bug", key)
+            engine.stumbled(key, error)
 
     def _is_kubectls(self, key: ServerKey, source: Source) -> bool:
         cr = self._view.resource(key)
@@ -283,10 +297,10 @@ class Controller:
             except Exception:  # what only tells must not stop what works
                 _log.exception("%s: a bug of %s", key, listener)
 
-    def _looked(self, key: ServerKey | None, source: Source) -> None:
+    def _looked(self, key: ServerKey | None, source: Source | None) -> None:
         """A server was looked at for ``source``. Say so, once, when that was the last one."""
         with self._lock:
-            if self.source is not source:
+            if source is None or self._aimed is not source:
                 return  # it has still to be looked at for a newer commit
             if key is not None:
                 self._open.discard(key)

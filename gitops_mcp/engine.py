@@ -249,6 +249,10 @@ class Engine:
         """Is anything remembered of the server?"""
         return key in self._memories
 
+    def known(self) -> list[ServerKey]:
+        """The servers of which something is remembered."""
+        return list(self._memories)
+
     def forget(self, key: ServerKey) -> None:
         """Nothing is left of the server."""
         self._memories.pop(key, None)

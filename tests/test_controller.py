@@ -1,0 +1,147 @@
+"""The controller where threads meet: what a look counts for, and what a change of leader leaves."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+from typing import Any, cast
+
+import pytest
+from test_engine import CONTEXT, KEY, NAMESPACE, RENDERER, WEB, Server, cr
+
+from gitops_mcp.controller import Controller, Leads
+from gitops_mcp.errors import Transient, UsageError
+from gitops_mcp.fleet import Look
+from gitops_mcp.model import (
+    Inquiry,
+    Loaded,
+    McpServer,
+    ObjectRef,
+    ProbeResult,
+    Revision,
+    ServerKey,
+    Snapshot,
+)
+from gitops_mcp.options import SourceOptions
+from gitops_mcp.pipeline import Limit, Source, Wishes
+from gitops_mcp.rendering import Renderer
+from gitops_mcp.view import View
+
+
+class _Source(Source):
+    @property
+    def renderer(self) -> Renderer:
+        return RENDERER
+
+
+class _Broken(Source):
+    @property
+    def renderer(self) -> Renderer:
+        raise UsageError("a template is wrong")
+
+
+def source(sha: str, *servers: McpServer, kind: type[Source] = _Source) -> Source:
+    return kind(
+        repository=cast("Any", None),
+        snapshot=Snapshot(Revision(sha * 40), "main", ()),
+        loaded=Loaded({server.key: server for server in servers}),
+        options=SourceOptions(cluster=CONTEXT.cluster),
+        source_id=CONTEXT.source,
+        path="",
+        limit=Limit(),
+    )
+
+
+class Stage:
+    def __init__(self, **more: Any) -> None:
+        self.server, self.view, self.leads = Server(), View(), True
+        self.woken: list[ServerKey] = []
+        self.settled: list[str] = []
+        self.controller = Controller(
+            self.server,
+            self.view,
+            Wishes(),
+            leads=Leads(lambda: self.leads, lambda: self.leads),
+            wake=lambda *keys: self.woken.extend(keys),
+            settled=lambda one: self.settled.append(one.snapshot.revision.sha[0]),
+            **more,
+        )
+
+    def work(self) -> None:
+        while self.woken:
+            self.controller.look(self.woken.pop(0))
+
+
+def test_a_look_that_began_before_a_commit_was_adopted_does_not_count_for_it() -> None:
+    stage = Stage()
+    stage.controller.adopt(source("a", WEB))
+    stage.work()
+    assert stage.settled == ["a"]
+
+    inside, done = threading.Event(), threading.Event()
+
+    class Slow(_Source):
+        @property
+        def renderer(self) -> Renderer:
+            if looking.ident is None:
+                looking.start()
+                assert inside.wait(10)
+            return RENDERER
+
+    def refuse(*_: object) -> None:
+        if threading.current_thread() is looking:
+            inside.set()
+            assert done.wait(10)
+            raise Transient("no answer in time")
+
+    stage.view.drop(stage.server.objects.pop(ObjectRef("apps/v1", "Deployment", "ai", "web")))
+    stage.server.refuse = refuse
+    looking = threading.Thread(target=stage.controller.look, args=(KEY,))
+    changed = McpServer(KEY, WEB.spec | {"image": "y"}, {}, {}, "web.yaml", 1, "e" * 64)
+    stage.controller.adopt(source("b", changed, kind=Slow))
+    done.set()
+    looking.join()
+    assert stage.settled == ["a"]
+    stage.server.refuse = lambda *_: None
+    stage.work()
+    assert stage.settled == ["a", "b"]
+
+
+def test_a_commit_whose_templates_are_wrong_leaves_everything_as_it_is() -> None:
+    stage = Stage()
+    good = source("a", WEB)
+    stage.controller.adopt(good)
+    stage.work()
+    with pytest.raises(UsageError):
+        stage.controller.adopt(source("b", kind=_Broken))
+    assert stage.controller.source is good
+
+
+def test_what_went_while_somebody_else_led_is_forgotten_by_who_leads_again() -> None:
+    stage = Stage()
+    stage.controller.adopt(source("a", WEB))
+    stage.work()
+    stage.leads = False
+    stage.controller.adopt(source("b"))
+    stage.work()
+    for ref in list(stage.server.objects):
+        if ref != NAMESPACE:
+            stage.view.drop(stage.server.objects.pop(ref))
+    stage.controller.look(KEY)  # the watch has told of it
+    stage.leads = True
+    stage.controller.look_at_all()
+    stage.work()
+    assert stage.settled == ["a", "b"]
+    stage.controller.look_at_all()
+    assert stage.woken == []
+
+
+def test_a_bug_that_the_answer_of_one_server_meets_does_not_stop_the_others() -> None:
+    def ask(*_: object) -> ProbeResult | int | None:
+        raise RuntimeError("a bug")
+
+    stage = Stage(ask=ask)
+    stage.view.put(cr())
+    stage.controller.adopt(source("a", WEB))
+    stage.controller.ask(KEY, Inquiry("handshake", (), timedelta(seconds=1)))
+    assert stage.controller.look(KEY) != Look()
