@@ -12,6 +12,7 @@ are kept in the same place, but leave the times empty by which older tools sort)
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -32,6 +33,8 @@ from gitops_mcp.model import (
     Worked,
 )
 from gitops_mcp.status import parse_time
+
+_log = logging.getLogger(__name__)
 
 QUEUE: Final = 2_000
 """Events that wait to be written; a Warning takes the place of the oldest other one."""
@@ -221,11 +224,19 @@ class Recorder:
 
     def run(self, stop: threading.Event) -> None:
         """Write at a slow pace until ``stop``, then what is left, for a second at most."""
-        while not stop.wait(PACE if self._write_next() else REST):
+        while not stop.wait(PACE if self._try_next() else REST):
             pass
         end = self._clock() + timedelta(seconds=1)
-        while self._clock() < end and self._write_next(last=True):
+        while self._clock() < end and self._try_next(last=True):
             pass
+
+    def _try_next(self, *, last: bool = False) -> bool:
+        try:
+            return self._write_next(last=last)
+        except Exception:  # one Event less; the next ones are told all the same
+            _log.exception("an Event could not be written: a bug")
+            self._dropped()
+            return True
 
     def flush(self, *, last: bool = False) -> None:
         """Write all that is due now; ``last``: counts that could still wait, too."""
@@ -243,7 +254,7 @@ class Recorder:
                 return False
             fact, series = due
             if self._silent(fact.server.namespace, now) or not self._afford(fact.uid, now):
-                self._drop(fact, series, now)
+                self._drop(fact, series, now, again=not last)
                 return True
             if not series.name:
                 self._serial = max(self._serial + 1, int(series.first.timestamp() * 1e9))
@@ -264,10 +275,10 @@ class Recorder:
             self._wait, self._not_before = Transient.first_retry, None
         return True
 
-    def _drop(self, fact: _Fact, series: _Series, now: datetime) -> None:
-        """Let one write go. A count comes again later, an Event when it happens again."""
+    def _drop(self, fact: _Fact, series: _Series, now: datetime, *, again: bool = True) -> None:
+        """Let one write go. A count comes ``again`` later, an Event when it happens again."""
         self._dropped()
-        if series.written:
+        if series.written and again:
             series.written_at = now
             self._raised[fact] = series
         else:

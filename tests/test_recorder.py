@@ -45,7 +45,7 @@ class Server:
 
     events: dict[str, JsonObject] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
-    answers: list[KubeError | None] = field(default_factory=list)
+    answers: list[Exception | None] = field(default_factory=list)
     lost: bool = False
     """The next answer is lost, after the request was carried out."""
 
@@ -493,3 +493,25 @@ def test_its_thread_writes_at_a_slow_pace_and_the_rest_at_the_end(
     deadline = datetime.now(UTC) + timedelta(seconds=5)
     while len(rig.server.events) < 100:
         assert datetime.now(UTC) < deadline
+
+
+@pytest.mark.usefixtures("running")
+def test_a_bug_costs_one_event_and_not_the_thread(rig: Rig) -> None:
+    rig.server.answers = [RuntimeError("a bug")]
+    for index in range(2):
+        rig.look(WAITING, made=CREATED, key=ServerKey("ai", f"s{index}"), uid=f"u{index}")
+    deadline = datetime.now(UTC) + timedelta(seconds=5)
+    while not rig.server.events:
+        assert datetime.now(UTC) < deadline
+    assert rig.dropped == 1
+
+
+def test_a_count_that_a_server_cannot_afford_holds_up_no_end(rig: Rig) -> None:
+    rig.look(READY, age=99)
+    for index in range(BURST):
+        text = f"no {index}"
+        rig.look(failure=Failure("Configuration", "ApplyFailed", text, index + 1, NOW))
+    rig.flush()
+    rig.look(failure=Failure("Configuration", "ApplyFailed", "no 0", BURST + 1, NOW))
+    assert [rig.recorder._write_next(last=True) for _ in range(2)] == [True, False]
+    assert rig.dropped == 1
