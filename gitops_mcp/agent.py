@@ -141,8 +141,6 @@ class Agent:
         since who led before us enforced another commit; 0: no need to."""
         self._polled = ""
         """What went wrong at the last look at git."""
-        self._again = threading.Event()
-        """Git is to be looked at once more."""
         where = options.namespace or cluster.namespace
         lease = leadership.source_lease(cluster, where, source.source_id, "agent")
         self._recorder = Recorder(
@@ -279,7 +277,7 @@ class Agent:
                 name: ThreadPoolExecutor(1)
                 for name in ("poll", "lease", "kubectl", "check", "notes")
             },
-            job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1},
+            job_defaults={"misfire_grace_time": None, "coalesce": True},
         )
         now = datetime.now(UTC)
         poll, check = self._periods.poll, self._periods.full_check
@@ -298,6 +296,9 @@ class Agent:
                 seconds=seconds,
                 # Many agents that were started together do not ask together for ever.
                 jitter=seconds / 10 if name in ("poll", "check") else None,
+                # One runs, one waits: a look at git that is asked for when another one is about to
+                # end would be lost.
+                max_instances=2 if name == "poll" else 1,
                 next_run_time=first,
                 id=name,
                 executor=name,
@@ -319,8 +320,7 @@ class Agent:
         return run
 
     def poke(self) -> None:
-        """Look at git now."""
-        self._again.set()
+        """Look at git now; while it is looked at, once more after that."""
         self._hurry("poll")
 
     def _hurry(self, job: str) -> None:
@@ -330,21 +330,17 @@ class Agent:
 
     def _poll(self) -> None:
         """Look at git, and adopt what is new. What cannot be read leaves everything as it is."""
-        while True:
-            self._again.clear()
-            began = time.monotonic()
-            try:
-                result = self._look_at_git()
-                self._polled = ""
-            except (GitOpsError, OSError) as error:
-                result = "failed"
-                if str(error) != self._polled:
-                    self._warn(f"{error}; what was read last stays in force")
-                self._polled = str(error)
-            self._metrics.polled(result, time.monotonic() - began)
-            self._catch_up()
-            if not self._again.is_set():  # else somebody asked while we were looking
-                return
+        began = time.monotonic()
+        try:
+            result = self._look_at_git()
+            self._polled = ""
+        except (GitOpsError, OSError) as error:
+            result = "failed"
+            if str(error) != self._polled:
+                self._warn(f"{error}; what was read last stays in force")
+            self._polled = str(error)
+        self._metrics.polled(result, time.monotonic() - began)
+        self._catch_up()
 
     def _look_at_git(self) -> str:
         found = self._repository.poll()
@@ -363,8 +359,8 @@ class Agent:
             raise GitOpsError(
                 f"the source's id has become {source.source_id!r}: restart the agent to follow it"
             )
-        self._unread = False
         self._adopt(source)
+        self._unread = False
         return "moved"
 
     def _adopt(self, source: Source) -> None:
@@ -380,6 +376,7 @@ class Agent:
 
     def _stand_by(self) -> None:
         self._journal.stand_by()
+        self._metrics.stand_by()
 
     def _lead(self) -> None:
         self._recorder.begin()
@@ -391,13 +388,20 @@ class Agent:
             self._behind = time.monotonic() + CATCH_UP
             self.poke()
         else:
-            self._controller.lead()
+            self._enforce()
 
     def _catch_up(self) -> None:
         """Git has been looked at, or does not answer: what was read last is enforced."""
         if self._behind:
             self._behind = 0.0
-            self._controller.lead()
+            self._enforce()
+
+    def _enforce(self) -> None:
+        """We lead from now on, and know what git says."""
+        source = self._controller.source
+        if source is not None and self._controller.synced == str(source.snapshot.revision):
+            self._leader.revision = self._controller.synced  # nobody will come to say it again
+        self._controller.lead()
 
     def _standing(self) -> Standing:
         source = self._controller.source or self._source
@@ -449,14 +453,9 @@ class Agent:
         return verdict.value
 
     def _gauges(self, watches: Watches) -> Gauges:
-        queue = self._workers.queue
-
-        def oldest() -> float:
-            return queue.oldest(utc_now()).total_seconds()
-
         return Gauges(
-            queue_depth=lambda: queue.depth,
-            queue_oldest=oldest,
+            queue_depth=lambda: self._workers.waiting()[0],
+            queue_oldest=lambda: self._workers.waiting()[1].total_seconds(),
             view_age=watches.age,
             phases=self._phases,
             leads=lambda: {

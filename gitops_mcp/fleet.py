@@ -121,6 +121,11 @@ class Workers:
                 self.queue.add(key, now)
             self.changed.notify()
 
+    def waiting(self) -> tuple[int, timedelta]:
+        """How many servers wait for their turn, and the first of them for how long."""
+        with self.changed:
+            return self.queue.depth, self.queue.oldest(self._clock())
+
     def crash(self, error: BaseException) -> None:
         """Nothing is to be relied on any more: ``run`` raises this."""
         with self.changed:

@@ -85,12 +85,14 @@ class Leadership:
     @property
     def revision(self) -> str:
         """The revision that the lease bears: the last one that its holder, or the one before it,
-        enforced. Set it, and the next renewal tells it to others."""
+        enforced. Set it while we hold the lease, and the next renewal tells it to others; what we
+        said in a former term never comes back over what the holder in between said."""
         return self._lease.annotation(LEASE_REVISION)
 
     @revision.setter
     def revision(self, revision: str) -> None:
-        self._lease.annotations[LEASE_REVISION] = revision
+        if self.holds:
+            self._lease.annotations[LEASE_REVISION] = revision
 
     def step(self) -> None:
         """Do what is due. Never raises KubeError: what cannot be asked is asked at the next step;
@@ -135,6 +137,7 @@ class Leadership:
         lease = self._lease
         if self._term and not (lease.holds and lease.term == self._term):
             self._term = 0
+            lease.annotations.pop(LEASE_REVISION, None)
             self._ended = not self._again
             if lease.holder not in ("", lease.identity):
                 self._say(f"{lease} was lost to {lease.holder}")

@@ -211,6 +211,12 @@ class Metrics:
             by, seconds = ended
             self._shut_down.labels(by if by in ENDS else OTHER).observe(seconds)
 
+    def stand_by(self) -> None:
+        """Somebody else leads: how the servers are is theirs to say, and what we saw last would be
+        said, and alarm somebody, for ever."""
+        with self._lock:
+            self._servers.clear()
+
     def requested(self, operation: str, kind: str, status: int) -> None:
         """A request to the API server has ended: ``kube.Cluster``'s observer."""
         verb, _, rest = operation.partition(" ")

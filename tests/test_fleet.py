@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import test_engine
-from test_engine import DELETED, KEY, WEB, Stage, children, cr
+from test_engine import DELETED, KEY, NOW, WEB, Stage, children, cr
 
 from gitops_mcp import schemas
 from gitops_mcp.engine import Engine, utc_now
 from gitops_mcp.errors import Immutable
-from gitops_mcp.fleet import Fleet, Patience
+from gitops_mcp.fleet import Fleet, Look, Patience, Workers
 from gitops_mcp.model import Decision, JsonObject, McpServer, ObjectRef, ServerKey
 
 SOON = timedelta(milliseconds=20)
@@ -122,3 +122,17 @@ def test_what_runs_when_a_pass_is_broken_off_begins_no_further_request(
     with pytest.raises(KeyboardInterrupt):
         fleet.run([KEY], Patience())
     assert [one for one in stage.server.asked if one.startswith("apply")] == ["apply MCPServer"]
+
+
+def test_how_long_the_queue_is_is_not_asked_while_it_changes() -> None:
+    """Whoever scrapes the metrics does so from a thread of its own."""
+    workers = Workers(lambda _: Look(), lambda *_: None, clock=lambda: NOW)
+    workers.wake(KEY)
+    told: list[tuple[int, timedelta]] = []
+    asking = threading.Thread(target=lambda: told.append(workers.waiting()))
+    with workers.changed:
+        asking.start()
+        asking.join(0.1)
+        assert told == []
+    asking.join(5)
+    assert told == [(1, timedelta(0))]

@@ -253,6 +253,25 @@ def test_a_revision_rides_on_the_next_renewal_and_is_left_to_the_next_holder(wor
     assert world.live()["metadata"]["annotations"] == {"mcp.example.com/revision": "def"}
 
 
+def test_what_was_enforced_in_a_former_term_never_comes_back(world: World) -> None:
+    one = world.agent("agent-1")
+    world.steps(2)
+    one.leadership.revision = "old"
+    world.steps(3)
+    two = world.agent("agent-2")
+    world.now += 8  # the first one sleeps, and the other sees that
+    world.steps(12, two)
+    two.leadership.revision = "new"
+    world.steps(3, two)
+    one.leadership.step()
+    one.leadership.revision = "old"  # a look that ended late
+    two.leadership.release()
+    world.steps(2, one)
+    assert one.holds()
+    assert one.leadership.revision == "new"
+    assert world.live()["metadata"]["annotations"] == {"mcp.example.com/revision": "new"}
+
+
 def test_a_release_that_is_not_answered_is_said_and_ends_it(world: World) -> None:
     one = world.agent("agent-1")
     world.steps(2)

@@ -152,6 +152,14 @@ def test_servers_are_counted_by_their_last_result_until_they_are_gone() -> None:
     assert value(counted, "servers_by_result", result="ok") == 0
 
 
+def test_who_stands_by_says_nothing_of_how_servers_were_when_it_led() -> None:
+    counted = after(look("failed"))
+    counted.stand_by()
+    assert value(counted, "servers_by_result", result="failed") == 0
+    counted.worked(look("ok"))
+    assert value(counted, "servers_by_result", result="ok") == 1
+
+
 @pytest.mark.parametrize(
     ("action", "drift", "healed"),
     [

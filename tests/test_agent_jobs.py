@@ -1,0 +1,79 @@
+"""The agent's periodic jobs, without a cluster: what a push meets, and the end of it all."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any, cast
+
+from gitops_mcp import manifests
+from gitops_mcp.agent import Agent, Periods
+from gitops_mcp.metrics import Metrics
+from gitops_mcp.options import SourceOptions
+from gitops_mcp.pipeline import Wishes
+
+HOUR = timedelta(hours=1)
+
+
+class Idle(Agent):
+    """Nothing but its looks at git; ``last`` is called at the very end of each."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+        self.last: Callable[[], None] = lambda: None
+        found = SimpleNamespace(kind="unchanged", error=None)
+        repository = SimpleNamespace(notes=lambda _: None, poll=lambda: found)
+        super().__init__(
+            SourceOptions(cluster="test"),
+            cast("Any", repository),
+            cast("Any", SimpleNamespace(source_id="default")),
+            cast("Any", SimpleNamespace(namespace="default")),
+            Wishes(),
+            cache=manifests.Cache(),
+            periods=Periods(HOUR, HOUR),
+            listen=":0",
+            metrics=Metrics(),
+        )
+        for job in self._scheduler.get_jobs():
+            if job.id != "poll":
+                job.remove()
+
+    def _guarded(self, job: Callable[[], None]) -> Callable[[], None]:
+        guarded = super()._guarded(job)
+
+        def run() -> None:
+            guarded()
+            self.looks += 1
+            self.last()
+
+        return run
+
+
+def test_a_push_at_the_very_end_of_a_look_at_git_is_not_lost() -> None:
+    agent = Idle()
+    agent._scheduler.start()
+    pushed = threading.Event()
+
+    def push() -> None:
+        if not pushed.is_set():
+            pushed.set()
+            agent.poke()
+            time.sleep(0.2)  # the scheduler finds this look still under way
+
+    agent.last = push
+    agent.poke()
+    deadline = time.monotonic() + 5
+    while agent.looks < 2:
+        assert time.monotonic() < deadline, "the push was lost"
+        time.sleep(0.01)
+    agent._scheduler.shutdown()
+
+
+def test_a_push_while_it_ends_is_no_bug() -> None:
+    agent = Idle()
+    agent._scheduler.start()
+    agent._scheduler.shutdown()
+    agent.poke()
