@@ -55,6 +55,8 @@ LAST_WORDS = 3.0
 """Seconds that requests under way are given when the agent is told to end."""
 HANGING = 1.0
 """Seconds that threads are given to end once there is nothing left to do."""
+LAST_RELEASE = 1.5
+"""Seconds after those in which a lease is given back, or ends by itself."""
 LAST_NOTES = 1.0
 """Seconds that the notes are given at least: what is not written is found by the next agent."""
 CATCH_UP = 15.0
@@ -136,9 +138,10 @@ class Agent:
         self._crash: BaseException | None = None
         self._unread = False
         """There is something new that could not be read."""
-        self._behind = 0.0
-        """Until when, by the monotonic clock, git is to be looked at before anything is written,
-        since who led before us enforced another commit; 0: no need to."""
+        self._catching_up = False
+        """We lead, and nothing is written before we know what whoever led before us had come to."""
+        self._give_up = 0.0
+        """Until when, by the monotonic clock, git may take to tell which commit was enforced."""
         self._polled = ""
         """What went wrong at the last look at git."""
         where = options.namespace or cluster.namespace
@@ -159,7 +162,7 @@ class Agent:
         )
         self._kubectls = Leadership(
             leadership.source_lease(cluster, where, leadership.CLUSTER_SOURCE, "agent"),
-            gained=lambda: self._controller.lead(),
+            gained=lambda: self._hurry("check"),
             say=say,
         )
         self._workers = Workers(
@@ -174,7 +177,8 @@ class Agent:
             self._view,
             wishes,
             leads=Leads(
-                lambda: self._leader.holds and not self._behind, lambda: self._kubectls.holds
+                lambda: self._leader.holds and not self._catching_up,
+                lambda: self._kubectls.holds,
             ),
             wake=self._workers.wake,
             listeners=(*listeners, metrics.worked, self._journal.heard, self._recorder.heard),
@@ -223,9 +227,27 @@ class Agent:
         self._end(work, tell)
 
     def _survey(self) -> Versions | None:
-        """What the cluster holds, as soon as it tells; None: we were told to end before that. An
-        API server that is only starting, or busy, is no reason to end; on somebody's own machine
-        one that does not answer at all is."""
+        """What the cluster holds, as soon as it tells; None: we were told to end before that."""
+        found: list[Versions] = []
+        failed: list[BaseException] = []
+
+        def look() -> None:
+            try:
+                found.append(self._surveyed())
+            except BaseException as error:
+                failed.append(error)
+
+        looking = threading.Thread(target=look, name="survey", daemon=True)
+        looking.start()
+        while looking.is_alive() and not self._ended.is_set():
+            looking.join(LOOK)
+        if failed and not self._ended.is_set():
+            raise failed[0]
+        return found[0] if found and not self._ended.is_set() else None
+
+    def _surveyed(self) -> Versions:
+        """An API server that is only starting, or busy, is no reason to end; on somebody's own
+        machine one that does not answer at all is."""
         wait = Transient.first_retry
         while True:
             try:
@@ -237,7 +259,7 @@ class Agent:
                     raise
                 self._warn(f"{error.message}; trying again")
                 if self._ended.wait((error.retry_after or wait).total_seconds()):
-                    return None
+                    raise
                 wait = min(wait * 2, FIRST_WORDS)
 
     def _work(self) -> None:
@@ -263,8 +285,12 @@ class Agent:
         tell.join(max(until - time.monotonic(), 0.1))
         if work.is_alive():
             return  # what is still under way may be a write: the leases end by themselves
-        for leader in (self._kubectls, self._leader):
-            leader.release()
+        leaders = (self._kubectls, self._leader)
+        releases = [threading.Thread(target=one.release, daemon=True) for one in leaders]
+        for each in releases:
+            each.start()
+        for each in releases:
+            each.join(max(until + LAST_RELEASE - time.monotonic(), 0.1))
 
     # --- jobs ---
 
@@ -283,7 +309,7 @@ class Agent:
         poll, check = self._periods.poll, self._periods.full_check
         every = {
             "poll": (self._poll, poll, now + poll),
-            "check": (self._controller.look_at_all, check, now + check),
+            "check": (self._check, check, now + check),
             "notes": (self._flush, NOTES, now + NOTES),
             "lease": (self._renew, timedelta(seconds=leadership.STEP), now),
             "kubectl": (self._kubectls.step, timedelta(seconds=leadership.STEP), now),
@@ -296,9 +322,9 @@ class Agent:
                 seconds=seconds,
                 # Many agents that were started together do not ask together for ever.
                 jitter=seconds / 10 if name in ("poll", "check") else None,
-                # One runs, one waits: a look at git that is asked for when another one is about to
-                # end would be lost.
-                max_instances=2 if name == "poll" else 1,
+                # One runs, one waits: what is asked for when another one is about to end would be
+                # lost.
+                max_instances=2 if name in ("poll", "check") else 1,
                 next_run_time=first,
                 id=name,
                 executor=name,
@@ -384,24 +410,28 @@ class Agent:
         # What the last agent did not write is best found before much is done.
         self._hurry("notes")
         source, former = self._controller.source, self._leader.revision
-        if former and source is not None and former != str(source.snapshot.revision):
-            self._behind = time.monotonic() + CATCH_UP
-            self.poke()
+        behind = former and source is not None and former != str(source.snapshot.revision)
+        self._give_up = time.monotonic() + (CATCH_UP if behind else 0.0)
+        self._catching_up = True
+        # Not here: who renews the lease must not wait for a look at the whole fleet.
+        self._hurry("poll" if behind else "check")
+
+    def _check(self) -> None:
+        if self._catching_up and time.monotonic() >= self._give_up:
+            self._catch_up()  # git does not answer: what we have read is the last good commit
         else:
-            self._enforce()
+            self._controller.look_at_all()
 
     def _catch_up(self) -> None:
-        """Git has been looked at, or does not answer: what was read last is enforced."""
-        if self._behind:
-            self._behind = 0.0
-            self._enforce()
-
-    def _enforce(self) -> None:
-        """We lead from now on, and know what git says."""
+        """We know what git says: enforce it, as far as it has come."""
+        if not self._catching_up:
+            return
         source = self._controller.source
         if source is not None and self._controller.synced == str(source.snapshot.revision):
             self._leader.revision = self._controller.synced  # nobody will come to say it again
         self._controller.lead()
+        self._catching_up = False
+        self._controller.look_at_all()  # what was woken before that was not looked at
 
     def _standing(self) -> Standing:
         source = self._controller.source or self._source
@@ -422,8 +452,8 @@ class Agent:
     def _renew(self) -> None:
         self._leader.step()
         self._heartbeat = time.monotonic()
-        if self._behind and self._heartbeat >= self._behind:
-            self._catch_up()  # git does not answer: what we have read is the last good commit
+        if self._catching_up and self._heartbeat >= self._give_up:
+            self._hurry("check")
 
     def _heard(self, place: Place, error: KubeError | None) -> None:
         if error is not None:

@@ -91,6 +91,8 @@ class Controller:
         """Servers of the adopted commit that have not been looked at since."""
         self._aimed: Source | None = None
         """What looks that begin now are for: ``source``, once it is adopted to the end."""
+        self._spent = ""
+        """The last commit of this term that was synced: what it allowed to prune is spent."""
         self.synced = ""
         """The last commit that every server was looked at for."""
         self.source: Source | None = None
@@ -145,6 +147,7 @@ class Controller:
         """We lead now, or lead more: look at every server, in the batches that the cluster tells.
         Whoever led before us may have come further than we heard."""
         with self._adopting:
+            self._spent = ""  # the notes know what was synced since we led last
             source, engine, aim = self.source, self._engine, self._aim
             if source is None or engine is None or aim is None:
                 return
@@ -191,7 +194,7 @@ class Controller:
 
     def _allowance(self, source: Source, count: int, under_way: int) -> planning.Allowance | None:
         return source.allowance(
-            count, under_way, given=self._wishes.allow_prune, since=self.synced, warn=self._warn
+            count, under_way, given=self._wishes.allow_prune, since=self._spent, warn=self._warn
         )
 
     def servers(self) -> set[ServerKey]:
@@ -306,5 +309,5 @@ class Controller:
                 self._open.discard(key)
             if self._open or self.synced == str(source.snapshot.revision):
                 return
-            self.synced = str(source.snapshot.revision)
+            self.synced = self._spent = str(source.snapshot.revision)
         self._settled(source)
