@@ -59,6 +59,8 @@ NAMESPACE_HOLDS = timedelta(seconds=5)
 """How long a namespace is taken to be what it was."""
 STALE_RETRY = timedelta(seconds=1)
 STALE = "the cluster to be seen whole again"
+NOISE = 64
+"""Applies of one server that are remembered to change nothing: more are of states long gone."""
 MAX_RACES = 10
 """Lost races in a row before one counts as a failure."""
 
@@ -468,6 +470,8 @@ class Engine:
             memory.status_written_at = self._clock()
             _note(memory, action)
         elif before is not None and diffing.same_content(before, after):
+            if len(memory.noise) >= NOISE:
+                memory.noise.clear()
             memory.noise.add(action.key)
         else:
             _note(memory, action)

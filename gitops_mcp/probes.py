@@ -19,8 +19,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -33,6 +35,8 @@ HTTP_SSE: Final = "2024-11-05"
 
 BODY_LIMIT: Final = 256 * 1024
 """Bytes of one answer that are read."""
+AT_ONCE: Final = 8
+"""Pods of one server that are asked at the same time."""
 FAREWELL: Final = 1.0
 """Seconds for ending our session: also when the handshake has used up its time, since a session
 that nobody ends may stay for ever."""
@@ -92,14 +96,16 @@ _WELL: Final = ("HandshakeSucceeded", "AuthenticationRequired")
 
 def ask(inquiry: Inquiry, now: Callable[[], datetime]) -> ProbeResult | int | None:
     """The answer to an inquiry: a ProbeResult to a handshake, a number of sessions (None: a target
-    did not say) to a count. Takes at most the inquiry's time-out for each target."""
+    did not say) to a count. ``AT_ONCE`` targets are asked at the same time, so that silent ones of
+    a large server keep nobody else's inquiry waiting for long."""
     timeout = inquiry.timeout.total_seconds()
-    if inquiry.kind == "handshake":
-        answers = {
-            uid: probe(url, host=inquiry.host, timeout=timeout) for uid, url in inquiry.targets
-        }
-        return summary(answers, now())
-    counts = [sessions(url, gauge=inquiry.gauge, timeout=timeout) for _, url in inquiry.targets]
+    uids = [uid for uid, _ in inquiry.targets]
+    urls = [url for _, url in inquiry.targets]
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="probe") as pool:
+        if inquiry.kind == "handshake":
+            shake = partial(probe, host=inquiry.host, timeout=timeout)
+            return summary(dict(zip(uids, pool.map(shake, urls), strict=True)), now())
+        counts = list(pool.map(partial(sessions, gauge=inquiry.gauge, timeout=timeout), urls))
     return None if None in counts else sum(count for count in counts if count is not None)
 
 

@@ -176,7 +176,7 @@ def test_a_storm_of_refusals_and_lost_connections_ends_as_if_it_had_not_been(
 def test_a_leader_that_is_killed_in_mid_prune_is_followed_by_one_that_ends_it(
     story: Story,
 ) -> None:
-    """The drain goes on from where it stood, and no step comes twice."""
+    """The drain goes on from where it stood."""
     story.write("stays")
     story.write("goes", replicas=2, drain=DRAINED)
     story.commit()

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 from scripted import Answer, Asked, scripted
 
 from gitops_mcp import probes
+from gitops_mcp.model import Inquiry, ProbeResult
 from gitops_mcp.probes import Handshake
 
 HOST = "web.ai.svc.cluster.local:8080"
@@ -515,3 +516,17 @@ def test_link_local_addresses_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(socket, "create_connection", create_connection)
         assert probes.sessions("http://metadata/") is None
         assert server.asked == []
+
+
+def test_the_silent_pods_of_one_server_are_asked_at_the_same_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        count = probes.AT_ONCE
+        targets = tuple((f"pod-{number}", url) for number in range(count))
+        inquiry = Inquiry("handshake", targets, timedelta(seconds=1), host=HOST)
+        began = time.monotonic()
+        found = probes.ask(inquiry, lambda: datetime.now(UTC))
+        took = time.monotonic() - began
+    assert isinstance(found, ProbeResult)
+    assert (found.reason, len(found.pods), found.passed) == (FAILED, count, frozenset())
+    assert took < count / 2  # one after the other they take a second each
