@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 from stories.telling import Asked, Interrupted, Story, held_by_us
 
+from gitops_mcp.engine import MAX_RACES
 from gitops_mcp.errors import Permanent, Transient
 from gitops_mcp.model import (
     ANNOTATION_PRUNE,
@@ -187,8 +188,8 @@ def test_a_deployment_raised_in_mid_shutdown_is_scaled_down_again(story: Story) 
             story.scale("Deployment", replicas)
 
     assert story.sync(after=scale, allow_prune=1) == {"web": "pruned"}
-    # Twice, and once more where its controller was quicker.
-    assert story.deeds().count("apply Deployment") in (2, 3)
+    # Twice, and once more each time that its controller wrote in between.
+    assert 2 <= story.deeds().count("apply Deployment") <= 2 * MAX_RACES
     assert story.objects() == GONE
 
 
