@@ -40,6 +40,7 @@ from gitops_mcp.model import (
     ServerKey,
 )
 from gitops_mcp.options import SourceOptions
+from gitops_mcp.rollout import ALL
 
 DIFF = ("diff", "--server-side", "--force-conflicts", "-f", "-")
 ROOT = Path(__file__).parents[2]
@@ -92,7 +93,7 @@ def test_and_a_second_sync_writes_nothing(applied: Story, ground: Ground) -> Non
 
     def silent() -> bool:
         before = ground.counts()
-        applied.sync(source=SOURCE)
+        applied.sync(source=SOURCE, serial=ALL)
         assert set(applied.deeds()) <= {"apply MCPServer/status"}
         asked = ground.counts() - before
         writes = {what for what in asked if what[0] not in ("get", "list", "watch")}
@@ -179,7 +180,7 @@ def test_a_changed_field_of_ours_is_named_and_healed(
     """Whoever changed it, and in whichever way: that field, no other, and it is as it was."""
     rng = Random(f"{SEED} {turn}")
     api = Api(ground.admin)
-    applied.sync(source=SOURCE)  # whatever the turn before has left
+    applied.sync(source=SOURCE, serial=ALL)  # whatever the turn before has left
     pairs = list(itertools.product(WAYS, MANAGERS))
     Random(SEED).shuffle(pairs)  # the turns go on through them
     deeds: dict[str, Deed] = {}
@@ -195,7 +196,7 @@ def test_a_changed_field_of_ours_is_named_and_healed(
     }
     assert wrong == {}, explain(applied, wrong)
     assert named(applied).keys() <= deeds.keys()
-    applied.sync(source=SOURCE)
+    applied.sync(source=SOURCE, serial=ALL)
     wrong = {
         name: f"{deed}: {left}" for name, deed in deeds.items() if (left := unhealed(applied, deed))
     }
@@ -292,7 +293,7 @@ def test_what_is_added_goes_or_stays_and_is_told(
     """A person's goes, a controller's stays, and neither takes anything else along."""
     rng = Random(f"{SEED} additions")
     api = Api(ground.admin)
-    applied.sync(source=SOURCE)
+    applied.sync(source=SOURCE, serial=ALL)
     deeds: dict[str, tuple[JsonObject, Deed]] = {}
     left = [(row, people) for people in (True, False) for row in ADDITIONS]
     rng.shuffle(left)
@@ -311,7 +312,7 @@ def test_what_is_added_goes_or_stays_and_is_told(
         if (told := untold(applied, row, deed))
     }
     assert wrong == {}, explain(applied, wrong)
-    applied.sync(source=SOURCE)
+    applied.sync(source=SOURCE, serial=ALL)
     for name, (row, deed) in deeds.items():
         kept = deed.before if goes(row, deed) else deed.after
         live = applied.get(row["kind"], name)
