@@ -490,7 +490,11 @@ class Engine:
             self._view.drop(before, for_good=True)
 
     def ask(self, key: ServerKey, inquiry: Inquiry) -> None:
-        """Have an inquiry answered, and remember it. Takes as long as the servers take."""
+        """Have an inquiry answered, and remember it. Takes as long as the servers take. What comes
+        to its turn once another MCPServer bears the name is not asked: it is none of that one's."""
+        cr = self._view.resource(key)
+        if cr is None or cr["metadata"].get("uid") != inquiry.uid:
+            return
         memory = self.memory(key)
         if inquiry.kind == "cleanup":
             if memory.cleanup is None:  # else it was answered while this one waited for its turn

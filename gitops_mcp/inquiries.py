@@ -60,6 +60,7 @@ def handshake(facts: Facts, context: Context) -> tuple[Inquiry | None, datetime 
         host=f"{facts.key.name}.{facts.key.namespace}.svc.{context.domain}:{port}",
         timeout=transports.duration(health.get("timeout"), HANDSHAKE_TIMEOUT),
         asked=asked_for,
+        uid=_uid(facts),
     )
     return inquiry, None
 
@@ -72,14 +73,16 @@ def sessions(facts: Facts, context: Context) -> Inquiry | None:
     if not context.probes or counted:
         return None
     if "url" in drain:
-        return Inquiry("sessions", targets=(("", drain["url"]),), timeout=COUNT_TIMEOUT)
+        targets: tuple[tuple[str, str], ...] = (("", drain["url"]),)
+        return Inquiry("sessions", targets, timeout=COUNT_TIMEOUT, uid=_uid(facts))
     gauge = drain.get("gauge")
     pods = dict(addresses(facts.pods))
     if not gauge or not pods:
         return None
     port, path = gauge.get("port", spec["port"]), gauge.get("path", METRICS_PATH)
     targets = tuple((uid, f"http://{ip}:{port}{path}") for uid, ip in sorted(pods.items()))
-    return Inquiry("sessions", targets=targets, timeout=COUNT_TIMEOUT, gauge=gauge["name"])
+    name = gauge["name"]
+    return Inquiry("sessions", targets, timeout=COUNT_TIMEOUT, gauge=name, uid=_uid(facts))
 
 
 def cleanup(facts: Facts) -> Inquiry | None:
@@ -88,7 +91,11 @@ def cleanup(facts: Facts) -> Inquiry | None:
     if facts.cleanup is not None:
         return None
     limit = CLEANUP_HURRIED if facts.namespace == "Terminating" else CLEANUP_LIMIT
-    return Inquiry("cleanup", targets=(), timeout=limit)
+    return Inquiry("cleanup", targets=(), timeout=limit, uid=_uid(facts))
+
+
+def _uid(facts: Facts) -> str:
+    return str(((facts.cr or {}).get("metadata") or {}).get("uid", ""))
 
 
 def _spec(facts: Facts) -> Mapping[str, Any]:

@@ -215,7 +215,8 @@ class Inquiry:
     the Host header of its clients, ``timeout`` is for each target, ``gauge`` the name of a
     Prometheus gauge that counts sessions ("": the URL answers with the number itself). A cleanup
     has no targets: it calls the operator's hooks, ``timeout`` being for all of them. ``asked`` is
-    the request for a fresh look that stands (see ``inquiries.requested``)."""
+    the request for a fresh look that stands (see ``inquiries.requested``), ``uid`` the MCPServer's
+    that it is about."""
 
     kind: Literal["handshake", "sessions", "cleanup"]
     targets: tuple[tuple[str, str], ...]
@@ -223,6 +224,7 @@ class Inquiry:
     host: str = ""
     gauge: str = ""
     asked: str = ""
+    uid: str = ""
 
 
 # --- decide ---------------------------------------------------------------------------------

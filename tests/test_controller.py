@@ -143,5 +143,5 @@ def test_a_bug_that_the_answer_of_one_server_meets_does_not_stop_the_others() ->
     stage = Stage(ask=ask)
     stage.view.put(cr())
     stage.controller.adopt(source("a", WEB))
-    stage.controller.ask(KEY, Inquiry("handshake", (), timedelta(seconds=1)))
+    stage.controller.ask(KEY, Inquiry("handshake", (), timedelta(seconds=1), uid="u"))
     assert stage.controller.look(KEY) != Look()

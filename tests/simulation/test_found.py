@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from gitops_mcp.model import LABEL_MANAGED_BY, Inquiry, ServerKey
+from simulation.cluster import CRS
 from simulation.runs import Run
 from simulation.sources import NAMESPACE, manifest
 from simulation.stories import BEFORE, KEPT, STORIES, WEB
@@ -57,3 +58,22 @@ def test_hooks_are_called_once_though_two_looks_ask_for_them() -> None:
         run.world.run(BEFORE)
         STORIES["shutdown"].happens(run)
         run.settle()
+
+
+def test_hooks_that_come_late_are_not_called_for_the_successor_of_a_server() -> None:
+    """Git still holds the server: it is made anew as soon as the old one has gone."""
+    run = Run(1, files=WEB, processes=1, hooks=True)
+    with run._listening():
+        run.world.run(BEFORE)
+        old = _uid(run)
+        STORIES["shutdown"].happens(run)
+        run.settle()
+        assert _uid(run) != old
+        late = Inquiry("cleanup", (), timedelta(seconds=1), uid=old)
+        run.agents[0].controller.ask(KEY, late)  # the laws say of whom hooks are called
+
+
+def _uid(run: Run) -> str:
+    found = run.plane.store.get(CRS, NAMESPACE, "web")
+    assert found is not None
+    return str(found["metadata"]["uid"])
