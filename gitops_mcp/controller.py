@@ -237,8 +237,9 @@ class Controller:
                 self._looked(key, aimed)
             return Look()  # all are looked at once we lead
         began = self._clock()
-        server, cr = source.loaded.servers.get(key), self._view.live(key).cr
-        drift = key not in self._open and planning.is_applied(server, cr)
+        drift = key not in self._open and planning.is_applied(
+            source.loaded.servers.get(key), self._view.live(key).cr
+        )
         try:
             decision = engine.work(key)
         except LeaseLost:
