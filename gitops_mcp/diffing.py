@@ -43,8 +43,9 @@ class Difference:
     ``foreign``: fields of other controllers, which stay. ``before`` and ``after``: both bodies,
     masked and narrowed to the fields that we mean (None: no such object). ``seize``: fields whose
     ownership ``ownership_patch`` must first move to us, so that the apply removes them. ``key``:
-    equal for equal desired bodies that meet equal live values at the differing places, empty when
-    nothing differs. ``drifted``: pointers of the fields that hold what somebody else put there.
+    equal for equal desired bodies that meet equal live values at the differing places, empty where
+    nothing differs or nothing is live. ``drifted``: pointers of the fields that hold what somebody
+    else put there.
     """
 
     fields: tuple[FieldChange, ...]
@@ -139,6 +140,11 @@ def without(live: JsonObject, pointers: Iterable[str]) -> JsonObject:
             place = place[token[0] if isinstance(place, list) else token[1]]
         del place[last[0] if isinstance(place, list) else last[1]]
     return body
+
+
+def escaped(name: str) -> str:
+    """A key as a JSON pointer's token."""
+    return name.replace("~", "~0").replace("/", "~1")
 
 
 def _token(text: str) -> tuple[int, str]:
@@ -547,9 +553,8 @@ class _At(NamedTuple):
     hidden: bool = False
 
     def key(self, name: str, one: JsonObject, two: JsonObject) -> _At:
-        token = name.replace("~", "~0").replace("/", "~1")
         hidden = hides(one, name, hidden=self.hidden) or hides(two, name, hidden=self.hidden)
-        return _At(f"{self.pointer}/{token}", (*self.fields, f"f:{name}"), hidden)
+        return _At(f"{self.pointer}/{escaped(name)}", (*self.fields, f"f:{name}"), hidden)
 
     def item(self, index: int, element: str) -> _At:
         return _At(f"{self.pointer}/{index}", (*self.fields, element), self.hidden)
@@ -957,8 +962,9 @@ def _difference(desired: JsonObject | None, live: JsonObject | None, owners: _Ow
     identity = _identity(desired or live or {})
     before = after = None
     if live is None and desired is not None:
-        after = identity(masked(_meant(desired)))
-        walk.fields = list(_leaves(_meant(desired), _At()))
+        shown = masked(_meant(desired))
+        after = identity(shown)
+        walk.fields = list(_leaves(shown))
     elif live is not None:
         shape = _SHAPES.get(live["kind"], _OTHER_KIND)
         if desired is None:
@@ -975,11 +981,14 @@ def _difference(desired: JsonObject | None, live: JsonObject | None, owners: _Ow
         before=before,
         after=after,
         seize=tuple(walk.seize),
-        key=hashlib.sha256(json.dumps([desired, walk.found], sort_keys=True).encode()).hexdigest()
-        if walk.fields
-        else "",
+        key=_key(desired, walk.found) if live is not None and walk.fields else "",
         drifted=frozenset(walk.drifted),
     )
+
+
+def _key(desired: JsonObject | None, found: list[Any]) -> str:
+    text = json.dumps([desired, found], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _meant(body: JsonObject) -> JsonObject:
@@ -1008,15 +1017,16 @@ def _identity(body: JsonObject) -> Any:
     return put
 
 
-def _leaves(value: Any, at: _At) -> Iterator[FieldChange]:
-    if isinstance(value, dict) and value:
-        for name, inner in value.items():
-            yield from _leaves(inner, at.key(name, value, value))
-    elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-        for position, item in enumerate(value):
-            yield from _leaves(item, at.item(position, ""))
-    elif value is not None:
-        yield FieldChange(at.pointer, None, mask(value, hidden=at.hidden))
+def _leaves(shown: Any, pointer: str = "") -> Iterator[FieldChange]:
+    """What a new object consists of; its secrets are hidden already."""
+    if isinstance(shown, dict) and shown:
+        for name, inner in shown.items():
+            yield from _leaves(inner, f"{pointer}/{escaped(name)}")
+    elif isinstance(shown, list) and shown and all(isinstance(item, dict) for item in shown):
+        for position, item in enumerate(shown):
+            yield from _leaves(item, f"{pointer}/{position}")
+    elif shown is not None:
+        yield FieldChange(pointer, None, shown)
 
 
 def _content(body: JsonObject) -> JsonObject:

@@ -57,6 +57,8 @@ MAX_STEPS = 50
 """Decisions in a row about one server without a pause; more means that two writers fight."""
 NAMESPACE_HOLDS = timedelta(seconds=5)
 """How long a namespace is taken to be what it was."""
+ACTIVE_HOLDS = timedelta(seconds=60)
+"""The same of one that was Active, by who makes something in it: a refusal tells of its end."""
 STALE_RETRY = timedelta(seconds=1)
 STALE = "the cluster to be seen whole again"
 NOISE = 64
@@ -213,7 +215,8 @@ class Engine:
         self._clock = clock
         self._rng = rng or random.Random()  # noqa: S311 -- spreads retries, guards nothing
         self._memories: dict[ServerKey, Memory] = {}
-        self._asking = threading.Lock()
+        self._asking: dict[str, threading.Lock] = {}
+        """By namespace: one at a time asks for it, or makes it."""
         self._stopped = threading.Event()
         self._namespaces: dict[str, tuple[Namespace, datetime]] = {}
         self._refusals: set[tuple[Verb, str, str]] = set()
@@ -310,16 +313,20 @@ class Engine:
 
     def _namespace(self, key: ServerKey, live: Live) -> Namespace:
         """The namespace's phase; asked only where a create or a deletion depends on it."""
+        creates = live.cr is None
         needed = live.cr is None or "deletionTimestamp" in live.cr["metadata"]
         known = self._namespaces.get(key.namespace)
         if not needed and (known is None or known[0] != "Terminating"):
             return "Active"
-        return "Active" if key.namespace in self._foreseen else self._phase(key.namespace)
+        if key.namespace in self._foreseen:
+            return "Active"
+        active = creates and known is not None and known[0] == "Active"
+        return self._phase(key.namespace, ACTIVE_HOLDS if active else NAMESPACE_HOLDS)
 
-    def _phase(self, namespace: str) -> Namespace:
-        with self._asking:
+    def _phase(self, namespace: str, holds: timedelta) -> Namespace:
+        with self._asking.setdefault(namespace, threading.Lock()):
             known = self._namespaces.get(namespace)
-            if known is None or self._clock() >= known[1] + NAMESPACE_HOLDS:
+            if known is None or self._clock() >= known[1] + holds:
                 known = self._ask_namespace(namespace), self._clock()
                 self._namespaces[namespace] = known
             return known[0]
@@ -440,7 +447,7 @@ class Engine:
     def _make_namespace(self, action: Action) -> None:
         """Once, however many of its servers ask for it at the same time."""
         name = action.ref.name
-        with self._asking:
+        with self._asking.setdefault(name, threading.Lock()):
             known = self._namespaces.get(name)
             if known is not None and known[0] == "Active":
                 return
@@ -524,7 +531,7 @@ class Engine:
 
     def _refused(self, key: ServerKey, memory: Memory, action: Action, error: KubeError) -> bool:
         """Sort a refusal; True: it only told us something new, decide again."""
-        if isinstance(error, Terminating):
+        if isinstance(error, Terminating) or _misses_namespace(error):
             phase = self._ask_namespace(key.namespace)
             self._namespaces[key.namespace] = phase, self._clock()
             if phase == "Terminating":
@@ -725,6 +732,11 @@ def _held(key: ServerKey, aim: Aim, live: Live, failure: Failure | None) -> str:
 def _right(action: Action) -> tuple[Verb, str, str]:
     """What an action needs the right to."""
     return action.verb, action.ref.kind + action.subresource, action.ref.namespace
+
+
+def _misses_namespace(error: KubeError) -> bool:
+    """Was something to be made in a namespace that is not there?"""
+    return error.code == 404 and isinstance(error, Transient)
 
 
 def _takes_away(action: Action) -> bool:

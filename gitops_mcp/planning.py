@@ -833,12 +833,12 @@ def _disown(facts: Facts, cr: JsonObject) -> Action:
         or entry.get("subresource")
     ]
     patch: list[JsonObject] = [
-        {"op": "remove", "path": f"/metadata/labels/{_token(LABEL_SOURCE)}"},
+        {"op": "remove", "path": f"/metadata/labels/{diffing.escaped(LABEL_SOURCE)}"},
         {"op": "replace", "path": "/metadata/managedFields", "value": entries or [{}]},
     ]
     if ANNOTATION_FILE in (metadata.get("annotations") or {}):
         patch.insert(
-            1, {"op": "remove", "path": f"/metadata/annotations/{_token(ANNOTATION_FILE)}"}
+            1, {"op": "remove", "path": f"/metadata/annotations/{diffing.escaped(ANNOTATION_FILE)}"}
         )
     reason = f"{ANNOTATION_PRUNE}: disabled"
     return Action(
@@ -850,10 +850,6 @@ def _disown(facts: Facts, cr: JsonObject) -> Action:
         resource_version=metadata["resourceVersion"],
         change=Change("update", facts.key, ObjectRef.of(cr), reason=reason),
     )
-
-
-def _token(key: str) -> str:
-    return key.replace("~", "~0").replace("/", "~1")
 
 
 def _shut_down(facts: Facts, context: Context) -> Decision:

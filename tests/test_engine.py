@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gitops_mcp import hooks, schemas
-from gitops_mcp.engine import Aim, Engine
+from gitops_mcp.engine import NAMESPACE_HOLDS, Aim, Engine
 from gitops_mcp.errors import Configuration, Conflict, Gone, Permanent, Terminating, Transient
 from gitops_mcp.model import (
     ANNOTATION_PRUNE,
@@ -195,6 +195,46 @@ def test_a_namespace_that_may_not_be_made_is_tried_once_and_the_cause_is_told() 
     assert stage.server.asked == ["get Namespace", "apply Namespace"]
     outcome = stage.engine.outcome(KEY)
     assert (outcome.result, outcome.message) == ("failed", "apply namespace/ai: forbidden")
+
+
+def test_an_active_namespace_is_not_asked_about_for_each_server_that_is_made_in_it() -> None:
+    stage = Stage()
+    for later in (0, 30, 59):
+        stage.now = NOW + timedelta(seconds=later)
+        stage.engine.facts(KEY)
+    assert stage.server.asked == ["get Namespace"]
+    stage.now = NOW + timedelta(seconds=60)
+    stage.engine.facts(KEY)
+    assert stage.server.asked == ["get Namespace"] * 2
+
+
+def test_the_end_of_a_namespace_is_seen_in_seconds_where_a_server_in_it_is_deleted() -> None:
+    stage = Stage(git=None)
+    stage.stands(cr(**DELETED))
+    assert stage.engine.facts(KEY).namespace == "Active"
+    terminating(stage.server)
+    stage.now = NOW + NAMESPACE_HOLDS
+    assert stage.engine.facts(KEY).namespace == "Terminating"
+
+
+def test_a_namespace_that_has_gone_is_asked_about_when_a_create_misses_it_and_made_anew() -> None:
+    stage = Stage(context=replace(CONTEXT, create_namespace=True))
+    stage.engine.facts(KEY)
+    del stage.server.objects[NAMESPACE]
+
+    def refuse(verb: str, ref: ObjectRef) -> None:
+        if verb == "apply" and ref != NAMESPACE and NAMESPACE not in stage.server.objects:
+            raise Transient('namespaces "ai" not found', code=404)
+
+    stage.server.refuse = refuse
+    stage.engine.work(KEY)
+    assert stage.server.asked[:3] == ["get Namespace", "apply MCPServer", "get Namespace"]
+    failure = stage.engine.memory(KEY).failure
+    assert failure is not None
+    stage.now = failure.retry_at
+    stage.engine.work(KEY)
+    assert NAMESPACE in stage.server.objects
+    assert ObjectRef.of(cr()) in stage.server.objects
 
 
 DELETED: JsonObject = {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": [FINALIZER]}
