@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 import yaml  # noqa: E402
 from fleet import files  # noqa: E402
 
-from gitops_mcp import manifests, schemas, settings  # noqa: E402
+from gitops_mcp import manifests, serverschema, settings  # noqa: E402
 from gitops_mcp.model import Loaded, SourceFile  # noqa: E402
 from gitops_mcp.rendering import Renderer  # noqa: E402
 
@@ -49,7 +49,7 @@ class Pipeline:
             )
         objects = 0
         for key in manifests.changed(self._last, loaded):
-            cr = schemas.defaulted(self._renderer.custom_resource(loaded.servers[key]))
+            cr = serverschema.defaulted(self._renderer.custom_resource(loaded.servers[key]))
             objects += 1 + len(self._renderer.children(cr))
         self._last = loaded
         return objects

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from gitops_mcp import schemas, transports
+from gitops_mcp import serverschema, transports
 from gitops_mcp.model import ANNOTATION_RECONCILE, Context, Facts, Inquiry, JsonObject
 
 HANDSHAKE_INTERVAL = timedelta(seconds=60)
@@ -100,7 +100,7 @@ def _uid(facts: Facts) -> str:
 
 def _spec(facts: Facts) -> Mapping[str, Any]:
     assert facts.cr is not None  # noqa: S101 -- asked only of servers that exist
-    spec: Mapping[str, Any] = schemas.defaulted(facts.cr).get("spec") or {}
+    spec: Mapping[str, Any] = serverschema.defaulted(facts.cr).get("spec") or {}
     return spec
 
 

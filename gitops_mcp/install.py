@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gitops_mcp import crd, schemas
+from gitops_mcp import crd, serverschema
 from gitops_mcp.errors import UsageError
 from gitops_mcp.model import CRD_NAME, GROUP, PLURAL, VERSION, JsonObject
 
@@ -71,7 +71,7 @@ class Installation:
 
 def definition() -> JsonObject:
     """The CustomResourceDefinition."""
-    return crd.custom_resource_definition(schemas.schema())
+    return crd.custom_resource_definition(serverschema.schema())
 
 
 def objects(wanted: Installation) -> list[JsonObject]:

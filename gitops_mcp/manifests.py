@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from gitops_mcp import rules, schemas
+from gitops_mcp import rules, serverschema
 from gitops_mcp.documents import Document, Finding, Path, Place, decode, parse, pointer, shown
 from gitops_mcp.model import (
     API_VERSION,
@@ -544,8 +544,8 @@ def _read_group_vars(path: str, data: bytes) -> tuple[Document, list[Problem], b
     # fields wait for the manifest: either of two fields may still change.
     found = _unknown_nulls({"spec": spec}) if document.nulls else []
     whole = _around({"image": "any", **_without_nulls(spec or {})})
-    if document.fractions or not schemas.accepts(whole):
-        found += schemas.findings(whole)
+    if document.fractions or not serverschema.accepts(whole):
+        found += serverschema.findings(whole)
     for finding in found:
         if finding.at != "parent":
             place = document.place(finding.path, key=finding.at == "key")
@@ -900,7 +900,7 @@ def _unknown_nulls(value: Any, path: Path = ()) -> list[Finding]:
     found: list[Finding] = []
     for step, child in steps:
         if child is None:
-            unknown = schemas.unknown_field((*path, step))
+            unknown = serverschema.unknown_field((*path, step))
             found += [unknown] if unknown else []
         else:
             found += _unknown_nulls(child, (*path, step))
@@ -913,8 +913,8 @@ def _findings(
     """All that is wrong with a completed manifest. ``closely``: not by the fast validator, which
     takes 1.0 for a whole number."""
     found: list[Finding] = []
-    if closely or not schemas.accepts(manifest):
-        found = schemas.findings(manifest)
+    if closely or not serverschema.accepts(manifest):
+        found = serverschema.findings(manifest)
         manifest = _without(manifest, found)
     metadata, spec = manifest.get("metadata"), manifest.get("spec")
     if isinstance(spec, dict):

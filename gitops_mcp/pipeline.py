@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gitops_mcp import diffing, gitrepo, manifests, planning, schemas, settings, status
+from gitops_mcp import diffing, gitrepo, manifests, planning, serverschema, settings, status
 from gitops_mcp.errors import KindAbsent, Permanent, UsageError
 from gitops_mcp.leadership import CLUSTER_SOURCE, Say
 from gitops_mcp.model import (
@@ -229,7 +229,7 @@ class Source:
         for key, server in self.loaded.servers.items():
             if self.limit.selects(key):
                 body = self.renderer.custom_resource(server)
-                children = self.renderer.children(schemas.defaulted(body))
+                children = self.renderer.children(serverschema.defaulted(body))
                 rendered[key] = (body, *children)
         return rendered
 
@@ -333,8 +333,8 @@ def _defaults(configured: Mapping[str, Any]) -> JsonObject:
         "metadata": {"name": "any"},
         "spec": {"image": "any", **spec},
     }
-    if spec and not schemas.accepts(whole):
-        found = schemas.findings(whole)[0]
+    if spec and not serverschema.accepts(whole):
+        found = serverschema.findings(whole)[0]
         place = ".".join(str(part) for part in found.path[1:])
         raise UsageError(f"{gitrepo.CONFIG_FILE}: {place}: {found.message}")
     return spec
@@ -625,7 +625,7 @@ def survey(
             f"the cluster does not know {KIND} ({API_VERSION})",
             hint="gitops-mcp crd | kubectl apply --server-side -f -",
         ) from error
-    ours = crd.custom_resource_definition(schemas.schema())
+    ours = crd.custom_resource_definition(serverschema.schema())
     missing = crd.missing(definition, ours) if definition is not None else ()
     if missing:
         raise UsageError(

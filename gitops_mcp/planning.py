@@ -19,7 +19,7 @@ from gitops_mcp import (
     inquiries,
     manifests,
     pausing,
-    schemas,
+    serverschema,
     shutdown,
     status,
     transports,
@@ -318,7 +318,7 @@ def _foreseen(
         return cr
     fields = diffing.compare(body, cr, kubectl_managers=people).fields
     left = diffing.without(cr, (change.path for change in fields if change.after is None))
-    return schemas.defaulted(_over(left, body))
+    return serverschema.defaulted(_over(left, body))
 
 
 def _over(live: JsonObject, body: JsonObject) -> JsonObject:
@@ -984,7 +984,7 @@ def _status(
 ) -> JsonObject:
     cr = facts.cr
     assert cr is not None  # noqa: S101 -- a status stands on a CR
-    spec = schemas.defaulted(cr)["spec"]
+    spec = serverschema.defaulted(cr)["spec"]
     row = transports.of_spec(spec)
     endpoint = row.endpoint(
         facts.key.name,

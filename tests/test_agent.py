@@ -24,7 +24,7 @@ import pytest
 from agents import agent, until
 from faults import HUNG, TOO_MANY, Proxy
 
-from gitops_mcp import crd, sandbox, schemas
+from gitops_mcp import crd, sandbox, serverschema
 from gitops_mcp.kube import Cluster
 from gitops_mcp.model import API_VERSION, KIND, JsonObject, ObjectRef
 
@@ -108,7 +108,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
     with sandbox.start(speed=20) as started:
         kubeconfig = started.write_kubeconfig(tmp_path / "config")
         cluster = Cluster.connect(str(kubeconfig))
-        cluster.apply(crd.custom_resource_definition(schemas.schema()))
+        cluster.apply(crd.custom_resource_definition(serverschema.schema()))
         cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
         arguments = (
             *HOUR,

@@ -24,7 +24,7 @@ from commandline import manifest
 from faults import Proxy
 from stories.telling import Story
 
-from gitops_mcp import crd, schemas
+from gitops_mcp import crd, serverschema
 from gitops_mcp.kube import Cluster
 from gitops_mcp.model import KIND, ObjectRef
 
@@ -44,7 +44,7 @@ _numbers = itertools.count(1)
 def hand(plane: rig.Plane) -> Iterator[Cluster]:
     """The administrator's connection, to a cluster that knows MCPServer."""
     connected = Cluster.connect(str(plane.kubeconfig()))
-    connected.apply(crd.custom_resource_definition(schemas.schema()))
+    connected.apply(crd.custom_resource_definition(serverschema.schema()))
     until(lambda: plane.request("GET", "/apis/mcp.example.com/v1alpha1/mcpservers")[0] == 200, KIND)
     yield connected
     connected.close()

@@ -17,7 +17,7 @@ import plane as rig
 import pytest
 import yaml
 
-from gitops_mcp import manifests, sandbox, schemas
+from gitops_mcp import manifests, sandbox, serverschema
 from gitops_mcp.crd import custom_resource_definition
 from gitops_mcp.model import API_VERSION, KIND, JsonObject
 
@@ -29,7 +29,7 @@ BASE = {"image": "example/web:1"}
 
 @pytest.fixture(scope="module")
 def definition() -> JsonObject:
-    return custom_resource_definition(schemas.schema())
+    return custom_resource_definition(serverschema.schema())
 
 
 def nodes(schema: JsonObject, path: str = "") -> Iterator[tuple[str, JsonObject]]:
@@ -93,7 +93,7 @@ def test_defaults_are_the_static_ones_only(definition: JsonObject) -> None:
 
 
 def test_an_unknown_keyword_is_refused_rather_than_lost() -> None:
-    schema = copy.deepcopy(schemas.schema())
+    schema = copy.deepcopy(serverschema.schema())
     schema["properties"]["spec"]["properties"]["port"]["multipleOf"] = 2
     with pytest.raises(ValueError, match="multipleOf"):
         custom_resource_definition(schema)
@@ -212,7 +212,7 @@ class TestOnAnApiServer:
         else:
             assert status == 201, answer
             written = {"metadata": {}, "spec": BASE | row["spec"]}
-            assert schemas.defaulted(written)["spec"] == answer["spec"], "defaults as offline"
+            assert serverschema.defaulted(written)["spec"] == answer["spec"], "defaults as offline"
 
     def test_it_keeps_every_field_that_the_templates_know(self, api: Request) -> None:
         table = yaml.safe_load((DATA / "rendering" / "fields.yaml").read_text())
@@ -220,7 +220,7 @@ class TestOnAnApiServer:
             spec = table["base"] | row["spec"]
             status, answer = create(api, f"field-{index}", spec)
             assert status == 201, (row["field"], answer)
-            assert schemas.defaulted({"spec": spec})["spec"] == answer["spec"], row["field"]
+            assert serverschema.defaulted({"spec": spec})["spec"] == answer["spec"], row["field"]
 
     def test_it_refuses_a_name_that_no_service_can_have(self, api: Request) -> None:
         assert create(api, "a" * 63, BASE)[0] == 201

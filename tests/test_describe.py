@@ -15,7 +15,7 @@ from agents import until
 from test_operator_script import discovers
 from test_sandbox_kubectl import program
 
-from gitops_mcp import crd, sandbox, schemas
+from gitops_mcp import crd, sandbox, serverschema
 from gitops_mcp.kube import Cluster
 from gitops_mcp.model import (
     API_VERSION,
@@ -52,7 +52,7 @@ def kubeconfig(
                 pytest.skip(str(reason))
         admin = Cluster.connect(str(path))
         stack.callback(admin.close)
-        admin.apply(crd.custom_resource_definition(schemas.schema()))
+        admin.apply(crd.custom_resource_definition(serverschema.schema()))
         until(lambda: discovers(kubectl, path), "kubectl to know MCPServer")
         yield path
 

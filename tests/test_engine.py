@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gitops_mcp import hooks, schemas
+from gitops_mcp import hooks, serverschema
 from gitops_mcp.engine import NAMESPACE_HOLDS, Aim, Engine
 from gitops_mcp.errors import Configuration, Conflict, Gone, Permanent, Terminating, Transient
 from gitops_mcp.model import (
@@ -268,7 +268,7 @@ def test_a_check_foresees_the_end_of_our_hold_on_a_server(metadata: JsonObject) 
 def children(cr: JsonObject, **owner: Any) -> list[JsonObject]:
     """A Deployment and a Service that serve, as ``cr`` wants them; ``owner`` changes whose."""
     bodies = []
-    for body in RENDERER.children(schemas.defaulted(cr)):
+    for body in RENDERER.children(serverschema.defaulted(cr)):
         owners = [{**body["metadata"]["ownerReferences"][0], **owner}]
         known = {"uid": body["kind"], "resourceVersion": "3", "generation": 1}
         metadata = {**body["metadata"], **known, "ownerReferences": owners}

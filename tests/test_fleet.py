@@ -12,7 +12,7 @@ import pytest
 import test_engine
 from test_engine import DELETED, KEY, NOW, WEB, Stage, children, cr
 
-from gitops_mcp import schemas
+from gitops_mcp import serverschema
 from gitops_mcp.engine import Engine, utc_now
 from gitops_mcp.errors import Immutable
 from gitops_mcp.fleet import Fleet, Look, Patience, Workers
@@ -80,7 +80,7 @@ def test_a_recreate_is_not_over_before_it_has_come_to_its_end() -> None:
     stdio = McpServer(KEY, {"image": "x", "transport": "stdio"}, {}, {}, "web.yaml", 1, "e" * 64)
     stage = Stage(git=stdio)
     body = stage.stands(cr(server=stdio))
-    (deployment,) = test_engine.RENDERER.children(schemas.defaulted(body))
+    (deployment,) = test_engine.RENDERER.children(serverschema.defaulted(body))
     metadata = {**deployment["metadata"], "uid": "d", "resourceVersion": "3", "generation": 1}
     spec = {**deployment["spec"], "strategy": {"type": "RollingUpdate"}}
     stage.stands({**deployment, "metadata": metadata, "spec": spec})

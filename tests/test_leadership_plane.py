@@ -21,7 +21,7 @@ from agents import until
 from commandline import manifest
 from gitfixtures import bare, commit
 
-from gitops_mcp import crd, leadership, schemas
+from gitops_mcp import crd, leadership, serverschema
 from gitops_mcp.kube import Cluster
 from gitops_mcp.model import API_VERSION, KIND, JsonObject, ObjectRef
 
@@ -39,7 +39,7 @@ def plane() -> Iterator[rig.Plane]:
         for user in USERS:
             started.grant(user, [{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}])
         cluster = Cluster.connect(str(started.kubeconfig()))
-        cluster.apply(crd.custom_resource_definition(schemas.schema()))
+        cluster.apply(crd.custom_resource_definition(serverschema.schema()))
         cluster.close()
         until(lambda: served(started), "the CRD")
         yield started

@@ -14,7 +14,7 @@ import faults
 import pytest
 from commandline import manifest
 
-from gitops_mcp import crd, leadership, pipeline, sandbox, schemas
+from gitops_mcp import crd, leadership, pipeline, sandbox, serverschema
 from gitops_mcp.errors import LeaseLost
 from gitops_mcp.kube import Cluster, Lease, LeaseTiming
 from gitops_mcp.model import API_VERSION, FINALIZER, KIND, JsonObject, ObjectRef
@@ -30,7 +30,7 @@ def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def cluster(kubeconfig: Path) -> Iterator[Cluster]:
     cluster = Cluster.connect(str(kubeconfig))
-    cluster.apply(crd.custom_resource_definition(schemas.schema()))
+    cluster.apply(crd.custom_resource_definition(serverschema.schema()))
     yield cluster
     cluster.close()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gitops_mcp import crd, health, schemas, status
+from gitops_mcp import crd, health, serverschema, status
 from gitops_mcp.errors import KindAbsent
 from gitops_mcp.kube import Cluster
 from gitops_mcp.model import (
@@ -115,7 +115,7 @@ def test_pods_say_why_a_deployment_is_not_ready(
 @pytest.fixture
 def resource(cluster: Cluster) -> JsonObject:
     """A live MCPServer."""
-    definition = crd.custom_resource_definition(schemas.schema())
+    definition = crd.custom_resource_definition(serverschema.schema())
     cluster.apply(definition)
     manifest = {
         "apiVersion": API_VERSION,

@@ -17,7 +17,7 @@ import jsonschema
 import pytest
 import yaml
 
-from gitops_mcp import documents, manifests, rules, schemas, settings
+from gitops_mcp import documents, manifests, rules, serverschema, settings
 from gitops_mcp.manifests import MAX_DOCUMENT, MAX_FILE, Cache, check, load
 from gitops_mcp.model import JsonObject, Loaded, Problem, ServerKey, SourceFile
 
@@ -112,10 +112,10 @@ def schema_nodes(node: Any, path: str = "#") -> Iterator[tuple[str, JsonObject]]
 
 
 def test_the_schema_is_one_and_its_examples_and_defaults_obey_it() -> None:
-    schema = schemas.schema()
+    schema = serverschema.schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     for example in schema["examples"]:
-        assert schemas.accepts(example)
+        assert serverschema.accepts(example)
     for path, node in schema_nodes(schema):
         validator = jsonschema.Draft202012Validator({**node, "$defs": schema["$defs"]})
         for value in (*node.get("examples", ()), *([node["default"]] if "default" in node else ())):
@@ -124,7 +124,7 @@ def test_the_schema_is_one_and_its_examples_and_defaults_obey_it() -> None:
 
 
 def test_every_field_of_ours_is_described_and_closed() -> None:
-    own = schemas.schema()["properties"]
+    own = serverschema.schema()["properties"]
     for part in ("metadata", "spec", "status"):
         assert own[part]["additionalProperties"] is False
         for name, field in own[part]["properties"].items():
@@ -132,22 +132,22 @@ def test_every_field_of_ours_is_described_and_closed() -> None:
 
 
 def test_every_map_of_the_schema_says_what_may_stand_in_it() -> None:
-    for path, node in schema_nodes(schemas.schema()):
+    for path, node in schema_nodes(serverschema.schema()):
         if node.get("type") == "object":
             assert "additionalProperties" in node, path
 
 
 def test_every_pattern_can_be_explained() -> None:
-    for path, node in schema_nodes(schemas.schema()):
+    for path, node in schema_nodes(serverschema.schema()):
         if "pattern" in node:
             assert node["patternErrorMessage"].startswith("must "), path
             assert node["pattern"].startswith("^"), path
 
 
 def test_one_duration_is_meant_everywhere() -> None:
-    pattern = schemas.schema()["$defs"]["duration"]["pattern"]
+    pattern = serverschema.schema()["$defs"]["duration"]["pattern"]
     assert pattern == f"^(?:{rules.DURATION.pattern})$"
-    config = schemas.schema()["properties"]["spec"]["properties"]["config"]
+    config = serverschema.schema()["properties"]["spec"]["properties"]["config"]
     assert any(pattern in rule["rule"] for rule in config["x-kubernetes-validations"])
 
 
@@ -167,7 +167,7 @@ def test_both_validators_say_the_same(spec: JsonObject) -> None:
         "metadata": {"name": "web"},
         "spec": {"image": "web", **spec},
     }
-    assert schemas.accepts(manifest) == (not schemas.findings(manifest))
+    assert serverschema.accepts(manifest) == (not serverschema.findings(manifest))
 
 
 def test_what_the_templates_know_is_valid() -> None:
@@ -178,7 +178,7 @@ def test_what_the_templates_know_is_valid() -> None:
 def test_defaults_fill_what_is_there_and_share_the_rest() -> None:
     spec = {"image": "web", "service": {}, "drain": {"gauge": {"name": "a"}}, "port": 1, "env": []}
     cr = {"metadata": {"name": "web"}, "spec": spec}
-    filled = schemas.defaulted(cr)
+    filled = serverschema.defaulted(cr)
     assert filled["spec"] == {
         **spec,
         "transport": "streamable-http",
@@ -207,7 +207,8 @@ def test_check_names_what_the_crd_let_pass() -> None:
         "(--allow-privileged)",
     )
     assert check({**spec, "replicas": 1}, allow_privileged=True) == ()
-    assert check(schemas.defaulted({"spec": {"image": "web", "transport": "stdio"}})["spec"]) == ()
+    filled = serverschema.defaulted({"spec": {"image": "web", "transport": "stdio"}})
+    assert check(filled["spec"]) == ()
 
 
 # --- hazards --------------------------------------------------------------------------------
@@ -291,7 +292,7 @@ SECRET = "hunter2-s3cr3t"
 
 def test_no_message_ever_holds_a_value() -> None:
     """The same wrong value, of every type, in the place of every field of the schema."""
-    places = list(value_paths(schemas.schema()["properties"]["spec"], ()))
+    places = list(value_paths(serverschema.schema()["properties"]["spec"], ()))
     assert len(places) > 300
     values: tuple[Any, ...] = (SECRET, [SECRET], {"name": SECRET, "value": SECRET})
     asked = 0
@@ -318,7 +319,7 @@ def value_paths(node: JsonObject, path: tuple[Any, ...]) -> Iterator[tuple[Any, 
     if path:
         yield path
     node = {
-        **schemas.schema()["$defs"].get(node.get("$ref", "").removeprefix("#/$defs/"), {}),
+        **serverschema.schema()["$defs"].get(node.get("$ref", "").removeprefix("#/$defs/"), {}),
         **node,
     }
     for name, child in node.get("properties", {}).items():

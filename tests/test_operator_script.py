@@ -16,7 +16,7 @@ import pytest
 from agents import agent, until
 from test_sandbox_kubectl import program
 
-from gitops_mcp import crd, sandbox, schemas
+from gitops_mcp import crd, sandbox, serverschema
 from gitops_mcp.kube import Cluster
 from gitops_mcp.model import GROUP, KIND
 
@@ -51,7 +51,7 @@ def place(
                 pytest.skip(str(reason))
         admin = Cluster.connect(str(kubeconfig))
         stack.callback(admin.close)
-        admin.apply(crd.custom_resource_definition(schemas.schema()))
+        admin.apply(crd.custom_resource_definition(serverschema.schema()))
         admin.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
         until(lambda: discovers(kubectl, kubeconfig), "kubectl to know MCPServer")
         yield Place(kubeconfig, Path(kubectl))

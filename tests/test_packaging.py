@@ -72,6 +72,11 @@ def group(name: str) -> list[Requirement]:
     return found
 
 
+def test_no_folder_of_data_stands_where_python_looks_for_a_module() -> None:
+    modules = {path.stem for path in (ROOT / "gitops_mcp").iterdir()}
+    assert not modules & set(DATA)
+
+
 def test_the_wheel_holds_the_package_and_its_data(wheel: zipfile.ZipFile) -> None:
     expected = set(tracked("gitops_mcp")) | {f"gitops_mcp/{path}" for path in tracked(*DATA)}
     assert {name for name in wheel.namelist() if ".dist-info/" not in name} == expected

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gitops_mcp import planning, schemas
+from gitops_mcp import planning, serverschema
 from gitops_mcp.model import (
     FIELD_MANAGER,
     LABEL_SOURCE,
@@ -74,7 +74,7 @@ def facts_and_context(case: dict[str, Any]) -> tuple[Facts, Context]:
     if "mode" in case:
         spec["health"] = {"mode": case["mode"]}
     server = McpServer(KEY, spec, {}, {}, "a.yaml", 1, "digest")
-    cr = schemas.defaulted(RENDERER.custom_resource(server))
+    cr = serverschema.defaulted(RENDERER.custom_resource(server))
     cr["metadata"] |= {"uid": "u", "resourceVersion": "5", "generation": 2}
     label: JsonObject = {"f:metadata": {"f:labels": {f"f:{LABEL_SOURCE}": {}}}}
     cr["metadata"]["managedFields"] = [

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gitops_mcp import planning, schemas
+from gitops_mcp import planning, serverschema
 from gitops_mcp.model import (
     FINALIZER,
     LABEL_SOURCE,
@@ -69,7 +69,7 @@ def live_cr(case: dict[str, Any]) -> JsonObject | None:
     if spec == "same":
         spec = {"replicas": 1, **case["git"]}
     annotations = case.get("annotations", {}) | described.get("annotations", {})
-    body = schemas.defaulted(RENDERER.custom_resource(server(spec, annotations)))
+    body = serverschema.defaulted(RENDERER.custom_resource(server(spec, annotations)))
     body = stored(body, "u")
     metadata = body["metadata"]
     metadata["generation"] = described.get("generation", 1)

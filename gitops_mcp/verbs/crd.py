@@ -18,7 +18,7 @@ def command(common: options.CommonOptions) -> None:
     del common
     import yaml
 
-    from gitops_mcp import crd, schemas
+    from gitops_mcp import crd, serverschema
 
-    definition = crd.custom_resource_definition(schemas.schema())
+    definition = crd.custom_resource_definition(serverschema.schema())
     click.echo(yaml.safe_dump(definition, sort_keys=False, width=100), nl=False)

@@ -84,9 +84,9 @@ def install_crd(url: str) -> None:
     import json
     import urllib.request
 
-    from gitops_mcp import crd, schemas
+    from gitops_mcp import crd, serverschema
 
-    definition = crd.custom_resource_definition(schemas.schema())
+    definition = crd.custom_resource_definition(serverschema.schema())
     name = definition["metadata"]["name"]
     path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}"
     request = urllib.request.Request(  # noqa: S310 -- our own server on loopback

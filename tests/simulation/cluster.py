@@ -16,7 +16,7 @@ import orjson
 from aiohttp import web
 from urllib3.exceptions import ProtocolError
 
-from gitops_mcp import crd, kube, schemas
+from gitops_mcp import crd, kube, serverschema
 from gitops_mcp.model import JsonObject, ObjectRef
 from gitops_mcp.sandbox import nodes
 from gitops_mcp.sandbox.controllers import Controllers
@@ -216,4 +216,4 @@ def _at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 @cache
 def _definition() -> JsonObject:
-    return crd.custom_resource_definition(schemas.schema())
+    return crd.custom_resource_definition(serverschema.schema())

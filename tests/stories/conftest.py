@@ -22,7 +22,7 @@ import plane as rig
 import pytest
 from stories.telling import Story
 
-from gitops_mcp import crd, install, pipeline, planning, reports, sandbox, schemas
+from gitops_mcp import crd, install, pipeline, planning, reports, sandbox, serverschema
 from gitops_mcp.errors import Gone, KubeError
 from gitops_mcp.install import Installation
 from gitops_mcp.kube import Cluster
@@ -91,7 +91,7 @@ def ground(
 
         hand = Cluster.connect(admin)
         stack.callback(hand.close)
-        hand.apply(crd.custom_resource_definition(schemas.schema()))
+        hand.apply(crd.custom_resource_definition(serverschema.schema()))
         _until_served(hand)
         yield Ground(request.param, file, admin, hand, counts)
 

@@ -15,7 +15,7 @@ import pytest
 from stories.telling import Story
 from stories.test_stories_outside import mcp_server
 
-from gitops_mcp import crd, inquiries, planning, sandbox, schemas
+from gitops_mcp import crd, inquiries, planning, sandbox, serverschema
 from gitops_mcp.kube import Cluster
 from gitops_mcp.model import PAUSE_MANAGER, JsonObject
 
@@ -36,7 +36,7 @@ def story(kubeconfig: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     monkeypatch.setattr(planning, "STATUS_INTERVAL", timedelta(milliseconds=20))
     monkeypatch.setattr(inquiries, "HANDSHAKE_RETRY", timedelta(seconds=3))
     hand = Cluster.connect(kubeconfig)
-    hand.apply(crd.custom_resource_definition(schemas.schema()))
+    hand.apply(crd.custom_resource_definition(serverschema.schema()))
     namespace = f"story-{next(_numbers)}"
     hand.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
     story = Story(kubeconfig, hand, tmp_path / "fleet", namespace)

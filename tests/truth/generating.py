@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from gitops_mcp import manifests, schemas
+from gitops_mcp import manifests, serverschema
 from gitops_mcp.model import (
     ANNOTATION_ADOPT,
     ANNOTATION_PRUNE,
@@ -160,7 +160,7 @@ DROPPED = ("volumes", "[]", "projected", "sources", "[]", "clusterTrustBundle")
 
 def places() -> tuple[Path, ...]:
     """Every field and every word of an enumeration below `spec`."""
-    every = _places(_resolved(schemas.schema()["properties"]["spec"]), ())
+    every = _places(_resolved(serverschema.schema()["properties"]["spec"]), ())
     return tuple(p for p in every if p not in NEVER and p[: len(DROPPED)] != DROPPED)
 
 
@@ -183,7 +183,7 @@ def _resolved(node: JsonObject) -> JsonObject:
     reference = node.get("$ref")
     if reference is None:
         return node
-    target = schemas.schema()["$defs"][reference.removeprefix("#/$defs/")]
+    target = serverschema.schema()["$defs"][reference.removeprefix("#/$defs/")]
     return _resolved({**target, **{k: v for k, v in node.items() if k != "$ref"}, "ref": reference})
 
 
@@ -261,7 +261,7 @@ def _manifest(
     alone = SUSPENDED in wanted  # or the other fields would reach no child
     for place in [SUSPENDED] if alone else wanted:
         by_field.setdefault(place[0], []).append(place[1:])
-    properties = _resolved(schemas.schema()["properties"]["spec"])["properties"]
+    properties = _resolved(serverschema.schema()["properties"]["spec"])["properties"]
     fields = [
         *by_field,
         *(f for f in properties if f not in by_field and rng.random() < CHANCE and f != "suspend"),
@@ -321,7 +321,7 @@ def _fitting(
 def _accepted(body: JsonObject, spec: JsonObject, groups: list[SourceFile]) -> JsonObject | None:
     """The spec, if `load` takes it, the fleet's defaults included."""
     manifest = {**body, "spec": spec}
-    if None not in spec.values() and not schemas.accepts(manifest):
+    if None not in spec.values() and not serverschema.accepts(manifest):
         return None  # told in a fraction of the time
     text = _yaml(manifest).encode()
     loaded = manifests.load(

@@ -17,7 +17,7 @@ from stories.conftest import Ground
 from test_sandbox_kubectl import columns, program
 from truth.mutating import COLLECTIONS, TYPES, Api
 
-from gitops_mcp import crd, schemas
+from gitops_mcp import crd, serverschema
 from gitops_mcp.model import API_VERSION, CRD_NAME, KIND, JsonObject, ObjectRef
 
 pytestmark = pytest.mark.xdist_group("plane")
@@ -113,7 +113,8 @@ def test_kubectl_explains_a_field(kubectl: Kubectl, explained: None) -> None:
     assert "KIND:       MCPServer" in told
     assert "VERSION:    v1alpha1" in told
     assert "streamable-http" in told
-    description = schemas.schema()["properties"]["spec"]["properties"]["transport"]["description"]
+    fields = serverschema.schema()["properties"]["spec"]["properties"]
+    description = fields["transport"]["description"]
     assert description.split()[:3] == told.partition("DESCRIPTION:")[2].split()[:3]
 
 
@@ -123,7 +124,7 @@ def test_kubectl_explains_every_field_of_the_spec(kubectl: Kubectl, explained: N
     named = {
         line.split()[0] for line in told.splitlines() if line.startswith("  ") and line.strip()
     }
-    assert schemas.schema()["properties"]["spec"]["properties"].keys() <= named
+    assert serverschema.schema()["properties"]["spec"]["properties"].keys() <= named
     assert "-required-" in next(line for line in told.splitlines() if "image\t" in line)
 
 
@@ -215,7 +216,7 @@ def replace_definition(api: Api, schema: JsonObject) -> None:
 def older(ground: Ground) -> Iterator[Api]:
     """The definition as an older version could have had it, restored afterwards."""
     api = Api(ground.admin)
-    schema = copy.deepcopy(schemas.schema())
+    schema = copy.deepcopy(serverschema.schema())
     spec = schema["properties"]["spec"]
     del spec["properties"]["suspend"]
     del spec["properties"]["drain"]
@@ -225,7 +226,7 @@ def older(ground: Ground) -> Iterator[Api]:
     spec["properties"]["port"]["default"] = 8000
     replace_definition(api, schema)
     yield api
-    replace_definition(api, schemas.schema())
+    replace_definition(api, serverschema.schema())
 
 
 def written(
@@ -250,7 +251,7 @@ def test_a_newer_definition_keeps_what_an_older_one_stored(older: Api) -> None:
     assert before["spec"]["port"] == 8000
     assert "suspend" not in before["spec"]
 
-    replace_definition(older, schemas.schema())
+    replace_definition(older, serverschema.schema())
 
     def served() -> bool:
         return "suspend" in older.ask("GET", url, None, "application/json")[1]["spec"]
@@ -290,7 +291,7 @@ def test_a_server_that_a_newer_rule_of_the_whole_spec_refuses_can_be_told_of_rep
         return older.ask("PATCH", url + subresource, body, TYPES["merge"])[0]
 
     eventually(made)
-    replace_definition(older, schemas.schema())
+    replace_definition(older, serverschema.schema())
     eventually(lambda: written(older, f"{name}-new", stored, dry_run=True)[0] == 422)
     assert patched({"status": {"phase": "Failed"}}, "/status") == 200
     assert patched({"metadata": {"labels": {"a": "b"}, "finalizers": ["example.com/held"]}}) == 200
