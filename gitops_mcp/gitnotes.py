@@ -62,6 +62,8 @@ class Notes:
         self._theirs = f"refs/gitops-mcp/notes/{cluster}"
         self._place = place
         self._fetched = False
+        self._pushed = ("", "")
+        """What was pushed last, and where to."""
 
     def append(self, records: Sequence[NoteRecord], *, push: bool = False) -> tuple[str, ...]:
         """Write records onto their commits, and push. Returns warnings.
@@ -238,19 +240,23 @@ class Notes:
         return []
 
     def _push(self, place: Place) -> list[str]:
-        """Push without force, joining what others pushed, until it is accepted."""
+        """Push without force, joining what others pushed, until it is accepted; nothing where
+        nothing was added since the last time."""
         git, root = place.git, place.git.root
         if place.upstream is None:
             lonely = f"the deployment notes were not pushed: {root} has no remote"
             return [] if place.silent else [lonely]
-        if not git.commit(self.ref):
-            return []
+        target = place.upstream.target
         options = ("--porcelain", "--no-verify", "--no-signed", "--no-recurse-submodules")
-        command = ("push", *options, "--", place.upstream.target, f"{self.ref}:{self.ref}")
+        command = ("push", *options, "--", target, f"{self.ref}:{self.ref}")
         cause = "other writers were always faster"
         for attempt in range(WRITE_ATTEMPTS):
+            tip = git.commit(self.ref)
+            if not tip or self._pushed == (tip, target):
+                return []
             answer = place.upstream.talk(*command, limit=NOTES_LIMIT)
             if answer.status == 0:
+                self._pushed = tip, target
                 return []
             out = answer.out.decode("utf-8", "replace")
             refused = next((line for line in out.splitlines() if line.startswith("!\t")), "")

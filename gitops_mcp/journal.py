@@ -39,6 +39,13 @@ PATIENCE: Final = timedelta(seconds=60)
 FIRST_RETRY: Final = timedelta(seconds=5)
 LAST_RETRY: Final = timedelta(seconds=60)
 """Waits after a flush that failed: doubled from the first to the last."""
+OFTEN: Final = 10
+"""Records of what was done to one server that are written as they come; a quiet hour later, or on
+another commit, so many again."""
+FIRST_HOLD: Final = timedelta(hours=1)
+LAST_HOLD: Final = timedelta(days=1)
+"""How long the ones after them are held back, to be one record: longer each time, for as long as
+it goes on (two controllers that fight over a field never end)."""
 FOUND: Final = "found in the cluster after a restart"
 VANISHED: Final = "neither in git nor in the cluster any more after a restart"
 
@@ -75,7 +82,8 @@ class Standing:
 @dataclass(slots=True)
 class _Server:
     """What was told of a server. ``applied``: the commits that its state may be said to be of;
-    ``changes`` are those that no record names yet; ``owed``: it has not been ready since."""
+    ``changes`` are those that no record names yet; ``owed``: it has not been ready since; ``told``:
+    the records since it was last quiet, held back or not, the last of them of ``told_at``."""
 
     seen: bool = False
     applied: frozenset[str] = frozenset()
@@ -83,7 +91,20 @@ class _Server:
     owed: bool = False
     trouble: tuple[str, str, str] | None = None
     failing_since: datetime | None = None
+    told: int = 0
+    told_at: datetime | None = None
     changes: dict[tuple[ObjectRef, str], Change] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What happened to a server ``count`` times from ``since`` on, the last time ``at``."""
+
+    outcome: Outcome
+    commit: str
+    since: datetime
+    at: datetime
+    count: int
 
 
 class Journal:
@@ -120,6 +141,9 @@ class Journal:
         self._eventful = False
         self._settled = False
         self._pending: list[NoteRecord] = []
+        self._held: dict[tuple[ServerKey, Result], _Held] = {}
+        self._hold = FIRST_HOLD
+        self._release_at = clock()
         self._unpushed = 0
         self._standing: Callable[[], Standing] | None = None
         self._last_standing: Callable[[], Standing] | None = None
@@ -139,10 +163,13 @@ class Journal:
     def adopted(self, revision: Revision, problems: Iterable[Problem]) -> None:
         """A commit is enforced from now on; ``problems`` are the mistakes in its files."""
         with self._lock:
+            self._release()
             self._revision = _commit(revision)
             self._eventful = self._settled = False
             self._begin_batch()
             self._servers = {key: one for key, one in self._servers.items() if one.seen}
+            for one in self._servers.values():
+                one.told = 0
             self._errors = tuple(one for one in problems if one.severity == "error")
             self._broken = frozenset(problem.server for problem in self._errors)
             if self._last_standing is not None:
@@ -233,7 +260,8 @@ class Journal:
         self._tell(worked, server, commit)
 
     def _tell(self, worked: Worked, server: _Server, commit: str) -> None:
-        """The record of a look, with all changes since the last one."""
+        """The record of a look, with all changes since the last one; the end of a server, always
+        at once."""
         result = worked.outcome.result
         blocked = (change for change in worked.outcome.changes if change.action == "blocked")
         outcome = replace(
@@ -242,7 +270,32 @@ class Journal:
             result="changed" if result in ("ok", "skipped") else result,
         )
         server.changes = {}
-        self._keep(self._notary.outcome(outcome, worked.at, commit))
+        if server.told_at is not None and worked.at - server.told_at >= FIRST_HOLD:
+            server.told = 0
+        server.told, server.told_at = server.told + 1, worked.at
+        if server.told <= OFTEN or result == "pruned":
+            self._keep(self._notary.outcome(outcome, worked.at, commit))
+        else:
+            self._hold_back(outcome, worked.at, commit)
+
+    def _hold_back(self, outcome: Outcome, at: datetime, commit: str) -> None:
+        if not self._held:
+            if at >= self._release_at + self._hold:  # there was peace
+                self._hold = FIRST_HOLD
+            self._release_at = at + self._hold
+        key = outcome.server, outcome.result
+        held = self._held.get(key) or _Held(outcome, commit, at, at, 0)
+        whole = replace(outcome, changes=_joined(held.outcome.changes, outcome.changes))
+        self._held[key] = _Held(whole, commit, held.since, at, held.count + 1)
+
+    def _release(self) -> None:
+        """Tell what was held back."""
+        for held in self._held.values():
+            record = self._notary.outcome(
+                held.outcome, held.at, held.commit, count=held.count, since=held.since
+            )
+            self._keep(record)
+        self._held.clear()
 
     def settled(self, revision: Revision) -> None:
         """Every server that the commit concerns was looked at: if that brought anything, it is told
@@ -300,6 +353,7 @@ class Journal:
         with self._lock:
             self._standing = self._last_standing = None
             self._pending.clear()
+            self._held.clear()
             self._dropped.clear()
 
     def flush(self, *, last: bool = False) -> bool:
@@ -311,6 +365,10 @@ class Journal:
             return False
         try:
             with self._lock:
+                late = last or self._clock() >= self._release_at
+                if self._held and late and self._last_standing is not None:
+                    self._release()
+                    self._hold = min(self._hold * 2, LAST_HOLD)
                 self._conclude()
                 idle = not (self._pending or self._unpushed or self._standing or self._dropped)
                 due = self._not_before is None or self._clock() >= self._not_before
@@ -481,6 +539,16 @@ class _Told:
     def unfinished(self, commit: str) -> bool:
         """Was something done for that commit, and its ``synced`` never told?"""
         return commit in self._acted - self._synced
+
+
+def _joined(before: Iterable[Change], after: Iterable[Change]) -> tuple[Change, ...]:
+    """The changes of several looks as those of one, with every field that any of them changed."""
+    found = {(one.ref, one.action): one for one in before}
+    for one in after:
+        known = found.get((one.ref, one.action), one)
+        fields = {field.path: field for field in (*known.fields, *one.fields)}
+        found[one.ref, one.action] = replace(one, fields=tuple(fields.values()))
+    return tuple(found.values())
 
 
 def _is_commit(text: str) -> bool:

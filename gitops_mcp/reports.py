@@ -481,8 +481,17 @@ class Notary:
             "failed", problem.server, "failed", problem.message, time, commit, **place
         )
 
-    def outcome(self, outcome: Outcome, time: datetime, commit: str) -> NoteRecord | None:
-        """How a server ended, None where nothing came of it."""
+    def outcome(
+        self,
+        outcome: Outcome,
+        time: datetime,
+        commit: str,
+        *,
+        count: int = 1,
+        since: datetime | None = None,
+    ) -> NoteRecord | None:
+        """How a server ended, None where nothing came of it. ``count``: so many times ``since``
+        then, in which case ``outcome`` holds the changes of them all."""
         event = _EVENTS.get(outcome.result)
         if event is None:
             return None
@@ -490,6 +499,8 @@ class Notary:
         extra: dict[str, Any] = {"changes": changes} if changes else {}
         if outcome.shutdown:
             extra["shutdown"] = outcome.shutdown
+        if count > 1 and since is not None:
+            extra |= {"count": count, "since": note_time(since)}
         server = str(outcome.server)
         return self._record(event, server, outcome.result, _deeds(outcome), time, commit, **extra)
 
@@ -597,7 +608,7 @@ def history(records: Iterable[NoteRecord], *, output: str = "text", style: Style
             _line(record.commit[:12]),
             _line(record.event),
             _line(record.server or "-"),
-            _line(f"{scrub(record.message)}{_place(record)}"),
+            _line(f"{scrub(record.message)}{_place(record)}{_often(record)}"),
         )
         for record in newest
     ]
@@ -618,6 +629,11 @@ _EVENT_LOOKS: Mapping[str, Look] = {
 def _place(record: NoteRecord) -> str:
     file, line = record.extra.get("file"), record.extra.get("line")
     return f" ({file}:{line})" if file else ""
+
+
+def _often(record: NoteRecord) -> str:
+    count, since = record.extra.get("count"), record.extra.get("since")
+    return f" ({count} times since {str(since)[:19]}Z)" if count and since else ""
 
 
 def _note(record: NoteRecord) -> JsonObject:

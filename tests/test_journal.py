@@ -3,9 +3,10 @@ git, kills and changes of the agent."""
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from gitfixtures import bare, commit, git, write
 
 from gitops_mcp import journal as module
+from gitops_mcp import reports
 from gitops_mcp.gitrepo import Repository, open_source
 from gitops_mcp.journal import FOUND, Journal, Standing
 from gitops_mcp.model import (
@@ -363,6 +365,62 @@ def test_a_status_that_names_another_commit_was_applied_by_whoever_was_killed(
     assert {r.commit for r in open_source(str(origin)).notes().read()[:2]} == {newer}
 
 
+def test_a_fight_over_a_field_is_told_at_once_at_first_and_then_less_and_less_often(
+    origin: Path, agent: Agent
+) -> None:
+    def days(number: int, fields: Iterator[str]) -> list[NoteRecord]:
+        before = len(open_source(str(origin)).notes().read())
+        for _ in range(number * 24 * 6):
+            agent.now += timedelta(minutes=10)
+            drift = replace(change(), fields=(FieldChange(next(fields), 5, 2),))
+            agent.look("changed", drift, ready=False)
+            agent.flush()
+        records = open_source(str(origin)).notes().read()[::-1]
+        return [r for r in records[before:] if r.event == "applied"]
+
+    fields = itertools.cycle(["/spec/replicas", "/spec/paused"])
+    first = days(1, fields)
+    assert [r.extra.get("count") for r in first] == [None] * module.OFTEN + [7, 13, 25, 49]
+    assert first[-1].extra["since"] < first[-1].time
+    (last,) = first[-1].extra["changes"]
+    assert sorted(last["fields"]) == ["/spec/paused", "/spec/replicas"], "of them all"
+    assert len(days(7, fields)) in (7, 8)
+    assert "(145 times since " in reports.history(open_source(str(origin)).notes().read())
+
+
+def test_what_is_held_back_is_told_with_the_next_commit_and_at_the_end(
+    origin: Path, agent: Agent
+) -> None:
+    def trouble(*numbers: int) -> list[str]:
+        for number in numbers:
+            agent.look("failed", message=f"no {number}")
+        agent.flush()
+        return [message for event, _, message in told(origin) if event == "failed"]
+
+    assert trouble(*range(module.OFTEN + 2))[-1] == f"no {module.OFTEN - 1}"
+    agent.revision = commit(origin, {"a.yaml": "2"})
+    agent.journal.adopted(Revision(agent.revision), ())
+    assert trouble(50)[-2:] == [f"no {module.OFTEN + 1}", "no 50"]
+    assert trouble(*range(100, 120))[-1] == "no 108"
+    agent.now += timedelta(seconds=1)
+    assert agent.journal.flush(last=True)
+    assert told(origin)[-1][2] == "no 119"
+    agent.now += timedelta(hours=1)
+    assert trouble(*range(200, 205))[-1] == "no 204", "it was quiet for an hour"
+
+
+def test_a_server_that_is_told_of_too_often_holds_no_other_back(origin: Path, agent: Agent) -> None:
+    for number in range(module.OFTEN * 2):
+        agent.look("failed", message=f"no {number}")
+    agent.look("changed", change(key=API), key=API)
+    agent.look("pruned", change("delete"), uid="", commit="")
+    agent.flush()
+    assert [(event, server) for event, server, _ in told(origin)][module.OFTEN :] == [
+        ("applied", "ai/api"),
+        ("pruned", "ai/web"),
+    ]
+
+
 # --- trouble with git ----------------------------------------------------------------------------
 
 
@@ -454,6 +512,18 @@ def test_records_of_a_commit_that_is_not_there_hold_nobody_up(origin: Path, remo
         "deployment notes were dropped (1 applied): the repository does not have their commits"
     ]
     assert remote.counts["dropped"] == 1
+
+
+def test_what_is_in_the_notes_already_is_not_pushed_again(origin: Path, remote: Agent) -> None:
+    remote.look("changed", change())
+    assert remote.flush()
+    hidden = origin.rename(origin.with_name("away.git"))
+    remote.look("changed", change())
+    assert remote.flush()
+    assert remote.warnings == []
+    remote.look("failed", message="quota")
+    assert not remote.flush(), "what is new is"
+    hidden.rename(origin)
 
 
 class Away:
