@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 from gitops_mcp import diffing, hooks, inquiries, planning, probes, rollout, shutdown
 from gitops_mcp.errors import (
@@ -61,6 +62,8 @@ ACTIVE_HOLDS = timedelta(seconds=60)
 """The same of one that was Active, by who makes something in it: a refusal tells of its end."""
 STALE_RETRY = timedelta(seconds=1)
 STALE = "the cluster to be seen whole again"
+NAMESPACES = 1_024
+"""Namespaces of which that is known; one more costs another request."""
 NOISE = 64
 """Applies of one server that are remembered to change nothing: more are of states long gone."""
 MAX_RACES = 10
@@ -170,10 +173,6 @@ class Memory:
     overdue: str = ""
     """What a shutdown still waited for when the pass gave up on it."""
 
-    def recover(self) -> None:
-        """It failed no more, or is to be tried at once."""
-        self.failure = self.failing_since = self.refused = None
-
 
 class Engine:
     """Decides and acts for servers, one at a time or many at once.
@@ -215,12 +214,15 @@ class Engine:
         self._clock = clock
         self._rng = rng or random.Random()  # noqa: S311 -- spreads retries, guards nothing
         self._memories: dict[ServerKey, Memory] = {}
-        self._asking: dict[str, threading.Lock] = {}
-        """By namespace: one at a time asks for it, or makes it."""
+        self._naming = threading.Lock()
+        self._asking: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
+        """By namespace, as long as somebody holds it: one at a time asks for it, or makes it."""
         self._stopped = threading.Event()
         self._namespaces: dict[str, tuple[Namespace, datetime]] = {}
-        self._refusals: set[tuple[Verb, str, str]] = set()
-        """The rights that some server was refused."""
+        self._failing: dict[ServerKey, None] = {}
+        """All servers whose last request failed; some that did so before may be among them."""
+        self._refusals: dict[tuple[Verb, str, str], dict[ServerKey, None]] = {}
+        """The rights that some servers were refused."""
         self._foreseen: set[str] = set()
         """Namespaces that a check would have made."""
 
@@ -229,9 +231,11 @@ class Engine:
         another try for it: only somebody's mistake can have been mended by it."""
         self._aim = aim
         again = set()
-        for key, memory in list(self._memories.items()):
-            if memory.failure is not None and memory.failure.category != "Transient":
-                memory.recover()
+        for key in list(self._failing):
+            memory = self._memories.get(key)
+            failure = memory.failure if memory is not None else None
+            if memory is not None and failure is not None and failure.category != "Transient":
+                self._recover(key, memory)
                 again.add(key)
         return again
 
@@ -260,7 +264,9 @@ class Engine:
 
     def forget(self, key: ServerKey) -> None:
         """Nothing is left of the server."""
-        self._memories.pop(key, None)
+        memory = self._memories.pop(key, None)
+        if memory is not None:
+            self._recover(key, memory)
 
     def facts(self, key: ServerKey) -> Facts:
         """All that is known of a server now."""
@@ -324,12 +330,23 @@ class Engine:
         return self._phase(key.namespace, ACTIVE_HOLDS if active else NAMESPACE_HOLDS)
 
     def _phase(self, namespace: str, holds: timedelta) -> Namespace:
-        with self._asking.setdefault(namespace, threading.Lock()):
+        with self._alone(namespace):
             known = self._namespaces.get(namespace)
             if known is None or self._clock() >= known[1] + holds:
-                known = self._ask_namespace(namespace), self._clock()
-                self._namespaces[namespace] = known
+                return self._found(namespace, self._ask_namespace(namespace))
             return known[0]
+
+    def _alone(self, namespace: str) -> threading.Lock:
+        with self._naming:
+            return self._asking.setdefault(namespace, threading.Lock())
+
+    def _found(self, namespace: str, phase: Namespace) -> Namespace:
+        """Hold what a namespace is now; of too many, the one known longest is let go."""
+        with self._naming:
+            self._namespaces[namespace] = phase, self._clock()
+            if len(self._namespaces) > NAMESPACES:
+                del self._namespaces[next(iter(self._namespaces))]
+        return phase
 
     def _ask_namespace(self, name: str) -> Namespace:
         try:
@@ -364,7 +381,7 @@ class Engine:
                     break
                 # Its time has come, and there is nothing left to try: it was done all the same, by
                 # a request whose answer was lost, or by somebody else.
-                memory.recover()
+                self._recover(key, memory)
                 continue
             if self._check:
                 if not self._pretend(key, memory, decision):
@@ -376,7 +393,7 @@ class Engine:
             elif not self._carry_out(facts, memory, decision, aim):
                 break
         else:
-            self._failed(memory, Transient(f"{key}: no end after {MAX_STEPS} steps"))
+            self._failed(key, memory, Transient(f"{key}: no end after {MAX_STEPS} steps"))
         if self._check:
             # Nothing was done, so there is nothing to wait for, and no hook to call.
             decision = replace(decision, waiting="", look_again=None, inquiry=None)
@@ -397,19 +414,19 @@ class Engine:
             except KubeError as error:
                 return self._refused(key, memory, action, error)
             memory.races = 0
-            self._allowed(action)
             if action.subresource != "status":
-                memory.recover()
+                self._recover(key, memory)
+            self._allowed(action)
         return True
 
     def _allowed(self, action: Action) -> None:
         """Rights that one server was refused, and another one has now, both may have by now."""
         right = _right(action)
-        for key, memory in list(self._memories.items()) if self._refusals else ():
-            if memory.refused == right:
-                memory.recover()
+        for key in list(self._refusals.pop(right, ())):
+            memory = self._memories.get(key)
+            if memory is not None and memory.refused == right:
+                self._recover(key, memory)
                 self._wake(key)
-        self._refusals.discard(right)
 
     def _request(self, key: ServerKey, memory: Memory, action: Action, *, kubectls: bool) -> None:
         if self._stopped.is_set():
@@ -447,7 +464,7 @@ class Engine:
     def _make_namespace(self, action: Action) -> None:
         """Once, however many of its servers ask for it at the same time."""
         name = action.ref.name
-        with self._asking.setdefault(name, threading.Lock()):
+        with self._alone(name):
             known = self._namespaces.get(name)
             if known is not None and known[0] == "Active":
                 return
@@ -460,7 +477,7 @@ class Engine:
                 uid=None,
                 resource_version=None,
             )
-            self._namespaces[name] = "Active", self._clock()
+            self._found(name, "Active")
 
     def _applied(self, memory: Memory, action: Action, before: JsonObject | None) -> None:
         after = self._kube.apply(
@@ -532,8 +549,7 @@ class Engine:
     def _refused(self, key: ServerKey, memory: Memory, action: Action, error: KubeError) -> bool:
         """Sort a refusal; True: it only told us something new, decide again."""
         if isinstance(error, Terminating) or _misses_namespace(error):
-            phase = self._ask_namespace(key.namespace)
-            self._namespaces[key.namespace] = phase, self._clock()
+            phase = self._found(key.namespace, self._ask_namespace(key.namespace))
             if phase == "Terminating":
                 return True
         if _is_news(action, error) and memory.races < MAX_RACES:
@@ -541,23 +557,38 @@ class Engine:
             try:
                 self._reread(key, action.ref)
             except KubeError as again:
-                self._failed(memory, again)
+                self._failed(key, memory, again)
             return True
-        self._failed(memory, error)
+        self._failed(key, memory, error)
         if isinstance(error, Permanent):
-            memory.refused = _right(action)
-            self._refusals.add(memory.refused)
+            self._lacks(key, memory, _right(action))
         # What failed is said in the status; a status that cannot be written has to wait.
         return action.subresource != "status"
 
     def stumbled(self, key: ServerKey, error: Exception) -> Decision:
         """Work on the server ended with a bug: it has failed, and is tried again later."""
         memory = self.memory(key)
-        self._failed(memory, Transient(f"{key}: a bug: {type(error).__name__}"))
+        self._failed(key, memory, Transient(f"{key}: a bug: {type(error).__name__}"))
         memory.decision = Decision("failed")
         return memory.decision
 
-    def _failed(self, memory: Memory, error: KubeError) -> None:
+    def _recover(self, key: ServerKey, memory: Memory) -> None:
+        """It failed no more, or is to be tried at once."""
+        self._failing.pop(key, None)
+        self._lacks(key, memory, None)
+        memory.failure = memory.failing_since = None
+
+    def _lacks(self, key: ServerKey, memory: Memory, right: tuple[Verb, str, str] | None) -> None:
+        """This is the right that the server was refused last."""
+        if memory.refused is not None and (others := self._refusals.get(memory.refused)):
+            others.pop(key, None)
+            if not others:
+                self._refusals.pop(memory.refused, None)
+        memory.refused = right
+        if right is not None:
+            self._refusals.setdefault(right, {})[key] = None
+
+    def _failed(self, key: ServerKey, memory: Memory, error: KubeError) -> None:
         now = self._clock()
         attempts = memory.failure.attempts + 1 if memory.failure else 1
         memory.failing_since = memory.failing_since or now
@@ -570,6 +601,7 @@ class Engine:
             immutable=isinstance(error, Immutable),
             asked=memory.asked,
         )
+        self._failing[key] = None
 
     def _delay(self, error: KubeError, attempts: int) -> timedelta:
         if error.retry_after is not None:
@@ -610,8 +642,8 @@ class Engine:
                     memory.overlay.put(_merged(before, action.body))
                     continue
                 if _is_news(action, error) and memory.races < MAX_RACES:
-                    return self._learn(memory, memory.overlay, action.ref)
-                self._failed(memory, error)
+                    return self._learn(key, memory, memory.overlay, action.ref)
+                self._failed(key, memory, error)
                 return immutable
             if before is not None and diffing.same_content(before, after):
                 memory.noise.add(action.key)
@@ -634,13 +666,13 @@ class Engine:
             overlay.put(found)
         return found is not None
 
-    def _learn(self, memory: Memory, overlay: Live, ref: ObjectRef) -> bool:
+    def _learn(self, key: ServerKey, memory: Memory, overlay: Live, ref: ObjectRef) -> bool:
         """Look at what a dry-run told us of; True: decide again."""
         memory.races += 1
         try:
             live = self._kube.get(ref)
         except KubeError as error:
-            self._failed(memory, error)
+            self._failed(key, memory, error)
             return False
         if live is None:
             overlay.drop(ref)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gitops_mcp import hooks, serverschema
+from gitops_mcp import engine, hooks, serverschema
 from gitops_mcp.engine import NAMESPACE_HOLDS, Aim, Engine
 from gitops_mcp.errors import Configuration, Conflict, Gone, Permanent, Terminating, Transient
 from gitops_mcp.model import (
@@ -382,3 +382,81 @@ def test_a_status_that_could_not_be_written_leaves_no_failure_behind() -> None:
     status = stage.server.objects[ObjectRef.of(cr())]["status"]
     synced = {c["type"]: c["status"] for c in status["conditions"]}["Synced"]
     assert synced == "True"
+
+
+# --- what an engine that lives for months remembers -----------------------------------------------
+
+
+def test_namespaces_that_come_and_go_are_not_remembered_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine, "NAMESPACES", 3)
+    stage = Stage()
+    for index in range(10):
+        stage.engine.facts(ServerKey(f"ns{index}", "web"))
+    assert list(stage.engine._namespaces) == ["ns7", "ns8", "ns9"]
+    assert not stage.engine._asking
+
+
+def test_what_servers_were_refused_is_forgotten_with_the_last_of_them() -> None:
+    stage = Stage()
+    stage.stands(cr())
+
+    def refuse(_: str, ref: ObjectRef) -> None:
+        if ref.kind == "Deployment":
+            raise Permanent("apply deployment: forbidden", code=403)
+
+    stage.server.refuse = refuse
+    stage.engine.work(KEY)
+    assert stage.engine._failing
+    assert stage.engine._refusals
+    stage.engine.forget(KEY)
+    assert not stage.engine._failing
+    assert not stage.engine._refusals
+
+
+def test_a_right_that_one_server_has_now_is_tried_for_the_others_at_once() -> None:
+    woken: list[ServerKey] = []
+    other = ServerKey("ai", "other")
+    stage = Stage(wake=woken.append)
+    stage.engine.aim(
+        Aim(Loaded({key: replace(WEB, key=key) for key in (KEY, other)}), RENDERER, CONTEXT)
+    )
+    forbidden = True
+
+    def refuse(verb: str, ref: ObjectRef) -> None:
+        if forbidden and verb == "apply" and ref.kind == "Deployment":
+            raise Permanent("apply deployment: forbidden", code=403)
+
+    stage.server.refuse = refuse
+    for key in (KEY, other):
+        stage.engine.work(key)
+        assert stage.engine.outcome(key).result == "failed"
+    forbidden = False
+    failure = stage.engine.memory(KEY).failure
+    assert failure is not None
+    stage.now = failure.retry_at
+    stage.engine.work(KEY)
+    assert woken == [other]
+    assert stage.engine.memory(other).failure is None
+
+
+def test_another_aim_tries_what_somebody_may_have_mended_and_no_other_failure() -> None:
+    refused, away, fine = (ServerKey("ai", name) for name in ("refused", "away", "fine"))
+    aim = Aim(
+        Loaded({key: replace(WEB, key=key) for key in (refused, away, fine)}), RENDERER, CONTEXT
+    )
+    stage = Stage()
+    stage.engine.aim(aim)
+
+    def refuse(verb: str, ref: ObjectRef) -> None:
+        if verb == "apply" and ref.name == "refused":
+            raise Configuration("refused", code=422)
+        if verb == "apply" and ref.name == "away":
+            raise Transient("no answer in time")
+
+    stage.server.refuse = refuse
+    for key in aim.loaded.servers:
+        stage.engine.work(key)
+    assert stage.engine.aim(aim) == {refused}
+    assert stage.engine.aim(aim) == set()
