@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol
@@ -36,6 +36,8 @@ PENDING: Final = 10_000
 """Records that are kept while they cannot be written anywhere; about 5 MB."""
 PATIENCE: Final = timedelta(seconds=60)
 """How long a transient error is tried again before it counts as a failure of the server."""
+KNOWN: Final = 1_000
+"""Commits that are known to be in the repository: more are asked for again."""
 FIRST_RETRY: Final = timedelta(seconds=5)
 LAST_RETRY: Final = timedelta(seconds=60)
 """Waits after a flush that failed: doubled from the first to the last."""
@@ -148,7 +150,7 @@ class Journal:
         self._standing: Callable[[], Standing] | None = None
         self._last_standing: Callable[[], Standing] | None = None
         self._dropped: Counter[str] = Counter()
-        self._known: frozenset[str] = frozenset()
+        self._known: Set[str] = frozenset()
         self._warned: tuple[str, ...] = ()
         self._wait = FIRST_RETRY
         self._not_before: datetime | None = None
@@ -432,13 +434,19 @@ class Journal:
     def _writable(self, batch: Sequence[NoteRecord]) -> list[NoteRecord]:
         """Without those of commits that the repository does not have: no note can hang there.
         That a server of a commit that was forced away is ready is heard at each start, though."""
-        asked = {record.commit for record in batch} - self._known
-        self._known |= self._notes.knows(asked)
+        there = self._there({record.commit for record in batch})
         strange = Counter[str](
-            r.event for r in batch if r.commit not in self._known and r.event != "ready"
+            r.event for r in batch if r.commit not in there and r.event != "ready"
         )
         self._lost(strange, "the repository does not have their commits")
-        return [record for record in batch if record.commit in self._known]
+        return [record for record in batch if record.commit in there]
+
+    def _there(self, commits: Set[str]) -> Set[str]:
+        """Those of the commits that the repository has."""
+        known = self._known | self._notes.knows(commits - self._known)
+        there = known & commits
+        self._known = known if len(known) <= KNOWN else there
+        return there
 
     def _lost(self, events: Mapping[str, int], why: str) -> None:
         if events:
@@ -456,7 +464,7 @@ class Journal:
             if planning.owner_of(cr, self._notary.source) is planning.Owner.OURS
             and _is_commit(commit := _source_of(cr))
         }
-        self._known |= self._notes.knows(set(commits.values()) - self._known)
+        there = self._there(set(commits.values()))
         told = _Told({str(key): commit for key, commit in commits.items()})
         for record in self._notes.stream():
             if (record.cluster, record.source) == (self._notary.cluster, self._notary.source):
@@ -466,13 +474,13 @@ class Journal:
                 told.add(record, lives=False)  # what we saw ourselves is not ours to miss
             enforced = _commit(standing.revision)
             for key, commit in sorted(commits.items()):
-                if commit in self._known:
+                if commit in there:
                     self._found(key, commit, standing, told)
             for name in sorted(told.running()) if enforced else ():
                 namespace, _, short = name.partition("/")
                 key = ServerKey(namespace, short)
-                there = key in standing.held or key in standing.outlines
-                if not there and standing.sees(key):
+                stands = key in standing.held or key in standing.outlines
+                if not stands and standing.sees(key):
                     gone = Outcome(key, "pruned", message=VANISHED)
                     self._keep(self._notary.outcome(gone, self._clock(), enforced), found=True)
             if enforced == self._revision and told.unfinished(enforced):

@@ -332,6 +332,7 @@ class Recorder:
                 self._wait = min(self._wait * 2, Transient.retry_cap)
                 return
             if isinstance(error, Terminating | Permanent):
+                self._muted = {name: end for name, end in self._muted.items() if now < end}
                 self._muted[fact.server.namespace] = now + MUTED
             series.written = 0
             self._drop(fact, series, now)
@@ -341,10 +342,7 @@ class Recorder:
 
     def _silent(self, namespace: str, now: datetime) -> bool:
         until = self._muted.get(namespace)
-        if until is not None and now >= until:
-            del self._muted[namespace]
-            until = None
-        return until is not None
+        return until is not None and now < until
 
     def _afford(self, uid: str, now: datetime) -> bool:
         """Take one write out of the server's budget."""

@@ -583,6 +583,21 @@ def test_memory_is_bounded_and_what_was_dropped_is_counted_and_found_again(
     assert ledger.lines[-1].message == FOUND
 
 
+def test_of_the_commits_of_months_the_last_ones_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "KNOWN", 3)
+    ledger = Away()
+    ledger.away = False
+    journal = Journal(ledger, cluster="c", source="fleet", clock=lambda: NOW)
+    journal.recover(lambda: standing("0" * 40, {}, {}))
+    for digit in "0123456789":
+        sha = digit * 40
+        journal.adopted(Revision(sha), ())
+        journal.heard(Worked(WEB, Outcome(WEB, "changed"), Revision(sha), sha, "u", NOW, 0.1))
+        assert journal.flush()
+        assert len(journal._known) <= 3
+    assert len(ledger.lines) == 10
+
+
 # --- one agent after the other -------------------------------------------------------------------
 
 

@@ -32,7 +32,7 @@ from gitops_mcp.model import (
     ServerKey,
     Worked,
 )
-from gitops_mcp.recorder import BURST, QUEUE, Recorder
+from gitops_mcp.recorder import BURST, MUTED, QUEUE, Recorder
 
 WEB = ServerKey("ai", "web")
 NOW = datetime(2026, 5, 1, 12, 0, 0, 250_000, UTC)
@@ -467,6 +467,15 @@ def test_a_namespace_that_refused_is_not_asked_again_for_a_while(
     rig.flush()
     assert len(rig.server.requests) == 2
     assert rig.dropped == 5
+
+
+def test_namespaces_that_refused_and_have_gone_are_not_remembered_for_ever(rig: Rig) -> None:
+    rig.server.answers = [Terminating("is being terminated", code=403)] * 5
+    for index in range(5):
+        key = ServerKey(f"ns{index}", "web")
+        rig.look(WAITING, made=CREATED, key=key, uid=f"u{index}")
+        rig.flush(MUTED.total_seconds())
+    assert list(rig.recorder._muted) == ["ns4"]
 
 
 @pytest.fixture
