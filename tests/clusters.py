@@ -1,18 +1,20 @@
 """Fixtures: connections to clusters with all their controllers, the sandbox and a real plane.
 
 A test module takes them with ``pytest_plugins = ["clusters"]``; each of its ``cluster`` tests then
-runs twice, and on the plane only where there is one.
+runs twice, and on the plane only where there is one. ``sandboxed`` is the sandbox alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import plane as rig
 import pytest
 
 from gitops_mcp import sandbox
 from gitops_mcp.kube import Cluster
+from gitops_mcp.verbs.sandbox import install_crd
 
 
 @pytest.fixture(scope="module")
@@ -39,3 +41,11 @@ def cluster(
         connected = Cluster.connect(str(started.write_kubeconfig(file)))
         yield connected
         connected.close()
+
+
+@pytest.fixture(scope="module")
+def sandboxed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The kubeconfig of a sandbox that knows MCPServer."""
+    with sandbox.start(speed=20) as started:
+        install_crd(started.url)
+        yield started.write_kubeconfig(tmp_path_factory.mktemp("sandbox") / "config")

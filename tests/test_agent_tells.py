@@ -17,19 +17,11 @@ from agents import agent, until
 from commandline import Run, manifest, runner
 from gitfixtures import bare, commit, git
 
-from gitops_mcp import sandbox
 from gitops_mcp.gitrepo import open_source
 from gitops_mcp.kube import Cluster
 from gitops_mcp.model import API_VERSION, KIND, JsonObject, NoteRecord, ObjectRef
-from gitops_mcp.verbs.sandbox import install_crd
 
-
-@pytest.fixture(scope="module")
-def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with sandbox.start(speed=20) as started:
-        install_crd(started.url)
-        yield started.write_kubeconfig(tmp_path_factory.mktemp("sandbox") / "config")
-
+pytest_plugins = ["clusters"]
 
 _numbers = itertools.count(1)
 
@@ -82,16 +74,16 @@ class Place:
 
 @pytest.fixture
 def place(
-    kubeconfig: Path,
+    sandboxed: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Iterator[Place]:
-    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
-    cluster = Cluster.connect(str(kubeconfig))
+    monkeypatch.setenv("KUBECONFIG", str(sandboxed))
+    cluster = Cluster.connect(str(sandboxed))
     name = f"tells-{next(_numbers)}"
     cluster.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-    yield Place(bare(tmp_path / "fleet.git"), kubeconfig, cluster, name, runner(capsys))
+    yield Place(bare(tmp_path / "fleet.git"), sandboxed, cluster, name, runner(capsys))
     cluster.close()
 
 

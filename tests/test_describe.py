@@ -12,10 +12,11 @@ from pathlib import Path
 import plane as rig
 import pytest
 from agents import until
+from looks import look
 from test_operator_script import discovers
 from test_sandbox_kubectl import program
 
-from gitops_mcp import crd, sandbox, serverschema
+from gitops_mcp import crd, serverschema
 from gitops_mcp.kube import Cluster
 from gitops_mcp.model import (
     API_VERSION,
@@ -24,37 +25,31 @@ from gitops_mcp.model import (
     Failure,
     JsonObject,
     ObjectRef,
-    Outcome,
-    Revision,
+    Result,
     ServerKey,
-    Worked,
 )
 from gitops_mcp.recorder import Recorder
 
+pytest_plugins = ["clusters"]
 Kubectl = Callable[..., str]
 
 
 @pytest.fixture(scope="module", params=["sandbox", "plane"])
-def kubeconfig(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Path]:
+def kubeconfig(request: pytest.FixtureRequest) -> Path:
     kubectl = program()
     if kubectl is None:
         pytest.skip("no kubectl on this machine")
-    with contextlib.ExitStack() as stack:
-        if request.param == "sandbox":
-            started = stack.enter_context(sandbox.start(speed=20))
-            path = started.write_kubeconfig(tmp_path_factory.mktemp("sandbox") / "config")
-        else:
-            try:
-                path = rig.shared().kubeconfig()
-            except rig.Unavailable as reason:
-                pytest.skip(str(reason))
-        admin = Cluster.connect(str(path))
-        stack.callback(admin.close)
-        admin.apply(crd.custom_resource_definition(serverschema.schema()))
-        until(lambda: discovers(kubectl, path), "kubectl to know MCPServer")
-        yield path
+    if request.param == "sandbox":
+        path: Path = request.getfixturevalue("sandboxed")
+    else:
+        try:
+            path = rig.shared().kubeconfig()
+        except rig.Unavailable as reason:
+            pytest.skip(str(reason))
+        with contextlib.closing(Cluster.connect(str(path))) as admin:
+            admin.apply(crd.custom_resource_definition(serverschema.schema()))
+    until(lambda: discovers(kubectl, path), "kubectl to know MCPServer")
+    return path
 
 
 @pytest.fixture
@@ -102,17 +97,16 @@ class Told:
 
     def applied(self) -> None:
         ref = ObjectRef.of(self.body)
-        self._look(Outcome(self.key, "changed", False, (Change("create", self.key, ref),)))
+        self._look("changed", Change("create", self.key, ref))
 
     def failed(self, attempt: int) -> None:
         failure = Failure("Configuration", "ApplyFailed", "apply: no", attempt, self.now)
-        self._look(Outcome(self.key, "failed"), failure)
+        self._look("failed", failure=failure)
 
-    def _look(self, outcome: Outcome, failure: Failure | None = None) -> None:
-        uid = self.body["metadata"]["uid"]
-        revision = Revision("a" * 40)
-        worked = Worked(self.key, outcome, revision, "a" * 40, uid, self.now, 0.1, {}, failure)
-        self.recorder.heard(worked)
+    def _look(self, result: Result, *changes: Change, failure: Failure | None = None) -> None:
+        sha, uid = "a" * 40, self.body["metadata"]["uid"]
+        of = {"key": self.key, "revision": sha, "commit": sha, "uid": uid, "at": self.now}
+        self.recorder.heard(look(result, *changes, failure=failure, **of))
 
     def flush(self) -> None:
         self.recorder.flush(last=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from gitfixtures import bare, commit, git, write
+from looks import WEB, look
 
 from gitops_mcp import journal as module
 from gitops_mcp import reports
@@ -28,16 +29,13 @@ from gitops_mcp.model import (
     JsonObject,
     NoteRecord,
     ObjectRef,
-    Outcome,
     Problem,
     Result,
     Revision,
     ServerKey,
-    Worked,
 )
 from gitops_mcp.view import outline
 
-WEB = ServerKey("ai", "web")
 API = ServerKey("ai", "api")
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 
@@ -90,20 +88,13 @@ class Agent:
         self,
         result: Result = "ok",
         *changes: Change,
-        key: ServerKey = WEB,
-        ready: bool | None = None,
-        uid: str = "u1",
-        commit: str | None = None,
-        message: str = "",
         **rest: Any,
     ) -> None:
         """What one look came to; a second passes."""
         self.now += timedelta(seconds=1)
-        shutdown = rest.pop("shutdown", None)
-        revision = rest.pop("revision", Revision(self.revision))
-        outcome = Outcome(key, result, ready, changes, message, shutdown)
-        brought = self.revision if commit is None else commit
-        self.journal.heard(Worked(key, outcome, revision, brought, uid, self.now, 0.1, **rest))
+        for name in ("revision", "commit"):
+            rest.setdefault(name, self.revision)
+        self.journal.heard(look(result, *changes, at=self.now, **rest))
 
     def flush(self) -> bool:
         self.now += timedelta(seconds=2)
@@ -564,11 +555,10 @@ def test_memory_is_bounded_and_what_was_dropped_is_counted_and_found_again(
     resources: Mapping[ServerKey, JsonObject] = {WEB: cr("d" * 40, ready=True)}
     journal.recover(lambda: standing("d" * 40, resources, resources))
     journal.adopted(Revision("d" * 40), ())
+    of: dict[str, Any] = {"revision": "d" * 40, "commit": "d" * 40, "at": NOW}
     for index in range(5):
-        look = Outcome(WEB, "failed", False, (), f"no {index}")
-        journal.heard(Worked(WEB, look, Revision("d" * 40), "d" * 40, "u", NOW, 0.1))
-    look = Outcome(WEB, "changed", True, (change(),))
-    journal.heard(Worked(WEB, look, Revision("d" * 40), "d" * 40, "u", NOW, 0.1))
+        journal.heard(look("failed", message=f"no {index}", **of))
+    journal.heard(look("changed", change(), ready=True, **of))
     assert not journal.flush()
     assert (journal.pending, warnings) == (3, ["away; this is tried again"])
     ledger.away = False
@@ -592,7 +582,7 @@ def test_of_the_commits_of_months_the_last_ones_are_known(monkeypatch: pytest.Mo
     for digit in "0123456789":
         sha = digit * 40
         journal.adopted(Revision(sha), ())
-        journal.heard(Worked(WEB, Outcome(WEB, "changed"), Revision(sha), sha, "u", NOW, 0.1))
+        journal.heard(look("changed", revision=sha, commit=sha, at=NOW))
         assert journal.flush()
         assert len(journal._known) <= 3
     assert len(ledger.lines) == 10

@@ -14,23 +14,18 @@ import faults
 import pytest
 from commandline import manifest
 
-from gitops_mcp import crd, leadership, pipeline, sandbox, serverschema
+from gitops_mcp import leadership, pipeline
 from gitops_mcp.errors import LeaseLost
 from gitops_mcp.kube import Cluster, Lease, LeaseTiming
 from gitops_mcp.model import API_VERSION, FINALIZER, KIND, JsonObject, ObjectRef
 from gitops_mcp.options import SourceOptions
 
-
-@pytest.fixture(scope="module")
-def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with sandbox.start(speed=20) as started:
-        yield started.write_kubeconfig(tmp_path_factory.mktemp("sandbox") / "config")
+pytest_plugins = ["clusters"]
 
 
 @pytest.fixture(scope="module")
-def cluster(kubeconfig: Path) -> Iterator[Cluster]:
-    cluster = Cluster.connect(str(kubeconfig))
-    cluster.apply(crd.custom_resource_definition(serverschema.schema()))
+def cluster(sandboxed: Path) -> Iterator[Cluster]:
+    cluster = Cluster.connect(str(sandboxed))
     yield cluster
     cluster.close()
 
@@ -116,7 +111,7 @@ def test_a_renewal_that_gets_no_answer_does_not_outlast_the_lease(
 
 @pytest.mark.usefixtures("cluster")
 def test_a_sync_whose_api_server_hangs_writes_nothing_after_its_lease(
-    kubeconfig: Path, tmp_path: Path
+    sandboxed: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "web.yaml").write_text(manifest("hangs", "default"))
     hangs = threading.Event()
@@ -126,7 +121,7 @@ def test_a_sync_whose_api_server_hangs_writes_nothing_after_its_lease(
             hangs.set()
         return faults.HUNG if hangs.is_set() and not request.watch else None
 
-    with faults.Proxy(kubeconfig) as proxy:
+    with faults.Proxy(sandboxed) as proxy:
         proxy.rule = rule
         command = [sys.executable, "-m", "gitops_mcp", "sync", str(tmp_path)]
         sync = subprocess.Popen(

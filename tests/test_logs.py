@@ -13,10 +13,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from test_metrics import NOW, WEB, change, look
+from looks import WEB, change, look
 
 from gitops_mcp import logs
-from gitops_mcp.model import Change, FieldChange, ObjectRef, Outcome, Problem, Revision, Worked
+from gitops_mcp.model import Change, FieldChange, ObjectRef, Problem, Revision, Worked
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 TOKEN = "ghp_0123456789abcdefghijABCDEFGHIJ012345"
@@ -194,11 +194,6 @@ def test_what_was_there_before_is_put_back() -> None:
 # --- looks ----------------------------------------------------------------------------------------
 
 
-def outcome(result: Any = "ok", message: str = "", *, ready: bool | None = None) -> Worked:
-    made = Outcome(WEB, result, ready=ready, message=message)
-    return Worked(WEB, made, Revision("c1"), "c1", "u1", NOW, 0.1)
-
-
 def lines_of(*looks: Worked) -> list[str]:
     """``level: message`` of each line that these looks make."""
     with logs.installed("json", stream := io.StringIO()):
@@ -211,7 +206,7 @@ def lines_of(*looks: Worked) -> list[str]:
 
 
 def test_a_look_without_news_is_no_line() -> None:
-    assert lines_of(outcome(), outcome(), outcome(ready=True), outcome("skipped")) == []
+    assert lines_of(look(), look(), look(ready=True), look("skipped")) == []
 
 
 def test_what_was_done_names_objects_and_fields_and_no_value() -> None:
@@ -230,8 +225,11 @@ def test_what_was_done_names_objects_and_fields_and_no_value() -> None:
 
 
 def test_what_is_wrong_is_told_once_for_each_new_message_and_again_when_it_is_well() -> None:
-    quota, gone = outcome("failed", "exceeded quota"), outcome("failed", "no such namespace")
-    assert lines_of(quota, quota, gone, gone, outcome(), outcome(), quota) == [
+    quota, gone = (
+        look("failed", message="exceeded quota"),
+        look("failed", message="no such namespace"),
+    )
+    assert lines_of(quota, quota, gone, gone, look(), look(), quota) == [
         "error: failed: exceeded quota",
         "error: failed: no such namespace",
         "info: recovered",
@@ -240,12 +238,12 @@ def test_what_is_wrong_is_told_once_for_each_new_message_and_again_when_it_is_we
 
 
 def test_what_the_guard_keeps_is_a_warning() -> None:
-    blocked = outcome("blocked", "6 of 10 servers would go")
+    blocked = look("blocked", message="6 of 10 servers would go")
     assert lines_of(blocked, blocked) == ["warning: blocked: 6 of 10 servers would go"]
 
 
 def test_a_recovery_says_what_it_took() -> None:
-    assert lines_of(outcome("failed", "no"), look("changed", change())) == [
+    assert lines_of(look("failed", message="no"), look("changed", change())) == [
         "error: failed: no",
         "info: recovered; updated deployment/web",
     ]
@@ -254,17 +252,17 @@ def test_a_recovery_says_what_it_took() -> None:
 def test_drift_is_called_by_its_name() -> None:
     healed = replace(look("changed", change()), drift=True)
     assert lines_of(healed) == ["info: drift; updated deployment/web"]
-    assert lines_of(replace(outcome(), drift=True)) == []
+    assert lines_of(replace(look(), drift=True)) == []
 
 
 def test_turning_ready_and_no_longer_being_it_are_facts_and_starting_with_it_is_none() -> None:
-    yes, no = outcome(ready=True), outcome(ready=False)
+    yes, no = look(ready=True), look(ready=False)
     assert lines_of(yes, yes, no, no, yes) == ["warning: no longer ready", "info: ready"]
 
 
 def test_a_message_is_told_when_it_is_new() -> None:
-    wait = outcome("skipped", "suspended")
-    assert lines_of(wait, wait, outcome(), wait) == ["info: suspended", "info: suspended"]
+    wait = look("skipped", message="suspended")
+    assert lines_of(wait, wait, look(), wait) == ["info: suspended", "info: suspended"]
 
 
 def test_a_prune_says_how_its_shutdown_ended() -> None:
@@ -278,7 +276,7 @@ def test_a_prune_says_how_its_shutdown_ended() -> None:
 
 
 def test_a_server_that_has_gone_is_forgotten() -> None:
-    bad = outcome("failed", "no")
+    bad = look("failed", message="no")
     looks = logs.Looks()
     with logs.installed("json", stream := io.StringIO()):
         for each in (bad, look("pruned", uid=""), bad):

@@ -6,46 +6,20 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from looks import NOW, change, look
 from prometheus_client.parser import text_string_to_metric_families
 
 from gitops_mcp import metrics, shutdown
 from gitops_mcp.metrics import Gauges, Metrics
 from gitops_mcp.model import (
-    API_VERSION,
     Change,
     ChangeAction,
-    JsonObject,
     ObjectRef,
-    Outcome,
     Problem,
-    Result,
-    Revision,
     ServerKey,
     Worked,
 )
 from gitops_mcp.webhook import Verdict
-
-WEB = ServerKey("ai", "web")
-NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
-VERSIONS = {"MCPServer": API_VERSION, "Deployment": "apps/v1", "Service": "v1"}
-
-
-def change(kind: str = "Deployment", action: ChangeAction = "update") -> Change:
-    return Change(action, WEB, ObjectRef(VERSIONS[kind], kind, "ai", "web"))
-
-
-def look(
-    result: Result = "ok",
-    *changes: Change,
-    commit: str = "c1",
-    revision: str = "c1",
-    uid: str = "u1",
-    shutdown: JsonObject | None = None,
-    at: datetime = NOW,
-    server: ServerKey = WEB,
-) -> Worked:
-    outcome = Outcome(server, result, changes=changes, shutdown=shutdown)
-    return Worked(server, outcome, Revision(revision), commit, uid, at, 0.02)
 
 
 def value(counted: Metrics, name: str, **labels: str) -> float | None:
@@ -82,9 +56,9 @@ def test_the_series_do_not_grow_with_the_fleet_nor_with_what_strangers_send() ->
     for i in range(300):
         key = ServerKey("ai", f"web-{i}")
         odd = Change("update", key, ObjectRef("v1", f"Kind{i}", "ai", "web"))
-        counted.worked(look("failed", odd, server=key, commit=f"c{i}", revision=f"c{i}"))
+        counted.worked(look("failed", odd, key=key, commit=f"c{i}", revision=f"c{i}"))
         told = {"startedAt": "2026-11-24T11:59:00Z", "endedBy": f"End{i}"}
-        counted.worked(look("pruned", server=key, uid="", shutdown=told))
+        counted.worked(look("pruned", key=key, uid="", shutdown=told))
         counted.requested(f"verb{i} x", f"Kind{i}", 600 + i)
         counted.polled(f"result{i}", 0.1)
         counted.webhook(f"verdict{i}")
@@ -130,7 +104,7 @@ def test_a_look_is_timed_by_its_result() -> None:
     counted = after(look("ok"), look("failed"), replace(look("failed"), seconds=3.0))
     assert value(counted, "reconcile_duration_seconds_count", result="ok") == 1
     assert value(counted, "reconcile_duration_seconds_count", result="failed") == 2
-    assert value(counted, "reconcile_duration_seconds_sum", result="failed") == 3.02
+    assert value(counted, "reconcile_duration_seconds_sum", result="failed") == 3.1
 
 
 def test_changes_are_counted_by_what_was_done_to_what() -> None:
@@ -142,13 +116,13 @@ def test_changes_are_counted_by_what_was_done_to_what() -> None:
 
 def test_servers_are_counted_by_their_last_result_until_they_are_gone() -> None:
     other = ServerKey("ai", "search")
-    counted = after(look("failed"), look("ok", server=other))
+    counted = after(look("failed"), look("ok", key=other))
     assert value(counted, "servers_by_result", result="failed") == 1
     counted.worked(look("ok"))
     assert value(counted, "servers_by_result", result="failed") == 0
     assert value(counted, "servers_by_result", result="ok") == 2
     counted.worked(look("pruned", uid=""))
-    counted.worked(look("ok", uid="", server=other))
+    counted.worked(look("ok", uid="", key=other))
     assert value(counted, "servers_by_result", result="ok") == 0
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import promql_parser as promql
 import pytest
 import yaml
+from looks import WEB, change, look
 from prometheus_client.core import Metric
-from test_metrics import WEB, change, look
 
 from gitops_mcp.metrics import Gauges, Metrics
 

@@ -17,7 +17,7 @@ from agents import agent, until
 from commandline import Ended, Run, manifest, runner
 from gitfixtures import worktree
 
-from gitops_mcp import leadership, reports, sandbox
+from gitops_mcp import leadership, reports
 from gitops_mcp.kube import Cluster
 from gitops_mcp.model import (
     ANNOTATION_RECONCILE,
@@ -28,15 +28,8 @@ from gitops_mcp.model import (
     ObjectRef,
 )
 from gitops_mcp.verbs import reconcile
-from gitops_mcp.verbs.sandbox import install_crd
 
-
-@pytest.fixture(scope="module")
-def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with sandbox.start(speed=10) as started:
-        install_crd(started.url)
-        yield started.write_kubeconfig(tmp_path_factory.mktemp("sandbox") / "config")
-
+pytest_plugins = ["clusters"]
 
 _numbers = itertools.count(1)
 
@@ -125,11 +118,11 @@ class Place:
 
 @pytest.fixture
 def place(
-    kubeconfig: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    sandboxed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Place]:
-    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+    monkeypatch.setenv("KUBECONFIG", str(sandboxed))
     monkeypatch.setattr(reconcile, "SECOND_LOOK", 0.3)
-    cluster = Cluster.connect(str(kubeconfig))
+    cluster = Cluster.connect(str(sandboxed))
     name = f"test-{next(_numbers)}"
     cluster.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
     yield Place(cluster, name, runner(capsys))
@@ -241,12 +234,12 @@ def test_what_cannot_be_asked_is_told(place: Place) -> None:
 
 
 def test_the_agent_answers_and_the_request_stays_without_being_drift(
-    place: Place, kubeconfig: Path, tmp_path: Path
+    place: Place, sandboxed: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "fleet"
     worktree(folder, {"web.yaml": manifest(namespace=None, transport="stdio")})
     place.cluster.namespace = place.name
-    with agent(kubeconfig, folder, "-n", place.name, "--source-id", place.name):
+    with agent(sandboxed, folder, "-n", place.name, "--source-id", place.name):
         until(lambda: (place.get("web").get("status") or {}).get("phase") == "Ready", "Ready")
         for _ in range(2):
             ended = place("web", "--timeout", "20s")

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from looks import WEB, look
 
 from gitops_mcp.errors import (
     Configuration,
@@ -26,15 +27,11 @@ from gitops_mcp.model import (
     FieldChange,
     JsonObject,
     ObjectRef,
-    Outcome,
     Result,
-    Revision,
     ServerKey,
-    Worked,
 )
 from gitops_mcp.recorder import BURST, MUTED, QUEUE, Recorder
 
-WEB = ServerKey("ai", "web")
 NOW = datetime(2026, 5, 1, 12, 0, 0, 250_000, UTC)
 SHA = "a" * 40
 
@@ -130,10 +127,9 @@ class Rig:
         if "step" in rest:
             state = {"step": rest.pop("step"), "deadline": "2026-05-01T12:01:00Z"}
             status["shutdown"] = state | rest.pop("state", {})
-        outcome = Outcome(key, result, None, made, message, ended)
-        worked = Worked(
-            key, outcome, Revision(SHA), commit if uid else "", uid, self.now, 0.1,
-            status=status if uid else {}, **rest,
+        worked = look(
+            result, *made, key=key, message=message, shutdown=ended, revision=SHA, uid=uid,
+            commit=commit if uid else "", status=status if uid else {}, at=self.now, **rest,
         )  # fmt: skip
         self.recorder.heard(worked)
 

@@ -1,0 +1,47 @@
+"""What one look of the agent at a server came to, as its listeners are told."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from gitops_mcp.model import (
+    API_VERSION,
+    Change,
+    ChangeAction,
+    JsonObject,
+    ObjectRef,
+    Outcome,
+    Result,
+    Revision,
+    ServerKey,
+    Worked,
+)
+
+WEB = ServerKey("ai", "web")
+NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
+VERSIONS = {"MCPServer": API_VERSION, "Deployment": "apps/v1", "Service": "v1"}
+
+
+def change(kind: str = "Deployment", action: ChangeAction = "update") -> Change:
+    return Change(action, WEB, ObjectRef(VERSIONS[kind], kind, "ai", "web"))
+
+
+def look(
+    result: Result = "ok",
+    *changes: Change,
+    key: ServerKey = WEB,
+    ready: bool | None = None,
+    message: str = "",
+    shutdown: JsonObject | None = None,
+    revision: Revision | str = "c1",
+    commit: str = "c1",
+    uid: str = "u1",
+    at: datetime = NOW,
+    seconds: float = 0.1,
+    **rest: Any,
+) -> Worked:
+    """A look that ``seconds`` were spent on; ``rest`` are the further fields of ``Worked``."""
+    outcome = Outcome(key, result, ready, changes, message, shutdown)
+    enforced = Revision(revision) if isinstance(revision, str) else revision
+    return Worked(key, outcome, enforced, commit, uid, at, seconds, **rest)
