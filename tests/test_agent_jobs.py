@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any, cast
+
+import pytest
 
 from gitops_mcp import manifests
 from gitops_mcp.agent import Agent, Periods
@@ -77,3 +82,41 @@ def test_a_push_while_it_ends_is_no_bug() -> None:
     agent._scheduler.start()
     agent._scheduler.shutdown()
     agent.poke()
+
+
+HEAPS = """
+import ctypes, sys, threading
+from gitops_mcp.agent import share_one_heap
+
+if sys.argv[1] == "one":
+    share_one_heap()
+begin = threading.Barrier(4)
+
+def work():
+    begin.wait()
+    kept.append([bytes(2000 + i) for i in range(500)])
+    begin.wait()
+
+kept = []
+threads = [threading.Thread(target=work) for _ in range(4)]
+for each in threads: each.start()
+for each in threads: each.join()
+libc = ctypes.CDLL(None)
+libc.fdopen.restype = ctypes.c_void_p
+libc.malloc_info.argtypes = [ctypes.c_int, ctypes.c_void_p]
+out = libc.fdopen(1, b"w")
+libc.malloc_info(0, out)
+libc.fflush(None)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="heaps of threads are glibc's")
+def test_threads_share_one_heap() -> None:
+    def heaps(how: str) -> int:
+        line = [sys.executable, "-c", HEAPS, how]
+        return subprocess.run(line, capture_output=True, text=True, check=True).stdout.count(
+            "<heap nr="
+        )
+
+    assert heaps("as ever") > 1
+    assert heaps("one") == 1

@@ -101,6 +101,7 @@ def command(
     from gitops_mcp import agent, logs, manifests, pipeline
     from gitops_mcp.metrics import Metrics
 
+    agent.share_one_heap()
     wishes = pipeline.Wishes(
         create_namespace=create_namespace,
         finalizer=True,
