@@ -174,8 +174,17 @@ class Agent:
             lost=self._stand_by,
             say=say,
         )
+        # Who sees but a part of the cluster would keep whoever sees all of it from the rest.
+        area = leadership.area_of(wishes.watch_namespace, options.limit)
+        own, all_of_it = (
+            leadership.source_lease(
+                cluster, where, leadership.CLUSTER_SOURCE, "agent", area=narrowed
+            )
+            for narrowed in (area, "")
+        )
         self._kubectls = Leadership(
-            leadership.source_lease(cluster, where, leadership.CLUSTER_SOURCE, "agent"),
+            own,
+            above=all_of_it if area else None,
             gained=lambda: self._hurry("check"),
             say=say,
         )

@@ -1094,12 +1094,16 @@ class Lease:
         """
         if self.holder == self.identity and self._written(self._claim()):
             return True
+        if not self.taken() or take_over:
+            return self._written(self._claim()) or self.holds
+        return False
+
+    def taken(self) -> bool:
+        """Does somebody else hold it who is alive? One GET. Raises KubeError."""
         asked = self._clock()
         self.look()
         silent = asked - self._unchanged_since >= self._record.get("leaseDurationSeconds", 0)
-        if self.holder in ("", self.identity) or silent or take_over:
-            return self._written(self._claim()) or self.holds
-        return False
+        return self.holder not in ("", self.identity) and not silent
 
     def release(self) -> None:
         """Gives the lease up, if it is still ours, so that the next holder need not wait. The

@@ -7,6 +7,7 @@ that is wanted, the namespace that they live in).
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import random
@@ -31,6 +32,7 @@ LEASE_REVISION = f"{GROUP}/revision"
 """The Lease's annotation that bears the fleet's revision."""
 CLUSTER_SOURCE = "cluster"
 """The pseudo-source of servers that kubectl made."""
+_PREFIX = "gitops-mcp-"
 
 Say = Callable[[str], None]
 
@@ -45,7 +47,8 @@ class Leadership:
     and before ``gained``: who looks at everything anew when told ``gained`` misses nothing.
 
     ``take_over`` takes the lease from a living holder, the first time only: two who want it would
-    take it from each other for ever. ``again`` False: what was lost stays lost.
+    take it from each other for ever. ``again`` False: what was lost stays lost. ``above`` is the
+    lease of whoever does all that we do and more: while somebody alive holds it, we hold ours not.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Leadership:
         *,
         take_over: bool = False,
         again: bool = True,
+        above: Lease | None = None,
         gained: Callable[[], None] = lambda: None,
         lost: Callable[[], None] = lambda: None,
         say: Say = lambda _: None,
@@ -61,6 +65,7 @@ class Leadership:
         self._lease = lease
         self._take_over = take_over
         self._again = again
+        self._above = above
         self._gained = gained
         self._lost = lost
         self._say = say
@@ -126,9 +131,17 @@ class Leadership:
         # Who cannot renew, or does not hold it, tries at each step.
         if lease.holds and not self._failing and lease.age + STEP / 2 < lease.timing.retry_period:
             return
-        if lease.acquire(take_over=self._take_over):
+        if self._above is not None and self._above.taken():
+            if lease.holder == lease.identity:
+                lease.release()
+            self._wait_for(self._above)
+        elif lease.acquire(take_over=self._take_over):
             self._take_over = False
-        elif not self._term and lease.holder not in ("", self._told):
+        elif not self._term:
+            self._wait_for(lease)
+
+    def _wait_for(self, lease: Lease) -> None:
+        if lease.holder not in ("", self._told):
             self._told = lease.holder
             self._say(f"waiting for {lease.holder}, which holds {lease}")
 
@@ -153,9 +166,24 @@ class Leadership:
 # --- where the leases are ---------------------------------------------------------------------
 
 
-def lease_name(source_id: str) -> str:
-    """The name of a source's Lease."""
-    return f"gitops-mcp-{source_id}"
+def lease_name(source_id: str, area: str = "") -> str:
+    """The name of a source's Lease, or of that for an ``area`` of it. No source id holds ``--``."""
+    return f"{_PREFIX}{source_id}" + (f"--{area}" if area else "")
+
+
+def area_of(namespace: str | None, limit: str = "") -> str:
+    """What an agent of one namespace, or with a ``--limit``, is narrowed to, as a part of a name;
+    "" is everything."""
+    digest = hashlib.sha256(limit.encode()).hexdigest()[:10] if limit else ""
+    return ".".join(filter(None, (limit and "limit", digest, namespace)))
+
+
+def covers(name: str, source_id: str, namespace: str) -> bool:
+    """Does whoever holds the Lease of this name run servers of the source in the namespace, as far
+    as the name tells?"""
+    source, _, area = name.removeprefix(_PREFIX).partition("--")
+    narrow = area.split(".")  # a namespace has no dot
+    return source == source_id and (area == "" or len(narrow) == 2 or narrow[-1] == namespace)
 
 
 def lease_namespaces(
@@ -170,14 +198,16 @@ def lease_namespaces(
     for lease in find_leases(cluster, *source_ids):
         if str(lease.get("spec", {}).get("holderIdentity") or "").startswith("agent-"):
             metadata = lease["metadata"]
-            agents.setdefault(metadata["name"], set()).add(metadata["namespace"])
-    found = (agents.get(lease_name(source_id), {own}) for source_id in source_ids)
+            agents.setdefault(_source_of(metadata["name"]), set()).add(metadata["namespace"])
+    found = (agents.get(source_id, {own}) for source_id in source_ids)
     return tuple(own if own in places else min(places) for places in found)
 
 
 def find_leases(cluster: Cluster, *source_ids: str) -> list[JsonObject]:
-    """The Leases of some sources, wherever we may look for them."""
-    api_version, names = "coordination.k8s.io/v1", [lease_name(each) for each in source_ids]
+    """The Leases of some sources and of their areas, wherever we may look for them."""
+    api_version = "coordination.k8s.io/v1"
+    areas = ("", area_of(cluster.namespace))
+    names = [lease_name(each, area) for each in source_ids for area in areas]
     selector = f"{LABEL_MANAGED_BY}={FIELD_MANAGER}"
     try:
         leases, _ = cluster.list(api_version, "Lease", None, label_selector=selector)
@@ -187,7 +217,11 @@ def find_leases(cluster: Cluster, *source_ids: str) -> list[JsonObject]:
             with suppress(Permanent):
                 lease = cluster.get(ObjectRef(api_version, "Lease", namespace, name))
                 leases += [lease] if lease is not None else []
-    return [lease for lease in leases if lease["metadata"]["name"] in names]
+    return [lease for lease in leases if _source_of(lease["metadata"]["name"]) in source_ids]
+
+
+def _source_of(name: str) -> str:
+    return name.removeprefix(_PREFIX).partition("--")[0]
 
 
 def create_namespace(cluster: Cluster, name: str) -> None:
@@ -204,6 +238,7 @@ def source_lease(
     source_id: str,
     holder: str,
     *,
+    area: str = "",
     timing: LeaseTiming | None = None,
 ) -> Lease:
     """A source's Lease, for ``holder`` (``sync`` or ``agent``). Keep it: that its holder is gone is
@@ -211,9 +246,8 @@ def source_lease(
     from gitops_mcp.kube import Lease, LeaseTiming
 
     identity = f"{holder}-{socket.gethostname()}-{os.getpid()}-{random.getrandbits(32):08x}"
-    return Lease(
-        cluster, namespace, lease_name(source_id), identity, timing=timing or LeaseTiming()
-    )
+    name = lease_name(source_id, area)
+    return Lease(cluster, namespace, name, identity, timing=timing or LeaseTiming())
 
 
 # --- one pass ---------------------------------------------------------------------------------

@@ -315,3 +315,27 @@ def test_a_stand_by_that_read_an_older_commit_takes_nothing_back(place: Place) -
             assert leader.wait(30) == 0
             until(lambda: place.ready("other"), "the stand-by to ask git, and to lead")
             assert place.get("Deployment", "web")["metadata"]["generation"] == before
+
+
+def test_an_agent_of_one_namespace_keeps_nobody_from_kubectls_servers_in_others(
+    place: Place,
+) -> None:
+    place.push(other=manifest("other"))
+    place.cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "team-a"}})
+
+    def by_hand(namespace: str) -> None:
+        body = json.loads(manifest("web"))
+        body["metadata"]["namespace"] = namespace
+        place.cluster.apply(body, manager="kubectl")
+
+    def runs(namespace: str) -> bool:
+        ref = ObjectRef("apps/v1", "Deployment", namespace, "web")
+        return place.cluster.get(ref) is not None
+
+    narrow = (*HOUR, "--listen", "127.0.0.1:0", "--source-id", "a", "--watch-namespace", "team-a")
+    with agent(place.kubeconfig, place.repository, *narrow):
+        by_hand("team-a")
+        until(lambda: runs("team-a"), "the agent of that namespace", within=20)
+        with place.agent():
+            by_hand(NAMESPACE)
+            until(lambda: runs(NAMESPACE), "the agent of all of them", within=20)

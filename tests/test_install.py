@@ -111,6 +111,14 @@ def test_an_agent_of_one_namespace_has_no_right_outside_of_it() -> None:
     }
 
 
+def test_an_agent_may_look_at_the_leases_of_all_that_stand_for_kubectl(
+    wanted: Installation,
+) -> None:
+    found = [r for r in rules(install.objects(wanted)) if r["resources"] == ["leases"]]
+    assert [sorted(rule["verbs"]) for rule in found] == [["create", "get", "update"]]
+    assert "resourceNames" not in found[0]  # names follow from what is watched
+
+
 def test_no_rule_has_a_wildcard_reads_secrets_or_gives_rights_away(wanted: Installation) -> None:
     for rule in rules(install.objects(wanted)):
         for values in rule.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import pytest
 
 from gitops_mcp import sandbox
-from gitops_mcp.errors import Transient
+from gitops_mcp.errors import Transient, UsageError
 from gitops_mcp.kube import Cluster, Lease
-from gitops_mcp.leadership import STEP, Leadership
+from gitops_mcp.leadership import STEP, Leadership, area_of, covers, lease_name
 from gitops_mcp.model import JsonObject, ObjectRef
+from gitops_mcp.pipeline import checked_source_id
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +69,11 @@ class World:
         self.now = 100.0
         self.agents: list[Agent] = []
 
-    def agent(self, name: str, **options: Any) -> Agent:
-        self.agents.append(agent := Agent(self, name, self.name, **options))
+    def agent(self, name: str, *, narrowed: str = "", **options: Any) -> Agent:
+        if narrowed:
+            options["above"] = self.lease(Api(self), name, self.name)
+        lease = f"{self.name}--{narrowed}" if narrowed else self.name
+        self.agents.append(agent := Agent(self, name, lease, **options))
         return agent
 
     def lease(self, api: Api, identity: str, name: str) -> Lease:
@@ -283,3 +288,78 @@ def test_a_release_that_is_not_answered_is_said_and_ends_it(world: World) -> Non
     one.api.away = False
     one.leadership.step()
     assert not one.holds()
+
+
+def test_who_is_narrowed_keeps_nobody_from_the_rest_and_steps_back_for_who_is_not(
+    world: World,
+) -> None:
+    part = world.agent("agent-part", narrowed="ai")
+    world.steps(4)
+    assert part.holds()
+    whole = world.agent("agent-whole")
+    whole.leadership.step()
+    assert whole.holds()
+    world.now += 1.1
+    for _ in range(2):  # the next renewal, at the latest
+        world.now += STEP
+        whole.leadership.step()
+        part.leadership.step()
+    assert (whole.holds(), part.holds()) == (True, False)
+    assert part.told == ["gained", "lost"]
+    assert part.said == [f"waiting for agent-whole, which holds lease default/{world.name}"]
+    world.steps(30)
+    assert (whole.told, part.told) == (["gained"], ["gained", "lost"])
+    whole.leadership.release()
+    world.steps(STEP, part)
+    assert part.holds()
+
+
+def test_who_is_narrowed_follows_one_that_was_killed(world: World) -> None:
+    whole = world.agent("agent-whole")
+    part = world.agent("agent-part", narrowed="ai")
+    world.steps(4)
+    assert (whole.holds(), part.holds()) == (True, False)
+    killed = world.now
+    while not part.holds():
+        world.steps(STEP, part)
+    assert 6 < world.now - killed <= 12
+
+
+def test_agents_of_two_parts_lead_side_by_side(world: World) -> None:
+    parts = [world.agent(f"agent-{name}", narrowed=name) for name in ("ai", "web")]
+    for _ in range(10):
+        world.now += STEP
+        for part in parts:
+            part.leadership.step()
+    assert all(part.holds() for part in parts)
+    again = world.agent("agent-again", narrowed="ai")
+    again.leadership.step()
+    assert not again.holds()
+
+
+@pytest.mark.parametrize(
+    ("area", "there", "elsewhere"),
+    [
+        (area_of(None), True, True),
+        (area_of("ai"), True, False),
+        (area_of("ai", "web*"), True, False),
+        (area_of(None, "web*"), True, True),
+    ],
+)
+def test_the_name_of_a_lease_tells_where_its_holder_runs_servers(
+    area: str, there: bool, elsewhere: bool
+) -> None:
+    name = lease_name("cluster", area)
+    assert covers(name, "cluster", "ai") is there
+    assert covers(name, "cluster", "web") is elsewhere
+    assert not covers(name, "cluster-ai", "ai")
+    assert all(re.fullmatch("[a-z0-9]([-a-z0-9]*[a-z0-9])?", label) for label in name.split("."))
+
+
+def test_parts_have_leases_of_their_own_that_no_source_can_have() -> None:
+    limits = ("", "web*", "web*,!web-1")
+    names = {lease_name("cluster", area_of(ns, limit)) for ns in (None, "ai") for limit in limits}
+    assert len(names) == 6
+    for name in names - {"gitops-mcp-cluster"}:
+        with pytest.raises(UsageError):
+            checked_source_id(name.removeprefix("gitops-mcp-"))

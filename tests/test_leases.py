@@ -200,3 +200,13 @@ def test_a_finalizer_that_nobody_answers_is_warned_of(cluster: Cluster, tmp_path
     assert len(warnings) == 1
     assert warnings[0].startswith("1 server(s) bear the agent's finalizer")
     assert passed(cluster, tmp_path, pipeline.Wishes(finalizer=True))[1] == []
+
+
+def test_a_sync_stands_where_the_agents_are_that_are_narrowed(cluster: Cluster) -> None:
+    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "narrowed"}})
+    held = leadership.source_lease(
+        cluster, "narrowed", leadership.CLUSTER_SOURCE, "agent", area=leadership.area_of("ai")
+    )
+    assert held.acquire()
+    assert leadership.lease_namespaces(cluster, ("cluster",), None) == ("narrowed",)
+    held.release()

@@ -63,13 +63,15 @@ class Place:
         found: str | None = annotations.get(ANNOTATION_RECONCILE)
         return found
 
-    def lease(self, *, holder: str = "agent-1", age: float = 0, source: str = "") -> JsonObject:
+    def lease(
+        self, *, holder: str = "agent-1", age: float = 0, source: str = "", area: str = ""
+    ) -> JsonObject:
         stamp = (datetime.now(UTC) - timedelta(seconds=age)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         body = {
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",
             "metadata": {
-                "name": leadership.lease_name(source or self.name),
+                "name": leadership.lease_name(source or self.name, area),
                 "namespace": self.name,
                 "labels": {"app.kubernetes.io/managed-by": "gitops-mcp"},
             },
@@ -214,6 +216,18 @@ def test_where_no_agent_lives_that_is_said_at_once_and_nothing_is_written(
     assert ended.code == 2
     assert f"no agent of source '{place.name}' is alive" in ended.error
     assert place.asked("web") is None
+
+
+def test_kubectls_servers_are_answered_for_by_the_agent_of_their_namespace(place: Place) -> None:
+    place.server("by-hand", source="")
+    shared = leadership.CLUSTER_SOURCE
+    place.lease(source=shared, area=leadership.area_of("elsewhere"))
+    ended = place("by-hand")
+    assert (ended.code, place.asked("by-hand")) == (2, None)
+    assert f"servers that kubectl made in namespace {place.name} is alive" in ended.error
+    place.lease(source=shared, area=leadership.area_of(place.name))
+    with place.answering(place.answer):
+        assert place("by-hand").code == 0
 
 
 def test_an_agent_whose_clock_is_wrong_is_seen_to_live(place: Place) -> None:

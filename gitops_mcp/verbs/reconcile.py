@@ -125,35 +125,41 @@ def _expect_agents(cluster: Cluster, servers: Collection[JsonObject]) -> None:
     from gitops_mcp.model import LABEL_SOURCE
     from gitops_mcp.verbs import status
 
-    labels = (body["metadata"].get("labels") or {} for body in servers)
-    wanted = {each.get(LABEL_SOURCE, CLUSTER_SOURCE) for each in labels}
+    found = (body["metadata"] for body in servers)
+    wanted = {
+        ((each.get("labels") or {}).get(LABEL_SOURCE, CLUSTER_SOURCE), each["namespace"])
+        for each in found
+    }
     renewals = _renewals(cluster, wanted)
     oldest = (pipeline.now() - status.STALE).isoformat()
-    silent = {source for source in wanted if renewals.get(source, "") < oldest}
+    silent = {each for each in wanted if renewals.get(each, "") < oldest}
     if silent & renewals.keys():
         # Our clock may be wrong: have they renewed their lease meanwhile?
         time.sleep(SECOND_LOOK)
         later = _renewals(cluster, silent)
-        silent = {source for source in silent if later.get(source) == renewals.get(source)}
+        silent = {each for each in silent if later.get(each) == renewals.get(each)}
     if silent:
-        source = min(silent)
-        whose = "servers that kubectl made" if source == CLUSTER_SOURCE else f"source {source!r}"
+        source, place = min(silent)
+        by_hand = f"servers that kubectl made in namespace {place}"
+        whose = by_hand if source == CLUSTER_SOURCE else f"source {source!r}"
         raise UsageError(
             f"no agent of {whose} is alive, so nobody would answer",
             hint="start one, or use gitops-mcp sync",
         )
 
 
-def _renewals(cluster: Cluster, sources: Collection[str]) -> dict[str, str]:
-    """When the agent of each source last renewed its lease; RFC 3339 in UTC is ordered as text."""
+def _renewals(cluster: Cluster, wanted: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """When an agent that runs this source in that namespace last renewed its lease; RFC 3339 in UTC
+    is ordered as text."""
     from gitops_mcp import leadership
 
-    names = {leadership.lease_name(source): source for source in sources}
-    found: dict[str, str] = {}
-    for lease in leadership.find_leases(cluster, *sources):
-        spec, source = lease.get("spec") or {}, names[lease["metadata"]["name"]]
+    found: dict[tuple[str, str], str] = {}
+    for lease in leadership.find_leases(cluster, *{source for source, _ in wanted}):
+        spec, name = lease.get("spec") or {}, lease["metadata"]["name"]
         if str(spec.get("holderIdentity") or "").startswith("agent-"):
-            found[source] = max(found.get(source, ""), spec.get("renewTime") or "")
+            for each in wanted:
+                if leadership.covers(name, *each):
+                    found[each] = max(found.get(each, ""), spec.get("renewTime") or "")
     return found
 
 
