@@ -56,6 +56,8 @@ LAST_WORDS = 3.0
 """Seconds that requests under way are given when the agent is told to end."""
 HANGING = 1.0
 """Seconds that threads are given to end once there is nothing left to do."""
+LAST_SAYING = 3.0
+"""Seconds in which it is said what an agent has died of."""
 LAST_RELEASE = 1.5
 """Seconds after those in which a lease is given back, or ends by itself."""
 LAST_NOTES = 1.0
@@ -87,10 +89,11 @@ def share_one_heap() -> None:
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
-def leave() -> None:
+def leave(code: int = 0, *, within: float = HANGING) -> None:
     """Let the process end, though a request may still hang in one of its threads: the interpreter
-    would wait for as long as that request may take. Everything else has been put in order."""
-    late = threading.Timer(HANGING, os._exit, (0,))
+    would wait for as long as that request may take. Everything else has been put in order, or is
+    within that time."""
+    late = threading.Timer(within, os._exit, (code,))
     late.daemon = True
     late.start()
 
@@ -194,6 +197,7 @@ class Agent:
             clock=utc_now,
             workers=WORKERS,
             per_namespace=WORKERS_OF_ONE,
+            broken_off=self._broken,
         )
         self._controller = Controller(
             cluster,
@@ -286,11 +290,14 @@ class Agent:
                 wait = min(wait * 2, FIRST_WORDS)
 
     def _work(self) -> None:
-        try:
+        # What a bug raises is known by now; what else is under way ends with the process.
+        with suppress(BaseException):
             self._workers.run(self._ended.is_set)
-        except BaseException as error:
-            self._crash = error
-            self._ended.set()
+
+    def _broken(self, error: BaseException) -> None:
+        """Nothing is to be relied on any more: end at once, with this error."""
+        self._crash = self._crash or error
+        self._ended.set()
 
     def _end(self, work: threading.Thread, tell: threading.Thread) -> None:
         """No new work; what runs may end; what was done is told; others may lead."""
@@ -363,8 +370,7 @@ class Agent:
             try:
                 job()
             except BaseException as error:
-                self._crash = error
-                self._ended.set()
+                self._broken(error)
 
         return run
 

@@ -88,7 +88,7 @@ class Workers:
 
     ``look`` takes a server as far as it goes now; ``ask`` has an inquiry answered, after which the
     server is looked at again. Both are called from many threads, for one server never twice at
-    once. What a bug raises in them ends ``run``; ``broken_off`` is then called before anything is
+    once. What a bug raises in them ends ``run``; ``broken_off`` is told of it before anything is
     waited for.
     """
 
@@ -100,7 +100,7 @@ class Workers:
         clock: Callable[[], datetime],
         workers: int = WORKERS,
         per_namespace: int | None = None,
-        broken_off: Callable[[], None] = lambda: None,
+        broken_off: Callable[[BaseException], None] = lambda _: None,
     ) -> None:
         self.changed = threading.Condition()
         self.queue = Queue(per_namespace=per_namespace)
@@ -143,8 +143,8 @@ class Workers:
             try:
                 with self.changed:
                     self._loop(pool, over, idle)
-            except BaseException:
-                self._broken_off()
+            except BaseException as error:
+                self._broken_off(error)
                 raise
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -216,7 +216,11 @@ class Fleet:
         self._watches = watches
         self._progress = progress
         self._workers = Workers(
-            self._look, engine.ask, clock=clock, workers=workers, broken_off=engine.stop
+            self._look,
+            engine.ask,
+            clock=clock,
+            workers=workers,
+            broken_off=lambda _: engine.stop(),
         )
         self._open: dict[ServerKey, str] = {}
         """Guarded by the workers' ``changed``."""

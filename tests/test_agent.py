@@ -9,9 +9,11 @@ import contextlib
 import hashlib
 import hmac
 import json
+import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -265,6 +267,30 @@ def test_it_ends_within_seconds_though_the_api_server_hangs(place: Place) -> Non
         assert process.wait(20) == 0
         took = time.monotonic() - began
     assert took < 8  # 5 s, and what a loaded machine adds
+
+
+def test_a_bug_in_a_thread_ends_it_though_another_one_hangs(place: Place) -> None:
+    place.push(bad=manifest("bad"), slow=manifest("slow"))
+    buggy = (
+        "import time; from gitops_mcp import cli, controller\n"
+        "def look(self, key):\n"
+        "    time.sleep(120 if key.name == 'slow' else 1)\n"
+        "    raise RuntimeError('a bug in a thread')\n"
+        "controller.Controller.look = look\n"
+        "cli.main()"
+    )
+    began = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, "-c", buggy, "agent", str(place.repository), *place.arguments],
+        env=os.environ | {"KUBECONFIG": str(place.kubeconfig)},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert time.monotonic() - began < 30  # not when the other one has ended
+    assert ended.returncode == 70
+    assert b"this is a bug; please report it" in ended.stderr
 
 
 def test_a_commit_that_cannot_be_read_is_told_and_read_again(place: Place) -> None:

@@ -124,6 +124,37 @@ def test_what_runs_when_a_pass_is_broken_off_begins_no_further_request(
     assert [one for one in stage.server.asked if one.startswith("apply")] == ["apply MCPServer"]
 
 
+def test_a_bug_of_one_worker_is_told_while_the_others_still_hang() -> None:
+    bug, hanging, told = SystemError("a bug"), threading.Event(), threading.Event()
+    heard: list[BaseException] = []
+    slow, bad = ServerKey("ai", "slow"), ServerKey("ai", "bad")
+
+    def look(key: ServerKey) -> Look:
+        if key == bad:
+            raise bug
+        hanging.wait(30)
+        return Look()
+
+    def broken_off(error: BaseException) -> None:
+        heard.append(error)
+        told.set()
+
+    workers = Workers(look, lambda *_: None, clock=lambda: NOW, broken_off=broken_off)
+    workers.wake(slow, bad)
+
+    def run() -> None:
+        with pytest.raises(SystemError):
+            workers.run(lambda: False)
+
+    running = threading.Thread(target=run)
+    running.start()
+    assert told.wait(10)
+    assert running.is_alive()
+    hanging.set()
+    running.join(10)
+    assert heard == [bug]
+
+
 def test_how_long_the_queue_is_is_not_asked_while_it_changes() -> None:
     """Whoever scrapes the metrics does so from a thread of its own."""
     workers = Workers(lambda _: Look(), lambda *_: None, clock=lambda: NOW)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 from dataclasses import replace
@@ -99,6 +100,7 @@ def command(
     kubectl is shut down gracefully too. Without SOURCE it runs only the servers that kubectl made.
     """
     from gitops_mcp import agent, logs, manifests, pipeline
+    from gitops_mcp.errors import GitOpsError
     from gitops_mcp.metrics import Metrics
 
     agent.share_one_heap()
@@ -148,6 +150,11 @@ def command(
                 webhook_secret=webhook_secret,
                 metrics=metrics,
             ).run(ended)
+        except GitOpsError:
+            raise
+        except Exception:  # a bug: no request that hangs may keep what nobody can rely on
+            agent.leave(os.EX_SOFTWARE, within=agent.LAST_SAYING)
+            raise
         finally:
             cluster.close()
     agent.leave()
