@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from gitops_mcp import planning, shutdown
 from gitops_mcp.model import Context, JsonObject, Loaded, ServerKey
@@ -71,12 +72,7 @@ class PruneGuard:
             # How many they will be nobody knows before the last of them, so what is allowed is
             # enough as long as it is not exceeded.
             ours = self._ours().keys() | down
-            reason = planning.prune_guard(down, ours=len(ours), empty=False, allowed=None)
-            if reason:
-                allowed = self._allowed(len(down), 0)
-                if allowed is not None and allowed.count is not None:
-                    allowed = replace(allowed, count=min(allowed.count, len(down)))
-                reason = planning.prune_guard(down, ours=len(ours), empty=False, allowed=allowed)
+            reason = self._word(down, len(ours), empty=False, exactly=False)
             if not reason:
                 self._recreated.add(key)
             return reason
@@ -94,7 +90,8 @@ class PruneGuard:
                 key not in loaded.servers and key not in down and shutdown.under_way(cr)
                 for key, cr in ours.items()
             )
-            reason = self._word(down, len(ours.keys() | down), under_way)
+            empty = not loaded.servers and not loaded.protected
+            reason = self._word(down, len(ours.keys() | down), empty=empty, under_way=under_way)
         if reason:
             self._held |= dict.fromkeys(candidates, reason)
         else:
@@ -102,17 +99,24 @@ class PruneGuard:
                 self._held.pop(key, None)
             self._pruned |= candidates
 
-    def _word(self, down: set[ServerKey], ours: int, under_way: int) -> str:
-        empty = not self._loaded.servers and not self._loaded.protected
-
-        def guard(allowed: planning.Allowance | None) -> str:
-            return planning.prune_guard(
-                down, ours=ours, empty=empty, allowed=allowed, under_way=under_way
-            )
-
-        reason = guard(None)
+    def _word(
+        self,
+        down: set[ServerKey],
+        ours: int,
+        *,
+        empty: bool,
+        under_way: int = 0,
+        exactly: bool = True,
+    ) -> str:
+        """``exactly``: what is allowed has to be their very number, not only enough for it."""
+        guard = partial(planning.prune_guard, down, ours=ours, empty=empty, under_way=under_way)
+        if not guard(allowed=None):
+            return ""
         # Only now it matters what anybody allowed.
-        return guard(self._allowed(len(down), under_way)) if reason else ""
+        allowed = self._allowed(len(down), under_way)
+        if not exactly and allowed is not None and allowed.count is not None:
+            allowed = replace(allowed, count=min(allowed.count, len(down)))
+        return guard(allowed=allowed)
 
     def _is_candidate(self, key: ServerKey, cr: JsonObject) -> bool:
         return (

@@ -1,0 +1,55 @@
+"""The prune guard between looks: what was let go counts, and what was allowed is asked for late."""
+
+from __future__ import annotations
+
+import pytest
+from test_engine import CONTEXT, WEB, cr
+
+from gitops_mcp.guard import PruneGuard
+from gitops_mcp.model import Loaded, ServerKey
+from gitops_mcp.planning import Allowance
+from gitops_mcp.view import View
+
+FLEET = [ServerKey("ai", f"s{index}") for index in range(4)]
+
+
+class Guarded:
+    """Four servers of this source in the cluster; git holds all of them, or one other."""
+
+    def __init__(self, allowance: Allowance | None = None, *, held: bool) -> None:
+        self.asked: list[tuple[int, int]] = []
+        self._allowance = allowance
+        view = View()
+        for key in FLEET:
+            view.put(cr(name=key.name, uid=key.name))
+        loaded = Loaded(dict.fromkeys(FLEET if held else [WEB.key], WEB))
+        self.guard = PruneGuard(
+            view, CONTEXT, loaded, selects=lambda _: True, allowed=self._allowed
+        )
+
+    def _allowed(self, count: int, under_way: int) -> Allowance | None:
+        self.asked.append((count, under_way))
+        return self._allowance
+
+
+def test_the_first_half_of_a_fleet_is_recreated_and_nobody_is_asked_what_is_allowed() -> None:
+    guarded = Guarded(held=True)
+    for key in (FLEET[0], *FLEET[:2]):
+        assert guarded.guard.recreate(key) == ""
+    assert guarded.asked == []
+    assert "more than half" in guarded.guard.recreate(FLEET[2])
+    assert guarded.asked == [(3, 0)]
+
+
+@pytest.mark.parametrize(("count", "further"), [(3, 1), (4, 2), (9, 2), (None, 2)])
+def test_recreates_go_on_until_what_is_allowed_is_used_up(count: int | None, further: int) -> None:
+    guard = Guarded(Allowance(count, "cli"), held=True).guard
+    assert [guard.recreate(key) == "" for key in FLEET].count(True) == 2 + further
+
+
+@pytest.mark.parametrize(("count", "goes"), [(3, False), (4, True), (9, False), (None, True)])
+def test_prunes_need_their_very_number_allowed(count: int | None, goes: bool) -> None:
+    guarded = Guarded(Allowance(count, "cli"), held=False)
+    assert [guarded.guard.prune(key) == "" for key in FLEET] == [goes] * 4
+    assert guarded.asked[0] == (4, 0)
+    assert guarded.guard.held == (frozenset() if goes else frozenset(FLEET))
