@@ -144,8 +144,8 @@ class Controller:
             return set(self._open)
 
     def lead(self) -> None:
-        """We lead now, or lead more: look at every server, in the batches that the cluster tells.
-        Whoever led before us may have come further than we heard."""
+        """We lead now, or lead more: go on in the batches that the cluster tells, as whoever led
+        before us may have come further than we heard. Then all are to be looked at."""
         with self._adopting:
             self._spent = ""  # the notes know what was synced since we led last
             source, engine, aim = self.source, self._engine, self._aim
@@ -154,7 +154,6 @@ class Controller:
             self._rollout = self._batches(source, aim.context, self.servers())
             self._aim = replace(aim, rollout=self._rollout)
             engine.aim(self._aim)
-        self.look_at_all()
 
     def _batches(
         self,

@@ -145,3 +145,13 @@ def test_a_bug_that_the_answer_of_one_server_meets_does_not_stop_the_others() ->
     stage.controller.adopt(source("a", WEB))
     stage.controller.ask(KEY, Inquiry("handshake", (), timedelta(seconds=1), uid="u"))
     assert stage.controller.look(KEY) != Look()
+
+
+def test_who_begins_to_lead_says_itself_when_the_servers_are_to_be_looked_at() -> None:
+    stage = Stage()
+    stage.controller.adopt(source("a", WEB))
+    stage.work()
+    stage.controller.lead()
+    assert stage.woken == []
+    stage.controller.look_at_all()
+    assert stage.woken == [KEY]

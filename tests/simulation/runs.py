@@ -173,6 +173,7 @@ class Run:
             self.leader = slot
             self._terms += 1
             self.agents[slot].controller.lead()
+            self.agents[slot].controller.look_at_all()
         return f"{self.agents[slot].name} leads"
 
     # --- git ---
