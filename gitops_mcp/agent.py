@@ -337,10 +337,10 @@ class Agent:
         )
         now = datetime.now(UTC)
         poll, check = self._periods.poll, self._periods.full_check
-        every = {
+        every: dict[str, tuple[Callable[[], object], timedelta, datetime]] = {
             "poll": (self._poll, poll, now + poll),
             "check": (self._check, check, now + check),
-            "notes": (self._flush, NOTES, now + NOTES),
+            "notes": (self._journal.flush, NOTES, now + NOTES),
             "lease": (self._renew, timedelta(seconds=leadership.STEP), now),
             "kubectl": (self._kubectls.step, timedelta(seconds=leadership.STEP), now),
         }
@@ -363,7 +363,7 @@ class Agent:
         logging.getLogger("apscheduler").setLevel(logging.ERROR)
         return scheduler
 
-    def _guarded(self, job: Callable[[], None]) -> Callable[[], None]:
+    def _guarded(self, job: Callable[[], object]) -> Callable[[], None]:
         """A bug in a job ends the agent: half of one would be worse."""
 
         def run() -> None:
@@ -474,9 +474,6 @@ class Agent:
                 self._wishes.watch_namespace in (None, key.namespace) and source.limit.selects(key)
             ),
         )
-
-    def _flush(self) -> None:
-        self._journal.flush()
 
     def _renew(self) -> None:
         self._leader.step()

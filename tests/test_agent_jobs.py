@@ -46,7 +46,7 @@ class Idle(Agent):
             if job.id != "poll":
                 job.remove()
 
-    def _guarded(self, job: Callable[[], None]) -> Callable[[], None]:
+    def _guarded(self, job: Callable[[], object]) -> Callable[[], None]:
         guarded = super()._guarded(job)
 
         def run() -> None:
