@@ -68,6 +68,8 @@ M_ARENA_MAX = -8
 """Of glibc's malloc.h: how many heaps threads may have."""
 STUCK = 60.0
 """Seconds without a single periodic job after which only a restart helps."""
+SET_BACK = 2.0
+"""Seconds that the wall clock may go back without anybody having to know."""
 NOTES = timedelta(seconds=3)
 """Between two flushes of the deployment notes."""
 
@@ -96,6 +98,10 @@ def leave(code: int = 0, *, within: float = HANGING) -> None:
     late = threading.Timer(within, os._exit, (code,))
     late.daemon = True
     late.start()
+
+
+def _ahead() -> float:
+    return time.time() - time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +146,8 @@ class Agent:
         self._webhook_secret = webhook_secret
         self._metrics = metrics
         self._heartbeat = time.monotonic()
+        self._ahead = _ahead()
+        """Of the wall clock to the monotonic one, when we last looked."""
         self._journal = Journal(
             repository.notes(options.cluster),
             cluster=options.cluster,
@@ -250,8 +258,20 @@ class Agent:
         self._scheduler.start()
         # A signal may come in on another thread, which does not wake this one.
         while not self._ended.wait(LOOK):
-            pass
+            self._mind_the_clock()
         self._end(work, tell)
+
+    def _mind_the_clock(self) -> None:
+        """Jobs and timers are for a time of day, as Kubernetes' own times are: where the clock is
+        set back they would all wait for as long as that, leases and drains among them."""
+        back, self._ahead = self._ahead - (now := _ahead()), now
+        if back <= SET_BACK:
+            return
+        self._warn(f"the clock was set back by {back:.0f} s: looking at everything again")
+        for room in (self._controller, self._journal, self._recorder):
+            room.set_back()
+        for job in self._scheduler.get_jobs():  # the full check among them
+            self._hurry(job.id)
 
     def _survey(self) -> Versions | None:
         """What the cluster holds, as soon as it tells; None: we were told to end before that."""

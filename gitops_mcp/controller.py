@@ -219,6 +219,12 @@ class Controller:
         known = self._engine.known() if self._engine is not None else ()
         self._wake(*sorted(self.servers().union(left, known)))
 
+    def set_back(self) -> None:
+        """The clock was set back: nothing is remembered as of later than now. The timers that stand
+        are for a look at all."""
+        if self._engine is not None:
+            self._engine.set_back()
+
     # --- the work ---
 
     def look(self, key: ServerKey) -> Look:

@@ -239,6 +239,19 @@ class Engine:
                 again.add(key)
         return again
 
+    def set_back(self) -> None:
+        """The clock was set back: what is remembered as of later than now would hold for too long.
+        What failed is tried again."""
+        now = self._clock()
+        self._namespaces.clear()
+        for key, memory in list(self._memories.items()):
+            self._recover(key, memory)
+            if memory.probe is not None:
+                memory.probe = replace(memory.probe, at=min(memory.probe.at, now))
+            if memory.status_written_at is not None:
+                memory.status_written_at = min(memory.status_written_at, now)
+            memory.sessions_at = None
+
     @property
     def revision(self) -> Revision:
         """The commit that is worked towards."""

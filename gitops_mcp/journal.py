@@ -349,6 +349,14 @@ class Journal:
             self._standing = self._last_standing = standing
             self._not_before = None
 
+    def set_back(self) -> None:
+        """The clock was set back: whatever waits for a time has waited long enough."""
+        with self._lock:
+            self._release_at, self._not_before = self._clock(), None
+            for server in self._servers.values():
+                if server.failing_since is not None:
+                    server.failing_since = min(server.failing_since, self._release_at)
+
     def stand_by(self) -> None:
         """Somebody else leads: write nothing before the next ``recover``. What was not written by
         now is theirs to find."""

@@ -167,6 +167,16 @@ class Recorder:
             self._seen.clear()
             self._since = self._clock().replace(microsecond=0)
 
+    def set_back(self) -> None:
+        """The clock was set back: whatever waits for a time has waited long enough."""
+        with self._lock:
+            self._since = min(self._since, self._clock())
+            self._not_before = None
+            self._muted.clear()
+            self._budgets.clear()
+            for series in self._series.values():
+                series.written_at = None
+
     def heard(self, worked: Worked) -> None:
         """A server was looked at."""
         with self._lock:
@@ -347,7 +357,8 @@ class Recorder:
     def _afford(self, uid: str, now: datetime) -> bool:
         """Take one write out of the server's budget."""
         tokens, at = self._budgets.pop(uid, (float(BURST), now))
-        tokens = min(float(BURST), tokens + (now - at) / REFILL)
+        # Also a clock that goes back by a little takes nothing away.
+        tokens = min(float(BURST), tokens + max(now - at, timedelta(0)) / REFILL)
         affordable = tokens >= 1
         self._budgets[uid] = (tokens - 1 if affordable else tokens, now)
         if len(self._budgets) > REMEMBERED:

@@ -120,3 +120,23 @@ def test_threads_share_one_heap() -> None:
 
     assert heaps("as ever") > 1
     assert heaps("one") == 1
+
+
+def test_a_clock_that_is_set_back_stops_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that is due is due an hour later than it was, as far as the clock says."""
+    agent = Idle()
+    agent._scheduler.start()
+    agent._mind_the_clock()
+    time.sleep(0.2)
+    assert agent.looks == 0
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() - 3600)
+    agent._mind_the_clock()
+    deadline = time.monotonic() + 5
+    while not agent.looks:
+        assert time.monotonic() < deadline, "the job waits for the former time"
+        time.sleep(0.01)
+    agent._mind_the_clock()  # the same time as before is not set back
+    time.sleep(0.2)
+    agent._scheduler.shutdown()
+    assert agent.looks == 1

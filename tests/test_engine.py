@@ -24,6 +24,7 @@ from gitops_mcp.model import (
     Loaded,
     McpServer,
     ObjectRef,
+    ProbeResult,
     Revision,
     ServerKey,
 )
@@ -460,3 +461,27 @@ def test_another_aim_tries_what_somebody_may_have_mended_and_no_other_failure() 
         stage.engine.work(key)
     assert stage.engine.aim(aim) == {refused}
     assert stage.engine.aim(aim) == set()
+
+
+def test_what_failed_is_tried_again_by_a_clock_that_was_set_back() -> None:
+    stage = Stage()
+
+    def refuse(verb: str, _: ObjectRef) -> None:
+        if verb == "apply":
+            raise Transient("no answer in time")
+
+    stage.server.refuse = refuse
+    stage.engine.work(KEY)
+    memory = stage.engine.memory(KEY)
+    assert memory.failure is not None
+    memory.probe = ProbeResult("HandshakeSucceeded", "", stage.now)
+    memory.status_written_at = memory.sessions_at = stage.now
+    stage.server.refuse = lambda *_: None
+    stage.now -= timedelta(hours=1)
+    stage.engine.set_back()
+    facts = stage.engine.facts(KEY)
+    assert facts.probe is not None
+    assert facts.probe.at == facts.status_written_at == stage.now
+    stage.engine.work(KEY)
+    assert ObjectRef("apps/v1", "Deployment", "ai", "web") in stage.server.objects
+    assert stage.engine.memory(KEY).failure is None

@@ -460,6 +460,19 @@ def test_a_refused_push_is_told_once_and_tried_again_with_growing_waits(
     assert remote.counts == {"failed": 5, "pushed": 2}
 
 
+def test_a_clock_that_is_set_back_holds_no_note_back(origin: Path, remote: Agent) -> None:
+    assert remote.flush()
+    allow = refuse(origin)
+    remote.look("changed", change())
+    assert not remote.flush()
+    allow()
+    remote.now -= timedelta(hours=1)
+    assert not remote.journal.flush()
+    remote.journal.set_back()
+    assert remote.journal.flush()
+    assert events(origin) == ["applied"]
+
+
 def test_what_is_heard_while_a_push_hangs_waits_for_nobody(origin: Path, remote: Agent) -> None:
     remote.flush()
     write(origin, {"hooks/pre-receive": f"#!/bin/sh\ntouch {origin}/began\nsleep 2\n"})

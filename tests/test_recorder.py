@@ -394,6 +394,34 @@ def test_one_server_cannot_take_more_than_its_budget(rig: Rig) -> None:
     assert len(rig.server.events) == BURST + 2
 
 
+@pytest.mark.parametrize("told", [False, True], ids=["unnoticed", "told"])
+def test_a_clock_that_is_set_back_takes_nothing_out_of_the_budget(rig: Rig, told: bool) -> None:
+    rig.look(READY, age=99)
+    rig.look(failure=Failure("Configuration", "ApplyFailed", "no", 1, NOW))
+    rig.flush()
+    rig.now -= timedelta(days=1)
+    if told:
+        rig.recorder.set_back()
+    rig.look(failure=Failure("Configuration", "ApplyFailed", "no, again", 2, NOW))
+    rig.flush()
+    assert (len(rig.server.events), rig.dropped) == (2, 0)
+
+
+def test_a_clock_that_is_set_back_silences_nobody(rig: Rig) -> None:
+    rig.look(READY, age=99)
+    flap(rig)
+    rig.flush()
+    flap(rig)
+    rig.server.answers = [Transient("busy", code=429)]
+    rig.look(WAITING, made=CREATED, key=ServerKey("ai", "other"), uid="u2")
+    rig.flush()
+    rig.now -= timedelta(days=1)
+    rig.recorder.set_back()
+    rig.flush()
+    assert rig.recorder.pending == 0
+    assert [count for _, _, _, count in rig.server.told()] == [2, 1]
+
+
 def test_the_queue_is_bounded_and_warnings_come_first(rig: Rig) -> None:
     for index in range(QUEUE + 5):
         rig.look(WAITING, made=CREATED, key=ServerKey("ai", f"s{index}"), uid=f"u{index}")
