@@ -44,7 +44,7 @@ from gitops_mcp.webhook import Verdict
 
 _log = logging.getLogger(__name__)
 
-LOOK = 0.5
+LOOK = 0.25
 """Seconds between two looks at whether a signal has come."""
 WORKERS = 16
 """Servers that are worked on at the same time: requests in flight."""
@@ -52,15 +52,16 @@ WORKERS_OF_ONE = 12
 """Of one namespace: its admission webhooks may be slow, and others are not to wait for them."""
 FIRST_WORDS = timedelta(seconds=15)
 """The longest wait for an API server that cannot answer yet."""
-LAST_WORDS = 3.0
-"""Seconds that requests under way are given when the agent is told to end."""
-HANGING = 1.0
+LAST_WORDS = 2.0
+"""Seconds that requests under way are given when the agent is told to end. Whatever hangs, it has
+ended 5 s after the signal, the time that the endpoints take included."""
+HANGING = 0.4
 """Seconds that threads are given to end once there is nothing left to do."""
 LAST_SAYING = 3.0
 """Seconds in which it is said what an agent has died of."""
-LAST_RELEASE = 1.5
+LAST_RELEASE = 1.0
 """Seconds after those in which a lease is given back, or ends by itself."""
-LAST_NOTES = 1.0
+LAST_NOTES = 0.6
 """Seconds that the notes are given at least: what is not written is found by the next agent."""
 CATCH_UP = 15.0
 """Seconds that git is given to say what a former leader has read of it."""

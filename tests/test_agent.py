@@ -251,7 +251,7 @@ def test_the_last_good_commit_is_kept_while_git_is_away(place: Place) -> None:
         until(lambda: place.image("web").endswith(":2.0"), "the push", within=20)
 
 
-def test_it_ends_within_seconds_though_the_api_server_hangs(place: Place) -> None:
+def test_it_ends_within_5_seconds_though_the_api_server_hangs(place: Place) -> None:
     place.push(web=manifest("web"))
     with (
         Proxy(place.kubeconfig) as proxy,
@@ -262,11 +262,11 @@ def test_it_ends_within_seconds_though_the_api_server_hangs(place: Place) -> Non
         place.push(web=manifest("web", "2.0"))
         place.wake()
         time.sleep(1)
-        process.send_signal(signal.SIGTERM)
         began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
         took = time.monotonic() - began
-    assert took < 8  # 5 s, and what a loaded machine adds
+    assert took < 5
 
 
 def test_a_bug_in_a_thread_ends_it_though_another_one_hangs(place: Place) -> None:

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import pytest
 
-from gitops_mcp import manifests
+from gitops_mcp import agent, endpoints, manifests
 from gitops_mcp.agent import Agent, Periods
 from gitops_mcp.metrics import Metrics
 from gitops_mcp.options import SourceOptions
@@ -140,3 +140,26 @@ def test_a_clock_that_is_set_back_stops_no_job(monkeypatch: pytest.MonkeyPatch) 
     time.sleep(0.2)
     agent._scheduler.shutdown()
     assert agent.looks == 1
+
+
+@pytest.mark.parametrize("work_takes", [0.0, agent.LAST_WORDS - 0.1, HOUR.total_seconds()])
+def test_whatever_hangs_at_its_end_5_seconds_are_enough(work_takes: float) -> None:
+    """Requests, the push of the notes, Events and the leases' release: none is answered."""
+    hanging = threading.Event()
+
+    def hang(*_: object, **__: object) -> None:
+        hanging.wait()
+
+    ending = cast("Any", Idle())
+    ending._scheduler.start()
+    ending._journal = SimpleNamespace(flush=hang)
+    ending._leader = ending._kubectls = SimpleNamespace(holds=True, release=hang)
+    work = threading.Thread(target=hanging.wait, args=(work_takes,), daemon=True)
+    tell = threading.Thread(target=hang, daemon=True)
+    work.start()
+    tell.start()
+    began = time.monotonic()
+    ending._end(work, tell)
+    took = time.monotonic() - began
+    hanging.set()
+    assert took + agent.LOOK + 2 * endpoints.STOPPING + agent.HANGING < 5
