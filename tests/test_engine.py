@@ -18,6 +18,7 @@ from gitops_mcp.model import (
     ANNOTATION_PRUNE,
     FINALIZER,
     KIND,
+    LABEL_MANAGED_BY,
     LABEL_SOURCE,
     Context,
     JsonObject,
@@ -383,6 +384,25 @@ def test_a_status_that_could_not_be_written_leaves_no_failure_behind() -> None:
     status = stage.server.objects[ObjectRef.of(cr())]["status"]
     synced = {c["type"]: c["status"] for c in status["conditions"]}["Synced"]
     assert synced == "True"
+
+
+def test_a_child_that_lost_the_label_it_is_found_by_is_updated_and_not_said_to_be_new() -> None:
+    stage = Stage()
+    stage.stands(cr())
+    stage.engine.work(KEY)
+    stage.engine.told(KEY)
+    ref = ObjectRef("apps/v1", "Deployment", "ai", "web")
+    live = stage.server.objects[ref]
+    labels = {k: v for k, v in live["metadata"]["labels"].items() if k != LABEL_MANAGED_BY}
+    metadata = live["metadata"] | {"labels": labels, "resourceVersion": "100"}
+    stage.server.objects[ref] = live | {"metadata": metadata}
+    stage.server._versions = itertools.count(101)
+    # What the watch says, whose selector it does not match any more.
+    stage.view.drop(live | {"metadata": live["metadata"] | {"resourceVersion": "100"}})
+    stage.engine.work(KEY)
+    (change,) = stage.engine.outcome(KEY).changes
+    told = change.action, change.ref, [field.path for field in change.fields]
+    assert told == ("update", ref, ["/metadata/labels/app.kubernetes.io~1managed-by"])
 
 
 # --- what an engine that lives for months remembers -----------------------------------------------
