@@ -252,7 +252,7 @@ def living(first: Mapping[str, bytes | None], namespaces: Iterable[str]) -> Iter
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
         where = ("--listen", address, "--webhook-secret-file", str(folder / "secret"))
-        cluster = Cluster.connect(str(plane.kubeconfig()), user_agent=BENCH)
+        cluster = Cluster(str(plane.kubeconfig()), user_agent=BENCH)
         with (
             contextlib.closing(cluster),
             agents.agent(plane.kubeconfig(), repository, *HOUR, *where) as process,
@@ -465,9 +465,9 @@ def bare(agent: Living, count: int, namespaces: Iterable[str]) -> Made:
     with contextlib.ExitStack() as stack:
         plane = stack.enter_context(rig.control_plane())
         make_namespaces(plane, namespaces)
-        cluster = Cluster.connect(str(plane.kubeconfig()))
+        cluster = Cluster(str(plane.kubeconfig()))
         stack.callback(cluster.close)
-        watching = Cluster.connect(str(plane.kubeconfig()), user_agent=BENCH)
+        watching = Cluster(str(plane.kubeconfig()), user_agent=BENCH)
         stack.callback(watching.close)
         pool = stack.enter_context(ThreadPoolExecutor(WORKERS))
         ready: list[ServerKey] = []

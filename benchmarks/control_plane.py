@@ -192,7 +192,7 @@ class Bare:
     """The floor: a fleet's objects as bare PATCHes, by as many threads as a pass has."""
 
     def __init__(self, kubeconfig: str) -> None:
-        self._cluster = Cluster.connect(kubeconfig)
+        self._cluster = Cluster(kubeconfig)
         self._bodies: list[JsonObject] = []
 
     def __enter__(self) -> Bare:

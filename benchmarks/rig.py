@@ -53,7 +53,7 @@ def running(kind: str) -> Iterator[Path]:
 def control_plane() -> Iterator[plane.Plane]:
     """A new real control plane that knows MCPServer. Raises ``plane.Unavailable``."""
     with plane.Plane() as started:
-        cluster = Cluster.connect(str(started.kubeconfig()))
+        cluster = Cluster(str(started.kubeconfig()))
         cluster.create(yaml.safe_load((ROOT / "deploy" / "crd.yaml").read_text()))
         cluster.close()
         yield started

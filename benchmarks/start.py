@@ -123,7 +123,7 @@ def measure(count: int) -> tuple[Started, Counter[str]]:
     with rig.folder() as repository, rig.control_plane() as plane:
         rig.commit(repository, files(count, replicas=1))
         started(plane, repository, at_rest=True)
-        cluster = Cluster.connect(str(plane.kubeconfig()))
+        cluster = Cluster(str(plane.kubeconfig()))
         objects = _objects(cluster)
         cluster.close()
         return started(plane, repository), objects

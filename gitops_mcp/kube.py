@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar, overload
 from urllib.parse import quote
 
 import orjson
@@ -416,6 +416,11 @@ class Cluster:
 
     Every method makes its requests at once and raises a ``KubeError`` when one is refused or not
     answered within ``timeout`` seconds. Returned objects carry apiVersion and kind.
+
+    The configuration is read as kubectl does, without a request: ``kubeconfig`` (several paths as
+    in KUBECONFIG), else $KUBECONFIG, else ~/.kube/config, else the pod's service account.
+    ``pool_size``: at least the threads plus the watches. Raises UsageError where no configuration
+    can be used.
     """
 
     def __init__(
@@ -436,32 +441,6 @@ class Cluster:
         self._streams: dict[BaseHTTPResponse, threading.Event] = {}
         self._closed = threading.Event()
         self._client, self.namespace = self._load()
-
-    @classmethod
-    def connect(
-        cls,
-        kubeconfig: str | None = None,
-        context: str | None = None,
-        *,
-        user_agent: str = FIELD_MANAGER,
-        pool_size: int = 32,
-        timeout: float = REQUEST_TIMEOUT,
-        observe: Observer | None = None,
-    ) -> Self:
-        """Reads the configuration as kubectl does, without a request.
-
-        ``kubeconfig`` (several paths as in KUBECONFIG), else $KUBECONFIG, else ~/.kube/config, else
-        the pod's service account. ``pool_size``: at least the threads plus the watches. Raises
-        UsageError where no configuration can be used.
-        """
-        return cls(
-            kubeconfig,
-            context,
-            user_agent=user_agent,
-            pool_size=pool_size,
-            timeout=timeout,
-            observe=observe,
-        )
 
     def _load(self) -> tuple[ApiClient, str]:
         from kubernetes.client import ApiClient

@@ -697,7 +697,7 @@ def connect(options: ConnectionOptions, *, observe: Observer | None = None) -> C
     """The cluster, as kubectl would find it; no request yet. ``observe`` hears of each one."""
     from gitops_mcp.kube import Cluster
 
-    return Cluster.connect(options.kubeconfig, options.context, observe=observe)
+    return Cluster(options.kubeconfig, options.context, observe=observe)
 
 
 def cleanup_hooks(configured: object) -> tuple[Hook, ...]:

@@ -32,13 +32,13 @@ def cluster(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cluster]:
     if request.param == "plane":
-        connected = Cluster.connect(str(request.getfixturevalue("plane").kubeconfig("admin")))
+        connected = Cluster(str(request.getfixturevalue("plane").kubeconfig("admin")))
         yield connected
         connected.close()
         return
     file = tmp_path_factory.mktemp("sandbox") / "config"
     with sandbox.start(speed=20) as started:
-        connected = Cluster.connect(str(started.write_kubeconfig(file)))
+        connected = Cluster(str(started.write_kubeconfig(file)))
         yield connected
         connected.close()
 

@@ -109,7 +109,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     with sandbox.start(speed=20) as started:
         kubeconfig = started.write_kubeconfig(tmp_path / "config")
-        cluster = Cluster.connect(str(kubeconfig))
+        cluster = Cluster(str(kubeconfig))
         cluster.apply(crd.custom_resource_definition(serverschema.schema()))
         cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
         arguments = (

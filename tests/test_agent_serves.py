@@ -88,7 +88,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     )
     with sandbox.start(speed=20) as cluster:
         kubeconfig = cluster.write_kubeconfig(folder / "config")
-        with closing(Cluster.connect(str(kubeconfig))) as hand:
+        with closing(Cluster(str(kubeconfig))) as hand:
             hand.apply(install.definition())
         with (
             Proxy(kubeconfig) as proxy,

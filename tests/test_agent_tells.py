@@ -80,7 +80,7 @@ def place(
     capsys: pytest.CaptureFixture[str],
 ) -> Iterator[Place]:
     monkeypatch.setenv("KUBECONFIG", str(sandboxed))
-    cluster = Cluster.connect(str(sandboxed))
+    cluster = Cluster(str(sandboxed))
     name = f"tells-{next(_numbers)}"
     cluster.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
     yield Place(bare(tmp_path / "fleet.git"), sandboxed, cluster, name, runner(capsys))

@@ -43,7 +43,7 @@ _numbers = itertools.count(1)
 @pytest.fixture(scope="module")
 def hand(plane: rig.Plane) -> Iterator[Cluster]:
     """The administrator's connection, to a cluster that knows MCPServer."""
-    connected = Cluster.connect(str(plane.kubeconfig()))
+    connected = Cluster(str(plane.kubeconfig()))
     connected.apply(crd.custom_resource_definition(serverschema.schema()))
     until(lambda: plane.request("GET", "/apis/mcp.example.com/v1alpha1/mcpservers")[0] == 200, KIND)
     yield connected

@@ -45,7 +45,7 @@ def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def cluster(kubeconfig: Path) -> Iterator[Cluster]:
-    connected = Cluster.connect(str(kubeconfig))
+    connected = Cluster(str(kubeconfig))
     yield connected
     connected.close()
 

@@ -46,7 +46,7 @@ def kubeconfig(request: pytest.FixtureRequest) -> Path:
             path = rig.shared().kubeconfig()
         except rig.Unavailable as reason:
             pytest.skip(str(reason))
-        with contextlib.closing(Cluster.connect(str(path))) as admin:
+        with contextlib.closing(Cluster(str(path))) as admin:
             admin.apply(crd.custom_resource_definition(serverschema.schema()))
     until(lambda: discovers(kubectl, path), "kubectl to know MCPServer")
     return path
@@ -54,7 +54,7 @@ def kubeconfig(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture
 def cluster(kubeconfig: Path) -> Iterator[Cluster]:
-    connected = Cluster.connect(str(kubeconfig))
+    connected = Cluster(str(kubeconfig))
     yield connected
     connected.close()
 

@@ -49,7 +49,7 @@ def proxy(behind: Path) -> Iterator[Proxy]:
 @pytest.fixture
 def client(proxy: Proxy) -> Iterator[Cluster]:
     """A client that is led through the proxy."""
-    connected = Cluster.connect(str(proxy.kubeconfig), timeout=5)
+    connected = Cluster(str(proxy.kubeconfig), timeout=5)
     yield connected
     connected.close()
 
@@ -57,7 +57,7 @@ def client(proxy: Proxy) -> Iterator[Cluster]:
 @pytest.fixture
 def direct(behind: Path) -> Iterator[Cluster]:
     """A client that is not."""
-    connected = Cluster.connect(str(behind))
+    connected = Cluster(str(behind))
     yield connected
     connected.close()
 
@@ -147,7 +147,7 @@ def test_a_delayed_request_arrives_late_and_a_lagging_answer_after_the_deed(
 def test_a_hung_request_acts_when_it_is_released_though_its_client_has_given_up(
     proxy: Proxy, direct: Cluster, body: JsonObject
 ) -> None:
-    impatient = Cluster.connect(str(proxy.kubeconfig), timeout=0.3)
+    impatient = Cluster(str(proxy.kubeconfig), timeout=0.3)
     proxy.rule = lambda _: faults.HUNG
     with pytest.raises(Transient, match="no answer in time"):
         impatient.apply(body)
@@ -199,7 +199,7 @@ def test_a_watch_is_passed_on_event_by_event_and_goes_on_after_a_cut(
 def test_a_proxy_that_ends_lets_nobody_wait(behind: Path, body: JsonObject) -> None:
     with Proxy(behind) as proxy:
         proxy.rule = lambda _: faults.HUNG
-        client = Cluster.connect(str(proxy.kubeconfig))
+        client = Cluster(str(proxy.kubeconfig))
         errors: list[KubeError] = []
 
         def asks() -> None:

@@ -44,7 +44,7 @@ def plane() -> Iterator[rig.Plane]:
 @pytest.fixture(scope="module")
 def hand(plane: rig.Plane) -> Iterator[Cluster]:
     """The administrator's connection."""
-    connected = Cluster.connect(str(plane.kubeconfig()))
+    connected = Cluster(str(plane.kubeconfig()))
     yield connected
     connected.close()
 
@@ -317,7 +317,7 @@ def test_uninstall_leaves_nothing_stuck_and_keeps_servers_where_it_should(
     except rig.Unavailable as reason:
         pytest.skip(str(reason))
     with started as plane:
-        admin = Cluster.connect(str(plane.kubeconfig()))
+        admin = Cluster(str(plane.kubeconfig()))
         kubectl = _kubectl(plane)
         one = installed(plane, kubectl, gitops)
         story = Story(str(one.kubeconfig), admin, tmp_path / "fleet", plane.namespace())

@@ -84,17 +84,17 @@ def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 class TestConfiguration:
     def test_none_at_all_says_how_to_give_one(self) -> None:
         with pytest.raises(errors.UsageError, match="no cluster is configured") as caught:
-            Cluster.connect()
+            Cluster()
         assert "--kubeconfig" in caught.value.hint
 
     def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(errors.UsageError, match=r"no kubeconfig at .*absent"):
-            Cluster.connect(str(tmp_path / "absent"))
+            Cluster(str(tmp_path / "absent"))
 
     def test_an_unknown_context_lists_the_known_ones(self, tmp_path: Path) -> None:
         file = kubeconfig(tmp_path / "config", "http://127.0.0.1:1")
         with pytest.raises(errors.UsageError, match="no context 'prod'") as caught:
-            Cluster.connect(file, "prod")
+            Cluster(file, "prod")
         assert caught.value.hint == "known contexts: test"
 
     @pytest.mark.parametrize(
@@ -106,22 +106,22 @@ class TestConfiguration:
     ) -> None:
         (tmp_path / "config").write_text(content)
         with pytest.raises(errors.UsageError, match="config"):
-            Cluster.connect(str(tmp_path / "config"), context)
+            Cluster(str(tmp_path / "config"), context)
 
     def test_an_unreadable_file_is_a_usage_error(self, tmp_path: Path) -> None:
         (tmp_path / "config").mkdir()
         with pytest.raises(errors.UsageError, match="cannot use the kubeconfig"):
-            Cluster.connect(str(tmp_path / "config"))
+            Cluster(str(tmp_path / "config"))
 
     def test_the_environment_and_the_home_directory_are_looked_at(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / ".kube").mkdir()
         kubeconfig(tmp_path / ".kube" / "config", "http://127.0.0.1:1", namespace="home")
-        assert Cluster.connect().namespace == "home"
+        assert Cluster().namespace == "home"
         file = kubeconfig(tmp_path / "other", "http://127.0.0.1:1", namespace="other")
         monkeypatch.setenv("KUBECONFIG", file)
-        assert Cluster.connect().namespace == "other"
+        assert Cluster().namespace == "other"
 
     def test_a_context_needs_no_current_one_and_its_namespace_is_default(
         self, tmp_path: Path
@@ -130,7 +130,7 @@ class TestConfiguration:
         content = yaml.safe_load(Path(kubeconfig(file, "http://127.0.0.1:1")).read_text())
         del content["current-context"]
         file.write_text(yaml.safe_dump(content))
-        assert Cluster.connect(str(file), "test").namespace == "default"
+        assert Cluster(str(file), "test").namespace == "default"
 
     def test_a_pods_service_account_is_used_and_its_token_may_end_in_a_newline(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -144,7 +144,7 @@ class TestConfiguration:
         monkeypatch.setattr(kube, "_SERVICE_ACCOUNT", str(tmp_path))
         monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
         monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
-        cluster = Cluster.connect()
+        cluster = Cluster()
         assert (cluster.namespace, cluster.server) == ("agents", "https://127.0.0.1:1")
         configuration = cluster._client.configuration
         for _ in range(2):
@@ -168,7 +168,7 @@ def connect(tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
     made: list[Cluster] = []
 
     def _connect(server: Scripted, **options: Any) -> Cluster:
-        cluster = Cluster.connect(kubeconfig(tmp_path / "config", server.url), **options)
+        cluster = Cluster(kubeconfig(tmp_path / "config", server.url), **options)
         made.append(cluster)
         return cluster
 
@@ -727,7 +727,7 @@ class TestServer:
         assert cluster.can("patch", "mcp.example.com", "mcpservers", None, "status")
 
     def test_missing_rights_are_told(self, plane: rig.Plane) -> None:
-        bob = Cluster.connect(str(plane.kubeconfig("bob")))
+        bob = Cluster(str(plane.kubeconfig("bob")))
         assert not bob.can("patch", "apps", "deployments", "default")
         with pytest.raises(errors.Permanent, match='User "bob" cannot get'):
             bob.get(ObjectRef("apps/v1", "Deployment", "default", "web"))
@@ -897,7 +897,7 @@ def test_a_renewal_is_one_request_with_a_time_limit_of_its_own(connect: Connect)
 
 
 def test_a_watch_outlives_a_restart_of_the_server(plane: rig.Plane, name: str) -> None:
-    cluster = Cluster.connect(str(plane.kubeconfig("admin")))
+    cluster = Cluster(str(plane.kubeconfig("admin")))
     told: list[str] = []
     stop = threading.Event()
     stream = cluster.list_and_watch(

@@ -21,7 +21,7 @@ from gitops_mcp.pipeline import checked_source_id
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with sandbox.start(speed=20) as started:
         folder: Path = tmp_path_factory.mktemp("sandbox")
-        cluster = Cluster.connect(str(started.write_kubeconfig(folder / "config")))
+        cluster = Cluster(str(started.write_kubeconfig(folder / "config")))
         yield cluster
         cluster.close()
 

@@ -38,7 +38,7 @@ def plane() -> Iterator[rig.Plane]:
     with started:
         for user in USERS:
             started.grant(user, [{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}])
-        cluster = Cluster.connect(str(started.kubeconfig()))
+        cluster = Cluster(str(started.kubeconfig()))
         cluster.apply(crd.custom_resource_definition(serverschema.schema()))
         cluster.close()
         until(lambda: served(started), "the CRD")
@@ -136,7 +136,7 @@ class Agent:
 @pytest.fixture
 def place(plane: rig.Plane, tmp_path: Path) -> Iterator[Place]:
     name = plane.namespace()
-    cluster = Cluster.connect(str(plane.kubeconfig()))
+    cluster = Cluster(str(plane.kubeconfig()))
     with contextlib.ExitStack() as ends:
         ends.callback(cluster.close)
         yield Place(plane, name, tmp_path, cluster, ends)

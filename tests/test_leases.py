@@ -25,7 +25,7 @@ pytest_plugins = ["clusters"]
 
 @pytest.fixture(scope="module")
 def cluster(sandboxed: Path) -> Iterator[Cluster]:
-    cluster = Cluster.connect(str(sandboxed))
+    cluster = Cluster(str(sandboxed))
     yield cluster
     cluster.close()
 

@@ -49,7 +49,7 @@ def place(
                 kubeconfig = stack.enter_context(rig.Plane()).kubeconfig()
             except rig.Unavailable as reason:
                 pytest.skip(str(reason))
-        admin = Cluster.connect(str(kubeconfig))
+        admin = Cluster(str(kubeconfig))
         stack.callback(admin.close)
         admin.apply(crd.custom_resource_definition(serverschema.schema()))
         admin.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})

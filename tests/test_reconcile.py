@@ -124,7 +124,7 @@ def place(
 ) -> Iterator[Place]:
     monkeypatch.setenv("KUBECONFIG", str(sandboxed))
     monkeypatch.setattr(reconcile, "SECOND_LOOK", 0.3)
-    cluster = Cluster.connect(str(sandboxed))
+    cluster = Cluster(str(sandboxed))
     name = f"test-{next(_numbers)}"
     cluster.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
     yield Place(cluster, name, runner(capsys))

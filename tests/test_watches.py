@@ -224,7 +224,7 @@ def test_an_object_that_cannot_be_taken_in_is_such_a_bug(stage: Stage) -> None:
 
 @pytest.fixture
 def connected(plane: rig.Plane) -> Iterator[Cluster]:
-    cluster = Cluster.connect(str(plane.kubeconfig("admin")))
+    cluster = Cluster(str(plane.kubeconfig("admin")))
     if cluster.get(ObjectRef("apiextensions.k8s.io/v1", "CustomResourceDefinition", "", NAME)):
         yield cluster
         cluster.close()
@@ -258,7 +258,7 @@ class Kept:
     """A view that is kept current over a connection of its own, and what was heard of that."""
 
     def __init__(self, plane: rig.Plane, namespaces: tuple[str | None, ...] = EVERYWHERE) -> None:
-        self.cluster = Cluster.connect(str(plane.kubeconfig("admin")), user_agent=AGENT)
+        self.cluster = Cluster(str(plane.kubeconfig("admin")), user_agent=AGENT)
         self.view = View()
         self.versions: Versions = read(self.cluster, self.view, namespaces)
         self.heard: list[tuple[Place, KubeError | None]] = []

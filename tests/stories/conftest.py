@@ -89,7 +89,7 @@ def ground(
 
             stack.callback(nothing_denied)
 
-        hand = Cluster.connect(admin)
+        hand = Cluster(admin)
         stack.callback(hand.close)
         hand.apply(crd.custom_resource_definition(serverschema.schema()))
         _until_served(hand)
@@ -119,7 +119,7 @@ def _rights(plane: rig.Plane, wanted: Installation) -> str:
         stdout=subprocess.DEVNULL,
     )
     file = str(plane.account_kubeconfig(wanted.name, namespace=wanted.namespace))
-    account = Cluster.connect(file)
+    account = Cluster(file)
     namespace = wanted.watch_namespace or None
     deadline = time.monotonic() + 10
     while not all(account.can(*right._replace(namespace=namespace)) for right in pipeline.NEEDED):

@@ -35,7 +35,7 @@ def story(kubeconfig: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     """A server of which one pod serves, and answers the handshake."""
     monkeypatch.setattr(planning, "STATUS_INTERVAL", timedelta(milliseconds=20))
     monkeypatch.setattr(inquiries, "HANDSHAKE_RETRY", timedelta(seconds=3))
-    hand = Cluster.connect(kubeconfig)
+    hand = Cluster(kubeconfig)
     hand.apply(crd.custom_resource_definition(serverschema.schema()))
     namespace = f"story-{next(_numbers)}"
     hand.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
