@@ -518,6 +518,8 @@ class Agent:
         watches = self._watches
         if watches is None or not watches.complete:
             return "the cluster is not seen whole"
+        if not self._leader.asked:
+            return "it is not known yet who leads"
         if self._leader.holds and not self._controller.synced:
             return "not every server was looked at yet"
         return ""

@@ -75,6 +75,8 @@ class Leadership:
         self._ended = False
         self._failing = False
         self._told = ""
+        self.asked = False
+        """Has it been found out, at least once, who leads?"""
 
     @property
     def holds(self) -> bool:
@@ -108,7 +110,7 @@ class Leadership:
             self._notice()
             try:
                 self._ask()
-                self._failing = False
+                self._failing, self.asked = False, True
             except KubeError as error:
                 if not self._failing:
                     self._say(f"{self._lease}: {error.message}")

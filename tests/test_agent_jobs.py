@@ -16,7 +16,9 @@ import pytest
 
 from gitops_mcp import agent, endpoints, manifests
 from gitops_mcp.agent import Agent, Periods
+from gitops_mcp.errors import Transient
 from gitops_mcp.metrics import Metrics
+from gitops_mcp.model import JsonObject
 from gitops_mcp.options import SourceOptions
 from gitops_mcp.pipeline import Wishes
 
@@ -163,3 +165,23 @@ def test_whatever_hangs_at_its_end_5_seconds_are_enough(work_takes: float) -> No
     took = time.monotonic() - began
     hanging.set()
     assert took + agent.LOOK + 2 * endpoints.STOPPING + agent.HANGING < 5
+
+
+def test_nobody_is_ready_before_it_is_known_who_leads() -> None:
+    """Whoever is about to lead has looked at no server: it would be taken for a stand-by."""
+    idle = cast("Any", Idle())
+    idle._watches = SimpleNamespace(complete=True)
+    assert idle._ready() == "it is not known yet who leads"
+    answers: list[JsonObject | None] = []
+
+    def get(*_: object, **__: object) -> JsonObject | None:
+        if not answers:
+            raise Transient("no answer in time")
+        return answers.pop()
+
+    idle._leader._lease._api = SimpleNamespace(get=get)
+    idle._leader.step()
+    assert idle._ready() == "it is not known yet who leads"
+    answers.append({"spec": {"holderIdentity": "agent-other", "leaseDurationSeconds": 10}})
+    idle._leader.step()
+    assert idle._ready() == ""  # a stand-by is as ready as its view
