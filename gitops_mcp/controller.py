@@ -187,7 +187,11 @@ class Controller:
     def _changed(self, former: Source, source: Source) -> set[ServerKey]:
         """The servers that the step from one commit to the other is about."""
         old, new = former.loaded, source.loaded
-        if former.renderer.digest != source.renderer.digest or old.unknown != new.unknown:
+        if (
+            former.renderer.digest != source.renderer.digest
+            or old.unknown != new.unknown
+            or former.path != source.path  # what lies outside of it is not ours to prune
+        ):
             return self.servers()
         return set(manifests.changed(old, new))
 

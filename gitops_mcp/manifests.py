@@ -91,8 +91,8 @@ def load(
 
 
 def changed(old: Loaded, new: Loaded) -> frozenset[ServerKey]:
-    """The servers that mean something else in ``new``: another digest (or none), another
-    protection, or other problems. All of both where the templates' variables differ.
+    """The servers that mean something else in ``new``: another digest (or none), another file,
+    another protection, or other problems. All of both where the templates' variables differ.
 
     At the cost of the change where ``new`` is the load after ``old`` with the same cache, else at
     that of the fleet. That nothing may be pruned (``unknown``) and problems that are nobody's are
@@ -410,10 +410,10 @@ class _Held:
 
 
 def _differs(old: Loaded, new: Loaded, key: ServerKey) -> bool:
-    """Whether a server has another digest, or another protection."""
-    before, after = old.servers.get(key), new.servers.get(key)
-    digests = ("" if server is None else server.digest for server in (before, after))
-    return len({*digests}) > 1 or (key in old.protected) != (key in new.protected)
+    """Whether a server has another digest, another file, or another protection."""
+    both = (old.servers.get(key), new.servers.get(key))
+    meant = {None if server is None else (server.digest, server.file) for server in both}
+    return len(meant) > 1 or (key in old.protected) != (key in new.protected)
 
 
 def _order(problem: Problem) -> tuple[str, int, int, str, str, str, str]:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, cast
 
 import pytest
-from test_engine import CONTEXT, KEY, NAMESPACE, RENDERER, WEB, Server, cr
+from test_engine import CONTEXT, KEY, NAMESPACE, NOW, RENDERER, WEB, Server, cr
 
 from gitops_mcp.controller import Controller, Leads
 from gitops_mcp.errors import Transient, UsageError
 from gitops_mcp.fleet import Look
 from gitops_mcp.model import (
+    ANNOTATION_FILE,
+    API_VERSION,
+    KIND,
     Inquiry,
     Loaded,
     McpServer,
@@ -40,14 +44,14 @@ class _Broken(Source):
         raise UsageError("a template is wrong")
 
 
-def source(sha: str, *servers: McpServer, kind: type[Source] = _Source) -> Source:
+def source(sha: str, *servers: McpServer, kind: type[Source] = _Source, path: str = "") -> Source:
     return kind(
         repository=cast("Any", None),
         snapshot=Snapshot(Revision(sha * 40), "main", ()),
         loaded=Loaded({server.key: server for server in servers}),
         options=SourceOptions(cluster=CONTEXT.cluster),
         source_id=CONTEXT.source,
-        path="",
+        path=path,
         limit=Limit(),
     )
 
@@ -105,6 +109,33 @@ def test_a_look_that_began_before_a_commit_was_adopted_does_not_count_for_it() -
     stage.server.refuse = lambda *_: None
     stage.work()
     assert stage.settled == ["a", "b"]
+
+
+def test_a_manifest_that_moves_to_another_file_is_told_in_the_cluster_at_once() -> None:
+    now = [NOW]
+    stage = Stage(clock=lambda: now[0])
+    stage.controller.adopt(source("a", WEB))
+    stage.work()
+    stage.controller.adopt(source("b", replace(WEB, file="team/web.yaml", line=7)))
+    (key,) = stage.woken
+    stage.woken.clear()
+    again = stage.controller.look(key).again
+    assert again is not None
+    now[0] = again  # two status writes are not made at once
+    stage.controller.look(key)
+    body = stage.server.objects[ObjectRef(API_VERSION, KIND, "ai", "web")]
+    assert body["metadata"]["annotations"][ANNOTATION_FILE] == "team/web.yaml"
+    assert body["status"]["source"]["path"] == "team/web.yaml"
+    stage.controller.adopt(source("c", replace(WEB, file="team/web.yaml", line=9)))
+    assert stage.woken == []  # the cluster names no line
+
+
+def test_a_source_that_is_read_at_another_path_has_its_servers_looked_at() -> None:
+    stage = Stage()
+    stage.controller.adopt(source("a", WEB, path="team"))
+    stage.work()
+    stage.controller.adopt(source("b", WEB, path=""))
+    assert stage.woken == [KEY]
 
 
 def test_a_commit_whose_templates_are_wrong_leaves_everything_as_it_is() -> None:
