@@ -145,7 +145,8 @@ class Controller:
 
     def lead(self) -> None:
         """We lead now, or lead more: go on in the batches that the cluster tells, as whoever led
-        before us may have come further than we heard. Then all are to be looked at."""
+        before us may have come further than we heard. They have told of what went: the end of a
+        server whose prune we had begun ourselves is no news. Then all are to be looked at."""
         with self._adopting:
             self._spent = ""  # the notes know what was synced since we led last
             source, engine, aim = self.source, self._engine, self._aim
@@ -154,6 +155,9 @@ class Controller:
             self._rollout = self._batches(source, aim.context, self.servers())
             self._aim = replace(aim, rollout=self._rollout)
             engine.aim(self._aim)
+            for key in set(engine.known()) - self.servers():
+                if self._view.resource(key) is None:
+                    engine.forget(key)
 
     def _batches(
         self,

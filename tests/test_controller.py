@@ -25,11 +25,15 @@ from gitops_mcp.model import (
     Revision,
     ServerKey,
     Snapshot,
+    Worked,
 )
 from gitops_mcp.options import SourceOptions
 from gitops_mcp.pipeline import Limit, Source, Wishes
+from gitops_mcp.planning import Allowance
 from gitops_mcp.rendering import Renderer
 from gitops_mcp.view import View
+
+WISHES = Wishes()
 
 
 class _Source(Source):
@@ -57,14 +61,14 @@ def source(sha: str, *servers: McpServer, kind: type[Source] = _Source, path: st
 
 
 class Stage:
-    def __init__(self, **more: Any) -> None:
+    def __init__(self, wishes: Wishes = WISHES, **more: Any) -> None:
         self.server, self.view, self.leads = Server(), View(), True
         self.woken: list[ServerKey] = []
         self.settled: list[str] = []
         self.controller = Controller(
             self.server,
             self.view,
-            Wishes(),
+            wishes,
             leads=Leads(lambda: self.leads, lambda: self.leads),
             wake=lambda *keys: self.woken.extend(keys),
             settled=lambda one: self.settled.append(one.snapshot.revision.sha[0]),
@@ -165,6 +169,29 @@ def test_what_went_while_somebody_else_led_is_forgotten_by_who_leads_again() -> 
     assert stage.settled == ["a", "b"]
     stage.controller.look_at_all()
     assert stage.woken == []
+
+
+def test_a_prune_that_somebody_else_brought_to_its_end_is_not_told_again() -> None:
+    told: list[Worked] = []
+    allowed = Wishes(allow_prune=Allowance(None, "--allow-prune"))
+    stage = Stage(allowed, listeners=[told.append])
+    stage.controller.adopt(source("a", WEB))
+    stage.work()
+    stage.controller.adopt(source("b"))
+    stage.work()
+    assert told[-1].outcome.message == "shutdown"  # we have begun it
+    stage.leads = False
+    for ref in list(stage.server.objects):
+        if ref != NAMESPACE:
+            stage.view.drop(stage.server.objects.pop(ref))
+    stage.controller.look(KEY)
+    told.clear()
+    stage.leads = True
+    stage.controller.lead()
+    stage.controller.look_at_all()
+    stage.work()
+    assert told == []
+    assert stage.settled == ["a", "b"]
 
 
 def test_a_bug_that_the_answer_of_one_server_meets_does_not_stop_the_others() -> None:
