@@ -48,8 +48,6 @@ LOOK = 0.25
 """Seconds between two looks at whether a signal has come."""
 WORKERS = 16
 """Servers that are worked on at the same time: requests in flight."""
-WORKERS_OF_ONE = 12
-"""Of one namespace: its admission webhooks may be slow, and others are not to wait for them."""
 FIRST_WORDS = timedelta(seconds=15)
 """The longest wait for an API server that cannot answer yet."""
 LAST_WORDS = 2.0
@@ -205,7 +203,7 @@ class Agent:
             lambda key, inquiry: self._controller.ask(key, inquiry),
             clock=utc_now,
             workers=WORKERS,
-            per_namespace=WORKERS_OF_ONE,
+            shared=True,
             broken_off=self._broken,
         )
         self._controller = Controller(

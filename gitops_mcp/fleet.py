@@ -88,8 +88,8 @@ class Workers:
 
     ``look`` takes a server as far as it goes now; ``ask`` has an inquiry answered, after which the
     server is looked at again. Both are called from many threads, for one server never twice at
-    once. What a bug raises in them ends ``run``; ``broken_off`` is told of it before anything is
-    waited for.
+    once. ``shared``: slow requests in one namespace leave workers to others. What a bug raises in
+    ``look`` or ``ask`` ends ``run``; ``broken_off`` is told of it before anything is waited for.
     """
 
     def __init__(
@@ -99,11 +99,11 @@ class Workers:
         *,
         clock: Callable[[], datetime],
         workers: int = WORKERS,
-        per_namespace: int | None = None,
+        shared: bool = False,
         broken_off: Callable[[BaseException], None] = lambda _: None,
     ) -> None:
         self.changed = threading.Condition()
-        self.queue = Queue(per_namespace=per_namespace)
+        self.queue = Queue(shared=workers if shared else None)
         """Guarded by ``changed``."""
         self._look = look
         self._ask = ask

@@ -61,13 +61,28 @@ def test_timers_that_are_set_anew_again_and_again_take_no_room() -> None:
     assert queue.next_at() == NOW + 9_999 * SECOND
 
 
-def test_one_namespace_cannot_take_every_worker() -> None:
-    queue = Queue(per_namespace=2)
-    for key in (A, B, C, OTHER):
+def test_slow_namespaces_leave_a_worker_to_another_one() -> None:
+    queue = Queue(shared=16)
+    shares = {}
+    for namespace in ("slow", "slower", "third"):
+        keys = {ServerKey(namespace, f"web-{number}") for number in range(20)}
+        for key in keys:
+            queue.add(key, NOW)
+        shares[namespace] = got = taken(queue)
+        assert set(got) <= keys
+    assert [len(share) for share in shares.values()] == [12, 3, 1]
+    queue.done(shares["third"][0])  # what is left to it goes on to be its own
+    assert [key.namespace for key in taken(queue)] == ["third"]
+    for key in (*shares["slow"], *shares["slower"]):
+        queue.done(key)
+    assert len(taken(queue)) >= 14  # and next to nothing lies idle
+
+
+def test_a_namespace_that_is_alone_among_few_workers_has_one() -> None:
+    queue = Queue(shared=1)
+    for key in (A, B):
         queue.add(key, NOW)
-    assert set(taken(queue)) == {A, B, OTHER}
-    queue.done(A)
-    assert taken(queue) == [C]
+    assert taken(queue) == [A]
 
 
 def test_the_namespaces_take_turns() -> None:
