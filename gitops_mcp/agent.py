@@ -61,8 +61,8 @@ LAST_RELEASE = 1.0
 """Seconds after those in which a lease is given back, or ends by itself."""
 LAST_NOTES = 0.6
 """Seconds that the notes are given at least: what is not written is found by the next agent."""
-CATCH_UP = 15.0
-"""Seconds that git is given to say what a former leader has read of it."""
+CATCH_UP = timedelta(seconds=15)
+"""Between two looks at git while what a former leader has read of it is not known here."""
 M_ARENA_MAX = -8
 """Of glibc's malloc.h: how many heaps threads may have."""
 STUCK = 60.0
@@ -164,8 +164,8 @@ class Agent:
         """There is something new that could not be read."""
         self._catching_up = False
         """We lead, and nothing is written before we know what whoever led before us had come to."""
-        self._give_up = 0.0
-        """Until when, by the monotonic clock, git may take to tell which commit was enforced."""
+        self._behind = False
+        """Whoever led before us enforced another commit than the one that we know."""
         self._polled = ""
         """What went wrong at the last look at git."""
         where = options.namespace or cluster.namespace
@@ -397,10 +397,10 @@ class Agent:
         """Look at git now; while it is looked at, once more after that."""
         self._hurry("poll")
 
-    def _hurry(self, job: str) -> None:
-        """Run a job now; not, where the agent is ending already."""
+    def _hurry(self, job: str, within: timedelta = timedelta()) -> None:
+        """Run a job now, or so soon; not, where the agent is ending already."""
         with suppress(JobLookupError):
-            self._scheduler.modify_job(job, next_run_time=datetime.now(UTC))
+            self._scheduler.modify_job(job, next_run_time=datetime.now(UTC) + within)
 
     def _poll(self) -> None:
         """Look at git, and adopt what is new. What cannot be read leaves everything as it is."""
@@ -414,7 +414,11 @@ class Agent:
                 self._warn(f"{error}; what was read last stays in force")
             self._polled = str(error)
         self._metrics.polled(result, time.monotonic() - began)
-        self._catch_up()
+        if result != "failed":
+            self._behind = False
+            self._catch_up()
+        elif self._behind:
+            self._hurry("poll", CATCH_UP)
 
     def _look_at_git(self) -> str:
         found = self._repository.poll()
@@ -459,19 +463,23 @@ class Agent:
         self._hurry("notes")
         source, former = self._controller.source, self._leader.revision
         behind = former and source is not None and former != str(source.snapshot.revision)
-        self._give_up = time.monotonic() + (CATCH_UP if behind else 0.0)
+        self._behind = bool(behind)
+        if behind:
+            self._warn(f"{former} was enforced last, which is not what was read here: asking git")
         self._catching_up = True
         # Not here: who renews the lease must not wait for a look at the whole fleet.
         self._hurry("poll" if behind else "check")
 
     def _check(self) -> None:
-        if self._catching_up and time.monotonic() >= self._give_up:
-            self._catch_up()  # git does not answer: what we have read is the last good commit
+        if self._catching_up and not self._behind:
+            self._catch_up()
         else:
             self._controller.look_at_all()
 
     def _catch_up(self) -> None:
-        """We know what git says: enforce it, as far as it has come."""
+        """We know what git says: enforce it, as far as it has come. An older commit would take back
+        what was pushed since, and prune it: rather than that, the source's servers are left as they
+        are until git answers."""
         if not self._catching_up:
             return
         source = self._controller.source
@@ -497,8 +505,6 @@ class Agent:
     def _renew(self) -> None:
         self._leader.step()
         self._heartbeat = time.monotonic()
-        if self._catching_up and self._heartbeat >= self._give_up:
-            self._hurry("check")
 
     def _heard(self, place: Place, error: KubeError | None) -> None:
         if error is not None:

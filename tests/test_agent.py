@@ -343,6 +343,32 @@ def test_a_stand_by_that_read_an_older_commit_takes_nothing_back(place: Place) -
             assert place.get("Deployment", "web")["metadata"]["generation"] == before
 
 
+def test_a_stand_by_whose_git_is_away_takes_back_nothing_that_it_has_not_read(
+    place: Place,
+) -> None:
+    place.push(web=manifest("web"))
+    with place.agent() as leader:
+        until(lambda: place.ready("web") and place.is_ready(), "the first commit")
+        with agent(place.kubeconfig, place.repository, *HOUR):
+            until(lambda: "waiting for agent-" in place.log(), "the stand-by")
+            place.push(web=manifest("web", "2.0"), other=manifest("other"))
+            place.wake()  # the leader alone
+            until(lambda: place.ready("web") and place.ready("other"), "the push", within=20)
+            time.sleep(3)  # the Lease bears the commit by now
+            away = place.repository.rename(place.repository.with_suffix(".away"))
+            leader.send_signal(signal.SIGTERM)
+            assert leader.wait(30) == 0
+            until(lambda: "was enforced last" in place.log(), "the stand-by to lead")
+            until(lambda: "what was read last stays in force" in place.log(), "its look at git")
+            time.sleep(2)
+            assert place.image("web").endswith(":2.0")
+            assert "deletionTimestamp" not in place.get(KIND, "other")["metadata"]
+            away.rename(place.repository)
+            place.push(web=manifest("web", "3.0"))
+            until(lambda: place.image("web").endswith(":3.0"), "git to be asked again", within=40)
+            assert place.get(KIND, "other")
+
+
 def test_an_agent_of_one_namespace_keeps_nobody_from_kubectls_servers_in_others(
     place: Place,
 ) -> None:
