@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.jobstores.base import JobLookupError
@@ -27,7 +28,7 @@ from gitops_mcp import leadership, manifests, pipeline, webhook
 from gitops_mcp.controller import Controller, Leads, Listener
 from gitops_mcp.endpoints import Endpoints
 from gitops_mcp.engine import utc_now
-from gitops_mcp.errors import GitOpsError, KindAbsent, KubeError, Transient
+from gitops_mcp.errors import GitOpsError, KindAbsent, KubeError, Transient, Unanswered
 from gitops_mcp.fleet import Workers
 from gitops_mcp.gitrepo import Repository
 from gitops_mcp.journal import Journal, Standing
@@ -43,13 +44,14 @@ from gitops_mcp.watches import Place, Versions, Watches
 from gitops_mcp.webhook import Verdict
 
 _log = logging.getLogger(__name__)
+_Found = TypeVar("_Found")
 
 LOOK = 0.25
 """Seconds between two looks at whether a signal has come."""
 WORKERS = 16
 """Servers that are worked on at the same time: requests in flight."""
 FIRST_WORDS = timedelta(seconds=15)
-"""The longest wait for an API server that cannot answer yet."""
+"""The longest wait for an API server or a git server that cannot answer yet."""
 LAST_WORDS = 2.0
 """Seconds that requests under way are given when the agent is told to end. Whatever hangs, it has
 ended 5 s after the signal, the time that the endpoints take included."""
@@ -97,6 +99,59 @@ def leave(code: int = 0, *, within: float = HANGING) -> None:
     late = threading.Timer(within, os._exit, (code,))
     late.daemon = True
     late.start()
+
+
+def first_source(
+    read: Callable[[], Source],
+    ended: threading.Event,
+    *,
+    listen: str,
+    metrics: Metrics,
+    warn: Say,
+) -> Source | None:
+    """What ``read`` reads; None where we are told to end before that. In a pod a git server that
+    does not answer is waited for, since a restart would not help; elsewhere, whoever has typed it
+    is told. Meanwhile we are alive, but not ready."""
+
+    def look() -> Source:
+        wait = Transient.first_retry
+        while True:
+            try:
+                return read()
+            except Unanswered as error:
+                if not pipeline.in_cluster():
+                    raise
+                warn(f"{error.message}; trying again")
+                if ended.wait(wait.total_seconds()):
+                    raise
+                wait = min(wait * 2, FIRST_WORDS)
+
+    with Endpoints(
+        listen, alive=lambda: "", ready=lambda: "git was not read yet", metrics=metrics.text
+    ):
+        return _unless(ended, look)
+
+
+def _unless(ended: threading.Event, look: Callable[[], _Found]) -> _Found | None:
+    """What ``look`` finds, or raises, however long that takes; None once we are told to end."""
+    found: list[_Found] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            found.append(look())
+        except BaseException as error:
+            failed.append(error)
+
+    looking = threading.Thread(target=run, name="first look", daemon=True)
+    looking.start()
+    while looking.is_alive() and not ended.is_set():
+        looking.join(LOOK)
+    if ended.is_set():
+        return None
+    if failed:
+        raise failed[0]
+    return found[0]
 
 
 def _ahead() -> float:
@@ -233,7 +288,7 @@ class Agent:
             metrics=self._metrics.text,
             webhook=self._on_webhook,
         ):
-            versions = self._survey()
+            versions = _unless(self._ended, self._surveyed)
             if versions is not None:
                 self._keep(versions)
         if self._crash is not None:
@@ -271,25 +326,6 @@ class Agent:
             room.set_back()
         for job in self._scheduler.get_jobs():  # the full check among them
             self._hurry(job.id)
-
-    def _survey(self) -> Versions | None:
-        """What the cluster holds, as soon as it tells; None: we were told to end before that."""
-        found: list[Versions] = []
-        failed: list[BaseException] = []
-
-        def look() -> None:
-            try:
-                found.append(self._surveyed())
-            except BaseException as error:
-                failed.append(error)
-
-        looking = threading.Thread(target=look, name="survey", daemon=True)
-        looking.start()
-        while looking.is_alive() and not self._ended.is_set():
-            looking.join(LOOK)
-        if failed and not self._ended.is_set():
-            raise failed[0]
-        return found[0] if found and not self._ended.is_set() else None
 
     def _surveyed(self) -> Versions:
         """An API server that is only starting, or busy, is no reason to end; on somebody's own

@@ -3,6 +3,7 @@
     GitOpsError                 an expected failure: one line on stderr, no traceback
     ├── UsageError              the command line or the configuration is wrong
     ├── SourceError             the git source cannot be read
+    │   └── Unanswered          its server does not answer, or not now
     ├── LeaseLost               somebody else writes for this source
     └── KubeError               the API server refused, or could not be asked
         ├── Transient           worth trying again soon
@@ -33,6 +34,10 @@ class UsageError(GitOpsError):
 
 class SourceError(GitOpsError):
     """The git source cannot be read: no repository, no such ref, no answer from its server."""
+
+
+class Unanswered(SourceError):
+    """The git server could not be asked, or was too busy: nothing is known to be wrong."""
 
 
 class LeaseLost(GitOpsError):

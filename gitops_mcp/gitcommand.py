@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from gitops_mcp.errors import SourceError
+from gitops_mcp.errors import SourceError, Unanswered
 
 LOCAL_LIMIT = 120.0
 """Seconds for a command on the local disk."""
@@ -144,6 +144,15 @@ _COMPLAINTS = (
 )
 
 
+_UNANSWERED = frozenset(
+    {
+        "the git server took too long",
+        "the git server limits how often it is asked",
+        "the git server does not answer",
+    }
+)
+
+
 def why(error: Exception) -> str:
     """An exception in a few words."""
     return (error.strerror or type(error).__name__) if isinstance(error, OSError) else str(error)
@@ -164,7 +173,8 @@ def complaint(err: str, root: str) -> SourceError:
     """Git's stderr as one line of ours."""
     for pattern, message, hint in _COMPLAINTS:
         if re.search(pattern, err):
-            return SourceError(f"{root}: {message}", hint=hint)
+            kind = Unanswered if message in _UNANSWERED else SourceError
+            return kind(f"{root}: {message}", hint=hint)
     lines = [printable(line)[:300] for line in _redact(err).splitlines() if line.strip()]
     fatal = [line for line in lines if line.startswith(("fatal:", "error:"))] or lines[-1:]
     cause = re.sub(r"^(?:fatal|error): ", "", fatal[0]) if fatal else "git failed without a word"

@@ -21,12 +21,15 @@ def until(holds: Callable[[], object], what: str, within: float = 60.0) -> None:
 
 
 @contextlib.contextmanager
-def agent(kubeconfig: Path, repository: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """An agent of a repository, a pass each second, that reaches no pod. It ends with SIGTERM,
-    well, unless the test kills it; what it said stands beside the repository in ``agent.log``."""
+def agent(
+    kubeconfig: Path, repository: Path, *arguments: str, url: str = ""
+) -> Iterator[subprocess.Popen[bytes]]:
+    """An agent of a repository (at ``url``, where one is given), a pass each second, that reaches
+    no pod. It ends with SIGTERM, well, unless the test kills it; what it said stands beside the
+    repository in ``agent.log``."""
     log = repository.parent / "agent.log"
     command = [
-        *(sys.executable, "-m", "gitops_mcp", "agent", str(repository)),
+        *(sys.executable, "-m", "gitops_mcp", "agent", url or str(repository)),
         *("--interval", "1s", "--probes", "off", *arguments),
     ]
     with log.open("ab") as said:

@@ -251,6 +251,58 @@ def test_the_last_good_commit_is_kept_while_git_is_away(place: Place) -> None:
         until(lambda: place.image("web").endswith(":2.0"), "the push", within=20)
 
 
+def test_in_a_pod_a_git_server_that_is_away_at_the_start_is_waited_for(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    place.push(web=manifest("web"))
+    with gitfixtures.GitServer(place.repository.parent) as server:
+        server.trouble = 503
+        url = f"{server.url}/{place.repository.name}"
+        with agent(place.kubeconfig, place.repository, *place.arguments, url=url):
+            until(lambda: "the git server does not answer; trying again" in place.log(), "the wait")
+            assert (place.ask("/healthz")[0], place.ask("/readyz")[0]) == (200, 503)
+            server.trouble = 0
+            until(lambda: place.ready("web") and place.is_ready(), "the server", within=30)
+
+
+def test_whoever_waits_for_git_ends_at_once_when_told(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    with gitfixtures.GitServer(place.repository.parent) as server:
+        server.trouble = 503
+        url = f"{server.url}/{place.repository.name}"
+        with agent(place.kubeconfig, place.repository, *place.arguments, url=url) as process:
+            until(lambda: len(server.seen) > 2, "waits that become longer")
+            began = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+            assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("in_pod", [False, True])
+def test_a_git_server_that_refuses_at_the_start_ends_it(
+    in_pod: bool, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So does one that is away, where somebody can read it: not in a pod."""
+    if in_pod:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    with gitfixtures.GitServer(place.repository.parent) as server:
+        server.trouble = 403 if in_pod else 503
+        ended = subprocess.run(
+            [sys.executable, "-m", "gitops_mcp", "agent", f"{server.url}/fleet.git"],
+            env=os.environ | {"KUBECONFIG": str(place.kubeconfig)},
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+    assert ended.returncode == 2
+    expected = "refused the credentials" if in_pod else "does not answer"
+    assert f"error: {server.url}/fleet.git: the git server {expected}" in ended.stderr.decode()
+
+
 def test_it_ends_within_5_seconds_though_the_api_server_hangs(place: Place) -> None:
     place.push(web=manifest("web"))
     with (

@@ -130,7 +130,16 @@ def command(
         pipeline.open_repository(source := _chosen(source, empty)) as repository,
     ):
         cache = manifests.Cache()
-        line = pipeline.read(source, repository, cache=cache)
+        line = agent.first_source(
+            lambda: pipeline.read(source, repository, cache=cache),
+            ended,
+            listen=listen,
+            metrics=metrics,
+            warn=looks.warn,
+        )
+        if line is None:
+            agent.leave()
+            return 0
         cluster = pipeline.connect(connection, observe=metrics.requested)
         try:
             agent.Agent(
