@@ -223,7 +223,7 @@ class Agent:
         """Whoever led before us enforced another commit than the one that we know."""
         self._polled = ""
         """What went wrong at the last look at git."""
-        where = options.namespace or cluster.namespace
+        where = leadership.home(cluster, options.namespace)
         lease = leadership.source_lease(cluster, where, source.source_id, "agent")
         self._recorder = Recorder(
             cluster,

@@ -188,25 +188,41 @@ def covers(name: str, source_id: str, namespace: str) -> bool:
     return source == source_id and (area == "" or len(narrow) == 2 or narrow[-1] == namespace)
 
 
+def home(cluster: Cluster, given: str | None) -> str:
+    """Where our leases live if there are none yet: in ``given``, else in the namespace of the pod
+    that we run in, else in ``default``. A kubeconfig's context has no say: whoever writes for the
+    same source may have another one."""
+    if given:
+        return given
+    return cluster.namespace if "KUBERNETES_SERVICE_HOST" in os.environ else "default"
+
+
 def lease_namespaces(
     cluster: Cluster, source_ids: tuple[str, ...], given: str | None
 ) -> tuple[str, ...]:
-    """Where the Lease of each of these sources lives: in ``given``, else where its agent holds it,
-    else in the namespace of the pod that we run in, else in ``default``."""
-    if given:
-        return (given,) * len(source_ids)
-    own = cluster.namespace if "KUBERNETES_SERVICE_HOST" in os.environ else "default"
-    agents: dict[str, set[str]] = {}
-    for lease in find_leases(cluster, *source_ids):
-        if str(lease.get("spec", {}).get("holderIdentity") or "").startswith("agent-"):
-            metadata = lease["metadata"]
-            agents.setdefault(_source_of(metadata["name"]), set()).add(metadata["namespace"])
-    found = (agents.get(source_id, {own}) for source_id in source_ids)
-    return tuple(own if own in places else min(places) for places in found)
+    """Where the Lease of each of these sources lives: where an agent holds it, else where anybody
+    does, else where it was given up last, else ``home``."""
+    own = home(cluster, given)
+    found: dict[str, list[JsonObject]] = {source_id: [] for source_id in source_ids}
+    for lease in find_leases(cluster, *source_ids, given=given):
+        found[_source_of(lease["metadata"]["name"])].append(lease)
+
+    def rank(lease: JsonObject) -> tuple[object, ...]:
+        spec, metadata = lease.get("spec") or {}, lease["metadata"]
+        holder, whole = str(spec.get("holderIdentity") or ""), "--" not in metadata["name"]
+        # Of two that have a holder one was left by somebody who died, whom the other outlived.
+        renewed = str(spec.get("renewTime") or "")
+        return holder.startswith("agent-"), holder != "", whole, renewed, metadata["namespace"]
+
+    return tuple(
+        max(leases, key=rank)["metadata"]["namespace"] if leases else own
+        for leases in found.values()
+    )
 
 
-def find_leases(cluster: Cluster, *source_ids: str) -> list[JsonObject]:
-    """The Leases of some sources and of their areas, wherever we may look for them."""
+def find_leases(cluster: Cluster, *source_ids: str, given: str | None = None) -> list[JsonObject]:
+    """The Leases of some sources and of their areas, wherever we may look for them: at least in
+    ``given``, which somebody may have named, the context's namespace and ``default``."""
     api_version = "coordination.k8s.io/v1"
     areas = ("", area_of(cluster.namespace))
     names = [lease_name(each, area) for each in source_ids for area in areas]
@@ -215,7 +231,8 @@ def find_leases(cluster: Cluster, *source_ids: str) -> list[JsonObject]:
         leases, _ = cluster.list(api_version, "Lease", None, label_selector=selector)
     except Permanent:
         leases = []
-        for namespace, name in itertools.product({cluster.namespace, "default"}, names):
+        places = {given or "default", cluster.namespace, "default"}
+        for namespace, name in itertools.product(places, names):
             with suppress(Permanent):
                 lease = cluster.get(ObjectRef(api_version, "Lease", namespace, name))
                 leases += [lease] if lease is not None else []

@@ -37,7 +37,7 @@ class Idle(Agent):
             SourceOptions(cluster="test"),
             cast("Any", repository),
             cast("Any", SimpleNamespace(source_id="default")),
-            cast("Any", SimpleNamespace(namespace="default")),
+            cast("Any", SimpleNamespace(namespace="context")),
             Wishes(),
             cache=manifests.Cache(),
             periods=Periods(HOUR, HOUR),
@@ -84,6 +84,13 @@ def test_a_push_while_it_ends_is_no_bug() -> None:
     agent._scheduler.start()
     agent._scheduler.shutdown()
     agent.poke()
+
+
+def test_its_leases_do_not_follow_the_kubeconfigs_context() -> None:
+    """Two agents of one source whose contexts differ would both write."""
+    idle = Idle()
+    for each in (idle._leader, idle._kubectls):
+        assert each._lease.ref.namespace == "default"
 
 
 HEAPS = """

@@ -486,6 +486,15 @@ def _lease(fleet: Fleet, namespace: str = "") -> ObjectRef:
     return ObjectRef("coordination.k8s.io/v1", "Lease", namespace or fleet.name, name)
 
 
+def test_an_agent_in_another_namespace_stops_a_sync_that_names_its_own(fleet: Fleet) -> None:
+    fleet.lease("agent-there-1", namespace="default")
+    ended = fleet("sync")
+    assert ended.code == 2
+    assert f"default/{leadership.lease_name(fleet.name)} is held by agent-there-1" in ended.error
+    assert fleet.get("Deployment", "web") is None
+    assert fleet.cluster.get(_lease(fleet)) is None
+
+
 def test_without_n_the_lease_is_where_the_agent_has_its_own_else_in_default(fleet: Fleet) -> None:
     write(fleet.folder, {"web.yaml": manifest(namespace=fleet.name)})
     assert fleet.run("sync", fleet.folder, "--source-id", fleet.name).code == 0

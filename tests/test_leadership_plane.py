@@ -73,7 +73,7 @@ class Place:
 
     def agent(self, user: str, source: Path, *, kubeconfig: Path | None = None) -> Agent:
         file = kubeconfig or self.plane.kubeconfig(user, namespace=self.name)
-        agent = Agent(user, source, file, self.home / f"{next(self.numbers)}.log")
+        agent = Agent(user, source, file, self.name, self.home / f"{next(self.numbers)}.log")
         self.ends.callback(agent.kill)
         return agent
 
@@ -99,13 +99,15 @@ class Place:
 class Agent:
     """A process of its own; ``user`` is who it is to the API server."""
 
-    def __init__(self, user: str, source: Path, kubeconfig: Path, log: Path) -> None:
+    def __init__(
+        self, user: str, source: Path, kubeconfig: Path, namespace: str, log: Path
+    ) -> None:
         self.user = user
         self._log = log
         command = [sys.executable, "-m", "gitops_mcp", "agent", str(source), "--interval", "1s"]
         with log.open("wb") as said:
             self.process = subprocess.Popen(
-                [*command, "--probes", "off", "--source-id", source.stem],
+                [*command, "-n", namespace, "--probes", "off", "--source-id", source.stem],
                 env=os.environ
                 | {"KUBECONFIG": str(kubeconfig), "GITOPS_MCP_LISTEN": "127.0.0.1:0"},
                 cwd=Path(__file__).parents[1],

@@ -8,14 +8,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import faults
 import pytest
 from commandline import manifest
 
 from gitops_mcp import leadership, pipeline
-from gitops_mcp.errors import LeaseLost
+from gitops_mcp.errors import LeaseLost, Permanent
 from gitops_mcp.kube import Cluster, Lease, LeaseTiming
 from gitops_mcp.model import API_VERSION, FINALIZER, KIND, JsonObject, ObjectRef
 from gitops_mcp.options import SourceOptions
@@ -210,3 +211,55 @@ def test_a_sync_stands_where_the_agents_are_that_are_narrowed(cluster: Cluster) 
     assert held.acquire()
     assert leadership.lease_namespaces(cluster, ("cluster",), None) == ("narrowed",)
     held.release()
+
+
+def namespaces(cluster: Cluster, *names: str) -> None:
+    for name in names:
+        cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+
+
+@pytest.mark.parametrize("given", [None, "team", "elsewhere"])
+def test_a_lease_that_nobody_holds_is_used_where_it_was_given_up_last(
+    cluster: Cluster, given: str | None
+) -> None:
+    """As between two terms of an agent: one of our own would let both of us write."""
+    namespaces(cluster, "team", "agents")
+    source = f"seven-{given}".lower()
+    for where, by in (("default", "sync"), ("team", "sync"), ("agents", "agent")):
+        with leadership.only_writer(lease(cluster, source, by, namespace=where)):
+            pass
+    assert leadership.lease_namespaces(cluster, (source,), given) == ("agents",)
+    with leadership.only_writer(lease(cluster, source, "sync")):
+        assert leadership.lease_namespaces(cluster, (source,), given) == ("default",)
+        with leadership.only_writer(lease(cluster, source, "agent", namespace="team")):
+            assert leadership.lease_namespaces(cluster, (source,), given) == ("team",)
+
+
+def test_who_may_not_list_leases_looks_in_the_namespace_that_was_named(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> Any:
+        raise Permanent("no", code=403)
+
+    namespaces(cluster, "named", "hidden")
+    monkeypatch.setattr(cluster, "list", refused)
+    for source, where in (("eight", "named"), ("nine", "hidden")):
+        assert lease(cluster, source, "agent", namespace=where).acquire()
+    find = leadership.lease_namespaces
+    assert find(cluster, ("eight", "nine"), "named") == ("named", "named")
+    assert find(cluster, ("eight", "nine"), None) == ("default", "default")
+    assert leadership.find_leases(cluster, "eight", given="named") != []
+
+
+@pytest.mark.parametrize(
+    ("given", "pod", "place"),
+    [(None, False, "default"), (None, True, "context"), ("mine", False, "mine"),
+     ("mine", True, "mine")],
+)  # fmt: skip
+def test_leases_live_in_the_pods_own_namespace_and_in_no_contexts(
+    given: str | None, pod: bool, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    if pod:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    assert leadership.home(cast("Any", SimpleNamespace(namespace="context")), given) == place

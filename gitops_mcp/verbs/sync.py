@@ -111,7 +111,8 @@ def command(
                     cluster, (line.source_id, shared), source.namespace
                 )
                 if create_namespace:
-                    leadership.create_namespace(cluster, where)
+                    for namespace in sorted({where, everyones}):
+                        leadership.create_namespace(cluster, namespace)
                 with (
                     leadership.only_writer(
                         leadership.source_lease(cluster, where, line.source_id, "sync"),
