@@ -9,6 +9,7 @@ class of the error. Nothing here caches objects, decides what to write, or write
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import re
@@ -71,6 +72,11 @@ server that was stopped leaves its watches silently open."""
 WATCH_BACKOFF_CAP: Final = 5.0
 """The longest wait, in seconds, before a broken watch is tried again: so much later than the API
 server itself we are back after its restart."""
+
+LEAST_RETRY_AFTER: Final = 1.0
+LONGEST_RETRY_AFTER: Final = 3600.0
+"""Seconds. A server that asks for less gets our own backoff, one that asks for more no more than
+that."""
 
 PLURALS: Final[Mapping[tuple[str, str], str]] = {
     ("v1", "ConfigMap"): "configmaps",
@@ -218,11 +224,16 @@ def _cause_text(code: int, status: JsonObject, causes: Causes) -> str:
 
 
 def _retry_after(headers: Mapping[str, str], status: JsonObject) -> timedelta | None:
-    seconds = headers.get("Retry-After") or (status.get("details") or {}).get("retryAfterSeconds")
+    """What the server asks for, as far as it is a wait: whoever answers in its place may ask for
+    none, and that would be a loop without a pause."""
+    asked = headers.get("Retry-After") or (status.get("details") or {}).get("retryAfterSeconds")
     try:
-        return timedelta(seconds=float(seconds)) if seconds else None
-    except (TypeError, ValueError):
+        seconds = float(asked or 0)
+    except (TypeError, ValueError, OverflowError):
         return None  # an HTTP date: our own backoff will do
+    if not (math.isfinite(seconds) and seconds >= LEAST_RETRY_AFTER):
+        return None
+    return timedelta(seconds=min(seconds, LONGEST_RETRY_AFTER))
 
 
 def _place(operation: str, ref: ObjectRef | None) -> str:

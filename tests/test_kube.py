@@ -234,6 +234,35 @@ def test_too_many_requests_are_not_repeated_by_the_library(connect: Connect, cod
         assert len(server.asked) == 1
 
 
+@pytest.mark.parametrize("asked", ["0", "-5", "0.001", "inf", "nan", "1e400", "soon", "1" * 400])
+@pytest.mark.parametrize("place", ["header", "body"])
+def test_a_server_that_asks_for_no_wait_gets_our_own_backoff(asked: str, place: str) -> None:
+    """At once would be a loop without a pause; no number of it may be more than a wait can be."""
+    headers = {"Retry-After": asked} if place == "header" else {}
+    body = json.dumps({"details": {"retryAfterSeconds": asked}}).encode() if not headers else b""
+    error = kube.translate(429, headers, body, operation="list", ref=None)
+    assert error.retry_after is None
+
+
+@pytest.mark.parametrize(("asked", "seconds"), [("1", 1), ("7.5", 7.5), ("86400", 3600)])
+def test_a_server_is_waited_for_as_long_as_it_asks_within_an_hour(
+    asked: str, seconds: float
+) -> None:
+    error = kube.translate(429, {"Retry-After": asked}, b"", operation="list", ref=None)
+    assert error.retry_after == timedelta(seconds=seconds)
+
+
+def test_a_watch_that_is_asked_not_to_wait_is_not_repeated_without_a_pause(
+    connect: Connect,
+) -> None:
+    with scripted(lambda _: Answer(429, "busy", {"Retry-After": "0"})) as server:
+        cluster, stop = connect(server), threading.Event()
+        timer = threading.Timer(1.0, cluster.end_watches, (stop,))
+        timer.start()
+        list(cluster.list_and_watch("v1", "Pod", None, resource_version="1", stop=stop))
+        assert 1 < len(server.asked) < 12
+
+
 def test_a_refused_token_is_read_again_and_tried_once_more(
     connect: Connect, tmp_path: Path
 ) -> None:
