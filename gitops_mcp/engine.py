@@ -158,6 +158,8 @@ class Memory:
     failing_since: datetime | None = None
     asked: str = ""
     """The request for a fresh look that stood at the last look."""
+    generation: int = 0
+    """The MCPServer's, at the last look."""
     races: int = 0
     sessions: int | None = None
     sessions_at: datetime | None = None
@@ -383,6 +385,7 @@ class Engine:
             facts = self._facts(key, aim)
             memory = self.memory(key)
             memory.asked = inquiries.requested(facts.cr)
+            memory.generation = planning.generation(facts.cr)
             decision = planning.decide(facts, aim.context, aim.renderer)
             if facts.cr is not None:
                 memory.shutdown = shutdown.state_of(facts.cr) or memory.shutdown
@@ -613,6 +616,7 @@ class Engine:
             retry_at=now + self._delay(error, attempts),
             immutable=isinstance(error, Immutable),
             asked=memory.asked,
+            generation=memory.generation,
         )
         self._failing[key] = None
 

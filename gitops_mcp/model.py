@@ -351,7 +351,8 @@ class Failure:
 
     ``category`` is the error's class name (Transient, Configuration, Permanent); ``reason`` is a
     condition reason (ApplyFailed, NotOwned, ResourcesExhausted …); ``retry_at`` when to try again,
-    unless somebody asks for a fresh look before (``asked`` is the request that stood by then).
+    unless somebody asks for a fresh look before (``asked`` is the request that stood by then), or
+    changes the MCPServer (``generation`` is what was refused, 0: there was none).
     """
 
     category: str
@@ -362,6 +363,7 @@ class Failure:
     immutable: bool = False
     """Only a recreate can carry the change out."""
     asked: str = ""
+    generation: int = 0
 
 
 Namespace = Literal["Active", "Terminating", "Absent"]

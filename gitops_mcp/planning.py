@@ -411,11 +411,21 @@ def _strict(context: Context, owner: Owner | None) -> Context:
 
 def holds_off(facts: Facts) -> bool:
     """Is what failed to be left alone for now? Its time has not come, nor has anybody asked for a
-    fresh look since it failed."""
-    failure = facts.failure
+    fresh look since it failed, mended the MCPServer, or deleted it. A server that does not answer
+    is not asked more often because somebody edits what it is to be told."""
+    failure, cr = facts.failure, facts.cr
     if failure is None or facts.now >= failure.retry_at:
         return False
-    return failure.asked == inquiries.requested(facts.cr)
+    if failure.asked != inquiries.requested(cr):
+        return False
+    if cr is None or failure.generation == generation(cr):
+        return True
+    return failure.category == "Transient" and "deletionTimestamp" not in cr["metadata"]
+
+
+def generation(cr: JsonObject | None) -> int:
+    """Of an MCPServer's spec; its deletion counts, too. 0: there is none."""
+    return int(cr["metadata"].get("generation", 0)) if cr is not None else 0
 
 
 def _missing_namespace(facts: Facts, context: Context) -> Decision:

@@ -505,3 +505,22 @@ def test_what_failed_is_tried_again_by_a_clock_that_was_set_back() -> None:
     stage.engine.work(KEY)
     assert ObjectRef("apps/v1", "Deployment", "ai", "web") in stage.server.objects
     assert stage.engine.memory(KEY).failure is None
+
+
+def test_what_was_refused_is_tried_at_once_when_its_mcpserver_is_mended_and_not_before() -> None:
+    stage = Stage()
+    stage.stands(cr())
+
+    def refuse(verb: str, ref: ObjectRef) -> None:
+        if (verb, ref.kind) == ("apply", "Deployment"):
+            raise Configuration("apply deployment/web: refused", code=400)
+
+    stage.server.refuse = refuse
+    stage.engine.work(KEY)
+    stage.server.asked.clear()
+    stage.engine.work(KEY)
+    assert "apply Deployment" not in stage.server.asked
+    stage.server.refuse = lambda *_: None
+    stage.stands(cr(generation=2, resourceVersion="100"))
+    stage.engine.work(KEY)
+    assert "apply Deployment" in stage.server.asked

@@ -148,6 +148,7 @@ def facts_and_context(case: dict[str, Any]) -> tuple[Facts, Context]:
             1,
             NOW + timedelta(seconds=failure["after"]),
             immutable=failure.get("immutable", False),
+            generation=failure.get("generation", planning.generation(cr)),
         )
         if failure
         else None,
