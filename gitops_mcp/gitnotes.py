@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import orjson
+
 from gitops_mcp.errors import GitOpsError
 from gitops_mcp.gitcommand import FETCH, SHA, Answer, Git, complaint, printable, why
 from gitops_mcp.model import NoteRecord
@@ -331,14 +333,18 @@ def _line(record: NoteRecord) -> str:
 
 
 def _parse(line: str, commit: str) -> NoteRecord | None:
-    """A line as a record; None for what somebody else wrote."""
+    """A line as a record; None for what somebody else wrote: whoever may push can write anything,
+    and what cannot be printed as JSON again (half a surrogate pair, a huge number) is not ours."""
     try:
         values = json.loads(line)
+        orjson.dumps(values)
         fixed = {key: values.pop(key) for key in _KEYS}
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return None
     texts = [value for key, value in fixed.items() if key != "server" or value is not None]
     if not all(isinstance(text, str) for text in texts):
+        return None
+    if fixed["server"] is not None and "/" not in fixed["server"]:
         return None
     return NoteRecord(**fixed, extra=values, commit=commit)
 

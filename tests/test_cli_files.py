@@ -394,6 +394,27 @@ def test_history_is_newest_first_and_of_one_server(gitops: Run, tmp_path: Path) 
     assert gitops("history", tmp_path, "--cluster", "other", "-o", "json").json == []
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"server": "web"},
+        {"message": "\ud800"},
+        {"changes": ["\udfff"]},
+        {"changes": 12345678901234567890123},
+    ],
+)
+@pytest.mark.parametrize("how", [(), ("--server", "web"), ("-o", "json")])
+def test_a_note_that_somebody_else_wrote_does_not_stop_history(
+    odd: dict[str, Any], how: tuple[str, ...], gitops: Run, tmp_path: Path
+) -> None:
+    revision = worktree(tmp_path, {"web.yaml": manifest()})
+    record = {"time": "2030-01-01T00:00:00.000000Z", "event": "applied", "server": "ai/web"}
+    note(tmp_path, revision, record | {"message": "fine"}, record | odd)
+    told = gitops("history", tmp_path, *how)
+    assert told.code == 0
+    assert told.out.count("applied") == told.out.count("fine") == 1
+
+
 # --- help, errors, ends -------------------------------------------------------------------------
 
 

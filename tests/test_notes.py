@@ -71,7 +71,7 @@ def test_a_record_is_one_json_line_with_its_keys_in_order(origin: Path, sha: str
     assert open_source(str(origin)).notes().read() == [written]
 
 
-@pytest.mark.parametrize("text", ["two\nlines\r\n", "tür\u2028x", '"}\\', "\udc80", "\x00", ""])
+@pytest.mark.parametrize("text", ["two\nlines\r\n", "tür\u2028x", '"}\\', "\x00", ""])
 def test_any_text_stays_one_line(origin: Path, sha: str, text: str) -> None:
     notes = open_source(str(origin)).notes()
     assert notes.append([record(sha, message=text), record(sha, 1, event="ready")]) == ()
@@ -187,7 +187,7 @@ def test_notes_that_git_wrote_and_spread_are_found(origin: Path, sha: str) -> No
     """Flat names as `git notes` writes few notes, folders as it writes many."""
     newer = commit(origin, {"a.yaml": "2"})
     notes = open_source(str(origin)).notes()
-    line = json.dumps({"time": "2025", **dict.fromkeys(gitnotes._KEYS[1:], "x")})
+    line = json.dumps({"time": "2025", **dict.fromkeys(gitnotes._KEYS[1:], "x/x")})
     git(origin, "notes", "--ref", REF, "add", "-m", line, sha)
     notes.append([record(newer)])
     notes.append([record(sha)])
