@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import durationpy
 import orjson
@@ -65,8 +65,8 @@ def _parse_one(one: object, place: str) -> Hook:
     name, url = one.get("name"), one.get("url")
     if not isinstance(name, str) or not name:
         raise UsageError(f"{place}: name is missing")
-    parts = urlsplit(url) if isinstance(url, str) else None
-    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
+    parts = _address(url)
+    if parts is None:
         raise UsageError(f"{place}: url must be an http or https address")
     if parts.username or parts.password:
         raise UsageError(f"{place}: no credentials in the url; sign with secretFile instead")
@@ -74,8 +74,20 @@ def _parse_one(one: object, place: str) -> Hook:
         timeout = durationpy.from_str(str(one.get("timeout", "10s")))
     except (durationpy.DurationError, ValueError) as error:
         raise UsageError(f"{place}: timeout is no duration such as 10s") from error
+    if timeout <= timedelta():
+        raise UsageError(f"{place}: timeout must be longer than 0s")
     secret = one.get("secretFile")
     return Hook(name, str(url), Path(secret) if secret else None, timeout)
+
+
+def _address(url: object) -> SplitResult | None:
+    """The parts of an http or https address; None for anything else."""
+    try:
+        parts = urlsplit(url) if isinstance(url, str) else None
+        usable = parts is not None and parts.scheme in ("http", "https") and parts.port != 0
+    except ValueError:  # half an IPv6 address, a port that is no number
+        return None
+    return parts if usable and parts is not None and parts.hostname else None
 
 
 def run(
@@ -126,6 +138,8 @@ def _post(hook: Hook, event: JsonObject, timeout: float) -> tuple[str, bool]:
         headers = _headers(hook, body)
     except OSError as error:
         return f"its secret cannot be read: {error.strerror}", False
+    except ValueError as error:
+        return str(error), False
     try:
         with urllib3.PoolManager() as pool:
             answer = pool.request(
@@ -140,7 +154,7 @@ def _post(hook: Hook, event: JsonObject, timeout: float) -> tuple[str, bool]:
             )
             status = answer.status
             answer.close()
-    except (urllib3.exceptions.HTTPError, OSError) as error:
+    except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
         return f"no answer ({type(error).__name__})", True
     if 200 <= status < 300:
         return "", False
@@ -148,10 +162,14 @@ def _post(hook: Hook, event: JsonObject, timeout: float) -> tuple[str, bool]:
 
 
 def _headers(hook: Hook, body: bytes) -> Mapping[str, Any]:
+    """Raises OSError where the secret cannot be read, ValueError where there is none in it: what
+    an empty key signs, anybody can sign."""
     stamp = str(int(time.time()))
     headers = {"Content-Type": "application/json", TIMESTAMP: stamp}
     if hook.secret_file is not None:
         secret = hook.secret_file.read_bytes().strip()
+        if not secret:
+            raise ValueError("its secret is empty")
         signed = hmac.new(secret, stamp.encode() + b"." + body, hashlib.sha256).hexdigest()
         headers[SIGNATURE] = f"sha256={signed}"
     return headers

@@ -131,6 +131,29 @@ def test_a_secret_that_cannot_be_read_fails_the_hook_alone(tmp_path: Path) -> No
     assert said == "0 of 1 hooks done; dns: its secret cannot be read: No such file or directory"
 
 
+@pytest.mark.parametrize("receiver", [[204]], indirect=True)
+def test_an_empty_secret_fails_the_hook(receiver: Receiver, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("\n")
+    said = hooks.run([hooks.Hook("dns", receiver.url, tmp_path / "secret")], EVENT)
+    assert said == "0 of 1 hooks done; dns: its secret is empty"
+    assert not receiver.calls
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        hooks.Hook("dns", "http://127.0.0.1:9/", timeout=timedelta(0)),
+        hooks.Hook("dns", "http://127.0.0.1:b/"),
+        hooks.Hook("dns", "http://[::1/"),
+        hooks.Hook("dns", "http://127.0.0.1:9/\ud800"),
+        hooks.Hook("dns", f"http://{'a' * 64}.example/"),
+    ],
+)
+def test_nothing_that_a_hook_does_is_raised(hook: hooks.Hook) -> None:
+    said = hooks.run([hook], EVENT, limit=timedelta(seconds=1))
+    assert said.startswith("0 of 1 hooks done; dns: no answer (")
+
+
 @pytest.mark.parametrize(
     ("configured", "message"),
     [
@@ -145,6 +168,17 @@ def test_a_secret_that_cannot_be_read_fails_the_hook_alone(tmp_path: Path) -> No
         (
             [{"name": "a", "url": "http://a/", "timeout": "soon"}],
             "hooks[0]: timeout is no duration such as 10s",
+        ),
+        *(
+            (
+                [{"name": "a", "url": "http://a/", "timeout": none}],
+                "hooks[0]: timeout must be longer than 0s",
+            )
+            for none in ("0s", "-5s", 0)
+        ),
+        *(
+            ([{"name": "a", "url": odd}], "hooks[0]: url must be an http or https address")
+            for odd in ("http://[::1/", "http://a:b/", "http://a:99999/", "http://", "http:///x")
         ),
         (
             [{"name": "a", "url": "http://a/", "secret": "x"}],
