@@ -217,8 +217,9 @@ class Agent:
         self._crash: BaseException | None = None
         self._unread = False
         """There is something new that could not be read."""
-        self._catching_up = False
-        """We lead, and nothing is written before we know what whoever led before us had come to."""
+        self._caught_up = 0
+        """The term in which we know what whoever led before us had come to: nothing is written
+        before that."""
         self._behind = False
         """Whoever led before us enforced another commit than the one that we know."""
         self._polled = ""
@@ -266,7 +267,7 @@ class Agent:
             self._view,
             wishes,
             leads=Leads(
-                lambda: self._leader.holds and not self._catching_up,
+                lambda: self._leader.holds and self._leader.term == self._caught_up,
                 lambda: self._kubectls.holds,
             ),
             wake=self._workers.wake,
@@ -488,6 +489,10 @@ class Agent:
         self._leader.revision = str(source.snapshot.revision)
         self._journal.settled(source.snapshot.revision)
 
+    @property
+    def _catching_up(self) -> bool:
+        return self._leader.holds and self._leader.term != self._caught_up
+
     def _stand_by(self) -> None:
         self._journal.stand_by()
         self._metrics.stand_by()
@@ -502,7 +507,6 @@ class Agent:
         self._behind = bool(behind)
         if behind:
             self._warn(f"{former} was enforced last, which is not what was read here: asking git")
-        self._catching_up = True
         # Not here: who renews the lease must not wait for a look at the whole fleet.
         self._hurry("poll" if behind else "check")
 
@@ -518,11 +522,11 @@ class Agent:
         are until git answers."""
         if not self._catching_up:
             return
-        source = self._controller.source
+        term, source = self._leader.term, self._controller.source
         if source is not None and self._controller.synced == str(source.snapshot.revision):
             self._leader.revision = self._controller.synced  # nobody will come to say it again
         self._controller.lead()
-        self._catching_up = False
+        self._caught_up = term
         self._controller.look_at_all()  # what was woken before that was not looked at
 
     def _standing(self) -> Standing:

@@ -44,7 +44,7 @@ class Leadership:
     seconds, does what is due: renews the lease, takes it where it is free or its holder was silent
     for too long, else looks on. It calls ``gained`` when a term begins and ``lost`` when one has
     ended, in turn, whoever held the lease in between. ``holds`` is False before ``lost`` is called,
-    and before ``gained``: who looks at everything anew when told ``gained`` misses nothing.
+    and True from right before ``gained``: who looks at everything anew then misses nothing.
 
     ``take_over`` takes the lease from a living holder, the first time only: two who want it would
     take it from each other for ever. ``again`` False: what was lost stays lost. ``above`` is the
@@ -83,6 +83,11 @@ class Leadership:
         """May we write now? Costs no request."""
         lease = self._lease
         return lease.holds and lease.term == self._term
+
+    @property
+    def term(self) -> int:
+        """Which of our terms this is, or was last before ``lost`` is called; 0: none."""
+        return self._term
 
     @property
     def holder(self) -> str:

@@ -192,3 +192,24 @@ def test_nobody_is_ready_before_it_is_known_who_leads() -> None:
     answers.append({"spec": {"holderIdentity": "agent-other", "leaseDurationSeconds": 10}})
     idle._leader.step()
     assert idle._ready() == ""  # a stand-by is as ready as its view
+
+
+def test_nothing_is_written_in_a_new_term_before_it_is_known_how_far_the_last_leader_came() -> None:
+    idle = cast("Any", Idle())
+    may_write: list[bool] = []
+    leads = idle._controller._leads.source
+    idle._journal = SimpleNamespace(recover=lambda _: may_write.append(leads()), stand_by=list)
+    idle._leader._lease._api = SimpleNamespace(get=lambda *_, **__: None, create=_same)
+    for _ in range(2):
+        idle._leader.step()  # which asks the journal, among others, when the term begins
+        assert idle._leader.holds
+        assert not leads()
+        idle._check()
+        assert leads()
+        idle._leader._lease._until = -1.0  # it is not renewed in time
+        idle._leader._lease._live = None
+    assert may_write == [False, False]
+
+
+def _same(body: JsonObject, **_: object) -> JsonObject:
+    return body
