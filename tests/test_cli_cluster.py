@@ -606,10 +606,31 @@ def test_what_cannot_be_suspended_is_told(fleet: Fleet) -> None:
     assert fleet("sync").code == 0
     ended = fleet.run("suspend", "web", "-n", fleet.name)
     assert ended.code == 2
-    assert "git sets spec.suspend" in ended.error
+    assert "git sets spec.suspend to false" in ended.error
     live = fleet.get(KIND, "web")
     assert live is not None
     assert live["spec"]["suspend"] is False
+
+
+def test_resume_does_not_say_that_it_ended_what_git_goes_on_with(fleet: Fleet) -> None:
+    commit_all(fleet.folder, {"web.yaml": manifest(namespace=None, suspend=True)})
+    assert fleet("sync").code == 0
+    ended = fleet.run("resume", "web", "-n", fleet.name)
+    assert (ended.code, ended.out) == (2, "")
+    assert "git sets spec.suspend to true; change it in the manifest" in ended.error
+
+
+@pytest.mark.parametrize("suspended", [True, False])
+def test_whoever_else_set_suspend_is_named(suspended: bool, fleet: Fleet) -> None:
+    body = json.loads(manifest("hand", fleet.name, suspend=suspended))
+    fleet.cluster.apply(body, manager="kubectl-create")
+    verb = "resume" if suspended else "suspend"
+    ended = fleet.run(verb, "hand", "-n", fleet.name)
+    assert (ended.code, ended.out) == (2, "")
+    state, other = ("true", "false") if suspended else ("false", "true")
+    assert f"mcpserver/hand: kubectl-create set spec.suspend to {state}; " in ended.error
+    patch = f"""--type merge -n {fleet.name} -p '{{"spec": {{"suspend": {other}}}}}'"""
+    assert f"kubectl patch mcps hand {patch}" in ended.error
 
 
 # --- agent --------------------------------------------------------------------------------------

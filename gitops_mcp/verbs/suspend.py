@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gitops_mcp import options
+
+if TYPE_CHECKING:
+    from gitops_mcp.errors import UsageError
+    from gitops_mcp.model import JsonObject, ObjectRef
 
 MANAGER = "gitops-mcp-suspend"
 """A field manager of its own: what it sets, nothing but ``resume`` takes away."""
@@ -52,10 +57,12 @@ def set_suspend(
     *,
     quiet: bool,
 ) -> int:
-    """Apply ``spec`` to each server, unforced: git's own word answers with a conflict."""
+    """Apply ``spec`` to each server, unforced: what others set stands, and they are named."""
     from gitops_mcp import pipeline
     from gitops_mcp.errors import Configuration, UsageError
     from gitops_mcp.model import API_VERSION, KIND, ObjectRef
+
+    wanted = bool(spec)
 
     cluster = pipeline.connect(connection)
     try:
@@ -71,13 +78,39 @@ def set_suspend(
                 "spec": spec,
             }
             try:
-                cluster.apply(body, manager=MANAGER, force=False, uid=live["metadata"]["uid"])
+                live = cluster.apply(
+                    body, manager=MANAGER, force=False, uid=live["metadata"]["uid"]
+                )
             except Configuration as error:
-                raise UsageError(
-                    f"{ref}: git sets spec.suspend", hint="change it in the manifest"
-                ) from error
+                if not error.causes:
+                    raise
+                raise _set_by_others(ref, live, wanted) from error
+            if bool(live["spec"].get("suspend")) is not wanted:
+                raise _set_by_others(ref, live, wanted)
             if not quiet:
-                click.echo(f"{ref} {'suspended' if spec else 'resumed'}")
+                click.echo(f"{ref} {'suspended' if wanted else 'resumed'}")
     finally:
         cluster.close()
     return 0
+
+
+def _set_by_others(ref: ObjectRef, live: JsonObject, wanted: bool) -> UsageError:
+    """Who says something else about ``spec.suspend``, and where to change it."""
+    from gitops_mcp.errors import UsageError
+    from gitops_mcp.model import FIELD_MANAGER
+
+    managers = {
+        str(entry["manager"])
+        for entry in live["metadata"].get("managedFields") or ()
+        if "f:suspend" in (entry.get("fieldsV1") or {}).get("f:spec", {})
+    } - {MANAGER}
+    state = str(bool(live["spec"].get("suspend"))).lower()
+    if FIELD_MANAGER in managers:
+        return UsageError(
+            f"{ref}: git sets spec.suspend to {state}", hint="change it in the manifest"
+        )
+    patch = f"-n {ref.namespace} -p '{json.dumps({'spec': {'suspend': wanted}})}'"
+    return UsageError(
+        f"{ref}: {' and '.join(sorted(managers)) or 'somebody'} set spec.suspend to {state}",
+        hint=f"change it there, or: kubectl patch mcps {ref.name} --type merge {patch}",
+    )
