@@ -199,6 +199,15 @@ def _clean_environment() -> dict[str, str]:
     }
 
 
+_FOREIGN = re.compile(
+    r"GIT_(?:DIR|COMMON_DIR|WORK_TREE|IMPLICIT_WORK_TREE|PREFIX|INDEX_FILE|NAMESPACE|SHALLOW_FILE"
+    r"|OBJECT_DIRECTORY|ALTERNATE_OBJECT_DIRECTORIES|QUARANTINE_PATH|GRAFT_FILE|REPLACE_REF_BASE"
+    r"|INTERNAL_SUPER_PREFIX|CONFIG|CONFIG_PARAMETERS|TRACE\w*|CURL_VERBOSE)"
+)
+"""Variables of another repository (git-rev-parse's --local-env-vars, and a hook's), and those that
+make git say more than what goes wrong."""
+
+
 class Git:
     """Runs git on one repository. ``root`` is how messages call it."""
 
@@ -311,9 +320,11 @@ class Git:
             "GIT_HTTP_LOW_SPEED_TIME": str(_STALL_SECONDS),
         }
         config = [part for setting in _ALWAYS for part in ("-c", setting)]
+        # GitPython adds our own environment to what it is given.
+        foreign = [f"-u{name}" for name in os.environ if _FOREIGN.fullmatch(name)]
         try:
             status, out, err = GitPython().execute(
-                ["git", *config, *self._where, *args],
+                [*(["env", *foreign] if foreign else ()), "git", *config, *self._where, *args],
                 env={**closed, **limits, **env},
                 kill_after_timeout=limit or REMOTE_LIMIT,
                 with_extended_output=True,

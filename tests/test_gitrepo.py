@@ -380,6 +380,18 @@ def test_a_hooks_environment_does_not_lead_astray(
     assert open_source(str(tmp_path)).snapshot().revision == Revision(sha)
 
 
+def test_a_hooks_environment_does_not_lead_astray_what_talks_to_a_server(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sha = commit(repository, {"a.yaml": "1"})
+    with GitServer(repository.parent) as server:
+        for name in ("GIT_DIR", "GIT_OBJECT_DIRECTORY", "GIT_QUARANTINE_PATH", "GIT_INDEX_FILE"):
+            monkeypatch.setenv(name, str(tmp_path / "elsewhere"))
+        with open_source(f"{server.url}/{repository.name}") as opened:
+            assert opened.snapshot().revision == Revision(sha)
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_a_missing_git_is_an_error_that_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
