@@ -163,6 +163,7 @@ def the_agents_own_day(story: Story, one: Installed) -> None:
     web = manifest("web", story.namespace, transport="stdio")
     story.commit({"servers/web.yaml": web})
     own = [option for option in one.arguments if option.startswith(("--watch", "--create"))]
+    own.append(f"--namespace={one.wanted.namespace}")  # as in a pod: it has leases nowhere else
     with agent(one.kubeconfig, story.repository, f"--source-id={story.namespace}", *own):
         until(lambda: ready(story), "Ready")
         assert FINALIZER in story.get(KIND)["metadata"]["finalizers"]
@@ -325,7 +326,7 @@ def test_uninstall_leaves_nothing_stuck_and_keeps_servers_where_it_should(
         agents = ObjectRef("apps/v1", "Deployment", "gitops-mcp", "gitops-mcp")
         arguments = ["uninstall", f"--kubeconfig={plane.kubeconfig()}"]
         arguments += ["--keep-servers"] if keep else []
-        with agent(one.kubeconfig, story.repository):
+        with agent(one.kubeconfig, story.repository, f"--namespace={one.wanted.namespace}"):
             until(lambda: ready(story), "Ready")
             refused = gitops(*arguments, "-q")
             assert refused.code == 2

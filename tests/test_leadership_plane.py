@@ -215,7 +215,7 @@ def test_nothing_that_a_former_leader_sends_is_carried_out(place: Place) -> None
     until(lambda: place.images() == {"example.com/web:3"}, "the work of the one that leads")
 
     written = written_late(place, source)
-    assert {code for _, code in written} == {409}
+    assert {code for _, code in written} == {409}, written
     assert "deployments" in {resource for resource, _ in written}
 
     heir.send(signal.SIGTERM)
