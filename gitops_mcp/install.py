@@ -111,12 +111,13 @@ def _object(
 
 
 def _namespace(wanted: Installation) -> JsonObject:
-    levels = ("enforce", "audit", "warn")
-    pods = {f"pod-security.kubernetes.io/{level}": "restricted" for level in levels}
-    metadata = {"name": wanted.namespace, "labels": {LABEL_APP: APP} | pods}
-    if wanted.namespace == wanted.watch_namespace:
-        # It is the servers' namespace too: what else runs there is not for us to judge.
-        metadata = {"name": wanted.namespace}
+    """Labelled, which is to say ours, only under our own name: any other one may be there already,
+    and what else runs in it is neither to be judged nor, some day, deleted along with us."""
+    metadata: JsonObject = {"name": wanted.namespace}
+    if wanted.namespace == NAMESPACE != wanted.watch_namespace:
+        levels = ("enforce", "audit", "warn")
+        pods = {f"pod-security.kubernetes.io/{level}": "restricted" for level in levels}
+        metadata["labels"] = {LABEL_APP: APP} | pods
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
 
 

@@ -169,9 +169,12 @@ def test_the_agents_objects_are_not_taken_for_a_servers(wanted: Installation) ->
         assert "app.kubernetes.io/managed-by" not in body["metadata"].get("labels", {})
 
 
-def test_a_namespace_that_servers_share_gets_no_label_of_ours() -> None:
-    namespace = install.objects(VARIANTS["own namespace"])[0]
-    assert namespace["metadata"] == {"name": "team-a"}
+@pytest.mark.parametrize("watched", ["", "ai"])
+def test_a_namespace_that_others_may_use_gets_no_label_of_ours(watched: str) -> None:
+    """Neither would its pods be judged by our profile, nor would it be deleted with the agent."""
+    namespace = install.objects(Installation("i", namespace="ai", watch_namespace=watched))[0]
+    assert namespace["metadata"] == {"name": "ai"}
+    assert "labels" in install.objects(Installation("i"))[0]["metadata"]
 
 
 def test_the_options_of_the_source_reach_the_agent(capsys: pytest.CaptureFixture[str]) -> None:

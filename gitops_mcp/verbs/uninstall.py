@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 import click
@@ -63,9 +64,10 @@ def command(
         leases = list(_leases(cluster))
         _until_silent(cluster, leases, terminal)
         _release(cluster, terminal, keep=keep_servers)
+        namespaces = list(_namespaces(cluster, terminal))
     finally:
         cluster.close()
-    for line in _left(leases, keep=keep_servers):
+    for line in _left(leases, namespaces, keep=keep_servers):
         click.echo(line)
 
 
@@ -144,10 +146,10 @@ _MANAGER = "gitops-mcp-uninstall"
 def _release(cluster: Cluster, terminal: Terminal, *, keep: bool) -> None:
     """Let go of children first: without its finalizer a deleted MCPServer takes them along."""
     from gitops_mcp.errors import KindAbsent
-    from gitops_mcp.model import API_VERSION, FINALIZER, KIND, ObjectRef
+    from gitops_mcp.model import FINALIZER, KIND, ObjectRef
 
     try:
-        servers, _ = cluster.list(API_VERSION, KIND, None)
+        servers = _servers(cluster)
     except KindAbsent:
         terminal.say(f"the cluster does not know {KIND}: there is nothing to release")
         return
@@ -166,6 +168,12 @@ def _release(cluster: Cluster, terminal: Terminal, *, keep: bool) -> None:
     )
     told = f"{released} of {len(servers)} MCPServers held our finalizer: released"
     terminal.say(told + (f"; {orphans} Deployments and Services stand alone now" if keep else ""))
+
+
+def _servers(cluster: Cluster) -> list[JsonObject]:
+    from gitops_mcp.model import API_VERSION, KIND
+
+    return cluster.list(API_VERSION, KIND, None)[0]
 
 
 def _children(cluster: Cluster) -> Iterator[JsonObject]:
@@ -233,7 +241,29 @@ def _edit(cluster: Cluster, ref: ObjectRef, find: Callable[[JsonObject], Found |
 # --- what is left ---------------------------------------------------------------------------
 
 
-def _left(leases: list[JsonObject], *, keep: bool) -> Iterator[str]:
+def _namespaces(cluster: Cluster, terminal: Terminal) -> Iterator[str]:
+    """Namespaces that ``install`` made for agents: those that hold a server stay."""
+    from gitops_mcp import install
+    from gitops_mcp.errors import KindAbsent
+
+    labelled, _ = cluster.list(
+        "v1", "Namespace", None, label_selector=f"{install.LABEL_APP}={install.APP}"
+    )
+    if not labelled:
+        return
+    found = list(_children(cluster))
+    with suppress(KindAbsent):
+        found += _servers(cluster)
+    inhabited = {each["metadata"]["namespace"] for each in found}
+    for namespace in labelled:
+        name = namespace["metadata"]["name"]
+        if name in inhabited:
+            terminal.say(f"namespace {name} holds servers, and stays")
+        else:
+            yield name
+
+
+def _left(leases: list[JsonObject], namespaces: list[str], *, keep: bool) -> Iterator[str]:
     """The commands that remove the rest, in an order in which none waits for another."""
     from gitops_mcp import install
     from gitops_mcp.model import APP_NAME, CRD_NAME, FIELD_MANAGER, LABEL_MANAGED_BY, LABEL_NAME
@@ -245,7 +275,8 @@ def _left(leases: list[JsonObject], *, keep: bool) -> Iterator[str]:
     for lease in leases:
         metadata = lease["metadata"]
         yield f"kubectl delete lease {metadata['name']} --namespace {metadata['namespace']}"
-    yield f"kubectl delete namespace {ours}"
+    for name in namespaces:
+        yield f"kubectl delete namespace {name}"
     if not keep:
         # The garbage collector forgets whose they were once it no longer knows the owner's kind.
         children = f"-l {LABEL_MANAGED_BY}={FIELD_MANAGER},{LABEL_NAME}={APP_NAME}"
