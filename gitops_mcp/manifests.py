@@ -31,6 +31,7 @@ from gitops_mcp.model import (
     API_VERSION,
     GROUP,
     KIND,
+    NAMESPACE_NAME,
     JsonObject,
     Loaded,
     McpServer,
@@ -734,7 +735,7 @@ class _File:
             namespace = self.terms.namespace
         if not (isinstance(name, str) and _NAME.fullmatch(name)):
             return None
-        if not (isinstance(namespace, str) and _NAMESPACE.fullmatch(namespace)):
+        if not (isinstance(namespace, str) and NAMESPACE_NAME.fullmatch(namespace)):
             return None
         return ServerKey(self.shared(namespace), name)
 
@@ -800,7 +801,6 @@ class _File:
 # --- one document ---------------------------------------------------------------------------
 
 _NAME = re.compile("[a-z](?:[-a-z0-9]{0,61}[a-z0-9])?")
-_NAMESPACE = re.compile("[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
 
 _SERVER_FIELDS = (
     "creationTimestamp",

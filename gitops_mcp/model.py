@@ -7,6 +7,7 @@ between threads and caches: nobody edits one that somebody else made.
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -43,6 +44,10 @@ ANNOTATION_PRUNE = f"{GROUP}/prune"
 ANNOTATION_ADOPT = f"{GROUP}/adopt"
 ANNOTATION_REPLICAS = f"{GROUP}/replicas"
 ANNOTATION_RECONCILE = f"{GROUP}/reconcile-requested-at"
+
+
+NAMESPACE_NAME = re.compile("[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
+"""What Kubernetes takes for the name of a namespace: RFC 1123's label."""
 
 
 # --- identity -------------------------------------------------------------------------------

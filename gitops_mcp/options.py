@@ -20,7 +20,7 @@ import click
 import durationpy
 
 from gitops_mcp.errors import UsageError
-from gitops_mcp.model import JsonObject
+from gitops_mcp.model import NAMESPACE_NAME, JsonObject
 from gitops_mcp.rollout import Serial
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -53,6 +53,35 @@ class Duration(click.ParamType[Any]):
 
     def _fail(self, value: str) -> NoReturn:
         self.fail(f"{value!r} is no duration such as 90s or 1h30m")
+
+
+class Name(click.ParamType[str]):
+    """A name that Kubernetes takes: of nothing else could a manifest or an object be found."""
+
+    def __init__(self, kind: str, pattern: re.Pattern[str], rule: str) -> None:
+        self.name = kind
+        self._pattern = pattern
+        self._rule = rule
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name, unchanged."""
+        if not self._pattern.fullmatch(value):
+            self.fail(f"{value!r} is no name of a {self.name}: {self._rule}", param, ctx)
+        return str(value)
+
+
+NAMESPACE = Name(
+    "namespace",
+    NAMESPACE_NAME,
+    "use up to 63 lowercase letters, digits and '-', the first and last no '-'",
+)
+DOMAIN = Name(
+    "DNS domain",
+    re.compile(
+        r"(?=.{1,253}$)[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]*[a-z0-9])?)*"
+    ),
+    "use lowercase letters, digits and '-' with single '.' between them",
+)
 
 
 class Verb(click.Command):
@@ -208,6 +237,7 @@ _reading = (
         "-n",
         "--namespace",
         metavar="NAME",
+        type=NAMESPACE,
         help="Where manifests without one go, and our lease  [default: default]",
     ),
     option(
@@ -225,6 +255,7 @@ _reading = (
     option(
         "--cluster-domain",
         metavar="NAME",
+        type=DOMAIN,
         default="cluster.local",
         help="The cluster's DNS domain.",
     ),
@@ -279,7 +310,11 @@ serial = option(
 """How a change is rolled out: ``serial: Serial | None``; None: the source says."""
 
 namespace = option(
-    "-n", "--namespace", metavar="NAME", help="Whose servers  [default: the context's]"
+    "-n",
+    "--namespace",
+    metavar="NAME",
+    type=NAMESPACE,
+    help="Whose servers  [default: the context's]",
 )
 """The namespace of servers that are named: ``namespace: str | None``."""
 

@@ -155,6 +155,46 @@ def test_what_is_no_duration_is_refused(gitops: Run, text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "verb",
+    ["validate", "render", "diff", "sync", "agent", "install", "status", "reconcile", "suspend"],
+)
+@pytest.mark.parametrize("name", ["Bad_NS", "-x", "a.b", "a" * 64, ""])
+def test_what_is_no_namespace_is_refused_and_drops_no_manifest(
+    gitops: Run, verb: str, name: str
+) -> None:
+    ended = gitops(verb, f"--namespace={name}", *(["web"] if verb == "suspend" else []))
+    assert (ended.code, ended.out) == (2, "")
+    assert f"'-n' / '--namespace': {name!r} is no name of a namespace" in ended.error
+
+
+@pytest.mark.parametrize("verb", ["agent", "install"])
+def test_what_is_no_namespace_is_not_watched(gitops: Run, verb: str) -> None:
+    ended = gitops(verb, "--watch-namespace=team_a")
+    assert (ended.code, ended.out) == (2, "")
+    assert "'--watch-namespace': 'team_a' is no name of a namespace" in ended.error
+
+
+@pytest.mark.parametrize("where", ["environment", "file"])
+def test_a_namespace_is_checked_wherever_it_comes_from(
+    gitops: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    (tmp_path / "config.yaml").write_text("namespace: Bad_NS\n" if where == "file" else "")
+    if where == "environment":
+        monkeypatch.setenv("GITOPS_MCP_NAMESPACE", "Bad_NS")
+    ended = gitops("validate", "--config", tmp_path / "config.yaml")
+    assert ended.code == 2
+    assert "'Bad_NS' is no name of a namespace" in ended.error
+
+
+@pytest.mark.parametrize("verb", ["render", "install"])
+@pytest.mark.parametrize("name", ["bad domain", "cluster..local", "x/y", "Cluster.Local", ""])
+def test_what_is_no_domain_is_refused(gitops: Run, verb: str, name: str) -> None:
+    ended = gitops(verb, f"--cluster-domain={name}")
+    assert (ended.code, ended.out) == (2, "")
+    assert f"'--cluster-domain': {name!r} is no name of a DNS domain" in ended.error
+
+
+@pytest.mark.parametrize(
     ("arguments", "seconds"), [(["--wait"], 300), (["--wait=90s"], 90), (["--wait", "."], 300)]
 )
 def test_a_value_may_be_left_out_without_eating_the_next_argument(

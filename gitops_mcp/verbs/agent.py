@@ -50,6 +50,7 @@ Examples:
 @options.option(
     "--watch-namespace",
     metavar="NAME",
+    type=options.NAMESPACE,
     help="Run the servers of this namespace only; rights elsewhere are not needed.",
 )
 @options.option("--take-over", is_flag=True, help="Take the lease from whoever holds it.")

@@ -48,7 +48,11 @@ through the API.
     "--source-id", metavar="ID", help="Whose servers these are in the cluster  [default: default]"
 )
 @options.option(
-    "--cluster-domain", metavar="NAME", default="cluster.local", help="The cluster's DNS domain."
+    "--cluster-domain",
+    metavar="NAME",
+    type=options.DOMAIN,
+    default="cluster.local",
+    help="The cluster's DNS domain.",
 )
 @options.option("--allow-privileged", is_flag=True, help="Accept privileged pods and host access.")
 @options.option("--create-namespace", is_flag=True, help="Create namespaces that are missing.")
@@ -83,11 +87,15 @@ through the API.
 @options.option(
     "--watch-namespace",
     metavar="NAME",
-    default="",
+    type=options.NAMESPACE,
     help="Run the servers of this namespace only, with rights nowhere else.",
 )
 @options.option(
-    "-n", "--namespace", metavar="NAME", help="Where the agent lives  [default: gitops-mcp]"
+    "-n",
+    "--namespace",
+    metavar="NAME",
+    type=options.NAMESPACE,
+    help="Where the agent lives  [default: gitops-mcp]",
 )
 @options.option("--crd-only", is_flag=True, help="Print nothing but the CRD.")
 @options.option("--skip-crd", is_flag=True, help="Print all but the CRD, which is there already.")
@@ -101,7 +109,7 @@ def command(
     git_secret: str,
     git_username: str,
     webhook_secret: str,
-    watch_namespace: str,
+    watch_namespace: str | None,
     namespace: str | None,
     create_namespace: bool,
     allow_privileged: bool,
@@ -144,7 +152,7 @@ def command(
         arguments=tuple(arguments),
         namespace=namespace or install.NAMESPACE,
         source_id=source["source_id"] or "",
-        watch_namespace=watch_namespace,
+        watch_namespace=watch_namespace or "",
         create_namespace=create_namespace,
         git_secret=git_secret,
         webhook_secret=webhook_secret,
