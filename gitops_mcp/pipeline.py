@@ -366,13 +366,25 @@ def _own_config(snapshot: Snapshot) -> Mapping[str, Any]:
 def merging(head: Source, base: Source, cluster: str) -> Report:
     """What merging ``head`` would change against ``base``: both sides rendered, no cluster."""
     before, after = base.rendered(), head.rendered()
+    broken = {key for key in head.loaded.protected if head.limit.selects(key)} - after.keys()
     outcomes = []
-    for key in sorted(before.keys() | after.keys()):
-        if key not in after and (key in head.loaded.protected or not head.limit.selects(key)):
-            continue  # a broken manifest removes nothing
+    for key in sorted(before.keys() | after.keys() | broken):
+        if key in broken:  # it removes nothing
+            outcomes.append(Outcome(key, "failed", message=_mistake(head, key)))
+            continue
+        if key not in after and not head.limit.selects(key):
+            continue
         changes = tuple(_changes(key, before.get(key, ()), after.get(key, ())))
         outcomes.append(Outcome(key, _merged_result(key, after, changes), None, changes))
     return Report(head.snapshot.revision, cluster, True, tuple(outcomes), head.loaded.problems)
+
+
+def _mistake(source: Source, key: ServerKey) -> str:
+    """The first mistake of a server's manifest."""
+    problems = source.loaded.problems
+    return next(
+        (one.message for one in problems if one.server == str(key) and one.severity == "error"), ""
+    )
 
 
 def _merged_result(

@@ -20,6 +20,7 @@ from gitfixtures import GitServer, bare, commit, commit_all, git, worktree, writ
 
 from gitops_mcp import __version__, cli, pipeline
 from gitops_mcp.errors import UsageError
+from gitops_mcp.model import KIND
 from gitops_mcp.options import SourceOptions
 
 GITOPS = [sys.executable, "-m", "gitops_mcp"]
@@ -342,7 +343,12 @@ def test_diff_ends_with_0_without_a_change_and_2_with_a_problem(gitops: Run, bra
 def test_a_broken_manifest_removes_nothing_from_a_diff(gitops: Run, branch: Path) -> None:
     write(branch, {"web.yaml": manifest(replicas="two")})
     found = gitops("diff", branch, "--base", "main", "-o", "json").json
-    assert "ai/web" not in {change["server"] for change in found["changes"]}
+    changes = [change for change in found["changes"] if change["server"] == "ai/web"]
+    assert [(change["action"], change["kind"]) for change in changes] == [("blocked", KIND)]
+    assert changes[0]["reason"] == next(p["message"] for p in found["problems"])
+    assert found["summary"]["blocked"] == 1
+    comment = gitops("diff", branch, "--base", "main", "-o", "markdown").out
+    assert "no changes" not in comment
 
 
 def test_diff_against_what_is_no_commit_is_2(gitops: Run, branch: Path) -> None:
