@@ -455,6 +455,8 @@ class Pass:
     """Asked right before each write, with True for a server that kubectl made."""
     ready: dict[ServerKey, str] = field(default_factory=dict)
     """Servers that turned Ready in this pass, each with the commit that brought what is Ready."""
+    unready: dict[ServerKey, str] = field(default_factory=dict)
+    """Servers that nothing went wrong with and that are not Ready, each with the reason."""
     unfinished: Report | None = None
     """What a pass had done that was interrupted, or lost its lease."""
 
@@ -529,6 +531,11 @@ class Pass:
             if outcome.ready
             and outcome.result in ("ok", "changed")
             and outcome.server not in before
+        }
+        self.unready = {
+            outcome.server: engine.memory(outcome.server).decision.waiting
+            for outcome in report.outcomes
+            if outcome.ready is False and outcome.result in ("ok", "changed")
         }
         return report
 

@@ -392,16 +392,21 @@ def sync(
     style: Style = PLAIN,
     diffs: bool = False,
     verbose: bool = False,
+    unready: Mapping[ServerKey, str] = MappingProxyType({}),
 ) -> str:
     """How a pass ended. Text: a line a server (what is as git says only with ``verbose``), with
-    ``diffs`` its changes before it, and the recap as the last line."""
+    ``diffs`` its changes before it, and the recap as the last line. ``unready``: why servers are
+    not Ready, for the JSON; beside the text that belongs on stderr (see ``not_ready``)."""
     if output == "json":
         return _json(
             {
                 "revision": _revision(report.revision),
                 "cluster": report.cluster,
                 "check": report.check,
-                "servers": [_outcome(outcome) for outcome in report.outcomes],
+                "servers": [
+                    _outcome(outcome, unready.get(outcome.server, ""))
+                    for outcome in report.outcomes
+                ],
                 "problems": [_problem(problem) for problem in report.problems],
                 "recap": recap(report),
             }
@@ -413,6 +418,14 @@ def sync(
         if verbose or outcome.result != "ok" or outcome.message:
             lines.append(f"{outcome_line(outcome, style=style)}\n")
     return "".join(lines) + f"{recap_line(report)}\n"
+
+
+def not_ready(unready: Mapping[ServerKey, str], *, style: Style = PLAIN) -> str:
+    """Why servers are not Ready, a line each: ``not ready: [ai/web] CrashLooping: …``."""
+    return "".join(
+        f"{style('red', f'not ready: [{_line(str(key))}]')} {_line(scrub(why))}".rstrip() + "\n"
+        for key, why in sorted(unready.items())
+    )
 
 
 def outcome_line(outcome: Outcome, *, style: Style = PLAIN) -> str:
@@ -453,13 +466,13 @@ def _recap_line(counts: Mapping[Result, int]) -> str:
     return " ".join(f"{result}={number}" for result, number in counts.items())
 
 
-def _outcome(outcome: Outcome) -> JsonObject:
+def _outcome(outcome: Outcome, unready: str) -> JsonObject:
     return {
         "server": str(outcome.server),
         "result": outcome.result,
         "ready": outcome.ready,
         "changes": [_change(change) for change in outcome.changes],
-        "message": scrub(outcome.message),
+        "message": scrub(outcome.message or unready),
     }
 
 

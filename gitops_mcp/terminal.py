@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import click
 
@@ -44,6 +44,10 @@ class Terminal:
         text = reports.problems(problems, style=self._err)
         if text:
             click.echo(text, err=True, nl=False)
+
+    def not_ready(self, unready: Mapping[ServerKey, str]) -> None:
+        """What was waited for in vain, one line a server."""
+        click.echo(reports.not_ready(unready, style=self._err), err=True, nl=False)
 
     def ignored(self, ignored: Iterable[tuple[str, str]]) -> None:
         """What of the source is not ours."""

@@ -206,6 +206,11 @@ def test_a_server_that_does_not_get_ready_fails_only_who_waits(fleet: Fleet) -> 
     ended = fleet("sync", "--wait=2s")
     assert ended.code == 1
     assert ended.out.splitlines()[-1].startswith("ok=1 ")
+    told = f"not ready: [{fleet.name}/web] ImagePullFailed: 0/1 replicas ready: image "
+    assert ended.err.splitlines()[-1].startswith(told)
+    (server,) = fleet("sync", "--wait=1s", "-q", "-o", "json").json["servers"]
+    assert (server["result"], server["ready"]) == ("ok", False)
+    assert server["message"].startswith("ImagePullFailed: 0/1 replicas ready: image ")
 
 
 def _unready() -> str:

@@ -286,6 +286,7 @@ def hostile_report() -> Report:
         reports.diff(hostile_report(), verbose=True),
         reports.diff(hostile_report(), output="markdown"),
         reports.sync(hostile_report(), diffs=True),
+        reports.not_ready({ServerKey(HOSTILE, HOSTILE): HOSTILE}),
         reports.problems(hostile_report().problems),
         reports.history(reports.notes_of(hostile_report(), source=HOSTILE, time=NOW)),
         reports.validation(Loaded({}, hostile_report().problems), output="github"),
@@ -344,6 +345,7 @@ def test_messages_give_no_secret_away() -> None:
     texts = [
         *(reports.diff(report, output=output) for output in ("text", "json", "markdown")),
         *(reports.sync(report, output=output) for output in ("text", "json")),
+        reports.not_ready({WEB: "got password=hunter2"}),
         *(
             reports.validation(Loaded({}, (problem,)), output=output)
             for output in ("text", "json", "github")

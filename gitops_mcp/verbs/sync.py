@@ -148,11 +148,19 @@ def command(
     )
     if pending and wait is None and not check:
         terminal.say(f"{pending} server(s) are not Ready yet: --wait, or an agent, follows them")
+    waited = wait is not None and not check
+    if waited:
+        terminal.not_ready(one.unready)
     text = reports.sync(
-        report, output=output, style=terminal.style, diffs=show_diff, verbose=common.verbose
+        report,
+        output=output,
+        style=terminal.style,
+        diffs=show_diff,
+        verbose=common.verbose,
+        unready=one.unready,
     )
     click.echo(text, nl=False)
-    return exit_code(report, waited=wait is not None and not check)
+    return exit_code(report, waited=waited)
 
 
 def allowance(text: str | None) -> Allowance | None:
