@@ -217,9 +217,9 @@ class Agent:
         self._crash: BaseException | None = None
         self._unread = False
         """There is something new that could not be read."""
-        self._caught_up = 0
-        """The term in which we know what whoever led before us had come to: nothing is written
-        before that."""
+        self._begun = self._caught_up = 0
+        """The term that we were told of, and that in which we know what whoever led before us had
+        come to: nothing is written before that."""
         self._behind = False
         """Whoever led before us enforced another commit than the one that we know."""
         self._polled = ""
@@ -489,10 +489,6 @@ class Agent:
         self._leader.revision = str(source.snapshot.revision)
         self._journal.settled(source.snapshot.revision)
 
-    @property
-    def _catching_up(self) -> bool:
-        return self._leader.holds and self._leader.term != self._caught_up
-
     def _stand_by(self) -> None:
         self._journal.stand_by()
         self._metrics.stand_by()
@@ -507,11 +503,12 @@ class Agent:
         self._behind = bool(behind)
         if behind:
             self._warn(f"{former} was enforced last, which is not what was read here: asking git")
+        self._begun = self._leader.term
         # Not here: who renews the lease must not wait for a look at the whole fleet.
         self._hurry("poll" if behind else "check")
 
     def _check(self) -> None:
-        if self._catching_up and not self._behind:
+        if self._begun != self._caught_up and not self._behind:
             self._catch_up()
         else:
             self._controller.look_at_all()
@@ -520,13 +517,13 @@ class Agent:
         """We know what git says: enforce it, as far as it has come. An older commit would take back
         what was pushed since, and prune it: rather than that, the source's servers are left as they
         are until git answers."""
-        if not self._catching_up:
+        begun, source = self._begun, self._controller.source
+        if begun == self._caught_up:
             return
-        term, source = self._leader.term, self._controller.source
         if source is not None and self._controller.synced == str(source.snapshot.revision):
             self._leader.revision = self._controller.synced  # nobody will come to say it again
         self._controller.lead()
-        self._caught_up = term
+        self._caught_up = begun
         self._controller.look_at_all()  # what was woken before that was not looked at
 
     def _standing(self) -> Standing:

@@ -198,7 +198,12 @@ def test_nothing_is_written_in_a_new_term_before_it_is_known_how_far_the_last_le
     idle = cast("Any", Idle())
     may_write: list[bool] = []
     leads = idle._controller._leads.source
-    idle._journal = SimpleNamespace(recover=lambda _: may_write.append(leads()), stand_by=list)
+
+    def recover(_: object) -> None:
+        idle._check()  # as one who comes to lead kubectl's servers asks for at the same moment
+        may_write.append(leads())
+
+    idle._journal = SimpleNamespace(recover=recover, stand_by=list)
     idle._leader._lease._api = SimpleNamespace(get=lambda *_, **__: None, create=_same)
     for _ in range(2):
         idle._leader.step()  # which asks the journal, among others, when the term begins
