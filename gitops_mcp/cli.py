@@ -6,7 +6,6 @@ verb does not need costs it nothing.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import importlib
 import os
@@ -14,6 +13,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import TextIO
 
 import click
 
@@ -128,21 +128,38 @@ def run(arguments: list[str]) -> int:
         return end.exit_code
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted; run the same command again to go on", EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        # Whoever read us has enough; the interpreter must not complain at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read us has enough
+        _give_up(sys.stdout)
         return EXIT_PIPE
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and _came_of_writing(error):
+            _give_up(sys.stdout)
+            return _fail(f"cannot write the output: {error.strerror}", EXIT_USAGE)
         return _fail(f"this is a bug; please report it with {_log_bug()}", EXIT_BUG)
     return code if isinstance(code, int) else 0
+
+
+def _came_of_writing(error: OSError) -> bool:
+    """Whether it was raised by our output, and not by some other file or socket."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is not None and frame.tb_frame.f_code in (click.echo.__code__, run.__code__)
+
+
+def _give_up(stream: TextIO) -> None:
+    """The interpreter must not complain at exit of what was not written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _fail(message: str, code: int) -> int:
     """Say it on one line that no server's answer can break out of."""
     line = " ".join(message.split())
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-    with contextlib.suppress(BrokenPipeError):
+    try:
         click.echo(f"error: {shown}", err=True)
+    except OSError:
+        _give_up(sys.stderr)
     return code
 
 
@@ -169,6 +186,10 @@ def main() -> None:
         from click.shell_completion import shell_complete
 
         raise SystemExit(shell_complete(cli, {}, "gitops-mcp", COMPLETION, os.environ[COMPLETION]))
+    for number, name in enumerate(("stdout", "stderr"), start=1):
+        if getattr(sys, name) is None:  # closed: a file of ours must not get its number
+            os.dup2(os.open(os.devnull, os.O_RDONLY), number)
+            setattr(sys, name, os.fdopen(number, "w"))
     spare_the_collector()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     raise SystemExit(run(sys.argv[1:]))

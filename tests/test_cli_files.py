@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import shlex
 import signal
 import stat
 import subprocess
@@ -518,6 +520,44 @@ def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 141
+
+
+@pytest.mark.parametrize("arguments", [["crd"], ["--help"], ["validate", "--help"], ["validate"]])
+@pytest.mark.parametrize(
+    ("redirected", "why"),
+    [("> /dev/full", "No space left on device"), (">&-", "Bad file descriptor")],
+)
+def test_an_output_that_cannot_be_written_is_no_bug(
+    tmp_path: Path, arguments: list[str], redirected: str, why: str
+) -> None:
+    ended = _in_a_shell(tmp_path, arguments, redirected)
+    assert (ended.returncode, ended.stderr) == (2, f"error: cannot write the output: {why}\n")
+
+
+@pytest.mark.parametrize("redirected", ["2> /dev/full", "2>&-", "> /dev/full 2> /dev/full"])
+def test_an_error_that_cannot_be_said_is_still_one(tmp_path: Path, redirected: str) -> None:
+    ended = _in_a_shell(tmp_path, ["validate", "./nosuch"], redirected)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", "")
+
+
+def _in_a_shell(
+    folder: Path, arguments: list[str], redirected: str
+) -> subprocess.CompletedProcess[str]:
+    line = f"exec {shlex.join([*GITOPS, *arguments])} {redirected}"
+    return subprocess.run(
+        ["sh", "-c", line], cwd=folder, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_disk_that_is_full_elsewhere_is_not_taken_for_the_output(
+    gitops: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(pipeline, "read", full)
+    assert gitops("validate", tmp_path).code == 70
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
