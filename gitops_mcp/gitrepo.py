@@ -655,13 +655,15 @@ def open_source(
     *,
     ref: str | None = None,
     branch: str | None = None,
+    committed: bool = False,
     cache_dir: Path | None = None,
     allow_file: bool = False,
     credentials: Credentials | None = None,
 ) -> Repository:
     """The repository at a directory, bare repository or URL; nothing is fetched yet.
 
-    ``ref`` is a branch, tag or commit; ``branch`` is for a URL or bare repository. ``cache_dir``
+    ``ref`` is a branch, tag or commit; ``branch`` is for a URL or bare repository. ``committed``:
+    a directory inside a clone is read at HEAD, uncommitted work left out. ``cache_dir``
     keeps mirrors of URLs between runs (else they are temporary); ``allow_file`` accepts ``file://``
     addresses. Raises UsageError or SourceError.
     """
@@ -684,6 +686,8 @@ def open_source(
             f"--branch is for a URL or a bare repository; {location} is a directory",
             hint=f"--ref {branch} reads that branch",
         )
+    if kind == "worktree" and committed:
+        ref = ref or "HEAD"
     return Repository(location, kind, ref, branch)
 
 

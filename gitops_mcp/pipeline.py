@@ -264,8 +264,8 @@ def _matches(key: ServerKey, patterns: Collection[str]) -> bool:
     )
 
 
-def open_repository(options: SourceOptions) -> gitrepo.Repository:
-    """The repository of a source; nothing is read yet."""
+def open_repository(options: SourceOptions, *, committed: bool = False) -> gitrepo.Repository:
+    """The repository of a source; nothing is read yet. ``committed``: of a directory only that."""
     credentials = gitrepo.Credentials(
         username=options.git_username,
         password_file=options.git_password_file,
@@ -273,7 +273,11 @@ def open_repository(options: SourceOptions) -> gitrepo.Repository:
         known_hosts=options.git_known_hosts,
     )
     return gitrepo.open_source(
-        options.location, ref=options.ref, branch=options.branch, credentials=credentials
+        options.location,
+        ref=options.ref,
+        branch=options.branch,
+        committed=committed,
+        credentials=credentials,
     )
 
 

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -670,6 +670,20 @@ def test_the_agent_enforces_head_until_sigterm(fleet: Fleet) -> None:
     assert live["metadata"]["finalizers"] == ["mcp.example.com/finalizer"]
     assert fleet.get(KIND, "dirty") is None
     assert fleet("sync").code == 0  # the lease was given back
+
+
+def test_an_agent_of_a_folder_inside_of_a_clone_enforces_head_too(fleet: Fleet) -> None:
+    folder = fleet.folder / "servers"
+    commit_all(fleet.folder, {"servers/second.yaml": manifest("second", None)})
+    write(folder, {"dirty.yaml": manifest("dirty", None)})
+    inside = replace(fleet, folder=folder)
+    with _started(inside, "agent", "--interval", "300ms") as process:
+        _eventually(lambda: fleet.get("Deployment", "second"))
+        _eventually(lambda: (fleet.get(KIND, "second") or {}).get("status"))
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert (fleet.get(KIND, "dirty"), fleet.get(KIND, "web")) == (None, None)
 
 
 def test_an_agent_without_a_source_runs_kubectls_servers_alone(

@@ -128,7 +128,8 @@ def command(
     with (
         logs.installed(log_format, verbose=common.verbose, quiet=common.quiet),
         tempfile.TemporaryDirectory(prefix="gitops-mcp-") as empty,
-        pipeline.open_repository(source := _chosen(source, empty)) as repository,
+        # Uncommitted work is nobody's deployment.
+        pipeline.open_repository(source := _chosen(source, empty), committed=True) as repository,
     ):
         cache = manifests.Cache()
         line = agent.first_source(
@@ -176,11 +177,8 @@ NO_SOURCE = "no-source"
 
 
 def _chosen(source: options.SourceOptions, empty: str) -> options.SourceOptions:
-    """The source as an agent reads it: HEAD of a clone, since uncommitted work is nobody's
-    deployment; nothing at all (the folder ``empty``) where none was given."""
+    """The source; nothing at all (the folder ``empty``) where none was given."""
     given = click.get_current_context().get_parameter_source("location")
     if given is ParameterSource.DEFAULT:
         return replace(source, location=empty, source_id=NO_SOURCE)
-    if source.ref is None and source.branch is None and (Path(source.location) / ".git").exists():
-        return replace(source, ref="HEAD")
     return source
