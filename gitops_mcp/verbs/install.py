@@ -24,7 +24,8 @@ Examples:
   gitops-mcp install https://git.example.com/fleet.git --cluster prod --git-secret fleet \\
     --image registry.example.com/gitops-mcp:1.0 | kubectl apply --server-side -f -
   gitops-mcp install ssh://git@git.example.com/fleet.git --git-secret fleet
-  gitops-mcp install https://git.example.com/team-a.git --watch-namespace team-a
+  gitops-mcp install https://git.example.com/team-a.git --watch-namespace team-a \\
+    --source-id team-a
   gitops-mcp install https://git.example.com/fleet.git --webhook-secret fleet-webhook
   gitops-mcp install --crd-only | kubectl apply --server-side -f -
 \b
