@@ -666,9 +666,10 @@ def status(
     style: Style = PLAIN,
     all_namespaces: bool = False,
 ) -> str:
-    """MCPServer objects as a table. ``output``: text, wide, or json and yaml (a v1 List)."""
+    """MCPServer objects as a table. ``output``: text, wide, or json and yaml (a v1 List without
+    managedFields, as kubectl shows it)."""
     if output in ("json", "yaml"):
-        return objects(servers, output=output, as_list=True)
+        return objects(list(map(_without_managers, servers)), output=output, as_list=True)
     rows = [_status_row(server, now, wide=output == "wide") for server in servers]
     titles = [*_STATUS_COLUMNS, *(("VERIFIED",) if output == "wide" else ())]
     first = 0 if all_namespaces else 1
@@ -678,6 +679,11 @@ def status(
     return _columns(
         [tuple(row[first:]) for row in table], style=style, looks=looks, column=2 - first
     )
+
+
+def _without_managers(body: JsonObject) -> JsonObject:
+    metadata = {name: value for name, value in body["metadata"].items() if name != "managedFields"}
+    return {**body, "metadata": metadata}
 
 
 _STATUS_COLUMNS = (

@@ -540,6 +540,7 @@ def test_status_lists_objects_for_programs(fleet: Fleet) -> None:
     assert (listed["apiVersion"], listed["kind"]) == ("v1", "List")
     assert [item["metadata"]["name"] for item in listed["items"]] == ["web"]
     assert listed["items"][0]["kind"] == KIND
+    assert "managedFields" not in listed["items"][0]["metadata"]
     same = yaml.safe_load(fleet.run("status", "-n", fleet.name, "-o", "yaml").out)
     assert same["kind"] == "List"
 
@@ -578,6 +579,27 @@ def test_status_watches(fleet: Fleet, kubeconfig: Path) -> None:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=20)
     assert process.returncode == 130
+
+
+def test_status_of_one_server_is_told_again_when_that_one_changes(
+    fleet: Fleet, kubeconfig: Path
+) -> None:
+    write(fleet.folder, {"second.yaml": manifest("second", None)})
+    fleet("sync", "--wait")
+    arguments = [*GITOPS, "status", "web", "-w", "-n", fleet.name, "--kubeconfig", str(kubeconfig)]
+    with subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        while "web" not in (line := process.stdout.readline()):
+            assert line
+        for verb, name in (("suspend", "second"), ("resume", "second")) * 2 + (("suspend", "web"),):
+            assert fleet.run(verb, name, "-n", fleet.name).code == 0
+        assert fleet("sync").code == 0
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        told = process.stdout.read()
+    assert 1 <= told.count("source ") <= 2  # web's spec, and its status; nothing of second's
 
 
 # --- suspend and resume -------------------------------------------------------------------------

@@ -103,7 +103,8 @@ class _Shown:
         # The first list by itself: where it cannot be read, there is nothing to wait for.
         servers, version = self._cluster.list(API_VERSION, KIND, self._namespace)
         known = {_name(body): body for body in servers}
-        self._print(self._chosen(servers))
+        shown = self._chosen(servers)
+        self._print(shown)
         for news in self._cluster.list_and_watch(
             API_VERSION,
             KIND,
@@ -119,7 +120,10 @@ class _Shown:
                 known.pop(_name(body), None)
                 if kind != "DELETED":
                     known[_name(body)] = {"apiVersion": API_VERSION, "kind": KIND, **body}
-            self._print(self._chosen(list(known.values())))
+            chosen = self._chosen(list(known.values()))
+            if chosen != shown:  # else it was about others
+                shown = chosen
+                self._print(shown)
         return 0
 
     def _heard(self, error: KubeError | None) -> None:
