@@ -105,11 +105,13 @@ def _pathspecs(prefix: str, below: str, magic: str = "literal") -> tuple[str, ..
     return (f":({magic}){prefix}",) if prefix else ()
 
 
-def _normal(path: str) -> str:
+def _normal(path: str, named: str = "--path") -> str:
     """A ``--path`` as git writes it. Raises UsageError where it leaves the source."""
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if path.startswith("/") or ".." in parts or "\0" in path:
-        raise UsageError(f"--path {path!r} leads out of the source", hint="name a folder inside it")
+        raise UsageError(
+            f"{named} {path!r} leads out of the source", hint="name a folder inside it"
+        )
     return "/".join(parts)
 
 
@@ -783,7 +785,7 @@ class Repository:
         Of a commit only those settings come with their content; ``contents`` has the rest.
         """
         below = _normal(path)
-        if self.kind == "plain" or (self.kind == "worktree" and self._ref is None):
+        if self._is_read_as_it_lies:
             return self._as_it_lies(below)
         commit, branch = self._current()
         last = self._last[1] if self._last and self._last[0] == below else None
@@ -797,6 +799,23 @@ class Repository:
         """The content of a commit's files, by blob id. Raises SourceError."""
         with self._mended():
             return self._git().blobs({file.blob for file in files})
+
+    def check_own_path(self, snapshot: Snapshot, path: str) -> None:
+        """Raises what ``snapshot(path)`` would, where the source's own file narrows to ``path`` a
+        snapshot that was taken of everything."""
+        below = _normal(path, f"{CONFIG_FILE}: path")
+        if not below or any(file.path.startswith(f"{below}/") for file in snapshot.files):
+            return
+        if self._is_read_as_it_lies:
+            there = _Disk(self._folder(), "sha1").is_plain_folder(below)
+        else:
+            git = self._git()
+            tree = f"{snapshot.revision.sha}:{self._prefix(git)}{below}"
+            there = git.line("cat-file", "-t", tree) == "tree"
+        if not there:
+            raise SourceError(
+                f"{self.root}: no folder {printable(below)}", hint=f"check path in {CONFIG_FILE}"
+            )
 
     def base(self, ref: str, path: str = "") -> Snapshot:
         """What ``snapshot`` is compared with: the merge base of ``ref`` and HEAD (or of ``--ref``,
@@ -897,10 +916,17 @@ class Repository:
                 self._head = self._last = None
             raise
 
+    @property
+    def _is_read_as_it_lies(self) -> bool:
+        return self.kind == "plain" or (self.kind == "worktree" and self._ref is None)
+
+    def _prefix(self, git: Git) -> str:
+        """Where in its clone a directory is."""
+        return git.line("rev-parse", "--show-prefix") if self.kind == "worktree" else ""
+
     def _take(self, commit: str, branch: str | None, below: str, last: _Taken | None) -> _Taken:
         git = self._git()
-        prefix = git.line("rev-parse", "--show-prefix") if self.kind == "worktree" else ""
-        taking = _Taking(git, commit, branch, prefix, below, self.root)
+        taking = _Taking(git, commit, branch, self._prefix(git), below, self.root)
         return (taking.after(last) if last else None) or taking.whole()
 
     def _folder(self) -> str:

@@ -297,6 +297,8 @@ def read(
     snapshot = repository.base(base, given) if base else repository.snapshot(given)
     own = _own_config(snapshot)
     path = options.path if options.path is not None else own.get("path", "")
+    if options.path is None and base is None:  # a change may mend what its base has wrong
+        repository.check_own_path(snapshot, path)
     repository.notes(options.cluster)  # a name that git cannot hold is refused before any change
     source_id = checked_source_id(options.source_id or own.get("sourceId", "default"))
     loaded = manifests.load(

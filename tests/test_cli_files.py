@@ -254,6 +254,39 @@ def test_a_source_that_cannot_be_read_is_one_line_and_2(
     assert says in ended.error
 
 
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("nosuch", "no folder nosuch; check path in gitops-mcp.yaml"),
+        ("web.yaml", "no folder web.yaml"),
+        ("../..", "gitops-mcp.yaml: path '../..' leads out of the source"),
+        ("/etc", "gitops-mcp.yaml: path '/etc' leads out of the source"),
+    ],
+)
+@pytest.mark.parametrize("how", ["plain", "as it lies", "HEAD"])
+def test_a_path_in_the_sources_own_file_is_checked_as_the_options_is(
+    gitops: Run, tmp_path: Path, how: str, path: str, says: str
+) -> None:
+    files = {"web.yaml": manifest(), "gitops-mcp.yaml": f"path: {path}\n"}
+    if how == "plain":
+        write(tmp_path, files)
+    else:
+        worktree(tmp_path, files)
+    ended = gitops("validate", tmp_path, *(("--ref", "HEAD") if how == "HEAD" else ()))
+    assert (ended.code, ended.out) == (2, "")
+    assert says in ended.error
+    mended = gitops("validate", tmp_path, "--path", "")
+    assert mended.code == 0
+
+
+@pytest.mark.parametrize("ref", [(), ("--ref", "HEAD")])
+def test_a_folder_without_manifests_is_a_path_too(
+    gitops: Run, tmp_path: Path, ref: tuple[str, ...]
+) -> None:
+    worktree(tmp_path, {"gitops-mcp.yaml": "path: ./empty/\n", "empty/README.md": "later"})
+    assert gitops("validate", tmp_path, *ref).code == 0
+
+
 # --- diff --base ------------------------------------------------------------------------------
 
 
