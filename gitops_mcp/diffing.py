@@ -149,7 +149,8 @@ def escaped(name: str) -> str:
 
 def _token(text: str) -> tuple[int, str]:
     """A JSON pointer's token as an index (-1: none) and as a name."""
-    return int(text) if text.isdigit() else -1, text.replace("~1", "/").replace("~0", "~")
+    index = int(text) if re.fullmatch("[0-9]{1,9}", text) else -1
+    return index, text.replace("~1", "/").replace("~0", "~")
 
 
 def ownership_patch(

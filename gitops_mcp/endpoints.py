@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Mapping
@@ -173,7 +174,7 @@ def _address(listen: str) -> tuple[str, int]:
         host = host[1:-1]
     elif ":" in host:
         colon = ""  # an IPv6 address without brackets: which colon would be the port's?
-    if not (colon and port.isascii() and port.isdigit() and int(port) <= 65535):
+    if not (colon and re.fullmatch("[0-9]{1,5}", port) and int(port) <= 65535):
         raise UsageError(
             f"--listen {listen!r} is no HOST:PORT", hint="for example 0.0.0.0:8080, or :8080"
         )

@@ -33,13 +33,17 @@ OPTIONAL_VALUES: Mapping[str, str] = {"--wait": "5m", "--allow-prune": EVERYTHIN
 """Options whose value may be left out: ``--wait`` is ``--wait=5m``."""
 
 
+LONGEST = timedelta(hours=10_000)
+"""More than a year. What ends later than the calendar cannot be waited for."""
+
+
 class Duration(click.ParamType[Any]):
     """Go's durations, as everywhere in Kubernetes: ``90s``, ``1h30m``."""
 
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """A ``timedelta`` that is not negative."""
+        """A ``timedelta`` between 0 and ``LONGEST``."""
         del param, ctx
         if isinstance(value, timedelta):
             return value
@@ -47,9 +51,12 @@ class Duration(click.ParamType[Any]):
 
         try:
             # durationpy alone would take more than Go does: days, blanks, a sign.
-            return durationpy.from_str(value) if DURATION.fullmatch(value) else self._fail(value)
+            found = durationpy.from_str(value) if DURATION.fullmatch(value) else self._fail(value)
         except (durationpy.DurationError, OverflowError):
             return self._fail(value)
+        if found > LONGEST:
+            self.fail(f"{value!r} is longer than {durationpy.to_str(LONGEST)}")
+        return found
 
     def _fail(self, value: str) -> NoReturn:
         self.fail(f"{value!r} is no duration such as 90s or 1h30m")

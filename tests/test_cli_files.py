@@ -485,6 +485,8 @@ def test_help_and_version(gitops: Run) -> None:
         (["validate", "--rev"], "--ref"),
         (["validate", "-o", "xml"], "'text', 'json', 'github'"),
         (["sync", "--allow-prune=some"], "not a number of servers"),
+        (["sync", "--allow-prune=²"], "not a number of servers"),
+        (["sync", f"--allow-prune={'9' * 5000}"], "not a number of servers"),
         (["validate", "a", "b"], "unexpected extra argument (b)"),
         (["suspend"], "NAME"),
     ],

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from gitops_mcp import diffing, sandbox
-from gitops_mcp.diffing import between, ownership_patch, owns, same_content
+from gitops_mcp.diffing import between, ownership_patch, owns, same_content, without
 from gitops_mcp.model import API_VERSION, Context, FieldChange, JsonObject, Revision
 from gitops_mcp.rendering import Renderer
 
@@ -488,3 +488,9 @@ def test_a_map_that_is_not_there_is_not_shown_as_an_empty_one() -> None:
     difference = between(base, head)
     assert difference.before is not None
     assert "config" not in difference.before["spec"]
+
+
+@pytest.mark.parametrize("name", ["²", "٣", "9" * 5000])
+def test_a_name_of_digits_that_are_no_index_is_a_name(name: str) -> None:
+    live: JsonObject = {"spec": {"config": {name: "1", "A": "2"}}}
+    assert without(live, [f"/spec/config/{name}"]) == {"spec": {"config": {"A": "2"}}}

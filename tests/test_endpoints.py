@@ -302,7 +302,10 @@ def test_a_port_that_is_taken_is_one_clear_error(serve: Serve) -> None:
     assert "--listen" in refused.value.hint
 
 
-@pytest.mark.parametrize("listen", ["", "8080", "a:b", "127.0.0.1:", ":65536", "::1:8080", ":-1"])
+@pytest.mark.parametrize(
+    "listen",
+    ["", "8080", "a:b", "127.0.0.1:", ":65536", "::1:8080", ":-1", ":²", ":" + "9" * 5000],
+)
 def test_an_address_that_is_none_is_refused_at_once(listen: str) -> None:
     with pytest.raises(UsageError, match="HOST:PORT"):
         Endpoints(listen, alive=str, ready=str, metrics=bytes)

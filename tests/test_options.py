@@ -147,7 +147,7 @@ def test_durations_are_gos(text: str, value: float) -> None:
     assert options.Duration().convert(text, None, None) == timedelta(seconds=value)
 
 
-@pytest.mark.parametrize("text", ["5", "1d", "five", "-3s", "", "1h 2m"])
+@pytest.mark.parametrize("text", ["5", "1d", "five", "-3s", "", "1h 2m", "9" * 30 + "h"])
 def test_what_is_no_duration_is_refused(gitops: Run, text: str) -> None:
     ended = gitops("sync", f"--wait={text}")
     assert ended.code == 2
@@ -192,6 +192,19 @@ def test_what_is_no_domain_is_refused(gitops: Run, verb: str, name: str) -> None
     ended = gitops(verb, f"--cluster-domain={name}")
     assert (ended.code, ended.out) == (2, "")
     assert f"'--cluster-domain': {name!r} is no name of a DNS domain" in ended.error
+
+
+@pytest.mark.parametrize(
+    "arguments", [["sync", "--wait"], ["agent", "--interval"], ["install", "--interval"]]
+)
+@pytest.mark.parametrize("text", ["10001h", "99999999h"])
+def test_a_duration_that_outlasts_the_calendar_is_refused(
+    gitops: Run, arguments: list[str], text: str
+) -> None:
+    *verb, option = arguments
+    ended = gitops(*verb, f"{option}={text}")
+    assert (ended.code, ended.out) == (2, "")
+    assert "is longer than 10000h" in ended.error
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -171,7 +172,7 @@ def allowance(text: str | None) -> Allowance | None:
         return None
     if text == options.EVERYTHING:
         return Allowance(None, "--allow-prune")
-    if not text.isdigit():
+    if not re.fullmatch("[0-9]{1,9}", text):
         raise click.UsageError(f"--allow-prune={text}: not a number of servers")
     return Allowance(int(text), "--allow-prune")
 
