@@ -171,9 +171,11 @@ _RULES: Final = (
 )
 
 _NAMES_ONLY: Final = frozenset({401, 403, 404, 409, 410, 429, 503, 504})
-"""Codes whose messages quote names of objects and users, never values."""
+"""Codes whose messages quote names of objects and users, never values, as long as they are the API
+server's own: an admission webhook or policy, which may answer with any code, says what it likes."""
+_DENIED = re.compile(r"denied (the )?request")
 
-_QUOTED = re.compile(r'(?P<kept>field |\[[\w.-]*=)?"(?:[^"\\]|\\.)*(?:"|$)')
+_QUOTED = re.compile(r'(?P<kept>field |webhook |\[[\w.-]*=)?"(?:[^"\\]|\\.)*(?:"|$)')
 _VALUE = re.compile(r'(?:"(?:[^"\\]|\\.)*"|-?\d[\w.+-]*|true|false|null|<nil>)(?:: |$)')
 _OBJECT = re.compile(r"[{\[&]|map\[|\w+\.\w+\{")
 _LONGEST: Final = 600
@@ -213,7 +215,7 @@ def _causes(status: JsonObject) -> Causes:
 
 def _cause_text(code: int, status: JsonObject, causes: Causes) -> str:
     message = str(status.get("message", ""))
-    if code in _NAMES_ONLY:
+    if code in _NAMES_ONLY and not _DENIED.search(message):
         return " ".join(message.split())[:_LONGEST]
     if code == 422 and causes:
         return "; ".join(f"{field}: {text}" if field else text for _, field, text in causes[:5])
