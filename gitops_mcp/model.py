@@ -410,6 +410,22 @@ class Facts:
     cleanup: str | None = ""
 
 
+KUBECTL_MANAGERS = frozenset(
+    {
+        "kubectl",
+        "kubectl-edit",
+        "kubectl-patch",
+        "kubectl-set",
+        "kubectl-replace",
+        "kubectl-label",
+        "kubectl-annotate",
+        "kubectl-client-side-apply",
+    }
+)
+"""Field managers that are people at work, by default: what kubectl calls itself. A restart
+(``kubectl-rollout``) is not undone."""
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """What holds for every server of a pass.
@@ -429,18 +445,7 @@ class Context:
     create_namespace: bool = False
     allow_privileged: bool = False
     probes: bool = True
-    kubectl_managers: frozenset[str] = frozenset(
-        {
-            "kubectl",
-            "kubectl-edit",
-            "kubectl-patch",
-            "kubectl-set",
-            "kubectl-replace",
-            "kubectl-label",
-            "kubectl-annotate",
-            "kubectl-client-side-apply",
-        }
-    )
+    kubectl_managers: frozenset[str] = KUBECTL_MANAGERS
 
 
 # --- report ---------------------------------------------------------------------------------

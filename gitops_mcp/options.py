@@ -174,6 +174,8 @@ class SourceOptions:
     namespace: str | None = None
     source_id: str | None = None
     allow_privileged: bool = False
+    kubectl_managers: str = ""
+    """Field managers, comma-separated; empty: kubectl's."""
     templates: Path | None = None
     cluster_domain: str = "cluster.local"
     git_username: str = ""
@@ -253,6 +255,12 @@ _reading = (
         help="Whose servers these are in the cluster  [default: default]",
     ),
     option("--allow-privileged", is_flag=True, help="Accept privileged pods and host access."),
+    option(
+        "--kubectl-managers",
+        metavar="NAMES",
+        default="",
+        help="Field managers whose additions are drift, comma-separated  [default: kubectl's]",
+    ),
     option(
         "--templates",
         metavar="FOLDER",

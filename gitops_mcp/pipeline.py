@@ -23,6 +23,7 @@ from gitops_mcp.model import (
     FINALIZER,
     GROUP,
     KIND,
+    KUBECTL_MANAGERS,
     Change,
     ChangeAction,
     Context,
@@ -117,6 +118,7 @@ class Source:
 
     def context(self, wishes: Wishes) -> Context:
         """What holds for every server."""
+        managers = frozenset(filter(None, self.options.kubectl_managers.split(",")))
         return Context(
             source=self.source_id,
             cluster=self.options.cluster,
@@ -127,6 +129,7 @@ class Source:
             create_namespace=wishes.create_namespace,
             allow_privileged=self.options.allow_privileged,
             probes=wishes.probes and not wishes.check,
+            kubectl_managers=managers or KUBECTL_MANAGERS,
         )
 
     def concerns(

@@ -130,6 +130,21 @@ def test_diff_tells_1_of_changes_and_0_of_none_and_changes_nothing(fleet: Fleet)
     assert (after.code, after.out, after.err) == (0, "no changes (1 server)\n", "")
 
 
+def test_whose_additions_are_drift_can_be_set(fleet: Fleet) -> None:
+    assert fleet("sync").code == 0
+    body = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "web", "namespace": fleet.name, "labels": {"team": "a"}},
+    }
+    fleet.cluster.apply(body, manager="console")
+    assert fleet("diff").code == 0
+    ended = fleet("diff", "--kubectl-managers", "kubectl,console", "-o", "json")
+    assert [(c["kind"], [f["path"] for f in c["fields"]]) for c in ended.json["changes"]] == [
+        ("Service", ["/metadata/labels/team"])
+    ]
+
+
 def test_sync_ends_with_its_recap_and_waits_until_ready(fleet: Fleet) -> None:
     ended = fleet("sync", "--wait")
     assert ended.code == 0, ended.err
