@@ -671,9 +671,6 @@ class _File:
         server = None
         if not findings:
             manifest, findings = self._completed(value, document)
-            own = value.get("spec")
-            if isinstance(own, dict):
-                findings += rules.unused(own, manifest["spec"])
             if document.nulls:
                 findings += _unknown_nulls(value)
             broken = self.defaults.broken or any(f.severity == "error" for f in findings)
@@ -690,14 +687,17 @@ class _File:
         """The manifest over its defaults and without what only the server sets, and what is wrong
         with it."""
         manifest, findings = _as_written_by_hand(_without_nulls(value) if document.nulls else value)
-        own = value.get("spec")
+        own = (_without(value, findings) if findings else value).get("spec")
         if own is None and self.defaults.spec:
             own = {}
         if isinstance(own, dict) and (self.defaults.spec or document.nulls):
             manifest["spec"] = _merge(self.defaults.spec, own)
-        return manifest, findings + _findings(
+        findings += _findings(
             manifest, allow_privileged=self.terms.allow_privileged, closely=document.fractions
         )
+        if isinstance(own, dict):
+            findings += rules.unused(own, manifest["spec"])
+        return manifest, findings
 
     def _server(
         self, document: Document, path: Path, key: ServerKey, manifest: JsonObject
@@ -881,7 +881,17 @@ def _as_written_by_hand(value: JsonObject) -> tuple[JsonObject, list[Finding]]:
             dropped.append(("metadata", "annotations", _LAST_APPLIED))
         manifest["metadata"] = metadata
     message = "set by the server, ignored here"
-    return manifest, [Finding(path, message, "key", "warning") for path in dropped]
+    findings = [Finding(path, message, "key", "warning") for path in dropped]
+    if ("metadata", "uid") in dropped or ("metadata", "resourceVersion") in dropped:
+        parts = {
+            key: part
+            for key, part in manifest["metadata"].items()
+            if key == "name" or isinstance(part, dict)
+        }
+        spec = manifest.get("spec")
+        marks = rules.exported(parts, spec if isinstance(spec, dict) else {})
+        manifest, findings = _without(manifest, marks), findings + marks
+    return manifest, findings
 
 
 def _covered(path: Path, meant: Iterable[Path]) -> bool:

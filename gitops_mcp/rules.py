@@ -69,6 +69,24 @@ def unused(own: JsonObject, spec: JsonObject) -> list[Finding]:
     ]
 
 
+def exported(metadata: JsonObject, spec: JsonObject) -> list[Finding]:
+    """What an MCPServer that was read from a cluster bears, and no manifest may say: our own marks,
+    and the CRD's defaults (or the fleet's) where they mean nothing with its transport."""
+    marks = [
+        *_own_labels(metadata, spec),
+        *(f for f in _own_annotations(metadata, spec) if f.path[-1] in _OUR_ANNOTATIONS),
+    ]
+    name = transports.of_spec(spec).name
+    return [
+        finding._replace(message=f"{why}, ignored here", severity="warning")
+        for findings, why in (
+            (marks, "set by gitops-mcp"),
+            (unused(spec, spec), f"{name} has no network"),
+        )
+        for finding in findings
+    ]
+
+
 # --- ours -----------------------------------------------------------------------------------
 
 RESERVED = frozenset(

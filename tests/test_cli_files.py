@@ -20,7 +20,7 @@ import yaml
 from commandline import BROKEN, Run, manifest, runner
 from gitfixtures import GitServer, bare, commit, commit_all, git, worktree, write
 
-from gitops_mcp import __version__, cli, pipeline
+from gitops_mcp import __version__, cli, pipeline, serverschema, settings
 from gitops_mcp.errors import UsageError
 from gitops_mcp.model import KIND
 from gitops_mcp.options import SourceOptions
@@ -79,6 +79,25 @@ def test_validate_in_json(gitops: Run, tmp_path: Path) -> None:
             }
         ],
     }
+
+
+def test_what_a_cluster_shows_can_be_committed(gitops: Run, tmp_path: Path) -> None:
+    def rendered(*arguments: object) -> tuple[list[Any], list[Any]]:
+        bodies = gitops("render", "-o", "json", *arguments).json["items"]
+        ours = [body for body in bodies if body["kind"] == "MCPServer"]
+        return ours, [body for body in bodies if body["kind"] != "MCPServer"]
+
+    servers, children = rendered(settings.resource("repo-example"))
+    shown = [serverschema.defaulted(body) for body in servers]
+    for body in shown:
+        body["metadata"] |= {"uid": "0e1b", "resourceVersion": "12", "generation": 1}
+        body["status"] = {"phase": "Ready"}
+    export = {"apiVersion": "v1", "kind": "List", "metadata": {}, "items": shown}
+    write(tmp_path, {"all.yaml": yaml.safe_dump(export)})
+    ended = gitops("validate", "-o", "json", tmp_path)
+    assert ended.code == 0, ended.out
+    assert {problem["severity"] for problem in ended.json["problems"]} == {"warning"}
+    assert rendered(tmp_path)[1] == children
 
 
 def test_validate_annotates_a_workflow(gitops: Run, tmp_path: Path) -> None:
