@@ -927,7 +927,7 @@ def _not_applied(facts: Facts) -> Condition:
 
 
 def _synced(facts: Facts, context: Context, invalid: str, refused: list[str]) -> Condition:
-    if facts.protected:
+    if invalid:  # what kubectl made has no last good version to go on with, and was not rendered
         return Condition("Synced", "False", "ManifestInvalid", invalid)
     if refused:
         return Condition("Synced", "False", "NotOwned", "; ".join(refused))

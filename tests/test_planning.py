@@ -285,3 +285,19 @@ def test_prune_guard(row: dict[str, Any]) -> None:
 )
 def test_a_file_lies_within_a_path_by_whole_folders(file: str, path: str, inside: bool) -> None:
     assert planning.within(file, path) is inside
+
+
+def test_what_kubectl_made_wrong_is_not_said_to_be_synced() -> None:
+    spec = {"image": "a", "replicas": 1, "config": {"SESSION_TIMEOUT": "soon"}}
+    decision = planning.decide(
+        *facts_and_context({"cr": {"spec": spec, "owner": "kubectl"}}), RENDERER
+    )
+    (action,) = decision.actions
+    assert action.subresource == "status"
+    conditions = {one["type"]: one for one in action.body["status"]["conditions"]}
+    synced = conditions["Synced"]
+    assert (synced["status"], synced["reason"]) == ("False", "ManifestInvalid")
+    assert synced["message"] == conditions["ConfigurationValid"]["message"]
+    assert conditions["Ready"]["reason"] == "ConfigurationInvalid"
+    assert decision.result == "failed"
+    assert "SESSION_TIMEOUT" in decision.message
