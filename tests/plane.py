@@ -421,6 +421,7 @@ class Plane:
             "--authorization-mode=RBAC",
             f"--audit-log-path={self.home}/audit.log",
             f"--audit-policy-file={self.home}/audit.yaml",
+            "--audit-log-maxsize=100000",  # MB: a new file would hide the requests of the old one
         )
 
     def _spawn(self, program: str, *arguments: str) -> None:
