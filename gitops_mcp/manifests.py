@@ -80,15 +80,20 @@ def load(
     their content. With a ``cache`` that was given to the load before, only what differs from that
     one is read and put together again; the result is the same as without.
     """
-    folder = posixpath.normpath(path).strip("/")
     terms = _Terms(
         cluster=cluster,
-        prefix="" if folder == "." else f"{folder}/",
+        prefix=_prefix(path),
         namespace=namespace,
         allow_privileged=allow_privileged,
         base=orjson.dumps(defaults or {}, option=orjson.OPT_SORT_KEYS),
     )
     return (cache or Cache()).load(terms, tuple(files), tuple(skipped), read or _no_content)
+
+
+def clusters(files: Iterable[SourceFile], *, path: str = "") -> frozenset[str]:
+    """The clusters that have group_vars of their own in a source."""
+    own = (_group(file.path, _group_folders(_prefix(path))) for file in files)
+    return frozenset(place[1] for place in own if place is not None) - {"all"}
 
 
 def changed(old: Loaded, new: Loaded) -> frozenset[ServerKey]:
@@ -145,12 +150,8 @@ class _Terms:
 
     def group(self, path: str) -> tuple[str, str] | None:
         """The place of a group_vars file that counts: its folder, and its name without ending."""
-        for folder in self._folders():
-            if path.startswith(folder):
-                stem, dot, extension = path[len(folder) :].rpartition(".")
-                if dot and extension in ("yaml", "yml") and stem in ("all", self.cluster):
-                    return folder, stem
-        return None
+        place = _group(path, _group_folders(self.prefix))
+        return place if place is not None and place[1] in ("all", self.cluster) else None
 
     def groups(self, files: Iterable[SourceFile]) -> list[list[SourceFile]]:
         """The group_vars that count, the weakest first."""
@@ -161,11 +162,28 @@ class _Terms:
                 found.setdefault(place, []).append(file)
         # The last wins: what is for one cluster over what is for all, the nearer over the root's.
         stems = dict.fromkeys(("all", self.cluster))
-        order = [(folder, stem) for stem in stems for folder in self._folders()]
+        order = [(folder, stem) for stem in stems for folder in _group_folders(self.prefix)]
         return [found[place] for place in order if place in found]
 
-    def _folders(self) -> Iterable[str]:
-        return dict.fromkeys(("group_vars/", f"{self.prefix}group_vars/"))
+
+def _prefix(path: str) -> str:
+    """What the names of all files in a folder of the source begin with."""
+    folder = posixpath.normpath(path).strip("/")
+    return "" if folder == "." else f"{folder}/"
+
+
+def _group_folders(prefix: str) -> Iterable[str]:
+    return dict.fromkeys(("group_vars/", f"{prefix}group_vars/"))
+
+
+def _group(path: str, folders: Iterable[str]) -> tuple[str, str] | None:
+    """The place of a group_vars file, whichever group it is for."""
+    for folder in folders:
+        if path.startswith(folder):
+            stem, _, extension = path[len(folder) :].rpartition(".")
+            if stem and extension in ("yaml", "yml"):
+                return folder, stem
+    return None
 
 
 def _no_content(files: Sequence[SourceFile]) -> Mapping[str, bytes]:

@@ -116,6 +116,14 @@ class Source:
             variables=self.loaded.variables,
         )
 
+    def doubts(self, warn: Say) -> None:
+        """Tell of a cluster without group_vars where others have theirs: a name may be misspelt."""
+        known = manifests.clusters(self.snapshot.files, path=self.path)
+        cluster = self.options.cluster
+        if known and cluster not in {*known, "default"}:
+            names = ", ".join(sorted(known))
+            warn(f"no group_vars for cluster {cluster!r}: there are some for {names}")
+
     def context(self, wishes: Wishes) -> Context:
         """What holds for every server."""
         managers = frozenset(filter(None, self.options.kubectl_managers.split(",")))

@@ -217,6 +217,22 @@ def test_the_cluster_picks_its_group_vars(gitops: Run, tmp_path: Path) -> None:
 # --- sources ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("verb", ["validate", "render", "diff", "sync"])
+def test_a_cluster_that_nothing_is_said_about_is_doubted(
+    gitops: Run, tmp_path: Path, verb: str
+) -> None:
+    write(tmp_path, {"fleet/web.yaml": manifest(), "group_vars/all.yaml": "tier: one\n"})
+    assert "group_vars" not in gitops(verb, tmp_path, "--cluster", "staging3").err
+    write(tmp_path, {"group_vars/staging.yaml": "{}\n", "fleet/group_vars/prod.yml": "{}\n"})
+    ended = gitops(verb, tmp_path, "--cluster", "staging3", "--path", "fleet")
+    said = "warning: no group_vars for cluster 'staging3': there are some for prod, staging"
+    assert said in ended.err.splitlines()
+    assert ended.code == (2 if verb in ("diff", "sync") else 0)  # there is no cluster here
+    for known in ("staging", "prod", "default"):
+        arguments = (verb, tmp_path, "--cluster", known, "--path", "fleet")
+        assert "group_vars" not in gitops(*arguments).err
+
+
 def test_a_directory_is_read_as_it_lies_or_at_a_ref(gitops: Run, tmp_path: Path) -> None:
     worktree(tmp_path, {"web.yaml": manifest()})
     git(tmp_path, "tag", "v1")

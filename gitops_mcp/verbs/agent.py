@@ -142,6 +142,7 @@ def command(
         if line is None:
             agent.leave()
             return 0
+        line.doubts(looks.warn)
         cluster = pipeline.connect(connection, observe=metrics.requested)
         try:
             agent.Agent(

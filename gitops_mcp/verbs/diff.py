@@ -50,6 +50,7 @@ def command(
     against: str | None = None
     with pipeline.open_repository(source) as repository:
         line = pipeline.read(source, repository)
+        line.doubts(terminal.warn)
         terminal.ignored(line.loaded.ignored)
         if output == "text":
             terminal.problems(line.loaded.problems)

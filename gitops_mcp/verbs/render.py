@@ -38,5 +38,6 @@ def command(
         line = pipeline.read(source, repository)
         click.echo(reports.objects(list(line.objects()), output=output), nl=False)
     terminal.problems(line.loaded.problems)
+    line.doubts(terminal.warn)
     terminal.ignored(line.loaded.ignored)
     return 1 if any(p.severity == "error" for p in line.loaded.problems) else 0

@@ -81,6 +81,7 @@ def command(
     allowed = allowance(allow_prune)
     with pipeline.open_repository(source) as repository:
         line = pipeline.read(source, repository)
+        line.doubts(terminal.warn)
         terminal.ignored(line.loaded.ignored)
         terminal.problems(line.loaded.problems)
         cluster = pipeline.connect(connection)

@@ -38,6 +38,7 @@ def command(
     terminal = Terminal(common)
     with pipeline.open_repository(source) as repository:
         line = pipeline.read(source, repository)
+    line.doubts(terminal.warn)
     terminal.ignored(line.loaded.ignored)
     text = reports.validation(line.loaded, output=output, style=terminal.style)
     click.echo(text, nl=False)
