@@ -220,8 +220,8 @@ class Agent:
         self._begun = self._caught_up = 0
         """The term that we were told of, and that in which we know what whoever led before us had
         come to: nothing is written before that."""
-        self._behind = False
-        """Whoever led before us enforced another commit than the one that we know."""
+        self._behind = 0
+        """The term in which we know another commit than whoever led before us enforced; 0: none."""
         self._polled = ""
         """What went wrong at the last look at git."""
         where = leadership.home(cluster, options.namespace)
@@ -441,7 +441,7 @@ class Agent:
 
     def _poll(self) -> None:
         """Look at git, and adopt what is new. What cannot be read leaves everything as it is."""
-        began = time.monotonic()
+        began, behind = time.monotonic(), self._behind
         try:
             result = self._look_at_git()
             self._polled = ""
@@ -451,11 +451,14 @@ class Agent:
                 self._warn(f"{error}; what was read last stays in force")
             self._polled = str(error)
         self._metrics.polled(result, time.monotonic() - began)
-        if result != "failed":
-            self._behind = False
+        if result == "failed":
+            if self._behind:
+                self._hurry("poll", CATCH_UP)
+            return
+        if behind == self._behind:  # else this look began before the term, and another one follows
+            self._behind = 0
+        if not self._behind:
             self._catch_up()
-        elif self._behind:
-            self._hurry("poll", CATCH_UP)
 
     def _look_at_git(self) -> str:
         found = self._repository.poll()
@@ -500,7 +503,7 @@ class Agent:
         self._hurry("notes")
         source, former = self._controller.source, self._leader.revision
         behind = former and source is not None and former != str(source.snapshot.revision)
-        self._behind = bool(behind)
+        self._behind = self._leader.term if behind else 0
         if behind:
             self._warn(f"{former} was enforced last, which is not what was read here: asking git")
         self._begun = self._leader.term

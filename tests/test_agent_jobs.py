@@ -86,6 +86,32 @@ def test_a_push_while_it_ends_is_no_bug() -> None:
     agent.poke()
 
 
+def test_a_look_at_git_that_began_before_the_term_does_not_tell_what_the_last_leader_knew() -> None:
+    agent = Idle()
+    looked: list[str] = []
+    stands: Any = agent
+    stands._controller = SimpleNamespace(
+        source=SimpleNamespace(snapshot=SimpleNamespace(revision="a" * 40)),
+        synced="",
+        lead=lambda: looked.append("lead"),
+        look_at_all=lambda: looked.append("all"),
+    )
+    stands._leader = SimpleNamespace(revision="b" * 40, term=1)
+    stands._journal.recover = stands._recorder.begin = lambda *_: None
+    found = SimpleNamespace(kind="unchanged", error=None)
+
+    def poll() -> SimpleNamespace:
+        if agent._begun == 0:
+            agent._lead()
+        return found
+
+    stands._repository.poll = poll
+    agent._poll()
+    assert looked == []
+    agent._poll()
+    assert looked == ["lead", "all"]
+
+
 def test_its_leases_do_not_follow_the_kubeconfigs_context() -> None:
     """Two agents of one source whose contexts differ would both write."""
     idle = Idle()
