@@ -229,8 +229,17 @@ class Source:
         synced = (r for r in notes.read() if r.event == "synced" and r.source == self.source_id)
         return next((record.commit for record in synced), "")
 
+    def selected(self) -> frozenset[ServerKey]:
+        """The servers within the limit, broken ones among them. Raises UsageError where a limit
+        leaves none."""
+        known = {*self.loaded.servers, *self.loaded.protected}
+        chosen = frozenset(filter(self.limit.selects, known))
+        self.limit.refuse_none(chosen)
+        return chosen
+
     def objects(self) -> Iterator[JsonObject]:
         """What ``render`` prints: each server's MCPServer, then its children."""
+        self.selected()
         for _, bodies in sorted(self.rendered().items()):
             yield from bodies
 
@@ -264,8 +273,10 @@ class Limit:
         wanted = not self.wanted or _matches(key, self.wanted)
         return wanted and not _matches(key, self.unwanted)
 
-    def __bool__(self) -> bool:
-        return bool(self.wanted or self.unwanted)
+    def refuse_none(self, chosen: Collection[ServerKey]) -> None:
+        """Raises UsageError where a limit leaves no server: it is a mistake in writing."""
+        if (self.wanted or self.unwanted) and not chosen:
+            raise UsageError("--limit matches no server", hint="globs match name or namespace/name")
 
 
 def _matches(key: ServerKey, patterns: Collection[str]) -> bool:
@@ -385,6 +396,7 @@ def merging(head: Source, base: Source, cluster: str) -> Report:
     before, after = base.rendered(), head.rendered()
     broken = {key for key in head.loaded.protected if head.limit.selects(key)} - after.keys()
     outcomes = []
+    head.limit.refuse_none(before.keys() | after.keys() | broken)
     for key in sorted(before.keys() | after.keys() | broken):
         if key in broken:  # it removes nothing
             outcomes.append(Outcome(key, "failed", message=_mistake(head, key)))
@@ -596,8 +608,7 @@ class Pass:
             for key in keys
             if self.source.concerns(key, standing.get(key), context, self.wishes)
         }
-        if self.source.limit and not chosen:
-            raise UsageError("--limit matches no server", hint="globs match name or namespace/name")
+        self.source.limit.refuse_none(chosen)
         return chosen
 
     def _warn_of_finalizers(self, view: View, keys: Collection[ServerKey]) -> None:

@@ -86,10 +86,10 @@ _PHASE_LOOKS: Mapping[str, Look] = {"Ready": "green", "Failed": "red"}
 # --- validate ---------------------------------------------------------------------------------
 
 
-def validation(loaded: Loaded, *, output: str = "text", style: Style = PLAIN) -> str:
-    """What ``validate`` found. ``output``: text, json, or github (workflow annotations)."""
+def validation(loaded: Loaded, *, count: int, output: str = "text", style: Style = PLAIN) -> str:
+    """What ``validate`` found: ``count`` servers, and all problems. ``output``: text, json, or
+    github (workflow annotations)."""
     valid = not any(problem.severity == "error" for problem in loaded.problems)
-    count = len(loaded.servers.keys() | loaded.protected)
     if output == "json":
         listed = [_problem(problem) for problem in loaded.problems]
         return _json({"valid": valid, "servers": count, "problems": listed})

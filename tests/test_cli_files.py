@@ -177,7 +177,6 @@ def test_render_prints_what_is_valid_and_tells_of_the_rest(gitops: Run, tmp_path
         ("!ai/*", ["db"]),
         ("data/*", ["db"]),
         ("ai/web,db", ["web", "db"]),
-        ("nothing", []),
         ("", ["web", "web-canary", "db"]),
     ],
 )
@@ -193,6 +192,21 @@ def test_the_limit_is_ansibles(
     ended = gitops("render", tmp_path, "--limit", pattern)
     assert ended.code == 0
     assert servers(ended.out) == chosen
+    checked = gitops("validate", tmp_path, "--limit", pattern, "-o", "json").json
+    assert checked["servers"] == len(chosen)
+
+
+@pytest.mark.parametrize("verb", [("validate",), ("render",), ("diff", "--base", "HEAD")])
+def test_a_limit_that_leaves_no_server_is_a_mistake(
+    gitops: Run, tmp_path: Path, verb: tuple[str, ...]
+) -> None:
+    worktree(tmp_path, {"web.yaml": manifest(), "broken.yaml": BROKEN})
+    ended = gitops(*verb, tmp_path, "--limit", "zzz")
+    assert (ended.code, ended.out) == (2, "")
+    assert "error: --limit matches no server; globs match name" in ended.err
+    assert gitops("validate", tmp_path, "--limit", "broken").out.endswith(
+        "1 server: not valid (1 error)\n"
+    )
 
 
 def test_the_cluster_picks_its_group_vars(gitops: Run, tmp_path: Path) -> None:

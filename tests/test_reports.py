@@ -135,10 +135,10 @@ LOADED = Loaded(
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("validation.txt", reports.validation(LOADED)),
-        ("validation.ansi", reports.validation(LOADED, style=ANSI)),
-        ("validation.github", reports.validation(LOADED, output="github")),
-        ("validation.json", reports.validation(LOADED, output="json")),
+        ("validation.txt", reports.validation(LOADED, count=2)),
+        ("validation.ansi", reports.validation(LOADED, count=2, style=ANSI)),
+        ("validation.github", reports.validation(LOADED, count=2, output="github")),
+        ("validation.json", reports.validation(LOADED, count=2, output="json")),
         ("diff.txt", reports.diff(REPORT, verbose=True)),
         ("diff.ansi", reports.diff(REPORT, style=ANSI)),
         ("diff-base.txt", reports.diff(REPORT, base="f" * 40)),
@@ -159,7 +159,7 @@ def test_output_is_as_recorded(name: str, text: str) -> None:
 
 
 def test_validation_is_one_document_of_the_promised_shape() -> None:
-    found = json.loads(reports.validation(LOADED, output="json"))
+    found = json.loads(reports.validation(LOADED, count=2, output="json"))
     assert list(found) == ["valid", "servers", "problems"]
     assert (found["valid"], found["servers"]) == (False, 2)
     assert list(found["problems"][0]) == [
@@ -176,10 +176,10 @@ def test_validation_is_one_document_of_the_promised_shape() -> None:
 
 def test_warnings_alone_are_valid() -> None:
     warned = Loaded({}, problems=PROBLEMS[1:])
-    assert json.loads(reports.validation(warned, output="json"))["valid"] is True
-    assert reports.validation(warned).endswith("0 servers: valid (1 warning)\n")
-    assert reports.validation(Loaded({})) == "0 servers: valid\n"
-    assert reports.validation(Loaded({}), output="github") == ""
+    assert json.loads(reports.validation(warned, count=0, output="json"))["valid"] is True
+    assert reports.validation(warned, count=0).endswith("0 servers: valid (1 warning)\n")
+    assert reports.validation(Loaded({}), count=0) == "0 servers: valid\n"
+    assert reports.validation(Loaded({}), count=0, output="github") == ""
 
 
 def test_diff_is_one_document_of_the_promised_shape() -> None:
@@ -289,7 +289,7 @@ def hostile_report() -> Report:
         reports.not_ready({ServerKey(HOSTILE, HOSTILE): HOSTILE}),
         reports.problems(hostile_report().problems),
         reports.history(reports.notes_of(hostile_report(), source=HOSTILE, time=NOW)),
-        reports.validation(Loaded({}, hostile_report().problems), output="github"),
+        reports.validation(Loaded({}, hostile_report().problems), count=0, output="github"),
     ],
 )
 def test_no_control_or_direction_character_gets_through(text: str) -> None:
@@ -297,7 +297,9 @@ def test_no_control_or_direction_character_gets_through(text: str) -> None:
 
 
 def test_an_annotation_stays_one_command() -> None:
-    lines = reports.validation(Loaded({}, hostile_report().problems), output="github").splitlines()
+    lines = reports.validation(
+        Loaded({}, hostile_report().problems), count=0, output="github"
+    ).splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("::error file=")
     assert "%250A" in lines[0]
@@ -347,7 +349,7 @@ def test_messages_give_no_secret_away() -> None:
         *(reports.sync(report, output=output) for output in ("text", "json")),
         reports.not_ready({WEB: "got password=hunter2"}),
         *(
-            reports.validation(Loaded({}, (problem,)), output=output)
+            reports.validation(Loaded({}, (problem,)), output=output, count=0)
             for output in ("text", "json", "github")
         ),
         reports.history(notes, output="json"),

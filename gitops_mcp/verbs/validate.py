@@ -40,6 +40,8 @@ def command(
         line = pipeline.read(source, repository)
     line.doubts(terminal.warn)
     terminal.ignored(line.loaded.ignored)
-    text = reports.validation(line.loaded, output=output, style=terminal.style)
+    text = reports.validation(
+        line.loaded, count=len(line.selected()), output=output, style=terminal.style
+    )
     click.echo(text, nl=False)
     return 1 if any(p.severity == "error" for p in line.loaded.problems) else 0
