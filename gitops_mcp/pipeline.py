@@ -74,13 +74,17 @@ NEEDED = (
     *(
         Right(verb, group, resource)
         for group, resource in ((GROUP, "mcpservers"), ("apps", "deployments"), ("", "services"))
-        for verb in ("watch", "create", "patch", "delete")
+        for verb in ("get", "watch", "create", "patch", "delete")
     ),
     Right("patch", GROUP, "mcpservers", subresource="status"),
     Right("watch", "", "pods"),
 )
 """What a pass may have to do in the namespaces of its servers, besides the lists that it begins
 with."""
+OPEN_GATES = Right("patch", "", "pods", subresource="status")
+"""Besides, where a pod's readiness gate waits for our handshake."""
+MAKE_NAMESPACES = (Right("create", "", "namespaces"), Right("patch", "", "namespaces"))
+"""Besides, where a namespace is to be made: an apply of what is not there asks for both."""
 OLDEST_KUBERNETES = (1, 30)
 """The first with a native preStop sleep switched on."""
 _SOURCE_ID = re.compile(r"(?=.{1,52}$)[a-z0-9]+(?:[-.][a-z0-9]+)*")
@@ -579,14 +583,27 @@ class Pass:
             for key, cr in view.resources()
             if planning.owner_of(cr, source) is planning.Owner.OURS
         }
-        namespaces = {key.namespace for key in mine.intersection(keys)}
+        mine &= set(keys)
+        namespaces = sorted({key.namespace for key in mine})
         can = self.cluster.can
         if can("*", "*", "*", None):
             return
-        with ThreadPoolExecutor(len(NEEDED)) as pool:
-            mays = pool.map(lambda right: can(*right), NEEDED)
-            refused = [r for r, may in zip(NEEDED, mays, strict=True) if not may]
-            places = [(right, name) for right in refused for name in sorted(namespaces)]
+        gated = self.wishes.probes and any(
+            (loaded.servers[key].spec.get("health") or {}).get("gate")
+            for key in mine & loaded.servers.keys()
+        )
+        needed = [*NEEDED, *([OPEN_GATES] if gated else [])]
+        needed += MAKE_NAMESPACES if self.wishes.create_namespace else ()
+        with ThreadPoolExecutor(len(needed)) as pool:
+            mays = pool.map(lambda right: can(*right), needed)
+            refused = [r for r, may in zip(needed, mays, strict=True) if not may]
+            makes = not set(refused).isdisjoint(MAKE_NAMESPACES)
+            absent = [name for name in namespaces if makes and self._is_absent(name)]
+            places = [
+                (right, name)
+                for right in refused
+                for name in (absent if right in MAKE_NAMESPACES else namespaces)
+            ]
             answers = pool.map(lambda place: can(*place[0]._replace(namespace=place[1])), places)
             missing = [place for place, may in zip(places, answers, strict=True) if not may]
         if missing:
@@ -597,6 +614,12 @@ class Pass:
                 hint="kubectl auth can-i --list shows what you may; gitops-mcp install prints a "
                 "fitting role",
             )
+
+    def _is_absent(self, namespace: str) -> bool:
+        try:
+            return self.cluster.get(ObjectRef("v1", "Namespace", "", namespace)) is None
+        except Permanent:
+            return False  # who may not look makes none
 
     def _keys(self, view: View, context: Context) -> set[ServerKey]:
         """Every server that this pass is about."""

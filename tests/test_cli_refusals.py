@@ -144,7 +144,10 @@ class User:
         return ended
 
     def change(self, **spec: Any) -> None:
-        commit_all(self._folder / "fleet", {"web.yaml": manifest(namespace=self.name, **spec)})
+        self.add({"web.yaml": manifest(namespace=self.name, **spec)})
+
+    def add(self, files: dict[str, str]) -> None:
+        commit_all(self._folder / "fleet", files)
 
     @property
     def writes(self) -> list[str]:
@@ -171,6 +174,7 @@ def anything(_: Wish) -> bool:
         (("patch", "mcpservers/status"), "patch mcpservers/status"),
         (("create", "deployments"), "create deployments"),
         (("watch", "pods"), "watch pods"),
+        (("get", "deployments"), "get deployments"),
     ],
 )
 def test_a_missing_right_is_named_before_any_change(
@@ -182,6 +186,36 @@ def test_a_missing_right_is_named_before_any_change(
     ended = user(may, "sync")
     assert (ended.code, ended.out) == (2, "")
     assert f"missing rights: {told} in namespace {user.name}; " in ended.error
+    assert [write for write in user.writes if "/leases" not in write] == []
+
+
+@pytest.mark.parametrize(
+    ("health", "probes", "code"),
+    [({"gate": True}, "on", 2), ({"gate": True}, "off", 0), ({}, "on", 0)],
+)
+def test_who_opens_readiness_gates_may_patch_the_status_of_pods(
+    user: User, health: dict[str, bool], probes: str, code: int
+) -> None:
+    def may(wanted: Wish) -> bool:
+        return "*" not in wanted and wanted[:2] != ("patch", "pods/status")
+
+    user.change(health=health)
+    ended = user(may, "sync", f"--probes={probes}")
+    assert ended.code == code, ended.err
+    if code:
+        assert f"missing rights: patch pods/status in namespace {user.name}; " in ended.error
+
+
+def test_who_makes_namespaces_may_create_them(user: User) -> None:
+    def may(wanted: Wish) -> bool:
+        return "*" not in wanted and wanted[:2] != ("create", "namespaces")
+
+    assert user(may, "sync", "--create-namespace").code == 0  # there is none to be made
+    there = f"{user.name}-new"
+    user.add({"api.yaml": manifest("api", there)})
+    ended = user(may, "sync", "--create-namespace")
+    assert ended.code == 2
+    assert f"missing rights: create namespaces in namespace {there}; " in ended.error
     assert [write for write in user.writes if "/leases" not in write] == []
 
 
