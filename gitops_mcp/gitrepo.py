@@ -972,6 +972,9 @@ class Repository:
     def _absent(self, what: str) -> SourceError:
         """Why a commit was not found: with what there is instead."""
         git = self._git()
+        if self._mirror is None:  # somebody may have moved it away
+            self._folder()
+            git.run("rev-parse", "--git-dir")
         names = git.line(
             "for-each-ref", "--format=%(refname:short)", "--count=20", "refs/heads"
         ).split("\n")

@@ -649,6 +649,21 @@ def test_an_empty_repository_is_no_empty_fleet(source: Opener, repository: Path)
         assert paths(opened.snapshot()) == ["a.yaml"]
 
 
+def test_a_bare_repository_that_was_moved_away_is_not_said_to_be_empty(repository: Path) -> None:
+    away = repository.with_name("away.git")
+    with open_source(str(repository)) as opened:
+        sha = opened.poll().new
+        repository.rename(away)
+        with pytest.raises(SourceError, match=r"fleet\.git: no such directory"):
+            opened.poll()
+        repository.mkdir()
+        with pytest.raises(SourceError, match="not a git repository"):
+            opened.poll()
+        repository.rmdir()
+        away.rename(repository)
+        assert opened.poll() == gitrepo.Poll("unchanged", sha, sha)
+
+
 def test_a_commit_without_manifests_is_an_empty_snapshot(source: Opener, repository: Path) -> None:
     commit(repository, {"README": "x"}, branch="bare", parent="")
     with source(branch="bare") as opened:
