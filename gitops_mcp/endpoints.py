@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from gitops_mcp.errors import UsageError
 from gitops_mcp.masking import scrub
-from gitops_mcp.webhook import MAX_BODY
+from gitops_mcp.webhook import MAX_BODY, Verdict
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -162,10 +162,14 @@ class Endpoints:
                 if (request.content_length or 0) > MAX_BODY:
                     raise web.HTTPRequestEntityTooLarge(MAX_BODY, request.content_length or 0)
                 headers = {name.lower(): value for name, value in request.headers.items()}
-                return _text(hear(headers, await request.read()))
+                status = hear(headers, await request.read())
+                return _text(status, _NOT_HEARD if status == Verdict.IGNORED.value else "")
 
             application.router.add_post("/webhook", webhook)
         return application
+
+
+_NOT_HEARD = "ignored: not a push"
 
 
 def _address(listen: str) -> tuple[str, int]:

@@ -383,6 +383,15 @@ def _ssh(credentials: Credentials) -> dict[str, str]:
     own = {key: os.environ[key] for key in ("GIT_SSH_COMMAND", "GIT_SSH") if key in os.environ}
     if own and credentials.ssh_key is None:
         return own
+    for what, file in (
+        ("key", credentials.ssh_key),
+        ("known_hosts file", credentials.known_hosts),
+    ):
+        try:  # of ssh itself one would hear only that the connection was closed
+            if file is not None:
+                file.open("rb").close()
+        except OSError as error:
+            raise SourceError(f"the git ssh {what} {file} cannot be read: {why(error)}") from error
     options = ["BatchMode=yes", "ConnectTimeout=15", "ServerAliveInterval=10"]
     command = ["ssh", *(f"-o{option}" for option in options)]
     if credentials.ssh_key is not None:

@@ -559,6 +559,19 @@ def test_without_a_cluster_a_verb_says_how_to_get_one(
     assert "KUBECONFIG" in ended.error
 
 
+@pytest.mark.parametrize("secret", [None, "\n"])
+def test_an_agent_says_at_its_start_that_it_has_no_secret_for_its_webhook(
+    gitops: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secret: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if secret is not None:
+        Path("secret").write_text(secret)
+    ended = gitops("agent", "--listen=127.0.0.1:0", "--webhook-secret-file=secret")
+    assert ended.code == 2  # there is no cluster here
+    assert "/webhook answers 404 until its secret is there" in ended.err
+    assert ("No such file or directory: 'secret'" in ended.err) == (secret is None)
+
+
 def test_a_bug_shows_its_traceback_only_to_the_owner_of_the_log(
     gitops: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -154,7 +154,10 @@ def test_without_a_webhook_its_path_does_not_exist(serve: Serve) -> None:
     assert [ask(served, "/webhook", method=m)[0] for m in ("POST", "GET")] == [404, 404]
 
 
-@pytest.mark.parametrize(("status", "text"), [(202, "accepted\n"), (401, "unauthorized\n")])
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [(202, "accepted\n"), (200, "ignored: not a push\n"), (401, "unauthorized\n")],
+)
 def test_a_webhook_is_answered_as_its_hearer_says(serve: Serve, status: int, text: str) -> None:
     assert ask(serve(webhook=lambda *_: status), "/webhook", method="POST")[::2] == (status, text)
 

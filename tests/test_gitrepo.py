@@ -844,20 +844,38 @@ def test_ssh_asks_nothing_and_uses_the_key_it_was_given(
     write(tmp_path, {"bin/ssh": script})
     (tmp_path / "bin/ssh").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    keys = Credentials(ssh_key=Path("/keys/my id"), known_hosts=Path("/keys/hosts"))
+    write(tmp_path, {"keys/my id": SECRET, "keys/hosts": ""})
+    folder = tmp_path / "keys"
+    keys = Credentials(ssh_key=folder / "my id", known_hosts=folder / "hosts")
     location = style.format(repository)
     with open_source(location, credentials=keys) as opened:
         assert len(opened.snapshot().files) == 3
         assert opened.root == location
     arguments = log.read_text().splitlines()[0]
     assert "-oBatchMode=yes" in arguments
-    assert "-i /keys/my id -oIdentitiesOnly=yes" in arguments
-    assert "-oUserKnownHostsFile=/keys/hosts -oStrictHostKeyChecking=yes" in arguments
+    assert f"-i {folder}/my id -oIdentitiesOnly=yes" in arguments
+    assert f"-oUserKnownHostsFile={folder}/hosts -oStrictHostKeyChecking=yes" in arguments
     assert "ada@fleet.example" in arguments
     monkeypatch.setenv("GIT_SSH_COMMAND", f"{tmp_path / 'bin/ssh'} --own")
     with open_source(location) as opened:
         opened.poll()
     assert "--own" in log.read_text().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("missing", "says"),
+    [
+        ({"ssh_key": Path("/nosuch")}, "the git ssh key /nosuch cannot be read: No such file"),
+        ({"known_hosts": Path("/nosuch")}, "the git ssh known_hosts file /nosuch cannot be read"),
+    ],
+)
+def test_an_ssh_file_that_is_not_there_is_named(missing: dict[str, Path], says: str) -> None:
+    keys = Credentials(**missing)  # type: ignore[arg-type]
+    with (
+        pytest.raises(SourceError, match=says),
+        open_source("ssh://git@127.0.0.1:1/fleet.git", credentials=keys) as opened,
+    ):
+        opened.snapshot()
 
 
 def test_a_missing_repository_is_named(repository: Path) -> None:
