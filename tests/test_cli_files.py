@@ -548,7 +548,7 @@ def test_a_wrong_command_line_is_one_line_with_a_way_out(
     assert says in ended.error
 
 
-@pytest.mark.parametrize("verb", ["diff", "sync", "status", "agent", "suspend web", "resume web"])
+@pytest.mark.parametrize("verb", ["diff", "sync", "status", "agent .", "suspend web", "resume web"])
 def test_without_a_cluster_a_verb_says_how_to_get_one(
     gitops: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
@@ -557,6 +557,15 @@ def test_without_a_cluster_a_verb_says_how_to_get_one(
     assert ended.code == 2
     assert "no cluster is configured" in ended.error
     assert "KUBECONFIG" in ended.error
+
+
+def test_an_agent_without_a_source_says_so(
+    gitops: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = "no SOURCE was given: only servers that kubectl made are run"
+    assert said in gitops("agent", "--listen=127.0.0.1:0").err
+    assert said not in gitops("agent", ".", "--listen=127.0.0.1:0").err
 
 
 @pytest.mark.parametrize("secret", [None, "\n"])
@@ -619,31 +628,29 @@ def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
         assert process.wait() == 141
 
 
-@pytest.mark.parametrize("arguments", [["crd"], ["--help"], ["validate", "--help"], ["validate"]])
+@pytest.mark.parametrize(
+    "arguments", [["crd"], ["--help"], ["validate", "--help"], ["completion", "bash"]]
+)
 @pytest.mark.parametrize(
     ("redirected", "why"),
     [("> /dev/full", "No space left on device"), (">&-", "Bad file descriptor")],
 )
 def test_an_output_that_cannot_be_written_is_no_bug(
-    tmp_path: Path, arguments: list[str], redirected: str, why: str
+    arguments: list[str], redirected: str, why: str
 ) -> None:
-    ended = _in_a_shell(tmp_path, arguments, redirected)
+    ended = _in_a_shell(arguments, redirected)
     assert (ended.returncode, ended.stderr) == (2, f"error: cannot write the output: {why}\n")
 
 
 @pytest.mark.parametrize("redirected", ["2> /dev/full", "2>&-", "> /dev/full 2> /dev/full"])
-def test_an_error_that_cannot_be_said_is_still_one(tmp_path: Path, redirected: str) -> None:
-    ended = _in_a_shell(tmp_path, ["validate", "./nosuch"], redirected)
+def test_an_error_that_cannot_be_said_is_still_one(redirected: str) -> None:
+    ended = _in_a_shell(["validate", "./nosuch"], redirected)
     assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", "")
 
 
-def _in_a_shell(
-    folder: Path, arguments: list[str], redirected: str
-) -> subprocess.CompletedProcess[str]:
+def _in_a_shell(arguments: list[str], redirected: str) -> subprocess.CompletedProcess[str]:
     line = f"exec {shlex.join([*GITOPS, *arguments])} {redirected}"
-    return subprocess.run(
-        ["sh", "-c", line], cwd=folder, capture_output=True, text=True, check=False
-    )
+    return subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
 
 
 def test_a_disk_that_is_full_elsewhere_is_not_taken_for_the_output(

@@ -199,7 +199,7 @@ def test_every_argument_is_one_that_the_agent_takes(capsys: pytest.CaptureFixtur
     from gitops_mcp.verbs import agent
 
     objects = printed(
-        capsys, "ssh://git@git.example.com/fleet.git", "--branch=b", "--ref=r", "--path=p",
+        capsys, "ssh://git@git.example.com/fleet.git", "--branch=b", "--path=p",
         "--cluster=c", "--limit=l", "--source-id=s", "--cluster-domain=d", "--interval=1s",
         "--allow-privileged", "--watch-namespace=w", "--git-secret=g", "--webhook-secret=h",
     )  # fmt: skip
@@ -283,6 +283,9 @@ def test_a_webhook_gets_its_secret_and_a_service(capsys: pytest.CaptureFixture[s
         ([URL, "--watch-namespace=a", "--create-namespace"], "--create-namespace"),
         ([URL, f"--source-id={'a' * 60}"], "shorter"),
         (["--crd-only", "--skip-crd"], "nothing"),
+        ([URL, "--branch=a", "--ref=b"], "--ref and --branch exclude each other"),
+        ([URL, "--branch=a b"], "no branch name"),
+        (["--branch=a"], "--ref and --branch need a SOURCE"),
     ],
 )
 def test_what_could_not_run_or_would_show_a_secret_is_refused(
@@ -293,6 +296,20 @@ def test_what_could_not_run_or_would_show_a_secret_is_refused(
     assert out == ""
     assert told in err
     assert "s3cret" not in err
+
+
+@pytest.mark.parametrize("source", ["ssh://git@git.example.com/fleet.git", "git@example.com:fleet"])
+def test_an_ssh_address_without_a_key_is_warned_of(
+    capsys: pytest.CaptureFixture[str], source: str
+) -> None:
+    said = "warning: an ssh address needs a key: name its Secret with --git-secret\n"
+    for arguments, expected in (
+        ([source], said),
+        ([source, "--git-secret=fleet"], ""),
+        ([URL], ""),
+    ):
+        assert cli.run(["install", *arguments]) == 0
+        assert capsys.readouterr().err == expected
 
 
 def test_an_argument_is_not_taken_for_a_variable() -> None:

@@ -131,6 +131,8 @@ def command(
         # Uncommitted work is nobody's deployment.
         pipeline.open_repository(source := _chosen(source, empty), committed=True) as repository,
     ):
+        if source.location == empty:
+            logs.info("no SOURCE was given: only servers that kubectl made are run")
         if webhook_secret_file is not None and not webhook_secret():
             looks.warn("/webhook answers 404 until its secret is there")
         cache = manifests.Cache()

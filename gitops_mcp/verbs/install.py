@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
 import click
 import durationpy
 
 from gitops_mcp import __version__, options
 from gitops_mcp.errors import UsageError
+
+if TYPE_CHECKING:
+    from gitops_mcp.gitcommand import Server
 
 _PASSED = ("branch", "ref", "path", "cluster", "limit", "source_id", "cluster_domain")
 """Options of the source that the agent is given as they are."""
@@ -125,14 +129,17 @@ def command(
     SOURCE is a git URL; without one the agent runs the servers that kubectl made. Nothing is sent
     to a cluster: read it, keep it in git, apply it.
     """
-    del common
     from gitops_mcp import install, reports
+    from gitops_mcp.terminal import Terminal
 
     if crd_only and skip_crd:
         raise UsageError("--crd-only and --skip-crd leave nothing to print")
     if crd_only:
         click.echo(reports.objects([install.definition()], output=output), nl=False)
         return
+    server = _server(location, source["ref"], source["branch"])
+    if server is not None and server.scheme == "ssh" and not git_secret:
+        Terminal(common).warn("an ssh address needs a key: name its Secret with --git-secret")
     arguments = _source(location, source)
     if interval is not None:
         arguments += [f"--interval={durationpy.to_str(interval)}"]
@@ -166,8 +173,6 @@ def command(
 
 def _source(location: str, source: dict[str, str | None]) -> list[str]:
     """The agent's arguments that say what it reads."""
-    if location:
-        _check(location)
     given = {name: value for name in _PASSED if (value := source[name])}
     return [
         *([location] if location else []),
@@ -179,12 +184,18 @@ def _source(location: str, source: dict[str, str | None]) -> list[str]:
     ]
 
 
-def _check(location: str) -> None:
-    """A pod can read a URL only, and its arguments are no place for a password."""
+def _server(location: str, ref: str | None, branch: str | None) -> Server | None:
+    """Where the agent would read: a pod can read a URL only, and its arguments are no place for a
+    password. What it would not begin with is refused here."""
     from urllib.parse import urlsplit
 
+    from gitops_mcp import gitrepo
     from gitops_mcp.gitcommand import Credentials, server_of
 
+    if not location:
+        if ref is not None or branch is not None:
+            raise UsageError("--ref and --branch need a SOURCE", hint="give its git URL")
+        return None
     server = server_of(location, Credentials(), allow_file=False)
     if server is None:
         raise UsageError(
@@ -196,6 +207,8 @@ def _check(location: str) -> None:
             "the address holds credentials, which everybody could read in the Deployment",
             hint="put them into a Secret, and name it with --git-secret",
         )
+    gitrepo.open_source(location, ref=ref, branch=branch).close()
+    return server
 
 
 def _credentials(location: str, folder: PurePosixPath, username: str) -> list[str]:
