@@ -462,6 +462,8 @@ class Outcome:
     message: str = ""
     shutdown: JsonObject | None = None
     """The last ``status.shutdown`` of a server that was shut down."""
+    foreign: tuple[tuple[ObjectRef, FieldChange], ...] = ()
+    """Fields of other controllers that stay, where they were asked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import fnmatch
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -466,6 +466,8 @@ class Wishes:
     kubectl: bool = True
     """The servers that kubectl made are run, too."""
     hooks: tuple[Hook, ...] = ()
+    foreign: bool = False
+    """Name what other controllers added and keep."""
     rights: bool = False
     """Ask for every right that the pass may need, before any change."""
     watch_namespace: str | None = None
@@ -558,6 +560,8 @@ class Pass:
             watching.stop()
             view.subscribe(lambda _: None)  # else each holds the other until a collection
         report = self._report(engine, keys)
+        if self.wishes.foreign:
+            report = self._with_foreign(report, engine, context)
         self.ready = {
             outcome.server: _revision(view.resource(outcome.server))
             for outcome in report.outcomes
@@ -658,6 +662,14 @@ class Pass:
             return True
         self.warn("without the right to patch mcpservers the comparison is local, not a dry-run")
         return False
+
+    def _with_foreign(self, report: Report, engine: Engine, context: Context) -> Report:
+        def told(outcome: Outcome) -> Outcome:
+            facts = engine.facts(outcome.server)
+            found = planning.foreign(facts, context, self.source.renderer)
+            return replace(outcome, foreign=tuple(found))
+
+        return replace(report, outcomes=tuple(map(told, report.outcomes)))
 
     def _report(self, engine: Engine, keys: Collection[ServerKey]) -> Report:
         outcomes = [engine.outcome(key) for key in sorted(keys)]

@@ -48,6 +48,7 @@ from gitops_mcp.model import (
     Decision,
     Deferral,
     Facts,
+    FieldChange,
     JsonObject,
     McpServer,
     ObjectRef,
@@ -305,6 +306,31 @@ def waited(cr: JsonObject) -> bool:
 
 def _serves(deployment: JsonObject) -> bool:
     return bool((deployment.get("status") or {}).get("readyReplicas"))
+
+
+def foreign(
+    facts: Facts, context: Context, renderer: Renderer
+) -> Iterator[tuple[ObjectRef, FieldChange]]:
+    """The fields of a server's objects that other controllers have put there, and that stay. Costs
+    a whole comparison of each object: only where somebody wants to see them."""
+    cr = facts.cr
+    owner = owner_of(cr, context.source) if cr is not None else Owner.OTHER
+    if cr is None or owner is Owner.OTHER:
+        return
+    people = _strict(context, owner).kubectl_managers
+    body = _cr_body(facts, context, renderer, owner)
+    pairs = [(body, cr, people)] if body is not None else []
+    try:
+        children = renderer.children(cr)
+    except GitOpsError:
+        children = ()  # that is told elsewhere
+    for child in children:
+        live = facts.children.get(child["kind"])
+        if live is not None and not _refusal(live, cr, adopt=_adopts(facts.desired)):
+            pairs.append((child, live, context.kubectl_managers))
+    for desired, live, people in pairs:
+        found = diffing.compare(desired, live, kubectl_managers=people).foreign
+        yield from ((ObjectRef.of(live), field) for field in found)
 
 
 def _foreseen(

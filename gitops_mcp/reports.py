@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
@@ -28,6 +29,7 @@ from gitops_mcp.model import (
     KIND,
     Change,
     ChangeAction,
+    FieldChange,
     JsonObject,
     Loaded,
     NoteRecord,
@@ -179,9 +181,12 @@ def diff(
     if output == "markdown":
         return _markdown(report, base)
     shown = "".join(
-        change_text(change, style=style, base=base, verbose=verbose)
+        "".join(
+            change_text(change, style=style, base=base, verbose=verbose)
+            for change in _told(outcome)
+        )
+        + (_kept(outcome, style=style) if verbose else "")
         for outcome in report.outcomes
-        for change in _told(outcome)
     )
     return f"{shown}{_summary_line(report)}\n"
 
@@ -206,11 +211,23 @@ def change_text(
         painted = "bold" if number < 2 else _DIFF_LOOKS.get(line[:1], "plain")
         lines.append(style(painted, line))
     if verbose:
-        lines += [
-            style("dim", f"  kept, of another controller: {_line(kept.path)}: {_value(kept.after)}")
-            for kept in change.foreign
-        ]
+        lines += [_of_others(kept, style) for kept in change.foreign]
     return "".join(f"{line}\n" for line in lines)
+
+
+def _kept(outcome: Outcome, *, style: Style) -> str:
+    """What other controllers added to a server's objects of which no change is told."""
+    changed = {change.ref for change in outcome.changes}
+    lines = []
+    for ref, fields in groupby(outcome.foreign, key=lambda kept: kept[0]):
+        if ref not in changed:
+            lines.append(_line(f"= {outcome.server}: {ref.kind} {ref.name}"))
+            lines += [_of_others(kept, style) for _, kept in fields]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _of_others(kept: FieldChange, style: Style) -> str:
+    return style("dim", f"  kept, of another controller: {_line(kept.path)}: {_value(kept.after)}")
 
 
 _DIFF_LOOKS: Mapping[str, Look] = {"+": "green", "-": "red", "@": "cyan"}

@@ -203,6 +203,42 @@ def test_check_changes_nothing_and_diff_shows_each_change(fleet: Fleet) -> None:
     assert live["spec"]["replicas"] == 1
 
 
+def test_diff_names_what_other_controllers_added_though_nothing_changes(fleet: Fleet) -> None:
+    assert fleet("sync", "--wait").code == 0
+    added = {"env": [{"name": "ADDED", "value": "1"}, {"name": "API_TOKEN", "value": SECRET}]}
+    containers = [{"name": "mcp-server", **added}]
+    body = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "web", "namespace": fleet.name},
+        "spec": {"template": {"spec": {"containers": containers}}},
+    }
+    fleet.cluster.apply(body, manager="injector")
+    cr = {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": "web", "namespace": fleet.name},
+        "spec": {"command": ["run"]},
+    }
+    fleet.cluster.apply(cr, manager="tuner")
+    fleet("sync")  # what is added to the MCPServer is run
+    ended = fleet("diff", "-v")
+    assert ended.code == 0
+    told = ended.out.splitlines()
+    assert told == [
+        f"= {fleet.name}/web: MCPServer web",
+        '  kept, of another controller: /spec/command: ["run"]',
+        f"= {fleet.name}/web: Deployment web",
+        "  kept, of another controller: /spec/template/spec/containers/0/env/1: "
+        '{"name":"ADDED","value":"1"}',
+        told[4],
+        "no changes (1 server)",
+    ]
+    assert "API_TOKEN" in told[4]
+    assert SECRET not in ended.out
+    assert fleet("diff").out == "no changes (1 server)\n"
+
+
 def test_problems_of_the_source_make_sync_1_and_diff_2(fleet: Fleet) -> None:
     write(fleet.folder, {"broken.yaml": BROKEN})
     ended = fleet("sync")

@@ -60,7 +60,7 @@ def command(
             report = pipeline.merging(line, other, source.cluster)
         else:
             cluster = pipeline.connect(connection)
-            wishes = pipeline.Wishes(check=True, create_namespace=True)
+            wishes = pipeline.Wishes(check=True, create_namespace=True, foreign=common.verbose)
             try:
                 report = pipeline.Pass(line, cluster, source, wishes, terminal.warn).run()
             finally:
