@@ -610,6 +610,11 @@ Kind = Literal["plain", "worktree", "bare", "server"]
 def _kind(folder: str) -> Kind:
     """What a local folder is, without asking git: plain folders need none."""
     if not os.path.isdir(folder):
+        if os.path.exists(folder):
+            raise SourceError(
+                f"{folder} is no directory",
+                hint="SOURCE is the directory of all manifests; --limit picks of its servers",
+            )
         raise SourceError(
             f"{folder}: no such directory",
             hint="SOURCE is a directory, a bare repository or a git URL",

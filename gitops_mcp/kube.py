@@ -362,8 +362,9 @@ def _configure(
         else:
             raise UsageError("no cluster is configured", hint=_NO_CLUSTER_HINT)
     except (ConfigException, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        # The loader walks whatever YAML it was given; its own words for it name keys, not values.
-        reason = error if isinstance(error, ConfigException | OSError) else type(error).__name__
+        # The loader walks whatever YAML it was given, and falls over what is built otherwise.
+        told = isinstance(error, ConfigException | OSError)
+        reason = error if told else "what it holds is no kubeconfig"
         raise UsageError(
             f"cannot use the kubeconfig {paths or 'of the pod'}: {reason}", hint=_NO_CLUSTER_HINT
         ) from error

@@ -8,6 +8,8 @@ ignored in both.
 from __future__ import annotations
 
 import difflib
+import itertools
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -42,8 +44,11 @@ class Duration(click.ParamType[Any]):
 
     name = "duration"
 
+    def __init__(self, *, positive: bool = False) -> None:
+        self._positive = positive
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """A ``timedelta`` between 0 and ``LONGEST``."""
+        """A ``timedelta`` between 0 and ``LONGEST``; where it must be ``positive``, not 0."""
         del param, ctx
         if isinstance(value, timedelta):
             return value
@@ -54,6 +59,8 @@ class Duration(click.ParamType[Any]):
             found = durationpy.from_str(value) if DURATION.fullmatch(value) else self._fail(value)
         except (durationpy.DurationError, OverflowError):
             return self._fail(value)
+        if self._positive and not found:
+            self.fail(f"{value!r} is too short: it must be more than 0")
         if found > LONGEST:
             self.fail(f"{value!r} is longer than {durationpy.to_str(LONGEST)}")
         return found
@@ -98,11 +105,19 @@ class Verb(click.Command):
         """Spell out the values that were left out."""
         end = args.index("--") if "--" in args else len(args)
         known = {name for param in self.params for name in param.opts}
+        for arg, after in itertools.pairwise(args[:end]):
+            if arg in OPTIONAL_VALUES and arg in known and _is_a_value(after):
+                raise UsageError(f"{after}: no such directory", hint=f"did you mean {arg}={after}?")
         spelled = [
             f"{arg}={OPTIONAL_VALUES[arg]}" if arg in OPTIONAL_VALUES and arg in known else arg
             for arg in args[:end]
         ]
         return super().parse_args(ctx, spelled + args[end:])
+
+
+def _is_a_value(argument: str) -> bool:
+    """Whether it must have been meant for the option before it: a source it is not."""
+    return re.fullmatch("[0-9][0-9a-z.]*", argument) is not None and not os.path.lexists(argument)
 
 
 DECLARED: dict[str, str] = {}

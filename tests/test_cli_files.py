@@ -286,6 +286,10 @@ def test_a_bare_repository_and_a_url_are_read_at_a_branch(
     ("arguments", "says"),
     [
         (["nowhere"], "no such directory"),
+        (
+            ["web.yaml"],
+            "web.yaml is no directory; SOURCE is the directory of all manifests; --limit",
+        ),
         ([".", "--ref", "HEAD"], "not a git repository"),
         ([".", "--path", "../x"], "leads out of the source"),
         ([".", "--path", "none"], "no folder none"),
@@ -298,6 +302,7 @@ def test_a_source_that_cannot_be_read_is_one_line_and_2(
     gitops: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    write(tmp_path, {"web.yaml": manifest()})
     ended = gitops("validate", *arguments)
     assert (ended.code, ended.out) == (2, "")
     assert says in ended.error
@@ -514,6 +519,9 @@ def test_the_help_of_each_verb_teaches_by_example(gitops: Run, verb: str) -> Non
     assert (ended.code, ended.err) == (0, "")
     assert re.search(rf"Examples?:\n +\S*.*gitops-mcp {verb}", ended.out)
     assert max(map(len, ended.out.splitlines())) <= 100
+    assert "``" not in ended.out
+    if verb in ("validate", "render", "diff", "sync"):
+        assert "Exit codes: 0 " in ended.out
 
 
 def test_help_and_version(gitops: Run) -> None:

@@ -98,15 +98,18 @@ class TestConfiguration:
         assert caught.value.hint == "known contexts: test"
 
     @pytest.mark.parametrize(
-        "content", ["a: [", "42", "- x", "{}", "contexts: 5", "clusters: [{}]", "\x00"]
+        "content", ["a: [", "42", "hello", "- x", "{}", "contexts: 5", "clusters: [{}]", "\x00"]
     )
     @pytest.mark.parametrize("context", [None, "test"])
     def test_a_file_that_is_no_kubeconfig_is_a_usage_error(
         self, tmp_path: Path, content: str, context: str | None
     ) -> None:
         (tmp_path / "config").write_text(content)
-        with pytest.raises(errors.UsageError, match="config"):
+        with pytest.raises(errors.UsageError, match="config") as caught:
             Cluster(str(tmp_path / "config"), context)
+        assert "Error" not in caught.value.message
+        if content in ("42", "hello"):
+            assert "what it holds is no kubeconfig" in caught.value.message
 
     def test_an_unreadable_file_is_a_usage_error(self, tmp_path: Path) -> None:
         (tmp_path / "config").mkdir()

@@ -221,6 +221,27 @@ def test_a_value_may_be_left_out_without_eating_the_next_argument(
     assert context.params["location"] == "."
 
 
+@pytest.mark.parametrize(
+    ("option", "value"), [("--wait", "2m"), ("--wait", "1h30m"), ("--allow-prune", "7")]
+)
+def test_a_value_without_its_equals_sign_is_no_source(gitops: Run, option: str, value: str) -> None:
+    ended = gitops("sync", option, value)
+    assert ended.code == 2
+    assert ended.error == f"error: {value}: no such directory; did you mean {option}={value}?"
+    Path(value).mkdir()
+    assert "did you mean" not in gitops("sync", option, value).err
+
+
+@pytest.mark.parametrize(
+    ("verb", "option"), [("agent", "interval"), ("agent", "full-check"), ("install", "interval")]
+)
+@pytest.mark.parametrize("value", ["0", "0s", "0.1us"])
+def test_nothing_is_done_all_the_time(gitops: Run, verb: str, option: str, value: str) -> None:
+    ended = gitops(verb, f"--{option}={value}")
+    assert (ended.code, ended.out) == (2, "")
+    assert f"'--{option}': {value!r} is too short: it must be more than 0" in ended.error
+
+
 def test_every_option_is_declared_for_environment_and_file() -> None:
     for verb in cli.VERBS:
         command = cli.cli.get_command(None, verb)  # type: ignore[arg-type]

@@ -33,14 +33,14 @@ Examples:
 @options.connection
 @options.option(
     "--interval",
-    type=options.Duration(),
+    type=options.Duration(positive=True),
     default="60s",
     show_default=True,
     help="Between two looks at git.",
 )
 @options.option(
     "--full-check",
-    type=options.Duration(),
+    type=options.Duration(positive=True),
     default="10m",
     show_default=True,
     help="Between two looks at every server, whether anything happened or not.",

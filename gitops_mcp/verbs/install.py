@@ -63,7 +63,7 @@ through the API.
 @options.option("--create-namespace", is_flag=True, help="Create namespaces that are missing.")
 @options.option(
     "--interval",
-    type=options.Duration(),
+    type=options.Duration(positive=True),
     metavar="DURATION",
     help="Between two looks at git and the cluster  [default: 60s]",
 )

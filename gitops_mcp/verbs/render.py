@@ -15,6 +15,9 @@ Examples:
   gitops-mcp render                                    the files of this folder, as they lie
   gitops-mcp render --cluster production --limit 'grafana,!*-canary'
   gitops-mcp render | kubectl apply --dry-run=server -f -
+\b
+Exit codes: 0 all is printed; 1 the source has problems, and what is valid is printed; 2 could not
+run.
 """,
 )
 @options.source

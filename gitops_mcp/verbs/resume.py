@@ -13,5 +13,5 @@ def command(
     namespace: str | None,
     common: options.CommonOptions,
 ) -> int:
-    """Go on reconciling servers that ``suspend`` stopped."""
+    """Go on reconciling servers that suspend stopped."""
     return suspend.set_suspend(names, connection, namespace, {}, quiet=common.quiet)
