@@ -75,10 +75,18 @@ NOTES = timedelta(seconds=3)
 """Between two flushes of the deployment notes."""
 
 
-def end_on_signals(ended: threading.Event) -> None:
-    """SIGTERM and SIGINT set ``ended`` from now on."""
+def end_on_signals(ended: threading.Event) -> Callable[[], int]:
+    """SIGTERM and SIGINT set ``ended`` from now on. Returns what tells the exit code: an agent is
+    told to end by SIGTERM; SIGINT interrupts it as any verb."""
+    heard: list[int] = []
+
+    def hear(number: int, _: object) -> None:
+        heard.append(number)
+        ended.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
+        signal.signal(number, hear)
+    return lambda: 128 + signal.SIGINT if signal.SIGINT in heard[:1] else 0
 
 
 def share_one_heap() -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 import signal
 import socket
@@ -851,7 +850,8 @@ def test_the_sandbox_keeps_its_state_and_knows_mcpservers(tmp_path: Path) -> Non
     assert [item["metadata"]["name"] for item in json.loads(status.stdout)["items"]] == ["web"]
 
 
-def test_the_sandbox_serves_until_it_is_interrupted() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_sandbox_serves_until_it_is_interrupted(number: signal.Signals) -> None:
     with subprocess.Popen(
         [*GITOPS, "sandbox"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -860,6 +860,7 @@ def test_the_sandbox_serves_until_it_is_interrupted() -> None:
         config = Path(line.removeprefix("export KUBECONFIG=").strip())
         assert json.loads(config.read_text())["kind"] == "Config"
         assert config.stat().st_mode & 0o077 == 0
-        os.kill(process.pid, signal.SIGINT)
+        process.send_signal(number)
         process.communicate(timeout=20)
+    assert process.returncode == 130
     assert not config.exists()

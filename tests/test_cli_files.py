@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -687,6 +688,21 @@ def test_an_interrupted_verb_says_so_and_ends_with_130(
         _, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert err == "error: interrupted; run the same command again to go on\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_an_agent_is_interrupted_like_any_verb_but_told_to_end_by_sigterm(
+    number: signal.Signals, code: int
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/fleet.git"
+        command = [*GITOPS, "agent", url, "--listen=127.0.0.1:0"]
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+            silent.settimeout(20)
+            asked, _ = silent.accept()
+            with asked:
+                process.send_signal(number)
+                assert process.wait(20) == code
 
 
 def _once_it_reads(fifo: Path) -> int:

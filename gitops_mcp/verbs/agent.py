@@ -124,7 +124,7 @@ def command(
             return b""
 
     ended = threading.Event()
-    agent.end_on_signals(ended)
+    exit_code = agent.end_on_signals(ended)
     with (
         logs.installed(log_format, verbose=common.verbose, quiet=common.quiet),
         tempfile.TemporaryDirectory(prefix="gitops-mcp-") as empty,
@@ -144,8 +144,8 @@ def command(
             warn=looks.warn,
         )
         if line is None:
-            agent.leave()
-            return 0
+            agent.leave(exit_code())
+            return exit_code()
         line.doubts(looks.warn)
         cluster = pipeline.connect(connection, observe=metrics.requested)
         try:
@@ -173,8 +173,8 @@ def command(
             raise
         finally:
             cluster.close()
-    agent.leave()
-    return 0
+    agent.leave(exit_code())
+    return exit_code()
 
 
 NO_SOURCE = "no-source"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -75,8 +74,7 @@ def command(
             click.echo(f"export KUBECONFIG={kubeconfig}")
             if not common.quiet:
                 click.echo(f"The sandbox serves {cluster.url}; Ctrl-C ends it.", err=True)
-            _until_ended()
-    return 0
+            return _until_ended()
 
 
 def install_crd(url: str) -> None:
@@ -119,11 +117,11 @@ def _command(arguments: tuple[str, ...], kubeconfig: Path) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _until_ended() -> None:
-    sys.stdout.flush()
+def _until_ended() -> int:
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     # A signal may come in on another thread, which does not wake this one: look for oneself.
     while not ended.wait(0.5):
         pass
+    return 128 + signal.SIGINT
