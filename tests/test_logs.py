@@ -124,7 +124,7 @@ def test_a_bug_is_one_line_with_its_traceback(written: io.StringIO) -> None:
     assert "\n" in line["traceback"]
 
 
-@pytest.mark.parametrize("name", ["apscheduler.scheduler", "aiohttp.server", "urllib3", "git.cmd"])
+@pytest.mark.parametrize("name", ["kubernetes.client.rest", "aiohttp.server", "urllib3", "git.cmd"])
 def test_libraries_are_heard_from_warnings_on(written: io.StringIO, name: str) -> None:
     library = logging.getLogger(name)
     library.debug("added job")
