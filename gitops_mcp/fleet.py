@@ -71,6 +71,8 @@ class Patience:
             return "to write the status"
         if decision.deferred and decision.result == "skipped":
             return decision.waiting
+        if decision.result in ("failed", "blocked"):
+            return ""  # that it gets Ready would not mend that
         if self.ready_by is not None and decision.waiting and now < self.ready_by:
             return decision.waiting
         return ""

@@ -84,7 +84,9 @@ class Standing:
 @dataclass(slots=True)
 class _Server:
     """What was told of a server. ``applied``: the commits that its state may be said to be of;
-    ``changes`` are those that no record names yet; ``owed``: it has not been ready since; ``told``:
+    ``changes`` are those that no record names yet; ``owed``: it has not been ready since;
+    ``failing``: the commit of a state that waiting does not cure, and why; ``unwell``: trouble was
+    told, and not yet its end; ``well``: the last commit on which such an end was told; ``told``:
     the records since it was last quiet, held back or not, the last of them of ``told_at``."""
 
     seen: bool = False
@@ -93,6 +95,9 @@ class _Server:
     owed: bool = False
     trouble: tuple[str, str, str] | None = None
     failing_since: datetime | None = None
+    failing: tuple[str, str] | None = None
+    unwell: bool = False
+    well: str = ""
     told: int = 0
     told_at: datetime | None = None
     changes: dict[tuple[ObjectRef, str], Change] = field(default_factory=dict)
@@ -234,7 +239,10 @@ class Journal:
         if not changed and self._results.get(worked.server) != "changed":
             self._results[worked.server] = outcome.result
         if outcome.ready:
+            server.failing = None
             self._ready(worked, server, commit)
+        elif outcome.ready is False:
+            self._failing(worked, server, commit)
 
     def _ready(self, worked: Worked, server: _Server, commit: str) -> None:
         """Once for a commit; a server that no commit brought (kubectl did), once for a change."""
@@ -242,11 +250,26 @@ class Journal:
             brought = commit if server.owed else server.ready
         else:
             brought = worked.commit if _is_commit(worked.commit) else server.ready
-        server.owed = False
+        unwell, server.owed, server.unwell = server.unwell, False, False
         if brought != server.ready:
             server.ready = brought
-            message = worked.outcome.message
-            self._keep(self._notary.ready(worked.server, worked.at, brought, message=message))
+        elif unwell and commit not in (server.ready, server.well):
+            server.well = brought = commit
+        else:
+            return
+        message = worked.outcome.message
+        self._keep(self._notary.ready(worked.server, worked.at, brought, message=message))
+
+    def _failing(self, worked: Worked, server: _Server, commit: str) -> None:
+        """That waiting will not cure the server: once for the commit of its state and a reason. It
+        is no pass that failed."""
+        found = status.failing(worked.status)
+        if found is None or (why := (worked.commit or commit, found.reason)) == server.failing:
+            return
+        server.failing, server.unwell = why, True
+        message = f"{found.reason}: {found.message}"
+        outcome = Outcome(worked.server, "failed", worked.outcome.ready, message=message)
+        self._often(outcome, server, worked.at, commit, eventful=False)
 
     def _trouble(self, worked: Worked, server: _Server, commit: str) -> None:
         """Told once for a commit's state and a message; one that may pass, after a while."""
@@ -256,6 +279,7 @@ class Journal:
         server.failing_since = server.failing_since or worked.at
         if passing and worked.at - server.failing_since < PATIENCE:
             return
+        server.unwell = True
         if str(worked.server) in self._broken or (fact == server.trouble and not server.changes):
             return
         server.trouble = fact
@@ -272,13 +296,25 @@ class Journal:
             result="changed" if result in ("ok", "skipped") else result,
         )
         server.changes = {}
-        if server.told_at is not None and worked.at - server.told_at >= FIRST_HOLD:
+        self._often(outcome, server, worked.at, commit)
+
+    def _often(
+        self,
+        outcome: Outcome,
+        server: _Server,
+        at: datetime,
+        commit: str,
+        *,
+        eventful: bool = True,
+    ) -> None:
+        """A record as it comes, or held back where there were many."""
+        if server.told_at is not None and at - server.told_at >= FIRST_HOLD:
             server.told = 0
-        server.told, server.told_at = server.told + 1, worked.at
-        if server.told <= OFTEN or result == "pruned":
-            self._keep(self._notary.outcome(outcome, worked.at, commit))
+        server.told, server.told_at = server.told + 1, at
+        if server.told <= OFTEN or outcome.result == "pruned":
+            self._keep(self._notary.outcome(outcome, at, commit), eventful=eventful)
         else:
-            self._hold_back(outcome, worked.at, commit)
+            self._hold_back(outcome, at, commit)
 
     def _hold_back(self, outcome: Outcome, at: datetime, commit: str) -> None:
         if not self._held:
@@ -324,12 +360,14 @@ class Journal:
             if result != "pruned"
         }
 
-    def _keep(self, record: NoteRecord | None, *, found: bool = False) -> None:
+    def _keep(
+        self, record: NoteRecord | None, *, found: bool = False, eventful: bool = True
+    ) -> None:
         """Hold a record until it is written. The lock is held."""
         if record is None:
             return
         if record.commit == self._revision and record.event not in ("ready", "synced"):
-            self._eventful = True
+            self._eventful = self._eventful or eventful
         if len(self._pending) >= PENDING and not found:
             self._dropped[record.event] += 1
         else:
@@ -499,6 +537,7 @@ class Journal:
         server = self._servers.setdefault(key, _Server())
         server.seen = True
         name = str(key)
+        server.unwell = server.unwell or told.unwell(name)
         applied, ready = ("applied", name, commit) in told, ("ready", name, commit) in told
         if applied:
             server.applied |= {commit}
@@ -527,6 +566,7 @@ class _Told:
         self._facts: set[tuple[str, str, str]] = set()
         self._ran: dict[str, str] = {}
         self._gone: dict[str, str] = {}
+        self._trouble: dict[str, str] = {}
         self._acted: set[str] = set()
         self._synced: set[str] = set()
 
@@ -542,6 +582,8 @@ class _Told:
                 self._ran[server] = max(record.time, self._ran.get(server, ""))
             if self._ours.get(server) == record.commit:
                 self._facts.add((record.event, server, record.commit))
+        elif record.event in ("failed", "blocked"):
+            self._trouble[server] = max(record.time, self._trouble.get(server, ""))
         elif record.event == "pruned":
             self._gone[server] = max(record.time, self._gone.get(server, ""))
 
@@ -551,6 +593,10 @@ class _Told:
     def running(self) -> list[str]:
         """The servers that ran, and of which no end was told since."""
         return [name for name, time in self._ran.items() if time > self._gone.get(name, "")]
+
+    def unwell(self, name: str) -> bool:
+        """Was trouble the last that was told of the server?"""
+        return self._trouble.get(name, "") > self._ran.get(name, "")
 
     def unfinished(self, commit: str) -> bool:
         """Was something done for that commit, and its ``synced`` never told?"""

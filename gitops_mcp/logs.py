@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TextIO
 
+from gitops_mcp import status
 from gitops_mcp.masking import scrub
 from gitops_mcp.model import Change, ChangeAction, Problem, Result, ServerKey, Worked
 
@@ -176,6 +177,8 @@ class _Told:
     result: Result = "ok"
     message: str = ""
     ready: bool | None = None
+    failing: tuple[str, str] | None = None
+    """Why waiting does not cure it, and of what commit that is; until it is ready again."""
 
 
 class Looks:
@@ -223,9 +226,13 @@ class Looks:
     def worked(self, worked: Worked) -> None:
         """A look at a server has ended: a listener."""
         outcome = worked.outcome
-        new = _Told(outcome.result, outcome.message, outcome.ready)
+        failing = status.failing(worked.status) if outcome.ready is False else None
         with self._lock:
             old = self._told.get(worked.server, _Told())
+            why = old.failing if outcome.ready is False else None
+            if failing is not None:
+                why = failing.reason, worked.commit
+            new = _Told(outcome.result, outcome.message, outcome.ready, why)
             if outcome.result == "pruned" or (not worked.uid and outcome.result == "ok"):
                 self._told.pop(worked.server, None)
             else:
@@ -234,6 +241,8 @@ class Looks:
         if not facts:
             return
         level = _LEVELS.get(new.result, logging.INFO)
+        if failing is not None and new.failing != old.failing:
+            level = logging.ERROR
         if _LAPSED in facts and not outcome.changes:  # else it is our own rollout
             level = max(level, logging.WARNING)
         fields: dict[str, object] = {
@@ -264,6 +273,9 @@ def _facts(worked: Worked, old: _Told, new: _Told) -> Iterator[str]:
             yield f"{new.result}: {new.message}" if new.message else new.result
         elif new.message and new.message != old.message:
             yield new.message
+    failing = status.failing(worked.status)
+    if failing is not None and new.failing not in (old.failing, None):
+        yield f"failed: {failing.reason}: {failing.message}"
     if new.ready and old.ready is False:
         yield "ready"
     elif new.ready is False and old.ready:

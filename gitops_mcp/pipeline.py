@@ -489,7 +489,8 @@ class Pass:
     may_write: Callable[[bool], bool] = lambda _: True
     """Asked right before each write, with True for a server that kubectl made."""
     ready: dict[ServerKey, str] = field(default_factory=dict)
-    """Servers that turned Ready in this pass, each with the commit that brought what is Ready."""
+    """Servers that turned Ready in this pass, each with the commit that brought what is Ready; "":
+    the commit of this pass took away what was in the way."""
     unready: dict[ServerKey, str] = field(default_factory=dict)
     """Servers that nothing went wrong with and that are not Ready, each with the reason."""
     unfinished: Report | None = None
@@ -510,6 +511,7 @@ class Pass:
         if self.wishes.rights:
             self._ask_rights(view, keys)
         before = {key for key, cr in view.resources() if _is_ready(cr)}
+        refused = {key for key in keys - before if _is_refused(view.live(key).cr)}
         guard = PruneGuard(
             view,
             context,
@@ -563,7 +565,9 @@ class Pass:
         if self.wishes.foreign:
             report = self._with_foreign(report, engine, context)
         self.ready = {
-            outcome.server: _revision(view.resource(outcome.server))
+            outcome.server: (
+                "" if outcome.server in refused else _revision(view.resource(outcome.server))
+            )
             for outcome in report.outcomes
             if outcome.ready
             and outcome.result in ("ok", "changed")
@@ -754,6 +758,10 @@ def _revision(cr: JsonObject | None) -> str:
 
 def _is_ready(cr: JsonObject) -> bool:
     return status.ready(cr.get("status") or {}).status == "True"
+
+
+def _is_refused(cr: JsonObject | None) -> bool:
+    return cr is not None and status.refused(cr.get("status") or {})
 
 
 def _worth_telling(outcome: Outcome) -> bool:

@@ -578,7 +578,7 @@ def notes_of(
     """What a pass leaves behind on its commit: a record for each server that changed, failed, was
     pruned or blocked, one for each error of the source, and then ``synced``. A server that is ready
     after a change has a record of that; so has one named in ``ready``, which turned ready after an
-    earlier pass had changed it, on the commit given there.
+    earlier pass had changed it, on the commit given there ("": that of this pass).
 
     None from a dry pass, a dirty tree or a plain directory, nor when nothing happened. That the
     same fact is not written twice is seen to where the notes are known.

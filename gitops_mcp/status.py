@@ -145,6 +145,19 @@ def ready(status: JsonObject) -> Condition:
     )
 
 
+def failing(status: JsonObject) -> Condition | None:
+    """The Ready condition of a server whose pods, say, waiting will not cure (phase Failed); None
+    of any other. What keeps a server from being as git says is told by its Synced condition."""
+    failed = status.get("phase") == "Failed" and not refused(status)
+    return ready(status) if failed else None
+
+
+def refused(status: JsonObject) -> bool:
+    """Is something in the way of what git says of the server?"""
+    synced = _by_type(status).get("Synced") or {}
+    return synced.get("status") == "False" and synced.get("reason") not in PASSING
+
+
 def not_ready_since(status: JsonObject) -> datetime | None:
     """Since when Ready has not been True; None where it is, or was never said."""
     found = _by_type(status).get("Ready") or {}

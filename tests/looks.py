@@ -45,3 +45,17 @@ def look(
     outcome = Outcome(key, result, ready, changes, message, shutdown)
     enforced = Revision(revision) if isinstance(revision, str) else revision
     return Worked(key, outcome, enforced, commit, uid, at, seconds, **rest)
+
+
+def failing(reason: str, message: str = "", *, synced: str = "Synced") -> JsonObject:
+    """The status of a server in phase Failed; ``synced`` is the reason of that condition."""
+    conditions = [
+        {
+            "type": "Synced",
+            "status": "True" if synced == "Synced" else "False",
+            "reason": synced,
+            "message": "",
+        },
+        {"type": "Ready", "status": "False", "reason": reason, "message": message},
+    ]
+    return {"phase": "Failed", "conditions": conditions}

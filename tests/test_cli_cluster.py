@@ -250,6 +250,22 @@ def test_problems_of_the_source_make_sync_1_and_diff_2(fleet: Fleet) -> None:
     assert "broken.yaml:8:3" in ended.out
 
 
+def test_a_repair_is_ready_on_the_commit_that_brought_it(fleet: Fleet) -> None:
+    for text, code in (
+        (manifest(namespace=None), 0),
+        (manifest(namespace=None, replicas=-1), 1),
+        (manifest(namespace=None), 0),
+    ):
+        commit_all(fleet.folder, {"web.yaml": text})
+        began = time.monotonic()
+        assert fleet("sync", "--wait=60s").code == code
+        assert time.monotonic() - began < 30, "what has failed is not waited for to be Ready"
+    asked = ("history", fleet.folder, "--server", f"{fleet.name}/web", "-o", "json")
+    newest = fleet.run(*asked).json[0]
+    assert newest["event"] == "ready"
+    assert newest["commit"] == git(fleet.folder, "rev-parse", "HEAD")
+
+
 def test_a_server_that_does_not_get_ready_fails_only_who_waits(fleet: Fleet) -> None:
     write(fleet.folder, {"web.yaml": _unready()})
     assert fleet("sync").code == 0

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from gitfixtures import bare, commit, git, write
-from looks import WEB, look
+from looks import WEB, failing, look
 
 from gitops_mcp import journal as module
 from gitops_mcp import reports
@@ -269,6 +269,111 @@ def test_a_blocked_server_is_told_once(origin: Path, agent: Agent, sha: str) -> 
         ("blocked", "ai/web"),
         ("synced", None),
     ]
+
+
+def test_a_server_that_waiting_will_not_cure_is_told_once_for_each_cause(
+    origin: Path, agent: Agent, sha: str
+) -> None:
+    agent.look("changed", change("create"), ready=False)
+    agent.journal.settled(Revision(sha))
+    for message in ("0/2 ready: exit code 1", "1/2 ready: exit code 1"):
+        agent.look(ready=False, status=failing("CrashLooping", message))
+        agent.look(ready=False)
+    agent.look(ready=False, status=failing("ImagePullFailed", "no such image"))
+    agent.look(ready=True)
+    agent.flush()
+    assert [one for one in told(origin) if one[0] != "synced"] == [
+        ("applied", "ai/web", "create Deployment"),
+        ("failed", "ai/web", "CrashLooping: 0/2 ready: exit code 1"),
+        ("failed", "ai/web", "ImagePullFailed: no such image"),
+        ("ready", "ai/web", ""),
+    ]
+    assert events(origin).count("synced") == 1, "it is no pass that failed"
+
+
+def test_a_server_that_crashes_again_and_again_is_told_of_less_and_less_often(
+    origin: Path, agent: Agent
+) -> None:
+    for number in range(60):
+        agent.now += timedelta(minutes=1)
+        cause = ("CrashLooping", "ImagePullFailed")[number % 2]
+        agent.look(ready=False, status=failing(cause, "no"))
+        agent.look(ready=True)
+        agent.flush()
+    assert events(origin).count("failed") == module.OFTEN
+
+
+def test_what_a_look_came_to_is_not_told_again_as_the_servers_failure(
+    origin: Path, agent: Agent
+) -> None:
+    refused = failing("ApplyFailed", "quota", synced="ApplyFailed")
+    agent.look("failed", message="quota", ready=False, status=refused)
+    agent.look(ready=False, status=refused)  # that it is mended is not written there yet
+    agent.look(ready=True, status=failing("CrashLooping", "exit code 1"))
+    agent.flush()
+    assert told(origin) == [("failed", "ai/web", "quota"), ("ready", "ai/web", "")]
+
+
+def test_a_server_that_is_well_again_is_told_on_the_commit_that_mended_it(
+    origin: Path, agent: Agent, sha: str
+) -> None:
+    agent.look("changed", change("create"), ready=True)
+    broken = agent.revision = commit(origin, {"a.yaml": "broken"})
+    problem = Problem("web.yaml", 3, 5, "ai/web", "/spec/port", "expected an integer")
+    agent.journal.adopted(Revision(broken), [problem])
+    agent.look("failed", message="expected an integer", ready=False, commit=sha)
+    mended = agent.revision = commit(origin, {"a.yaml": "1"})
+    agent.journal.adopted(Revision(mended), ())
+    agent.look(ready=False, commit=sha)
+    for _ in range(2):
+        agent.look(ready=True, commit=sha)
+        agent.flush()
+    newest, *older = open_source(str(origin)).notes().read()
+    assert (newest.event, newest.server, newest.commit) == ("ready", "ai/web", mended)
+    assert [(r.event, r.commit) for r in older if r.event == "ready"] == [("ready", sha)]
+
+
+def test_a_new_version_that_mends_a_server_is_ready_once(
+    origin: Path, agent: Agent, sha: str
+) -> None:
+    agent.look("changed", change("create"), ready=True)
+    bad = agent.revision = commit(origin, {"a.yaml": "bad"})
+    agent.journal.adopted(Revision(bad), ())
+    agent.look("changed", change(), ready=False)
+    agent.look(ready=False, status=failing("ImagePullFailed", "no such image"))
+    good = agent.revision = commit(origin, {"a.yaml": "good"})
+    agent.journal.adopted(Revision(good), ())
+    agent.look("changed", change(), ready=False)
+    for _ in range(2):
+        agent.look(ready=True)
+    agent.flush()
+    said = [(r.event, r.commit) for r in reversed(open_source(str(origin)).notes().read())]
+    assert [one for one in said if one[0] in ("ready", "failed")] == [
+        ("ready", sha),
+        ("failed", bad),
+        ("ready", good),
+    ]
+
+
+def test_a_repair_while_no_agent_ran_is_told_by_the_next_one(origin: Path, sha: str) -> None:
+    web = (WEB, cr(sha, ready=True))
+    agent = successor(origin, sha, web)
+    agent.lead()
+    agent.journal.adopted(Revision(sha), ())
+    broken = agent.revision = commit(origin, {"a.yaml": "broken"})
+    problem = Problem("web.yaml", 3, 5, "ai/web", "/spec/port", "expected an integer")
+    agent.journal.adopted(Revision(broken), [problem])
+    agent.flush()
+    mended = commit(origin, {"a.yaml": "1"})
+    for _ in range(2):
+        agent = successor(origin, mended, web)
+        agent.lead()
+        agent.journal.adopted(Revision(mended), ())
+        agent.flush()
+        agent.look(ready=True, commit=sha)
+        agent.flush()
+    ready = [r.commit for r in open_source(str(origin)).notes().read() if r.event == "ready"]
+    assert ready == [mended, sha]
 
 
 def test_a_broken_file_is_told_with_its_place_and_its_server_not_twice(

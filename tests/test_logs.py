@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from looks import WEB, change, look
+from looks import WEB, change, failing, look
 
 from gitops_mcp import logs
 from gitops_mcp.model import Change, FieldChange, ObjectRef, Problem, Revision, Worked
@@ -234,6 +234,40 @@ def test_what_is_wrong_is_told_once_for_each_new_message_and_again_when_it_is_we
         "error: failed: no such namespace",
         "info: recovered",
         "error: failed: exceeded quota",
+    ]
+
+
+def test_a_server_that_waiting_will_not_cure_is_told_once_for_each_cause() -> None:
+    crashing = look(ready=False, status=failing("CrashLooping", "exit code 1"))
+    later = look(ready=False, status=failing("CrashLooping", "0/2 replicas: exit code 1"))
+    pulling = look(ready=False, status=failing("ImagePullFailed", "no such image"))
+    waiting = look(ready=False)
+    assert lines_of(
+        look("changed", change("MCPServer", "create"), ready=False),
+        *(crashing, waiting, later, pulling, pulling, look(ready=True), crashing),
+        replace(crashing, commit="c2"),
+    ) == [
+        "info: created mcpserver/web",
+        "error: failed: CrashLooping: exit code 1",
+        "error: failed: ImagePullFailed: no such image",
+        "info: ready",
+        "error: failed: CrashLooping: exit code 1; no longer ready",
+        "error: failed: CrashLooping: exit code 1",
+    ]
+
+
+def test_what_a_look_came_to_is_not_told_again_as_the_servers_failure() -> None:
+    invalid = failing("ConfigurationInvalid", "no port", synced="ManifestInvalid")
+    broken = look("failed", ready=False, message="ManifestInvalid: no port", status=invalid)
+    stale = look("ok", ready=False, status=invalid)
+    assert lines_of(broken, stale, look("ok", ready=True, status=invalid)) == [
+        "error: failed: ManifestInvalid: no port",
+        "info: recovered",
+        "info: ready",
+    ]
+    suspended = failing("CrashLooping", "exit code 1", synced="Suspended")
+    assert lines_of(look("skipped", ready=False, status=suspended, message="suspended")) == [
+        "error: suspended; failed: CrashLooping: exit code 1",
     ]
 
 
