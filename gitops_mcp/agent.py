@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -193,6 +193,7 @@ class Agent:
         metrics: Metrics,
         warn: Say = lambda _: None,
         say: Say = lambda _: None,
+        mended: Callable[[str, Collection[str]], None] = lambda *_: None,
         adopted: Callable[[str, Sequence[Problem]], None] = lambda *_: None,
         listeners: Sequence[Listener] = (),
     ) -> None:
@@ -203,6 +204,7 @@ class Agent:
         self._wishes = wishes
         self._periods = periods
         self._warn = warn
+        self._mended = mended
         self._adopted = adopted
         self._listen = listen
         self._webhook_secret = webhook_secret
@@ -230,8 +232,8 @@ class Agent:
         come to: nothing is written before that."""
         self._behind = 0
         """The term in which we know another commit than whoever led before us enforced; 0: none."""
-        self._polled = ""
-        """What went wrong at the last look at git."""
+        self._polled: set[str] = set()
+        """What went wrong at the looks at git since it last went well."""
         where = leadership.home(cluster, options.namespace)
         lease = leadership.source_lease(cluster, where, source.source_id, "agent")
         self._recorder = Recorder(
@@ -452,12 +454,15 @@ class Agent:
         began, behind = time.monotonic(), self._behind
         try:
             result = self._look_at_git()
-            self._polled = ""
+            if self._polled:
+                self._mended("git can be read again", self._polled)
+            self._polled = set()
         except (GitOpsError, OSError) as error:
             result = "failed"
-            if str(error) != self._polled:
-                self._warn(f"{error}; what was read last stays in force")
-            self._polled = str(error)
+            trouble = f"{error}; what was read last stays in force"
+            if trouble not in self._polled:
+                self._warn(trouble)
+            self._polled.add(trouble)
         self._metrics.polled(result, time.monotonic() - began)
         if result == "failed":
             if self._behind:

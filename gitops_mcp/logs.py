@@ -202,6 +202,12 @@ class Looks:
             self._warned.add(text)
         warning(text)
 
+    def mended(self, text: str, warned: Iterable[str]) -> None:
+        """That is over which ``warned`` told of: should it come again, it is told again."""
+        with self._lock:
+            self._warned.difference_update(warned)
+        info(text)
+
     def adopted(self, revision: str, problems: Iterable[Problem]) -> None:
         """A commit is in force. Of its mistakes those are told that the last one did not have."""
         found = tuple(problems)

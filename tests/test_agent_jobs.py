@@ -16,7 +16,7 @@ import pytest
 
 from gitops_mcp import agent, endpoints, manifests
 from gitops_mcp.agent import Agent, Periods
-from gitops_mcp.errors import Transient
+from gitops_mcp.errors import GitOpsError, Transient
 from gitops_mcp.metrics import Metrics
 from gitops_mcp.model import JsonObject
 from gitops_mcp.options import SourceOptions
@@ -110,6 +110,20 @@ def test_a_look_at_git_that_began_before_the_term_does_not_tell_what_the_last_le
     assert looked == []
     agent._poll()
     assert looked == ["lead", "all"]
+
+
+def test_git_that_is_away_is_told_once_and_so_is_that_it_is_back() -> None:
+    agent = Idle()
+    said: list[str] = []
+    stands: Any = agent
+    stands._warn, stands._mended = said.append, lambda text, _: said.append(text)
+    stands._controller = SimpleNamespace(source=None)
+    away = SimpleNamespace(kind="failed", error=GitOpsError("no answer"))
+    there = SimpleNamespace(kind="unchanged", error=None)
+    stands._repository.poll = iter([there, away, away, there, there, away, there]).__next__
+    for _ in range(7):
+        agent._poll()
+    assert said == ["no answer; what was read last stays in force", "git can be read again"] * 2
 
 
 def test_its_leases_do_not_follow_the_kubeconfigs_context() -> None:

@@ -351,6 +351,18 @@ def test_a_commit_that_comes_into_force_is_a_line_and_so_is_each_new_mistake_of_
     assert lines[0]["problems"] == 1
 
 
+def test_a_warning_of_what_was_mended_is_told_when_it_comes_again(written: io.StringIO) -> None:
+    looks = logs.Looks()
+    looks.warn("no answer")
+    looks.mended("git can be read again", ["no answer"])
+    looks.warn("no answer")
+    assert [(line["level"], line["message"]) for line in told(written)] == [
+        ("warning", "no answer"),
+        ("info", "git can be read again"),
+        ("warning", "no answer"),
+    ]
+
+
 def test_a_warning_that_comes_again_is_told_once(written: io.StringIO) -> None:
     looks = logs.Looks()
     for text in ("no answer", "no answer", "no right", "no answer"):

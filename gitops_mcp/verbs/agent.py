@@ -160,6 +160,7 @@ def command(
                 take_over=take_over,
                 warn=looks.warn,
                 say=logs.info,
+                mended=looks.mended,
                 adopted=looks.adopted,
                 listeners=(looks.worked,),
                 listen=listen,
