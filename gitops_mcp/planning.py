@@ -9,7 +9,7 @@ crash are the same function, told other facts.
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -169,20 +169,20 @@ class Allowance:
 
 
 def prune_guard(
-    candidates: Collection[ServerKey],
+    count: int,
     *,
     ours: int,
     empty: bool,
     allowed: Allowance | None,
     under_way: int = 0,
 ) -> str:
-    """Why these prunes are not carried out, or "" when they may be.
+    """Why ``count`` prunes are not carried out, or "" when they may be. It stands at each of them,
+    so it names none.
 
     ``ours`` is how many CRs of this source the cluster holds; ``empty``: the source holds no server
     at all; ``under_way`` prunes were begun by a pass that did not end: what allowed them all allows
     the rest.
     """
-    count = len(candidates)
     if count == 0:
         return ""
     if empty:
@@ -195,8 +195,7 @@ def prune_guard(
         return ""
     if allowed is not None and allowed.count in (None, count, count + under_way):
         return ""
-    names = ", ".join(str(key) for key in sorted(candidates))
-    text = f"pruning {count} server(s) is held back, since {reason}: {names}"
+    text = f"pruning {count} server(s) is held back, since {reason}"
     if allowed is not None:
         return f"{text}; {allowed.origin} allows {allowed.count}, not {count}"
     return (
