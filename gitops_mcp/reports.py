@@ -688,7 +688,7 @@ def status(
     if output in ("json", "yaml"):
         return objects(list(map(_without_managers, servers)), output=output, as_list=True)
     rows = [_status_row(server, now, wide=output == "wide") for server in servers]
-    titles = [*_STATUS_COLUMNS, *(("VERIFIED",) if output == "wide" else ())]
+    titles = [*_STATUS_COLUMNS, *(("VERIFIED", "REASON") if output == "wide" else ())]
     first = 0 if all_namespaces else 1
     looks: list[Look] = ["plain"]
     looks += [_PHASE_LOOKS.get(row[2], "yellow") for row in rows]
@@ -720,9 +720,8 @@ def _status_row(server: JsonObject, now: datetime, *, wide: bool) -> list[str]:
     metadata, spec = server["metadata"], server.get("spec") or {}
     said = server.get("status") or {}
     created = metadata.get("creationTimestamp")
-    verified: JsonObject = next(
-        (c for c in said.get("conditions", ()) if c.get("type") == "Verified"), {}
-    )
+    conditions = {one.get("type"): one for one in said.get("conditions", ())}
+    verified = conditions.get("Verified", {}).get("reason", "")
     cells = [
         metadata.get("namespace", ""),
         metadata["name"],
@@ -733,9 +732,23 @@ def _status_row(server: JsonObject, now: datetime, *, wide: bool) -> list[str]:
         said.get("endpoint", ""),
         human_duration(now - datetime.fromisoformat(created)) if created else "",
         _short(said.get("source", {}).get("revision", "")),
-        *([verified.get("reason", "")] if wide else ()),
+        *([verified, ", ".join(_held_back(conditions))] if wide else ()),
     ]
     return [_line(str(cell)) for cell in cells]
+
+
+def _held_back(conditions: Mapping[str, JsonObject]) -> Iterator[str]:
+    """The reasons why a server is not Ready, or not as git says."""
+    synced, ready = conditions.get("Synced", {}), conditions.get("Ready", {})
+    as_it_is = synced.get("status") != "False" or synced.get("reason") == "RolloutInProgress"
+    if not as_it_is:
+        yield synced.get("reason", "")
+    if ready.get("status") == "False" and (as_it_is or synced.get("reason") in _KEPT):
+        yield ready.get("reason", "")
+
+
+_KEPT = frozenset({"Suspended", "PruneBlocked"})
+"""Reasons of Synced=False that say nothing of how the server runs."""
 
 
 def status_heading(

@@ -452,7 +452,16 @@ SERVERS = [
         source={"revision": f"{SHA}-dirty"},
         conditions=[{"type": "Verified", "reason": "HandshakeSucceeded"}],
     ),
-    live("broken", "other", timedelta(days=3), phase="Failed"),
+    live(
+        "broken",
+        "other",
+        timedelta(days=3),
+        phase="Failed",
+        conditions=[
+            {"type": "Synced", "status": "True", "reason": "Synced"},
+            {"type": "Ready", "status": "False", "reason": "CrashLooping"},
+        ],
+    ),
     live("新", "ai", timedelta(seconds=1)),
 ]
 
@@ -468,6 +477,30 @@ SERVERS = [
 )
 def test_the_table_of_servers_is_as_recorded(name: str, options: dict[str, Any]) -> None:
     assert reports.status(SERVERS, now=NOW, **options) == golden(name)
+
+
+@pytest.mark.parametrize(
+    ("synced", "ready", "shown"),
+    [
+        ("Synced", "MCPServerReady", ""),
+        ("Suspended", "MCPServerReady", "Suspended"),
+        ("PruneBlocked", "CrashLooping", "PruneBlocked, CrashLooping"),
+        ("RolloutInProgress", "DeploymentNotReady", "DeploymentNotReady"),
+        ("RolloutInProgress", "MCPServerReady", ""),
+        ("ManifestInvalid", "ConfigurationInvalid", "ManifestInvalid"),
+        ("Synced", "Terminating", "Terminating"),
+    ],
+)
+def test_the_wide_table_says_why_a_server_is_not_as_it_should_be(
+    synced: str, ready: str, shown: str
+) -> None:
+    conditions = [
+        {"type": "Synced", "status": str(synced == "Synced"), "reason": synced},
+        {"type": "Ready", "status": str(ready == "MCPServerReady"), "reason": ready},
+    ]
+    server = live("web", "ai", timedelta(days=3), phase="Any", conditions=conditions)
+    title, row = reports.status([server], now=NOW, output="wide").splitlines()
+    assert row[title.index("REASON") :] == shown
 
 
 def test_servers_are_listed_as_kubectl_lists_them() -> None:
