@@ -688,7 +688,7 @@ def status(
     if output in ("json", "yaml"):
         return objects(list(map(_without_managers, servers)), output=output, as_list=True)
     rows = [_status_row(server, now, wide=output == "wide") for server in servers]
-    titles = [*_STATUS_COLUMNS, *(("VERIFIED", "REASON") if output == "wide" else ())]
+    titles = [*_STATUS_COLUMNS, *(("REASON", "VERIFIED") if output == "wide" else ())]
     first = 0 if all_namespaces else 1
     looks: list[Look] = ["plain"]
     looks += [_PHASE_LOOKS.get(row[2], "yellow") for row in rows]
@@ -732,7 +732,7 @@ def _status_row(server: JsonObject, now: datetime, *, wide: bool) -> list[str]:
         said.get("endpoint", ""),
         human_duration(now - datetime.fromisoformat(created)) if created else "",
         _short(said.get("source", {}).get("revision", "")),
-        *([verified, ", ".join(_held_back(conditions))] if wide else ()),
+        *([", ".join(_held_back(conditions)), verified] if wide else ()),
     ]
     return [_line(str(cell)) for cell in cells]
 

@@ -249,6 +249,7 @@ def test_the_last_good_commit_is_kept_while_git_is_away(place: Place) -> None:
         place.push(web=manifest("web", "2.0"))
         place.wake()
         until(lambda: place.image("web").endswith(":2.0"), "the push", within=20)
+        assert "git can be read again" in place.log()
 
 
 def test_in_a_pod_a_git_server_that_is_away_at_the_start_is_waited_for(
