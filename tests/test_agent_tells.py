@@ -134,6 +134,22 @@ def test_a_day_is_told_in_notes_and_events_and_nothing_twice(place: Place) -> No
     assert (len(place.told()), place.events()) == (count, before)
 
 
+def test_a_server_that_turns_failed_and_its_repair_are_told(place: Place) -> None:
+    good = manifest("web", None, transport="stdio")
+    simulated = {"sandbox.mcp.example.com/simulate": "crash-loop"}
+    bad = manifest("web", None, transport="stdio", podAnnotations=simulated)
+    commit(place.repository, {"web.yaml": good})
+    with place.agent():
+        until(lambda: ("ready", "web") in place.told(), "the note of the server")
+        crashing = commit(place.repository, {"web.yaml": bad})
+        until(lambda: ("failed", "web") in place.told(), "the note of the crash loop")
+        mended = commit(place.repository, {"web.yaml": good})
+        until(lambda: place.told().count(("ready", "web")) == 2, "the note of the repair")
+    said = {(r.event, r.commit): r.message for r in place.records() if r.server}
+    assert said["failed", crashing].startswith("CrashLooping: ")
+    assert ("ready", mended) in said
+
+
 def test_an_idle_agent_writes_no_note_and_no_event(place: Place) -> None:
     place.push("web")
     with place.agent():
