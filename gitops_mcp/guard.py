@@ -109,9 +109,7 @@ class PruneGuard:
         exactly: bool = True,
     ) -> str:
         """``exactly``: what is allowed has to be their very number, not only enough for it."""
-        guard = partial(
-            planning.prune_guard, len(down), ours=ours, empty=empty, under_way=under_way
-        )
+        guard = partial(planning.prune_guard, down, ours=ours, empty=empty, under_way=under_way)
         if not guard(allowed=None):
             return ""
         # Only now it matters what anybody allowed.

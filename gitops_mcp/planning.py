@@ -9,7 +9,7 @@ crash are the same function, told other facts.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -168,21 +168,25 @@ class Allowance:
     """``--allow-prune`` or the commit whose trailer says so."""
 
 
+NAMED = 3
+"""Servers that the prune guard names; of more it says how many. They all have its word."""
+
+
 def prune_guard(
-    count: int,
+    candidates: Collection[ServerKey],
     *,
     ours: int,
     empty: bool,
     allowed: Allowance | None,
     under_way: int = 0,
 ) -> str:
-    """Why ``count`` prunes are not carried out, or "" when they may be. It stands at each of them,
-    so it names none.
+    """Why these prunes are not carried out, or "" when they may be.
 
     ``ours`` is how many CRs of this source the cluster holds; ``empty``: the source holds no server
     at all; ``under_way`` prunes were begun by a pass that did not end: what allowed them all allows
     the rest.
     """
+    count = len(candidates)
     if count == 0:
         return ""
     if empty:
@@ -195,7 +199,10 @@ def prune_guard(
         return ""
     if allowed is not None and allowed.count in (None, count, count + under_way):
         return ""
-    text = f"pruning {count} server(s) is held back, since {reason}"
+    named = ", ".join(str(key) for key in sorted(candidates)[:NAMED])
+    if count > NAMED:
+        named += f" and {count - NAMED} more"
+    text = f"pruning {count} server(s) is held back, since {reason}: {named}"
     if allowed is not None:
         return f"{text}; {allowed.origin} allows {allowed.count}, not {count}"
     return (

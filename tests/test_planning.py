@@ -258,8 +258,9 @@ def test_prune_guard(row: dict[str, Any]) -> None:
     allowance = None
     if allowed is not None:
         allowance = planning.Allowance(None if allowed == "any" else allowed, "--allow-prune")
+    candidates = [ServerKey("ai", f"s{number}") for number in range(row["prunes"])]
     reason = planning.prune_guard(
-        row["prunes"],
+        candidates,
         ours=row["ours"],
         empty=row.get("empty", False),
         allowed=allowance,
@@ -267,8 +268,9 @@ def test_prune_guard(row: dict[str, Any]) -> None:
     )
     assert bool(reason) is row["held"]
     if reason:
-        assert reason.startswith(f"pruning {row['prunes']} server(s) is held back, since ")
-        assert len(reason) < 200, "it stands at every one of them"
+        assert str(candidates[0]) in reason
+        assert reason.count("ai/s") == min(len(candidates), 3), "it stands at every one of them"
+        assert len(candidates) <= 3 or f" and {len(candidates) - 3} more" in reason
         if allowed is None:
             assert f"Allow-Prune: {row['prunes']}" in reason
 
