@@ -22,8 +22,10 @@ from typing import Any
 from gitops_mcp import inquiries, transports
 from gitops_mcp.model import (
     ANNOTATION_SHUTDOWN,
+    FIELD_MANAGER,
     FINALIZER,
     GROUP,
+    LABEL_MANAGED_BY,
     SHUTDOWN_MANAGER,
     Action,
     Facts,
@@ -194,7 +196,11 @@ def _withdraw(service: JsonObject, started: str) -> Action:
 
 
 def _scale_to_zero(deployment: JsonObject) -> Action:
-    return _take(deployment, "scale to 0", metadata={}, spec={"replicas": 0})
+    """One that was adopted bears none of our labels: with this one, its end is watched."""
+    labels = deployment["metadata"].get("labels") or {}
+    watched = labels.get(LABEL_MANAGED_BY) == FIELD_MANAGER
+    metadata = {} if watched else {"labels": {LABEL_MANAGED_BY: FIELD_MANAGER}}
+    return _take(deployment, "scale to 0", metadata=metadata, spec={"replicas": 0})
 
 
 def _take(live: JsonObject, why: str, *, metadata: JsonObject, spec: JsonObject) -> Action:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from gitops_mcp import shutdown
-from gitops_mcp.model import FINALIZER, Action, Facts, JsonObject, ServerKey
+from gitops_mcp.model import FINALIZER, LABEL_MANAGED_BY, Action, Facts, JsonObject, ServerKey
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 CASES = yaml.safe_load((Path(__file__).parent / "data/shutdown/steps.yaml").read_text())
@@ -92,3 +92,18 @@ def test_withdrawing_keeps_the_selector_and_adds_a_key_that_no_pod_has() -> None
         shutdown.WITHDRAWN: "true",
     }
     assert action.manager != "gitops-mcp"
+
+
+@pytest.mark.parametrize(
+    "labels", [{}, {LABEL_MANAGED_BY: "somebody"}, {LABEL_MANAGED_BY: "gitops-mcp"}]
+)
+def test_a_deployment_that_stops_is_watched_also_where_it_was_adopted(
+    labels: dict[str, str],
+) -> None:
+    case = next(case for case in CASES if case["does"] == ["scale to 0"])
+    given = facts(case["has"], case["at"])
+    given.children["Deployment"]["metadata"]["labels"] = labels
+    (action,) = shutdown.advance(given).actions
+    live = given.children["Deployment"]["metadata"]["labels"]
+    assert (live | action.body["metadata"].get("labels", {}))[LABEL_MANAGED_BY] == "gitops-mcp"
+    assert ("labels" in action.body["metadata"]) is (labels.get(LABEL_MANAGED_BY) != "gitops-mcp")
