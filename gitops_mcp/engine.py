@@ -356,11 +356,17 @@ class Engine:
             return self._asking.setdefault(namespace, threading.Lock())
 
     def _found(self, namespace: str, phase: Namespace) -> Namespace:
-        """Hold what a namespace is now; of too many, the one known longest is let go."""
+        """Hold what a namespace is now; of too many, the one known longest is let go. That it goes
+        concerns all of its servers."""
         with self._naming:
+            known = self._namespaces.get(namespace)
             self._namespaces[namespace] = phase, self._clock()
             if len(self._namespaces) > NAMESPACES:
                 del self._namespaces[next(iter(self._namespaces))]
+        if phase == "Terminating" and (known is None or known[0] != phase):
+            for key in list(self._memories):
+                if key.namespace == namespace:
+                    self._wake(key)
         return phase
 
     def _ask_namespace(self, name: str) -> Namespace:

@@ -524,3 +524,16 @@ def test_what_was_refused_is_tried_at_once_when_its_mcpserver_is_mended_and_not_
     stage.stands(cr(generation=2, resourceVersion="100"))
     stage.engine.work(KEY)
     assert "apply Deployment" in stage.server.asked
+
+
+def test_that_a_namespace_goes_is_told_to_all_of_its_servers_once() -> None:
+    woken: list[ServerKey] = []
+    stage = Stage(wake=woken.append)
+    stage.stands(cr())
+    others = [ServerKey("ai", "other"), ServerKey("data", "web")]
+    for key in others:
+        stage.engine.memory(key)
+    terminating(stage.server)
+    stage.engine.work(KEY)
+    stage.engine.work(KEY)
+    assert sorted(woken) == sorted([KEY, others[0]])
