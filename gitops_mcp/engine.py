@@ -334,14 +334,13 @@ class Engine:
 
     def _namespace(self, key: ServerKey, live: Live) -> Namespace:
         """The namespace's phase; asked only where a create or a deletion depends on it."""
-        creates = live.cr is None
         needed = live.cr is None or "deletionTimestamp" in live.cr["metadata"]
         known = self._namespaces.get(key.namespace)
         if not needed and (known is None or known[0] != "Terminating"):
             return "Active"
         if key.namespace in self._foreseen:
             return "Active"
-        active = creates and known is not None and known[0] == "Active"
+        active = live.cr is None and known is not None and known[0] == "Active"
         return self._phase(key.namespace, ACTIVE_HOLDS if active else NAMESPACE_HOLDS)
 
     def _phase(self, namespace: str, holds: timedelta) -> Namespace:
