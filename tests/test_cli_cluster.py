@@ -15,10 +15,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import yaml
@@ -629,18 +630,28 @@ def test_status_tells_the_agents_last_sign_of_life(fleet: Fleet, age: int, stale
     assert ("stale" in heading) is stale
 
 
-def test_status_watches(fleet: Fleet, kubeconfig: Path) -> None:
-    fleet("sync")
-    arguments = [*GITOPS, "status", "--watch", "-n", fleet.name, "--kubeconfig", str(kubeconfig)]
+@contextmanager
+def watched(
+    fleet: Fleet, kubeconfig: Path, *names: str
+) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
+    """``status --watch`` and what it prints, once it has shown web for the first time."""
+    given = ["-n", fleet.name, "--kubeconfig", str(kubeconfig)]
+    arguments = [*GITOPS, "status", *names, "--watch", *given]
     with subprocess.Popen(
         arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         while "web" not in (line := process.stdout.readline()):
             assert line
+        yield process, process.stdout
+
+
+def test_status_watches(fleet: Fleet, kubeconfig: Path) -> None:
+    fleet("sync")
+    with watched(fleet, kubeconfig) as (process, out):
         write(fleet.folder, {"second.yaml": manifest("second", None)})
         assert fleet("sync").code == 0
-        while "second" not in (line := process.stdout.readline()):
+        while "second" not in (line := out.readline()):
             assert line
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=20)
@@ -652,19 +663,13 @@ def test_status_of_one_server_is_told_again_when_that_one_changes(
 ) -> None:
     write(fleet.folder, {"second.yaml": manifest("second", None)})
     fleet("sync", "--wait")
-    arguments = [*GITOPS, "status", "web", "-w", "-n", fleet.name, "--kubeconfig", str(kubeconfig)]
-    with subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        while "web" not in (line := process.stdout.readline()):
-            assert line
+    with watched(fleet, kubeconfig, "web") as (process, out):
         for verb, name in (("suspend", "second"), ("resume", "second")) * 2 + (("suspend", "web"),):
             assert fleet.run(verb, name, "-n", fleet.name).code == 0
         assert fleet("sync").code == 0
         time.sleep(1)
         process.send_signal(signal.SIGINT)
-        told = process.stdout.read()
+        told = out.read()
     assert 1 <= told.count("source ") <= 2  # web's spec, and its status; nothing of second's
 
 
