@@ -158,7 +158,7 @@ def why(error: Exception) -> str:
     return (error.strerror or type(error).__name__) if isinstance(error, OSError) else str(error)
 
 
-def _redact(text: str) -> str:
+def redact(text: str) -> str:
     """Drop what stands before the @ of an http URL, and a password anywhere."""
     text = re.sub(r"(https?://)[^/@\s'\"]+@", r"\1", text)
     return re.sub(r"(\w+://[^/@:\s'\"]*):[^/@\s'\"]*@", r"\1@", text)
@@ -175,7 +175,7 @@ def complaint(err: str, root: str) -> SourceError:
         if re.search(pattern, err):
             kind = Unanswered if message in _UNANSWERED else SourceError
             return kind(f"{root}: {message}", hint=hint)
-    lines = [printable(line)[:300] for line in _redact(err).splitlines() if line.strip()]
+    lines = [printable(line)[:300] for line in redact(err).splitlines() if line.strip()]
     fatal = [line for line in lines if line.startswith(("fatal:", "error:"))] or lines[-1:]
     cause = re.sub(r"^(?:fatal|error): ", "", fatal[0]) if fatal else "git failed without a word"
     return SourceError(f"{root}: {cause}")
@@ -412,7 +412,7 @@ def server_of(location: str, credentials: Credentials, allow_file: bool) -> Serv
             return None
         if "::" in location.partition("/")[0]:
             raise SourceError(
-                f"{_redact(location)}: git remote helpers are not used",
+                f"{redact(location)}: git remote helpers are not used",
                 hint="use an https or ssh address, or a local path",
             )
         scp = _SCP.fullmatch(location)
@@ -424,16 +424,16 @@ def server_of(location: str, credentials: Credentials, allow_file: bool) -> Serv
     name = scheme[1].lower()
     if name not in _PROTOCOLS or (name == "file" and not allow_file):
         raise SourceError(
-            f"{_redact(location)}: {name} addresses are not used",
+            f"{redact(location)}: {name} addresses are not used",
             hint="use an https or ssh address, or a local path",
         )
     try:
         parts = urlsplit(location)
         host, port = parts.hostname or "", parts.port
     except ValueError as error:
-        raise SourceError(f"{_redact(location)}: this is no address") from error
+        raise SourceError(f"{redact(location)}: this is no address") from error
     if name != "file" and (not host or host.startswith("-")):
-        raise SourceError(f"{_redact(location)}: the address names no host")
+        raise SourceError(f"{redact(location)}: the address names no host")
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
     netloc = f"[{host}]" if ":" in host else host
     netloc += f":{port}" if port else ""

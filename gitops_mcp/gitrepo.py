@@ -41,6 +41,7 @@ from gitops_mcp.gitcommand import (
     Server,
     complaint,
     printable,
+    redact,
     server_of,
     why,
 )
@@ -57,6 +58,8 @@ MAX_FILE = 1 << 20
 """Bytes. etcd takes no object above 1.5 MiB; a larger file is no manifest."""
 MAX_TOTAL = 1 << 28
 """Bytes of one snapshot: a mistaken SOURCE must end in an error, not in the OOM killer."""
+MAX_ROOTS = 1000
+"""Commits without a parent that are told of one history."""
 
 _PATH = attrgetter("path")
 YOUNG = 100_000_000
@@ -725,6 +728,8 @@ class Repository:
         self._last: tuple[str, _Taken] | None = None
         self._traces = b""
         """Of a folder without git, as it was read."""
+        self._roots: tuple[str, tuple[str, ...]] = ("", ())
+        """A head, and the commits without a parent in its history."""
 
     def __enter__(self) -> Self:
         return self
@@ -864,6 +869,47 @@ class Repository:
             for row in rows
             if len(row) == 3
         )
+
+    # -- which repository this is
+
+    @functools.cached_property
+    def address(self) -> str:
+        """Where the repository is, without credentials: a URL as it was given, the ``origin`` of a
+        working directory, else the absolute path."""
+        if self._mirror is not None:
+            return self._mirror.server.url
+        if self.kind == "worktree":
+            origin = self._git().line("config", "--get", "remote.origin.url")
+            if origin:
+                return printable(redact(origin))
+        return printable(os.path.realpath(self._location))
+
+    def roots(self) -> tuple[str, ...]:
+        """The commits without a parent in the history of the commit that is read, sorted; none for
+        a shallow clone, a folder without git or without a commit. Raises SourceError."""
+        if self.kind == "plain":
+            return ()
+        git = self._git()
+        head = git.commit("HEAD") if self._is_read_as_it_lies else self._current()[0]
+        if not head or git.line("rev-parse", "--is-shallow-repository") == "true":
+            return ()
+        old, roots = self._roots
+        if old == head:
+            return roots
+        # What the former head holds was walked before: a new commit costs what it adds.
+        known = bool(old) and git.is_ancestor(old, head)
+        span = (head, f"^{old}") if known else (head,)
+        found = git.run("rev-list", "--max-parents=0", f"--max-count={MAX_ROOTS}", *span, "--")
+        new = {*found.decode().split(), *(roots if known else ())}
+        self._roots = head, tuple(sorted(new))
+        return self._roots[1]
+
+    def knows(self, sha: str) -> bool:
+        """Whether a commit of this id is in the object store, reachable or not, as of the last
+        ``poll``; False for a folder without git."""
+        if self.kind == "plain" or not SHA.fullmatch(sha):
+            return False
+        return self._git().commit(sha) == sha
 
     def notes(self, cluster: str = "default") -> Notes:
         """The deployment notes of one cluster. Raises UsageError for a name git cannot hold."""

@@ -727,6 +727,54 @@ def test_a_shallow_clone_is_told_how_to_get_the_base(tmp_path: Path, repository:
     assert caught.value.hint == "this clone is shallow: git fetch --unshallow"
 
 
+def test_a_source_says_which_repository_it_is(source: Opener, repository: Path) -> None:
+    with source() as opened:
+        first = opened.roots()
+        assert first == (git(repository, "rev-parse", "main"),)
+        commit(repository, {"x.yaml": "1"})
+        assert opened.poll().kind == "moved"
+        assert opened.roots() == first
+        other = commit(repository, {"y.yaml": "1"}, branch="other", parent="")
+        git(repository, "config", "user.name", "Ada")
+        merged = git(
+            repository, "commit-tree", "-p", "main", "-p", other, "-m", "Join", "main^{tree}"
+        )
+        git(repository, "update-ref", "refs/heads/main", merged)
+        assert opened.poll().kind == "moved"
+        assert opened.roots() == tuple(sorted((*first, other)))
+        assert [opened.knows(each) for each in (merged, other)] == [True, True]
+        assert not any(opened.knows(each) for each in ("0" * 40, "main", ""))
+        alone = commit(repository, {"z.yaml": "1"}, parent="")
+        assert opened.poll().forced
+        assert opened.roots() == (alone,)
+
+
+def test_a_directory_says_which_repository_it_is(tmp_path: Path, repository: Path) -> None:
+    assert open_source(str(repository)).address == str(repository)
+    clone = tmp_path / "clone"
+    head = worktree(clone, FILES)
+    opened = open_source(str(clone / "apps"))
+    assert (opened.address, opened.roots()) == (str(clone / "apps"), (head,))
+    assert opened.knows(head)
+    git(clone, "remote", "add", "origin", f"https://ada:{SECRET}@git.example.com/fleet.git")
+    assert open_source(str(clone)).address == "https://git.example.com/fleet.git"
+
+
+def test_a_clone_without_its_whole_history_has_no_known_roots(
+    tmp_path: Path, repository: Path
+) -> None:
+    commit(repository, {"x.yaml": "1"})
+    git(tmp_path, "clone", "--quiet", "--depth=1", f"file://{repository}", "shallow")
+    assert open_source(str(tmp_path / "shallow")).roots() == ()
+    plain = tmp_path / "plain"
+    write(plain, FILES)
+    assert (open_source(str(plain)).roots(), open_source(str(plain)).knows("0" * 40)) == ((), False)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    git(empty, "init", "--quiet")
+    assert open_source(str(empty)).roots() == ()
+
+
 def test_commits_between_carry_the_prune_trailer(repository: Path) -> None:
     start = git(repository, "rev-parse", "main")
     commit(repository, {"a.yaml": "1"}, "Add a\n\nAllow-Prune: 3")
