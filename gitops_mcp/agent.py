@@ -24,7 +24,7 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from gitops_mcp import leadership, manifests, pipeline, webhook
+from gitops_mcp import leadership, manifests, masking, pipeline, webhook
 from gitops_mcp.controller import Controller, Leads, Listener
 from gitops_mcp.endpoints import Endpoints
 from gitops_mcp.engine import utc_now
@@ -232,6 +232,8 @@ class Agent:
         come to: nothing is written before that."""
         self._behind = 0
         """The term in which we know another commit than whoever led before us enforced; 0: none."""
+        self._requested = ""
+        """The last reconcile request for the source that was seen."""
         self._polled: set[str] = set()
         """What went wrong at the looks at git since it last went well."""
         where = leadership.home(cluster, options.namespace)
@@ -451,19 +453,24 @@ class Agent:
 
     def _poll(self) -> None:
         """Look at git, and adopt what is new. What cannot be read leaves everything as it is."""
-        began, behind = time.monotonic(), self._behind
+        began, behind, request = time.monotonic(), self._behind, self._leader.request
+        message = ""
         try:
             result = self._look_at_git()
             if self._polled:
                 self._mended("git can be read again", self._polled)
             self._polled = set()
         except (GitOpsError, OSError) as error:
-            result = "failed"
+            result, message = "failed", masking.scrub(str(error))
             trouble = f"{error}; what was read last stays in force"
             if trouble not in self._polled:
                 self._warn(trouble)
             self._polled.add(trouble)
         self._metrics.polled(result, time.monotonic() - began)
+        if request:
+            source = self._controller.source or self._source
+            revision = str(source.snapshot.revision)
+            self._leader.answer(request, result=result, revision=revision, message=message)
         if result == "failed":
             if self._behind:
                 self._hurry("poll", CATCH_UP)
@@ -558,6 +565,9 @@ class Agent:
     def _renew(self) -> None:
         self._leader.step()
         self._heartbeat = time.monotonic()
+        if self._leader.holds and self._leader.request not in ("", self._requested):
+            self._requested = self._leader.request
+            self.poke()
 
     def _heard(self, place: Place, error: KubeError | None) -> None:
         if error is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
 import random
 import socket
@@ -16,10 +17,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from gitops_mcp.errors import KubeError, LeaseLost, Permanent
-from gitops_mcp.model import FIELD_MANAGER, GROUP, LABEL_MANAGED_BY, JsonObject, ObjectRef
+from gitops_mcp.model import (
+    ANNOTATION_RECONCILE,
+    FIELD_MANAGER,
+    GROUP,
+    LABEL_MANAGED_BY,
+    JsonObject,
+    ObjectRef,
+)
 
 if TYPE_CHECKING:
     from gitops_mcp.kube import Cluster, Lease, LeaseTiming
@@ -30,6 +38,9 @@ LEASE_PATIENCE = 15.0
 """Seconds that a sync waits for another sync's lease."""
 LEASE_REVISION = f"{GROUP}/revision"
 """The Lease's annotation that bears the fleet's revision."""
+LEASE_READ = f"{GROUP}/last-read"
+"""The Lease's annotation with the answer to a reconcile request for the source: a JSON object with
+``request``, ``result`` (moved, unchanged or failed), ``revision`` and ``message``."""
 CLUSTER_SOURCE = "cluster"
 """The pseudo-source of servers that kubectl made."""
 _PREFIX = "gitops-mcp-"
@@ -106,6 +117,18 @@ class Leadership:
         if self.holds:
             self._lease.annotations[LEASE_REVISION] = revision
 
+    @property
+    def request(self) -> str:
+        """The reconcile request for the source that the lease has, "" without one. A renewal that
+        conflicts with it reads it, so it is seen within ``retry_period``."""
+        return self._lease.annotation(ANNOTATION_RECONCILE)
+
+    def answer(self, request: str, **answer: str) -> None:
+        """Answer a request with the next renewal, if we still hold the lease."""
+        if self.holds:
+            text = json.dumps({"request": request, **answer})
+            self._lease.annotations[LEASE_READ] = text
+
     def step(self) -> None:
         """Do what is due. Never raises KubeError: what cannot be asked is asked at the next step;
         takes no longer than some seconds."""
@@ -157,7 +180,8 @@ class Leadership:
         lease = self._lease
         if self._term and not (lease.holds and lease.term == self._term):
             self._term = 0
-            lease.annotations.pop(LEASE_REVISION, None)
+            for annotation in (LEASE_REVISION, LEASE_READ):
+                lease.annotations.pop(annotation, None)
             self._ended = not self._again
             if lease.holder not in ("", lease.identity):
                 self._say(f"{lease} was lost to {lease.holder}")
@@ -168,6 +192,16 @@ class Leadership:
             self._term = lease.term
             self._told = ""
             self._gained()
+
+
+def answer_of(lease: JsonObject) -> dict[str, str]:
+    """The answer to a reconcile request that a Lease has; empty without one that can be read."""
+    text = (lease.get("metadata", {}).get("annotations") or {}).get(LEASE_READ, "")
+    try:
+        answer = json.loads(text) if text else {}
+    except ValueError:
+        return {}
+    return {str(k): str(v) for k, v in answer.items()} if isinstance(answer, dict) else {}
 
 
 # --- where the leases are ---------------------------------------------------------------------
@@ -209,7 +243,7 @@ def lease_namespaces(
     does, else where it was given up last, else ``home``."""
     own = home(cluster, given)
     found: dict[str, list[JsonObject]] = {source_id: [] for source_id in source_ids}
-    for lease in find_leases(cluster, *source_ids, given=given):
+    for lease in find_leases(cluster, *source_ids, given=given).seen:
         found[_source_of(lease["metadata"]["name"])].append(lease)
 
     def rank(lease: JsonObject) -> tuple[object, ...]:
@@ -225,23 +259,33 @@ def lease_namespaces(
     )
 
 
-def find_leases(cluster: Cluster, *source_ids: str, given: str | None = None) -> list[JsonObject]:
-    """The Leases of some sources and of their areas, wherever we may look for them: at least in
-    ``given``, which somebody may have named, the context's namespace and ``default``."""
+class FoundLeases(NamedTuple):
+    """The Leases of some sources, as far as this user may read Leases."""
+
+    seen: list[JsonObject]
+    everywhere: bool
+    """Whether all namespaces were listed. If not, an agent may hold a Lease that was not seen."""
+
+
+def find_leases(cluster: Cluster, *source_ids: str, given: str | None = None) -> FoundLeases:
+    """The Leases of some sources and of their areas. If listing all namespaces is forbidden: those
+    in ``given``, the context's namespace and ``default``. Raises KubeError, but for a 403."""
     api_version = "coordination.k8s.io/v1"
     areas = ("", area_of(cluster.namespace))
     names = [lease_name(each, area) for each in source_ids for area in areas]
     selector = f"{LABEL_MANAGED_BY}={FIELD_MANAGER}"
+    everywhere = True
     try:
         leases, _ = cluster.list(api_version, "Lease", None, label_selector=selector)
     except Permanent:
-        leases = []
+        leases, everywhere = [], False
         places = {given or "default", cluster.namespace, "default"}
         for namespace, name in itertools.product(places, names):
             with suppress(Permanent):
                 lease = cluster.get(ObjectRef(api_version, "Lease", namespace, name))
                 leases += [lease] if lease is not None else []
-    return [lease for lease in leases if _source_of(lease["metadata"]["name"]) in source_ids]
+    seen = [lease for lease in leases if _source_of(lease["metadata"]["name"]) in source_ids]
+    return FoundLeases(seen, everywhere)
 
 
 def _source_of(name: str) -> str:

@@ -752,15 +752,38 @@ _KEPT = frozenset({"Suspended", "PruneBlocked"})
 
 
 def status_heading(
-    source: str, revision: str, seen: datetime | None, *, now: datetime, stale: timedelta
+    source: str,
+    revision: str,
+    seen: datetime | None,
+    *,
+    now: datetime,
+    stale: timedelta,
+    everywhere: bool = True,
 ) -> str:
-    """The line over the table: ``source default at 1a2b3c4d5e6f, agent seen 12s ago``."""
+    """The line over the table: ``source default at 1a2b3c4d5e6f, agent seen 12s ago``.
+
+    ``everywhere``: the Leases of all namespaces were read, so an agent that was not seen is not
+    there.
+    """
     parts = f"source {_line(source)}" + (f" at {_short(_line(revision))}" if revision else "")
+    if seen is None and not everywhere:
+        return f"{parts}, agent unknown (no permission to list leases)\n"
     if seen is None:
         return f"{parts}, no agent\n"
     age = now - seen
     warning = " (stale: does it still run?)" if age > stale else ""
     return f"{parts}, agent seen {human_duration(age)} ago{warning}\n"
+
+
+def source_read(source: str, answer: Mapping[str, str], *, style: Style = PLAIN) -> str:
+    """What came of reading git, on a line: ``source default: read 1a2b3c4d5e6f (new)``."""
+    name = _line(source)
+    if answer.get("result") == "failed":
+        kept = f"; still enforcing {_short(answer.get('revision', ''))}"
+        message = _line(scrub(answer.get("message", "")))
+        return f"source {name}: {style('red', 'not read')}: {message}{_line(kept)}\n"
+    news = "new" if answer.get("result") == "moved" else "no change"
+    return f"source {name}: read {_line(_short(answer.get('revision', '')))} ({news})\n"
 
 
 def standing(server: JsonObject, *, style: Style = PLAIN, gone: bool = False) -> str:

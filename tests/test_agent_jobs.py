@@ -96,7 +96,7 @@ def test_a_look_at_git_that_began_before_the_term_does_not_tell_what_the_last_le
         lead=lambda: looked.append("lead"),
         look_at_all=lambda: looked.append("all"),
     )
-    stands._leader = SimpleNamespace(revision="b" * 40, term=1)
+    stands._leader = SimpleNamespace(revision="b" * 40, term=1, request="")
     stands._journal.recover = stands._recorder.begin = lambda *_: None
     found = SimpleNamespace(kind="unchanged", error=None)
 

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from agents import agent, until
 from commandline import Ended, Run, manifest, runner
-from gitfixtures import worktree
+from gitfixtures import commit_all, worktree
 
 from gitops_mcp import leadership, reports
+from gitops_mcp.errors import Permanent
 from gitops_mcp.kube import Cluster
 from gitops_mcp.model import (
     ANNOTATION_RECONCILE,
@@ -264,6 +265,72 @@ def test_the_agent_answers_and_the_request_stays_without_being_drift(
         time.sleep(1.5)
         assert place.asked("web") == request
         assert place.get("web")["metadata"]["resourceVersion"] == version
+
+
+def test_the_source_is_read_now_not_at_the_next_interval(
+    place: Place, sandboxed: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "fleet"
+    worktree(folder, {"web.yaml": manifest(namespace=place.name, transport="stdio")})
+    ours = ("--source-id", place.name)
+    with agent(sandboxed, folder, "--interval", "10m", *ours):
+        until(lambda: (place.get("web").get("status") or {}).get("phase") == "Ready", "Ready")
+        api = manifest(name="api", namespace=place.name, transport="stdio")
+        sha = commit_all(folder, {"api.yaml": api})
+        ended = place.run("reconcile", "--source", *ours)
+        assert (ended.code, ended.out) == (0, f"source {place.name}: read {sha[:12]} (new)\n")
+        until(lambda: place.get("api"), "the new server")
+        ended = place.run("reconcile", "--source", *ours)
+        assert ended.out == f"source {place.name}: read {sha[:12]} (no change)\n"
+        (folder / ".git/HEAD").write_text("ref: refs/heads/gone\n")
+        ended = place.run("reconcile", "--source", *ours)
+        assert ended.code == 1
+        assert f"source {place.name}: not read:" in ended.out
+        assert f"still enforcing {sha[:12]}" in ended.out
+
+
+def test_a_source_without_an_agent_or_with_a_silent_one_is_an_error(place: Place) -> None:
+    ours = ("--source-id", place.name)
+    ended = place.run("reconcile", "--source", *ours)
+    assert (ended.code, "no agent of source" in ended.error) == (2, True)
+    place.lease()
+    ended = place.run("reconcile", "--source", *ours, "--timeout", "1s")
+    assert (ended.code, "no answer within 1s" in ended.error) == (2, True)
+
+
+@pytest.fixture
+def unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user who may read no Lease."""
+    list_, get = Cluster.list, Cluster.get
+
+    def refuse(kind: str) -> None:
+        if kind == "Lease":
+            raise Permanent("no", code=403)
+
+    def listed(self: Cluster, version: str, kind: str, *args: Any, **rest: Any) -> Any:
+        refuse(kind)
+        return list_(self, version, kind, *args, **rest)
+
+    def got(self: Cluster, ref: ObjectRef, **rest: Any) -> Any:
+        refuse(ref.kind)
+        return get(self, ref, **rest)
+
+    monkeypatch.setattr(Cluster, "list", listed)
+    monkeypatch.setattr(Cluster, "get", got)
+
+
+@pytest.mark.usefixtures("unseen")
+def test_a_user_who_may_not_read_leases_is_told_so_and_gets_the_answer(place: Place) -> None:
+    place.server("web")
+    place.lease()
+    with place.answering(lambda name, request: place.answer(name, request)):
+        ended = place("web")
+    assert (ended.code, ended.out) == (0, f"{place.name}/web Ready: it is ready\n")
+    assert "no permission to list leases" in ended.err
+    ended = place.run("status", "-n", place.name, "--source-id", place.name)
+    assert "agent unknown (no permission to list leases)" in ended.out
+    ended = place.run("reconcile", "--source", "--source-id", place.name)
+    assert (ended.code, "is visible to this user" in ended.error) == (2, True)
 
 
 def test_what_was_missed_is_learnt_from_a_new_list() -> None:

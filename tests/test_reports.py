@@ -513,6 +513,27 @@ def test_servers_are_listed_as_kubectl_lists_them() -> None:
 
 
 @pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        ({"result": "moved", "revision": SHA}, "source s: read 1a2b3c4d5e6f (new)\n"),
+        ({"result": "unchanged", "revision": SHA}, "source s: read 1a2b3c4d5e6f (no change)\n"),
+        (
+            {"result": "failed", "revision": SHA, "message": "git\nhttps://u:pw@host says no"},
+            "source s: not read: git https://***@host says no; still enforcing 1a2b3c4d5e6f\n",
+        ),
+        ({}, "source s: read  (no change)\n"),
+    ],
+)
+def test_what_came_of_reading_git_fits_on_a_line(answer: dict[str, str], text: str) -> None:
+    assert reports.source_read("s", answer) == text
+
+
+def test_an_agent_that_nobody_may_see_is_not_called_absent() -> None:
+    heading = reports.status_heading("s", "", None, now=NOW, stale=NOW - NOW, everywhere=False)
+    assert heading == "source s, agent unknown (no permission to list leases)\n"
+
+
+@pytest.mark.parametrize(
     ("seen", "text"),
     [
         (None, "source s at 1a2b3c4d5e6f, no agent\n"),

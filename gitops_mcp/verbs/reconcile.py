@@ -1,4 +1,4 @@
-"""``reconcile``: ask the agent for a fresh look at servers, and wait for its answer."""
+"""``reconcile``: ask the agent to reconcile servers or to read git now, and wait for its answer."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from gitops_mcp import options
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
+    from gitops_mcp.errors import GitOpsError
     from gitops_mcp.kube import Cluster
     from gitops_mcp.model import JsonObject
     from gitops_mcp.terminal import Terminal
@@ -23,6 +24,8 @@ MANAGER = "gitops-mcp-reconcile"
 """A field manager of its own: the annotation is nobody's drift."""
 AT_ONCE = 8
 """Annotations that are written at the same time."""
+ASK_AGAIN = 0.25
+"""Seconds between two requests for the answer of a source."""
 SECOND_LOOK = 4.0
 """Seconds after which a living agent has renewed its lease, whatever the clocks say."""
 
@@ -35,14 +38,20 @@ Examples:
   gitops-mcp reconcile grafana -n ai
   gitops-mcp reconcile                 every server of the context's namespace
   gitops-mcp reconcile -A --timeout 5m
+  gitops-mcp reconcile --source        read git now, without waiting for the interval
+  gitops-mcp reconcile --source -A     read git, then reconcile every server
 \b
-Exit codes: 0 answered, whatever the answer is, 2 no answer.
+Exit codes: 0 answered, 1 git could not be read, 2 no answer.
 """,
 )
 @click.argument("names", nargs=-1, metavar="[NAME…]")
 @options.connection
 @options.namespace
 @options.option("-A", "--all-namespaces", is_flag=True, help="The servers of all namespaces.")
+@options.option("--source", is_flag=True, help="Have the agent read git now, before any servers.")
+@options.option(
+    "--source-id", metavar="ID", help="The source that --source is about  [default: default]"
+)
 @options.option(
     "--timeout",
     type=options.Duration(),
@@ -57,24 +66,63 @@ def command(
     namespace: str | None,
     *,
     all_namespaces: bool,
+    source: bool,
+    source_id: str | None,
     timeout: timedelta,
     common: options.CommonOptions,
 ) -> int:
-    """Ask the agent to look at servers again, now, and say what came out.
+    """Ask the agent to reconcile servers now, and print the result.
 
-    What failed is tried again at once, and a server is asked for a new handshake, before the agent
-    answers.
+    Failed requests are retried at once and each server gets a new handshake before the agent
+    answers. With --source the agent reads git first; without NAME and -A it only reads git.
     """
     from gitops_mcp import pipeline
     from gitops_mcp.terminal import Terminal
 
     cluster = pipeline.connect(connection)
     where = None if all_namespaces else namespace or cluster.namespace
+    terminal = Terminal(common)
     try:
-        _reconcile(cluster, names, where, timeout, Terminal(common), quiet=common.quiet)
+        if source and not _read_git(cluster, source_id or "default", timeout, terminal):
+            return 1
+        if names or all_namespaces or not source:
+            _reconcile(cluster, names, where, timeout, terminal, quiet=common.quiet)
     finally:
         cluster.close()
     return 0
+
+
+def _read_git(cluster: Cluster, source: str, timeout: timedelta, terminal: Terminal) -> bool:
+    """Ask the source's agents to read git and print each answer; False if one of them cannot read
+    it. Raises UsageError without an agent, or without an answer in time."""
+    from gitops_mcp import leadership, reports
+    from gitops_mcp.errors import UsageError
+    from gitops_mcp.model import ANNOTATION_RECONCILE, ObjectRef
+
+    found = leadership.find_leases(cluster, source)
+    held = [ObjectRef.of(lease) for lease in found.seen if _alive(lease)]
+    if not held:
+        raise _no_agent(f"source {source!r}", seen=found.everywhere)
+    request = _stamp()
+    annotated = {"metadata": {"annotations": {ANNOTATION_RECONCILE: request}}}
+    for lease in held:
+        cluster.merge_patch(lease, annotated, manager=MANAGER)
+    waited, read = set(held), True
+    until = time.monotonic() + timeout.total_seconds()
+    while waited and time.monotonic() < until:
+        time.sleep(ASK_AGAIN)
+        for lease in sorted(waited, key=str):
+            answer = leadership.answer_of(cluster.get(lease) or {})
+            if answer.get("request") == request:
+                waited.discard(lease)
+                read = read and answer["result"] != "failed"
+                click.echo(reports.source_read(source, answer, style=terminal.style), nl=False)
+    if waited:
+        raise UsageError(
+            f"no answer within {timeout.total_seconds():g}s from the agent of source {source!r}",
+            hint="the request stays: gitops-mcp status shows the agent's last sign of life",
+        )
+    return read
 
 
 def _reconcile(
@@ -98,7 +146,7 @@ def _reconcile(
     if not chosen:
         terminal.say(f"no servers found{place}")
         return
-    _expect_agents(cluster, chosen)
+    _expect_agents(cluster, chosen, terminal)
     request = _request(cluster, chosen)
     waited = {_name(body) for body in chosen}
     for body, gone in _answers(cluster, namespace, version, request, waited, timeout):
@@ -117,10 +165,9 @@ def _name(body: JsonObject) -> tuple[str, str]:
     return body["metadata"]["namespace"], body["metadata"]["name"]
 
 
-def _expect_agents(cluster: Cluster, servers: Collection[JsonObject]) -> None:
+def _expect_agents(cluster: Cluster, servers: Collection[JsonObject], terminal: Terminal) -> None:
     """Refuse, before anything is written, where nobody would answer."""
     from gitops_mcp import pipeline
-    from gitops_mcp.errors import UsageError
     from gitops_mcp.leadership import CLUSTER_SOURCE
     from gitops_mcp.model import LABEL_SOURCE
     from gitops_mcp.verbs import status
@@ -130,46 +177,70 @@ def _expect_agents(cluster: Cluster, servers: Collection[JsonObject]) -> None:
         ((each.get("labels") or {}).get(LABEL_SOURCE, CLUSTER_SOURCE), each["namespace"])
         for each in found
     }
-    renewals = _renewals(cluster, wanted)
+    renewals, everywhere = _renewals(cluster, wanted)
     oldest = (pipeline.now() - status.STALE).isoformat()
     silent = {each for each in wanted if renewals.get(each, "") < oldest}
     if silent & renewals.keys():
         # Our clock may be wrong: have they renewed their lease meanwhile?
         time.sleep(SECOND_LOOK)
-        later = _renewals(cluster, silent)
+        later, _ = _renewals(cluster, silent)
         silent = {each for each in silent if later.get(each) == renewals.get(each)}
     if silent:
         source, place = min(silent)
         by_hand = f"servers that kubectl made in namespace {place}"
         whose = by_hand if source == CLUSTER_SOURCE else f"source {source!r}"
-        raise UsageError(
-            f"no agent of {whose} is alive, so nobody would answer",
-            hint="start one, or use gitops-mcp sync",
-        )
+        if not everywhere and (source, place) not in renewals:
+            # Who may not read the agent's Lease cannot know: the wait for the answer tells.
+            terminal.warn(f"no permission to list leases: is an agent of {whose} alive?")
+            return
+        raise _no_agent(whose, seen=True)
 
 
-def _renewals(cluster: Cluster, wanted: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """When an agent that runs this source in that namespace last renewed its lease; RFC 3339 in UTC
-    is ordered as text."""
+def _no_agent(whose: str, *, seen: bool) -> GitOpsError:
+    """``seen``: this user may list the Leases, so there is none."""
+    from gitops_mcp.errors import UsageError
+
+    if not seen:
+        hint = "permission to list leases.coordination.k8s.io tells whether one is alive"
+        return UsageError(f"no agent of {whose} is visible to this user", hint=hint)
+    hint = "start one, or use gitops-mcp sync"
+    return UsageError(f"no agent of {whose} is alive, so nobody would answer", hint=hint)
+
+
+def _alive(lease: JsonObject) -> bool:
+    """Was the Lease renewed by an agent, as far as one object can say?"""
+    return str((lease.get("spec") or {}).get("holderIdentity") or "").startswith("agent-")
+
+
+def _renewals(
+    cluster: Cluster, wanted: Collection[tuple[str, str]]
+) -> tuple[dict[tuple[str, str], str], bool]:
+    """When an agent that runs this source in that namespace last renewed its lease (RFC 3339 in UTC
+    sorts as text), and whether the Leases of all namespaces could be listed."""
     from gitops_mcp import leadership
 
-    found: dict[tuple[str, str], str] = {}
-    for lease in leadership.find_leases(cluster, *{source for source, _ in wanted}):
-        spec, name = lease.get("spec") or {}, lease["metadata"]["name"]
-        if str(spec.get("holderIdentity") or "").startswith("agent-"):
-            for each in wanted:
-                if leadership.covers(name, *each):
-                    found[each] = max(found.get(each, ""), spec.get("renewTime") or "")
-    return found
+    renewals: dict[tuple[str, str], str] = {}
+    found = leadership.find_leases(cluster, *{source for source, _ in wanted})
+    for lease in filter(_alive, found.seen):
+        for each in wanted:
+            if leadership.covers(lease["metadata"]["name"], *each):
+                renewed = (lease.get("spec") or {}).get("renewTime") or ""
+                renewals[each] = max(renewals.get(each, ""), renewed)
+    return renewals, found.everywhere
+
+
+def _stamp() -> str:
+    from gitops_mcp import pipeline
+
+    return pipeline.now().strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _request(cluster: Cluster, servers: Collection[JsonObject]) -> str:
     """Annotate the servers; returns the value that the answer will name."""
-    from gitops_mcp import pipeline
     from gitops_mcp.errors import Gone
     from gitops_mcp.model import ANNOTATION_RECONCILE, ObjectRef
 
-    request = pipeline.now().strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    request = _stamp()
     annotated = {"metadata": {"annotations": {ANNOTATION_RECONCILE: request}}}
 
     def annotate(body: JsonObject) -> None:

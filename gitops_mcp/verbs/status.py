@@ -141,8 +141,10 @@ class _Shown:
 
         now = pipeline.now()
         if self._output in ("text", "wide"):
-            seen, revision = self._agent()
-            heading = reports.status_heading(self._source_id, revision, seen, now=now, stale=STALE)
+            seen, revision, everywhere = self._agent()
+            heading = reports.status_heading(
+                self._source_id, revision, seen, now=now, stale=STALE, everywhere=everywhere
+            )
             click.echo(heading, nl=False)
         text = reports.status(
             servers,
@@ -153,15 +155,16 @@ class _Shown:
         )
         click.echo(text, nl=False)
 
-    def _agent(self) -> tuple[datetime | None, str]:
-        """The agent's last sign of life, and the revision of the last pass."""
+    def _agent(self) -> tuple[datetime | None, str, bool]:
+        """The agent's last sign of life, the revision of the last pass, and whether all Leases
+        could be read."""
         from gitops_mcp import leadership
         from gitops_mcp.errors import KubeError
 
         try:
-            leases = leadership.find_leases(self._cluster, self._source_id)
+            leases, everywhere = leadership.find_leases(self._cluster, self._source_id)
         except KubeError:
-            return None, ""
+            return None, "", False
         seen: datetime | None = None
         revision = ""
         for lease in sorted(leases, key=_renewed):
@@ -169,7 +172,7 @@ class _Shown:
             revision = annotations.get(leadership.LEASE_REVISION, revision)
             if str(lease.get("spec", {}).get("holderIdentity", "")).startswith("agent-"):
                 seen = _renewed(lease)
-        return seen, revision
+        return seen, revision, everywhere
 
 
 def _renewed(lease: JsonObject) -> datetime:
