@@ -135,7 +135,10 @@ def run(arguments: list[str]) -> int:
         if isinstance(error, OSError) and _came_of_writing(error):
             _give_up(sys.stdout)
             return _fail(f"cannot write the output: {error.strerror}", EXIT_USAGE)
-        return _fail(f"this is a bug; please report it with {_log_bug()}", EXIT_BUG)
+        from gitops_mcp.terminal import write_traceback
+
+        name = write_traceback(error)
+        return _fail(f"this is a bug; please report it with {name}", EXIT_BUG)
     return code if isinstance(code, int) else 0
 
 
@@ -161,17 +164,6 @@ def _fail(message: str, code: int) -> int:
     except OSError:
         _give_up(sys.stderr)
     return code
-
-
-def _log_bug() -> str:
-    """Write the traceback where only its owner reads it; returns the file's name."""
-    import tempfile
-    import traceback
-
-    descriptor, name = tempfile.mkstemp(prefix="gitops-mcp-", suffix=".log")
-    with os.fdopen(descriptor, "w", encoding="utf-8") as log:
-        log.write(f"gitops-mcp {__version__}, Python {sys.version}\n\n{traceback.format_exc()}")
-    return name
 
 
 def spare_the_collector() -> None:

@@ -236,7 +236,18 @@ class Controller:
     # --- the work ---
 
     def look(self, key: ServerKey) -> Look:
-        """Take one server as far as it goes now, and tell the listeners what it came to."""
+        """Take one server as far as it goes now, and tell the listeners what it came to. An
+        unexpected error is that server's alone."""
+        try:
+            return self._look(key)
+        except Exception as error:
+            if self._engine is None:
+                raise
+            self._engine.stumbled(key, error)
+            failure = self._engine.memory(key).failure
+            return Look(failure.retry_at if failure else None)
+
+    def _look(self, key: ServerKey) -> Look:
         aimed = self._aimed  # first: what is adopted after this was not looked at
         engine, source = self._engine, self.source
         if engine is None or source is None:
@@ -257,8 +268,7 @@ class Controller:
             decision = engine.work(key)
         except LeaseLost:
             return Look()
-        except Exception as error:  # a bug that one server meets must not stop the others
-            _log.exception("%s: a bug", key)
+        except Exception as error:  # told like any failure
             decision = engine.stumbled(key, error)
         failure = engine.memory(key).failure
         self._tell(engine, key, decision, began, drift=drift)
@@ -277,7 +287,6 @@ class Controller:
         try:
             engine.ask(key, inquiry)
         except Exception as error:  # as in ``look``
-            _log.exception("%s: a bug", key)
             engine.stumbled(key, error)
 
     def _is_kubectls(self, key: ServerKey, source: Source) -> bool:

@@ -9,11 +9,14 @@ server is never worked on twice at the same time.
 from __future__ import annotations
 
 import copy
+import logging
 import random
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Protocol
 from weakref import WeakValueDictionary
 
@@ -53,6 +56,9 @@ from gitops_mcp.model import (
 )
 from gitops_mcp.rollout import Rollout
 from gitops_mcp.view import Live, View
+
+_log = logging.getLogger(__name__)
+_PACKAGE = Path(__file__).parent.name
 
 MAX_STEPS = 50
 """Decisions in a row about one server without a pause; more means that two writers fight."""
@@ -116,6 +122,19 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+def place_of(error: BaseException) -> str:
+    """Where an error was raised, as ``file.py:line`` of this package's innermost frame. An error's
+    text is not repeated in a status: it may quote a value."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    ours = [one for one in frames if Path(one[0].f_code.co_filename).parent.name == _PACKAGE]
+    frame, line = (ours or frames)[-1] if frames else (None, 0)
+    return f"{Path(frame.f_code.co_filename).name}:{line}" if frame is not None else "no frame"
+
+
+def _log_bug(key: ServerKey, error: Exception) -> None:
+    _log.error("%s: an unexpected error", key, exc_info=error, extra={"fields": {"server": key}})
+
+
 @dataclass(frozen=True, slots=True)
 class Aim:
     """What is worked towards: a source at one commit, and what keeps from carrying it out.
@@ -172,6 +191,10 @@ class Memory:
     """In check mode: objects of which we would have taken over what was added by hand."""
     decision: Decision = field(default_factory=Decision)
     pruned: bool = False
+    puzzled: str = ""
+    """The unexpected error that ended the last inquiry, once it was reported."""
+    bug: str = ""
+    """The unexpected error that ended the last reconcile, once it was reported."""
     overdue: str = ""
     """What a shutdown still waited for when the pass gave up on it."""
 
@@ -183,7 +206,8 @@ class Engine:
     False, once another writer may be at work. ``check``: every write is a dry-run, and what it
     would bring is remembered instead of done; ``dry_run`` False makes a check without the right to
     patch: local comparison only. ``wake`` is told of a server that is worth another look though
-    nothing about it has changed. ``complete``: does the view hold all that there is? What is to be
+    nothing about it has changed. ``bug`` is told of an unexpected error in the work on a server,
+    once. ``complete``: does the view hold all that there is? What is to be
     deleted waits until it does.
     """
 
@@ -200,6 +224,7 @@ class Engine:
         cleanup: Sequence[hooks.Hook] = (),
         wake: Callable[[ServerKey], None] = lambda _: None,
         complete: Callable[[], bool] = lambda: True,
+        bug: Callable[[ServerKey, Exception], None] = _log_bug,
         clock: Callable[[], datetime] = utc_now,
         rng: random.Random | None = None,
     ) -> None:
@@ -213,6 +238,7 @@ class Engine:
         self._hooks = cleanup
         self._wake = wake
         self._complete = complete
+        self._bug = bug
         self._clock = clock
         self._rng = rng or random.Random()  # noqa: S311 -- spreads retries, guards nothing
         self._memories: dict[ServerKey, Memory] = {}
@@ -418,7 +444,7 @@ class Engine:
         if self._check:
             # Nothing was done, so there is nothing to wait for, and no hook to call.
             decision = replace(decision, waiting="", look_again=None, inquiry=None)
-        memory.decision = decision
+        memory.decision, memory.bug = decision, ""
         if aim.rollout is not None and not decision.actions and decision.waiting != STALE:
             why = decision.waiting or decision.message
             for other in aim.rollout.heard(key, rollout.standing(decision), why):
@@ -545,11 +571,28 @@ class Engine:
             if memory.cleanup is None:  # else it was answered while this one waited for its turn
                 memory.cleanup = hooks.run(self._hooks, self._event(key), limit=inquiry.timeout)
             return
-        answer = self._ask(inquiry, self._clock)
+        try:
+            answer = self._ask(inquiry, self._clock)
+        except Exception as error:  # whatever an endpoint answers, it says nothing of the others
+            answer = self._unanswered(key, memory, inquiry, error)
         if isinstance(answer, ProbeResult):
             memory.probe = replace(answer, asked=inquiry.asked)
         else:
             memory.sessions, memory.sessions_at = answer, self._clock()
+
+    def _unanswered(
+        self, key: ServerKey, memory: Memory, inquiry: Inquiry, error: Exception
+    ) -> ProbeResult | None:
+        """The answer where asking ended with an unexpected error: nothing is known of these
+        pods. They are asked again like any that gave no answer."""
+        told = f"unexpected {type(error).__name__} in {place_of(error)}; this is a bug"
+        if told != memory.puzzled:
+            memory.puzzled = told
+            self._bug(key, error)
+        if inquiry.kind != "handshake":
+            return None
+        pods = frozenset(uid for uid, _ in inquiry.targets)
+        return ProbeResult("Unreachable", told, self._clock(), pods)
 
     def _event(self, key: ServerKey) -> JsonObject:
         """What a cleanup hook is told."""
@@ -587,10 +630,18 @@ class Engine:
         return action.subresource != "status"
 
     def stumbled(self, key: ServerKey, error: Exception) -> Decision:
-        """Work on the server ended with a bug: it has failed, and is tried again later."""
+        """An unexpected error ended the work on the server: it has failed, and is tried again
+        later. The other servers go on; a batch that it belongs to has failed."""
         memory = self.memory(key)
-        self._failed(key, memory, Transient(f"{key}: a bug: {type(error).__name__}"))
-        memory.decision = Decision("failed")
+        told = f"unexpected {type(error).__name__} in {place_of(error)}; this is a bug"
+        if told != memory.bug:
+            memory.bug = told
+            self._bug(key, error)
+        self._failed(key, memory, Transient(f"{key}: {told}"))
+        memory.decision = Decision("failed", message=told)
+        if (batches := self._aim.rollout) is not None:
+            for other in batches.heard(key, rollout.Standing.FAILED, told):
+                self._wake(other)
         return memory.decision
 
     def _recover(self, key: ServerKey, memory: Memory) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
+from gitops_mcp.errors import GitOpsError
 from gitops_mcp.model import Decision, Inquiry, ServerKey
 from gitops_mcp.rollout import Rollout, Standing
 from gitops_mcp.workqueue import Queue
@@ -219,7 +220,7 @@ class Fleet:
         self._progress = progress
         self._workers = Workers(
             self._look,
-            engine.ask,
+            self._ask,
             clock=clock,
             workers=workers,
             broken_off=lambda _: engine.stop(),
@@ -237,7 +238,7 @@ class Fleet:
             self._workers.wake(key)
 
     def run(self, keys: Iterable[ServerKey], patience: Patience) -> None:
-        """Work until the pass is done with every key. Raises what a bug raises in a worker, and
+        """Work until the pass is done with every key. Raises GitOpsError, and
         KeyboardInterrupt as it comes: running requests then end, no further one begins."""
         self._started, self._patience = self._clock(), patience
         self._tell_at = self._started + PROGRESS_INTERVAL
@@ -248,7 +249,13 @@ class Fleet:
     def _look(self, key: ServerKey) -> Look:
         if key not in self._open:
             return Look()
-        decision = self._engine.work(key)
+        try:
+            decision = self._engine.work(key)
+        except GitOpsError:
+            raise
+        except Exception as error:
+            self._stumbled(key, error)
+            return Look()
         memory = self._engine.memory(key)
         patience, now = self._patience, self._clock()
         waiting = patience.outstanding(decision, memory, now, self._started)
@@ -266,6 +273,18 @@ class Fleet:
         late = self._late_at(key) if key in self._progressed else None
         times = filter(None, (decision.look_again, retry, by, late))
         return Look(min(times, default=None), decision.inquiry)
+
+    def _ask(self, key: ServerKey, inquiry: Inquiry) -> None:
+        try:
+            self._engine.ask(key, inquiry)
+        except Exception as error:
+            self._stumbled(key, error)
+
+    def _stumbled(self, key: ServerKey, error: Exception) -> None:
+        """An unexpected error is that server's alone: it has failed, the pass goes on."""
+        self._engine.stumbled(key, error)
+        with self._workers.changed:
+            self._open.pop(key, None)
 
     def _held_up(self, key: ServerKey, decision: Decision, now: datetime) -> str:
         """What the next batch of a rollout waits for at this server; "" where it does not. A batch

@@ -493,6 +493,8 @@ class Pass:
     the commit of this pass took away what was in the way."""
     unready: dict[ServerKey, str] = field(default_factory=dict)
     """Servers that nothing went wrong with and that are not Ready, each with the reason."""
+    _bugs: set[tuple[str, str]] = field(default_factory=set)
+    """The unexpected errors that were reported, each by its type and place."""
     unfinished: Report | None = None
     """What a pass had done that was interrupted, or lost its lease."""
 
@@ -542,6 +544,7 @@ class Pass:
             may_write=self.may_write,
             cleanup=self.wishes.hooks,
             wake=lambda key: runner.wake(key),
+            bug=self._bug,
         )
         runner = fleet.Fleet(
             engine,
@@ -579,6 +582,20 @@ class Pass:
             if outcome.ready is False and outcome.result in ("ok", "changed")
         }
         return report
+
+    def _bug(self, key: ServerKey, error: Exception) -> None:
+        """An unexpected error of one server. Its traceback is written once, however many servers
+        meet the same error."""
+        from gitops_mcp.engine import place_of
+        from gitops_mcp.terminal import write_traceback
+
+        kind = type(error).__name__, place_of(error)
+        if kind not in self._bugs:
+            self._bugs.add(kind)
+            self.warn(
+                f"{key}: unexpected {kind[0]} in {kind[1]}; "
+                f"this is a bug, please report it with {write_traceback(error)}"
+            )
 
     def _ask_rights(self, view: View, keys: Collection[ServerKey]) -> None:
         """Refuse, in one line, a pass that would stop half-way for want of a right. Servers that
@@ -669,8 +686,12 @@ class Pass:
 
     def _with_foreign(self, report: Report, engine: Engine, context: Context) -> Report:
         def told(outcome: Outcome) -> Outcome:
-            facts = engine.facts(outcome.server)
-            found = planning.foreign(facts, context, self.source.renderer)
+            try:
+                facts = engine.facts(outcome.server)
+                found = planning.foreign(facts, context, self.source.renderer)
+            except Exception as error:
+                engine.stumbled(outcome.server, error)
+                return engine.outcome(outcome.server)
             return replace(outcome, foreign=tuple(found))
 
         return replace(report, outcomes=tuple(map(told, report.outcomes)))

@@ -8,9 +8,22 @@ from collections.abc import Iterable, Mapping
 
 import click
 
-from gitops_mcp import reports
+from gitops_mcp import __version__, reports
 from gitops_mcp.model import Problem, ServerKey
 from gitops_mcp.options import CommonOptions
+
+
+def write_traceback(error: BaseException) -> str:
+    """Write an unexpected error's traceback to a file that only its owner may read; returns the
+    file's name."""
+    import tempfile
+    import traceback
+
+    descriptor, name = tempfile.mkstemp(prefix="gitops-mcp-", suffix=".log")
+    with os.fdopen(descriptor, "w", encoding="utf-8") as log:
+        told = "".join(traceback.format_exception(error))
+        log.write(f"gitops-mcp {__version__}, Python {sys.version}\n\n{told}")
+    return name
 
 
 class Terminal:

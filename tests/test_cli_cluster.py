@@ -26,9 +26,9 @@ import yaml
 from commandline import BROKEN, Ended, Run, manifest, runner
 from gitfixtures import GitServer, bare, commit, commit_all, git, worktree, write
 
-from gitops_mcp import leadership, sandbox
+from gitops_mcp import leadership, planning, sandbox
 from gitops_mcp.kube import Cluster
-from gitops_mcp.model import API_VERSION, KIND, JsonObject, ObjectRef
+from gitops_mcp.model import API_VERSION, KIND, Decision, Facts, JsonObject, ObjectRef
 from gitops_mcp.verbs.sandbox import install_crd
 
 GITOPS = [sys.executable, "-m", "gitops_mcp"]
@@ -128,6 +128,32 @@ def test_diff_tells_1_of_changes_and_0_of_none_and_changes_nothing(fleet: Fleet)
     assert fleet("sync").code == 0
     after = fleet("diff")
     assert (after.code, after.out, after.err) == (0, "no changes (1 server)\n", "")
+
+
+@pytest.mark.parametrize("verb", ["diff", "sync"])
+def test_an_unexpected_error_at_one_server_ends_no_pass_of_the_fleet(
+    fleet: Fleet, verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decide = planning.decide
+
+    def broken(facts: Facts, *others: Any) -> Decision:
+        if facts.key.name == "bad":
+            raise KeyError("step")
+        return decide(facts, *others)
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(planning, "decide", broken)
+    (fleet.folder / "bad.yaml").write_text(manifest("bad", namespace=None))
+    git(fleet.folder, "add", "-A")
+    git(fleet.folder, "commit", "-q", "-m", "bad")
+    ended = fleet(verb)
+    assert ended.code == (1 if verb == "sync" else 2), ended.err
+    assert "bad" in ended.out
+    assert "web" in ended.out
+    (log,) = tmp_path.glob("gitops-mcp-*.log")
+    assert ended.err.count("unexpected KeyError") == ended.err.count(str(log)) == 1
+    assert "KeyError: 'step'" in log.read_text()
+    assert (fleet.get(KIND, "web") is not None) == (verb == "sync")
 
 
 def test_whose_additions_are_drift_can_be_set(fleet: Fleet) -> None:

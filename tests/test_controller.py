@@ -10,9 +10,9 @@ from typing import Any, cast
 import pytest
 from test_engine import CONTEXT, KEY, NAMESPACE, NOW, RENDERER, WEB, Server, cr
 
+from gitops_mcp import planning
 from gitops_mcp.controller import Controller, Leads
 from gitops_mcp.errors import Transient, UsageError
-from gitops_mcp.fleet import Look
 from gitops_mcp.model import (
     ANNOTATION_FILE,
     API_VERSION,
@@ -194,15 +194,51 @@ def test_a_prune_that_somebody_else_brought_to_its_end_is_not_told_again() -> No
     assert stage.settled == ["a", "b"]
 
 
-def test_a_bug_that_the_answer_of_one_server_meets_does_not_stop_the_others() -> None:
+def test_a_probe_that_raises_leaves_the_verdict_unknown_and_is_reported_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     def ask(*_: object) -> ProbeResult | int | None:
-        raise RuntimeError("a bug")
+        raise ValueError("Invalid IPv6 URL")
 
     stage = Stage(ask=ask)
     stage.view.put(cr())
     stage.controller.adopt(source("a", WEB))
-    stage.controller.ask(KEY, Inquiry("handshake", (), timedelta(seconds=1), uid="u"))
-    assert stage.controller.look(KEY) != Look()
+    engine = cast("Any", stage.controller)._engine
+    for _ in range(2):
+        targets = (("p1", "http://127.0.0.7:8080/mcp"),)
+        asked = Inquiry("handshake", targets, timedelta(seconds=1), uid="u")
+        stage.controller.ask(KEY, asked)
+    probe = engine.memory(KEY).probe
+    assert (probe.reason, probe.pods, probe.passed) == ("Unreachable", {"p1"}, frozenset())
+    assert engine.memory(KEY).failure is None  # what git wants is applied all the same
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    stage.controller.ask(KEY, Inquiry("sessions", targets, timedelta(seconds=1), uid="u"))
+    assert engine.memory(KEY).sessions is None
+
+
+def test_an_unexpected_error_anywhere_in_a_look_is_that_servers_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where nothing is decided yet: a status that cannot be read, no memory left."""
+    told: list[Worked] = []
+    stage = Stage(listeners=[told.append], clock=lambda: NOW)
+    stage.controller.adopt(source("a", WEB))
+    stage.work()
+    stage.controller.adopt(source("b", WEB))
+
+    def broken(*_: object) -> bool:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(planning, "is_applied", broken)
+        again = [stage.controller.look(KEY).again for _ in range(3)]
+    assert all(at is not None and at > NOW for at in again)
+    assert [record.exc_info is not None for record in caplog.records] == [True]
+    stage.controller.set_back()
+    stage.controller.look(KEY)
+    assert stage.settled == ["a", "b"]
+    assert told[-1].outcome.result == "ok"
 
 
 def test_who_begins_to_lead_says_itself_when_the_servers_are_to_be_looked_at() -> None:

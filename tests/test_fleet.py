@@ -16,7 +16,7 @@ from gitops_mcp import serverschema
 from gitops_mcp.engine import Engine, utc_now
 from gitops_mcp.errors import Immutable
 from gitops_mcp.fleet import Fleet, Look, Patience, Workers
-from gitops_mcp.model import Decision, JsonObject, McpServer, ObjectRef, ServerKey
+from gitops_mcp.model import Decision, Inquiry, JsonObject, McpServer, ObjectRef, ServerKey
 
 SOON = timedelta(milliseconds=20)
 
@@ -122,6 +122,51 @@ def test_what_runs_when_a_pass_is_broken_off_begins_no_further_request(
     with pytest.raises(KeyboardInterrupt):
         fleet.run([KEY], Patience())
     assert [one for one in stage.server.asked if one.startswith("apply")] == ["apply MCPServer"]
+
+
+@pytest.mark.parametrize("error", [KeyError("step"), MemoryError(), OverflowError("9999")])
+def test_an_unexpected_error_of_one_server_is_that_servers_alone(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[ServerKey] = []
+    stage = Stage(git=WEB, clock=utc_now, bug=lambda key, _: told.append(key))
+    other = ServerKey("ai", "other")
+    work = stage.engine.work
+
+    def broken(key: ServerKey) -> Decision:
+        if key == other:
+            raise error
+        return work(key)
+
+    monkeypatch.setattr(stage.engine, "work", broken)
+    fleet = Fleet(stage.engine, clock=utc_now)
+    fleet.run([KEY, other], Patience())
+    assert told == [other]
+    assert stage.engine.outcome(KEY).result == "changed"
+    failed = stage.engine.outcome(other)
+    assert failed.result == "failed"
+    assert f"unexpected {type(error).__name__} in fleet.py:" in failed.message
+
+
+def test_an_inquiry_that_ends_with_an_unexpected_error_ends_no_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage = Stage(git=WEB, clock=utc_now)
+    looks = 0
+
+    def work(_: ServerKey) -> Decision:
+        nonlocal looks
+        looks += 1
+        return Decision(inquiry=Inquiry("cleanup", (), timedelta(seconds=1)))
+
+    def ask(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(stage.engine, "work", work)
+    monkeypatch.setattr(stage.engine, "ask", ask)
+    Fleet(stage.engine, clock=utc_now).run([KEY], Patience())
+    assert looks == 1
+    assert stage.engine.outcome(KEY).result == "failed"
 
 
 def test_a_bug_of_one_worker_is_told_while_the_others_still_hang() -> None:
