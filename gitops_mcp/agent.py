@@ -27,7 +27,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from gitops_mcp import leadership, manifests, masking, pipeline, webhook
 from gitops_mcp.controller import Controller, Leads, Listener
 from gitops_mcp.endpoints import Endpoints
-from gitops_mcp.engine import utc_now
+from gitops_mcp.engine import place_of, utc_now
 from gitops_mcp.errors import GitOpsError, KindAbsent, KubeError, Transient, Unanswered
 from gitops_mcp.fleet import Workers
 from gitops_mcp.gitrepo import Repository
@@ -71,6 +71,8 @@ STUCK = 60.0
 """Seconds without a single periodic job after which only a restart helps."""
 SET_BACK = 2.0
 """Seconds that the wall clock may go back without anybody having to know."""
+POKES = 1.0
+"""Seconds from the start of one poll that was asked for to the next: a webhook may be replayed."""
 NOTES = timedelta(seconds=3)
 """Between two flushes of the deployment notes."""
 
@@ -172,6 +174,33 @@ class Periods:
 
     poll: timedelta = timedelta(seconds=60)
     full_check: timedelta = timedelta(minutes=10)
+
+
+class Pace:
+    """When something that is asked for again and again begins: at most once in ``least`` seconds,
+    and always once more after the last request. ``clock`` is monotonic, in seconds. Thread-safe.
+    """
+
+    def __init__(self, least: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._least = least
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._began = float("-inf")
+        self.asked = False
+        """Whether a run was asked for that has not begun yet."""
+
+    def ask(self) -> float | None:
+        """Seconds until the run that this request needs; None: one is to begin already."""
+        with self._lock:
+            if self.asked:
+                return None
+            self.asked = True
+            return max(self._began + self._least - self._clock(), 0.0)
+
+    def begin(self) -> None:
+        """A run begins: whoever asks from now on needs another one."""
+        with self._lock:
+            self._began, self.asked = self._clock(), False
 
 
 class Agent:
@@ -288,6 +317,7 @@ class Agent:
             complete=lambda: self._view.complete,
             warn=warn,
         )
+        self._pokes = Pace(POKES)
         self._scheduler = self._schedule()
 
     def run(self, ended: threading.Event) -> None:
@@ -443,8 +473,11 @@ class Agent:
         return run
 
     def poke(self) -> None:
-        """Look at git now; while it is looked at, once more after that."""
-        self._hurry("poll")
+        """Look at git now, or ``POKES`` seconds after the last look began; while it is looked at,
+        once more after that."""
+        wait = self._pokes.ask()
+        if wait is not None:
+            self._hurry("poll", timedelta(seconds=wait))
 
     def _hurry(self, job: str, within: timedelta = timedelta()) -> None:
         """Run a job now, or so soon; not, where the agent is ending already."""
@@ -455,6 +488,7 @@ class Agent:
         """Look at git, and adopt what is new. What cannot be read leaves everything as it is."""
         began, behind, request = time.monotonic(), self._behind, self._leader.request
         message = ""
+        self._pokes.begin()
         try:
             result = self._look_at_git()
             if self._polled:
@@ -466,13 +500,19 @@ class Agent:
             if trouble not in self._polled:
                 self._warn(trouble)
             self._polled.add(trouble)
+        except Exception as error:  # a bug, or no memory left: one commit ends no agent
+            result, message = "failed", f"unexpected {type(error).__name__} in {place_of(error)}"
+            trouble = f"{message}; what was read last stays in force"
+            if trouble not in self._polled:
+                _log.error(trouble, exc_info=error)
+            self._polled.add(trouble)
         self._metrics.polled(result, time.monotonic() - began)
         if request:
             source = self._controller.source or self._source
             revision = str(source.snapshot.revision)
             self._leader.answer(request, result=result, revision=revision, message=message)
         if result == "failed":
-            if self._behind:
+            if self._behind and not self._pokes.asked:
                 self._hurry("poll", CATCH_UP)
             return
         if behind == self._behind:  # else this look began before the term, and another one follows

@@ -165,7 +165,8 @@ class Endpoints:
                 status = hear(headers, await request.read())
                 return _text(status, _NOT_HEARD if status == Verdict.IGNORED.value else "")
 
-            application.router.add_post("/webhook", webhook)
+            for path in ("/webhook", "/webhook/"):
+                application.router.add_post(path, webhook)
         return application
 
 

@@ -1,8 +1,9 @@
 """A forge's webhook: does it come from whoever knows our secret, and does it tell of a push?
 
 Receives a request's headers and raw body, returns a ``Verdict``. Pure: it opens nothing and says
-nothing. A body is never parsed, only its signature is made again, so nothing in it can steer us; a
-genuine push only wakes the next look at git, which makes a replayed or belated one harmless.
+nothing. The body of a genuine request is parsed only where its headers do not tell whether it is a
+push, and nothing else in it counts; a push only wakes the next look at git, which makes a replayed
+or belated one harmless.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import hashlib
 import hmac
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
+
+import orjson
 
 MAX_BODY: Final = 1 << 20
 """Bytes. A push that touches 5,000 files has half of it; what is larger waits for the interval."""
@@ -38,6 +41,8 @@ class _Forge(NamedTuple):
     proves: Callable[[str, bytes, bytes], bool]
     event: str
     pushes: frozenset[str]
+    by_body: str = ""
+    """The event whose kind only the body tells; it is a push where ``event_name`` says so."""
 
 
 def _signed(proof: str, body: bytes, secret: bytes) -> bool:
@@ -62,11 +67,29 @@ def _raw(value: str) -> bytes:
     return value.encode("utf-8", "surrogateescape")
 
 
+def _event_name(body: bytes) -> str:
+    """What the body of a genuine request calls its event; "" where it says nothing."""
+    try:
+        found = orjson.loads(body)
+    except ValueError:
+        return ""
+    return str(found.get("event_name", "")) if isinstance(found, dict) else ""
+
+
+_SYSTEM_PUSHES: Final = frozenset({"push", "tag_push", "repository_update"})
+"""What GitLab's system hooks call a change of branches or tags."""
+
 _FORGES: Final = (
     # Gitea and Forgejo come first: they send GitHub's headers, too.
     _Forge("x-gitea-signature", _signed, "x-gitea-event", frozenset({"push"})),
     _Forge("x-hub-signature-256", _signed_by_name, "x-github-event", frozenset({"push"})),
-    _Forge("x-gitlab-token", _token, "x-gitlab-event", frozenset({"Push Hook"})),
+    _Forge(
+        "x-gitlab-token",
+        _token,
+        "x-gitlab-event",
+        frozenset({"Push Hook", "Tag Push Hook"}),
+        by_body="System Hook",
+    ),
     # Cloud, and Data Center.
     _Forge(
         "x-hub-signature",
@@ -92,6 +115,9 @@ def verify(headers: Mapping[str, str], body: bytes, secret: bytes) -> Verdict:
         if forge.proof in given:
             if not forge.proves(given[forge.proof], body, secret):
                 return Verdict.REFUSED
-            pushed = given.get(forge.event) in forge.pushes
+            event = given.get(forge.event)
+            pushed = event in forge.pushes
+            if event is not None and event == forge.by_body:
+                pushed = _event_name(body) in _SYSTEM_PUSHES
             return Verdict.PUSH if pushed else Verdict.IGNORED
     return Verdict.REFUSED

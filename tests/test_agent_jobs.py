@@ -15,7 +15,7 @@ from typing import Any, cast
 import pytest
 
 from gitops_mcp import agent, endpoints, manifests
-from gitops_mcp.agent import Agent, Periods
+from gitops_mcp.agent import Agent, Pace, Periods
 from gitops_mcp.errors import GitOpsError, Transient
 from gitops_mcp.metrics import Metrics
 from gitops_mcp.model import JsonObject
@@ -258,3 +258,44 @@ def test_nothing_is_written_in_a_new_term_before_it_is_known_how_far_the_last_le
 
 def _same(body: JsonObject, **_: object) -> JsonObject:
     return body
+
+
+def test_what_is_asked_for_again_and_again_begins_in_its_time_and_once_more_at_the_end() -> None:
+    now = [100.0]
+    pace = Pace(1.0, lambda: now[0])
+    assert pace.ask() == 0
+    assert pace.ask() is None
+    pace.begin()
+    now[0] += 0.25
+    assert pace.ask() == 0.75
+    assert pace.ask() is None
+    now[0] += 0.75
+    pace.begin()
+    assert not pace.asked
+    now[0] += 60
+    assert pace.ask() == 0
+
+
+def test_an_unexpected_error_while_git_is_read_leaves_the_last_commit_in_force(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    idle = cast("Any", Idle())
+    errors: list[BaseException] = [MemoryError(), MemoryError(), ValueError("x")]
+
+    def poll() -> object:
+        if errors:
+            raise errors.pop(0)
+        return SimpleNamespace(kind="unchanged", error=None)
+
+    idle._repository = SimpleNamespace(poll=poll)
+    idle._controller.source = idle._source = SimpleNamespace(
+        snapshot=SimpleNamespace(revision="abc"), source_id="default"
+    )
+    mended: list[str] = []
+    idle._mended = lambda text, _: mended.append(text)
+    for _ in range(4):
+        idle._guarded(idle._poll)()
+        assert idle._crash is None
+    told = [record for record in caplog.records if record.exc_info]
+    assert [record.exc_info[0] for record in told if record.exc_info] == [MemoryError, ValueError]
+    assert mended == ["git can be read again"]

@@ -128,6 +128,27 @@ def test_only_a_push_of_whoever_knows_the_secret_wakes_it(running: Running) -> N
     assert SECRET not in running.log.read_text() + running.ask("/metrics")[1]
 
 
+def test_a_replayed_push_has_git_asked_once_a_second_and_the_last_push_is_not_lost(
+    running: Running,
+) -> None:
+    def polls() -> float:
+        results = ("moved", "unchanged", "failed")
+        found = (running.metric("git_poll_duration_seconds_count", result=r) for r in results)
+        return sum(count or 0 for count in found)
+
+    body = json.dumps({"ref": "refs/heads/main"}).encode()
+    before, began, sent = polls(), time.monotonic(), 0
+    while time.monotonic() - began < 3:
+        assert running.push(body, SECRET) == 202
+        sent += 1
+    gitfixtures.commit(running.repository, {"last.yaml": manifest("last", transport="stdio")})
+    assert running.push(body, SECRET) == 202
+    head = gitfixtures.git(running.repository, "rev-parse", "main")
+    until(lambda: running.metric("revision_info", revision=head) == 1, "the last push")
+    assert sent > 20
+    assert polls() - before <= 2 + time.monotonic() - began
+
+
 def test_a_hanging_api_server_holds_up_no_answer_and_is_no_reason_to_restart(
     running: Running,
 ) -> None:

@@ -159,7 +159,9 @@ def test_without_a_webhook_its_path_does_not_exist(serve: Serve) -> None:
     [(202, "accepted\n"), (200, "ignored: not a push\n"), (401, "unauthorized\n")],
 )
 def test_a_webhook_is_answered_as_its_hearer_says(serve: Serve, status: int, text: str) -> None:
-    assert ask(serve(webhook=lambda *_: status), "/webhook", method="POST")[::2] == (status, text)
+    served = serve(webhook=lambda *_: status)
+    for path in ("/webhook", "/webhook/"):
+        assert ask(served, path, method="POST")[::2] == (status, text)
 
 
 def test_a_webhook_is_heard_with_its_headers_and_the_bytes_that_were_sent(serve: Serve) -> None:

@@ -30,6 +30,8 @@ PUSH = {
     "commits": [{"id": "bffeb74224043ba2feb48d137756c8a9331c449a", "modified": ["web.yaml"]}],
 }
 GITLAB = {"object_kind": "push", "event_name": "push", "ref": "refs/heads/main", "project_id": 15}
+TAG = {"object_kind": "tag_push", "event_name": "tag_push", "ref": "refs/tags/v1.0.0"}
+SYSTEM = {"event_name": "repository_update", "refs": ["refs/heads/main"], "project_id": 1}
 CLOUD = {"push": {"changes": [{"new": {"type": "branch", "name": "main"}, "forced": False}]}}
 CENTER = {"eventKey": "repo:refs_changed", "changes": [{"refId": "refs/heads/main"}]}
 
@@ -77,6 +79,10 @@ PUSHES = {
     "GitHub": (github, "push", PUSH),
     "Gitea": (gitea, "push", {**PUSH, "compare_url": "http://git.example.com/compare"}),
     "GitLab": (gitlab, "Push Hook", GITLAB),
+    "GitLab, a tag": (gitlab, "Tag Push Hook", TAG),
+    "GitLab's administrator": (gitlab, "System Hook", GITLAB),
+    "GitLab's administrator, a tag": (gitlab, "System Hook", TAG),
+    "GitLab's administrator, a repository": (gitlab, "System Hook", SYSTEM),
     "Bitbucket Cloud": (bitbucket, "repo:push", CLOUD),
     "Bitbucket Data Center": (bitbucket, "repo:refs_changed", CENTER),
 }
@@ -85,6 +91,14 @@ OTHERS = {
     "a GitHub issue": (github, "issues", {"action": "opened"}),
     "a Gitea issue": (gitea, "issues", {"action": "opened"}),
     "a GitLab merge request": (gitlab, "Merge Request Hook", {"object_kind": "merge_request"}),
+    "a new GitLab user": (gitlab, "System Hook", {"event_name": "user_create"}),
+    "a GitLab merge request, told to its administrator": (
+        gitlab,
+        "System Hook",
+        {"object_kind": "merge_request", "event_type": "merge_request"},
+    ),
+    "a system hook with a list": (gitlab, "System Hook", ["push"]),
+    "a system hook with a number": (gitlab, "System Hook", {"event_name": 1}),
     "a Bitbucket comment": (bitbucket, "repo:commit_comment_created", {"comment": {}}),
     "Data Center's ping": (bitbucket, "diagnostics:ping", {"test": True}),
 }
@@ -115,7 +129,7 @@ def test_a_wrong_secret_is_refused_whatever_the_event(who: str) -> None:
         assert verify(headers(event, sent), sent, other) is Verdict.REFUSED
 
 
-@pytest.mark.parametrize("who", [who for who in PUSHES if who != "GitLab"])
+@pytest.mark.parametrize("who", [who for who in PUSHES if PUSHES[who][0] is not gitlab])
 def test_a_signature_is_good_for_its_body_alone(who: str) -> None:
     headers, event, payload = PUSHES[who]
     sent = body(payload)
