@@ -55,6 +55,8 @@ _COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     ("Age", "date", ".metadata.creationTimestamp", 0),
     ("Revision", "string", ".status.source.revision", 1),
     ("Verified", "string", '.status.conditions[?(@.type=="Verified")].status', 1),
+    ("Suspended", "boolean", ".spec.suspend", 1),
+    ("Message", "string", '.status.conditions[?(@.type=="Ready")].message', 1),
 )
 """Name, type, path and priority (1: only with ``-o wide``)."""
 

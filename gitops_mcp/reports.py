@@ -687,8 +687,9 @@ def status(
     managedFields, as kubectl shows it)."""
     if output in ("json", "yaml"):
         return objects(list(map(_without_managers, servers)), output=output, as_list=True)
-    rows = [_status_row(server, now, wide=output == "wide") for server in servers]
-    titles = [*_STATUS_COLUMNS, *(("REASON", "VERIFIED") if output == "wide" else ())]
+    wide = output == "wide"
+    rows = [_status_row(server, now, wide=wide) for server in servers]
+    titles = [*_STATUS_COLUMNS, *(("REASON", "VERIFIED") if wide else ())]
     first = 0 if all_namespaces else 1
     looks: list[Look] = ["plain"]
     looks += [_PHASE_LOOKS.get(row[2], "yellow") for row in rows]
@@ -712,8 +713,12 @@ _STATUS_COLUMNS = (
     "TRANSPORT",
     "ENDPOINT",
     "AGE",
+    "SUSPENDED",
     "REVISION",
+    "MESSAGE",
 )
+_MESSAGE_WIDTH = 72
+"""Characters of a message in the table; ``-o wide`` shows the whole of it."""
 
 
 def _status_row(server: JsonObject, now: datetime, *, wide: bool) -> list[str]:
@@ -731,10 +736,29 @@ def _status_row(server: JsonObject, now: datetime, *, wide: bool) -> list[str]:
         spec.get("transport", ""),
         said.get("endpoint", ""),
         human_duration(now - datetime.fromisoformat(created)) if created else "",
+        spec.get("suspend") is True,
         _short(said.get("source", {}).get("revision", "")),
+        _message(conditions, None if wide else _MESSAGE_WIDTH),
         *([", ".join(_held_back(conditions)), verified] if wide else ()),
     ]
     return [_line(str(cell)) for cell in cells]
+
+
+def _message(conditions: Mapping[str, JsonObject], width: int | None) -> str:
+    """Why a server is not Ready, or not as git says; "" if it is both."""
+    worst = _worst(conditions)
+    if worst.get("status") != "False":
+        return ""
+    text = _line(scrub(str(worst.get("message", ""))))
+    return text if width is None or len(text) <= width else f"{text[: width - 1]}…"
+
+
+def _worst(conditions: Mapping[str, JsonObject]) -> JsonObject:
+    """Synced if it is False, else Ready: what keeps a server from being as git says comes before
+    what is true of what runs."""
+    told = [conditions[kind] for kind in ("Synced", "Ready") if kind in conditions]
+    last = told[-1] if told else {}
+    return next((one for one in told if one.get("status") == "False"), last)
 
 
 def _held_back(conditions: Mapping[str, JsonObject]) -> Iterator[str]:
@@ -790,9 +814,7 @@ def standing(server: JsonObject, *, style: Style = PLAIN, gone: bool = False) ->
     """How a server stands, on a line: ``ai/web Ready: the server is ready``."""
     metadata, status = server["metadata"], server.get("status") or {}
     conditions = {one["type"]: one for one in status.get("conditions") or ()}
-    told = [conditions[kind] for kind in ("Synced", "Ready") if kind in conditions]
-    # What keeps it from being as git says comes before what is true of what runs.
-    worst = next((one for one in told if one["status"] == "False"), told[-1] if told else {})
+    worst = _worst(conditions)
     phase = "Gone" if gone else str(status.get("phase") or "Unknown")
     text = "" if gone else str(worst.get("message", ""))
     if worst.get("status") == "False" and not gone:

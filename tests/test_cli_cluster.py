@@ -616,7 +616,8 @@ def test_status_is_a_table_under_a_line_about_source_and_agent(fleet: Fleet) -> 
     ).out.splitlines()
     assert heading == f"source {fleet.name} at {revision[:12]}, no agent"
     assert titles.split() == [
-        "NAME", "PHASE", "READY", "REPLICAS", "TRANSPORT", "ENDPOINT", "AGE", "REVISION",
+        "NAME", "PHASE", "READY", "REPLICAS", "TRANSPORT", "ENDPOINT", "AGE", "SUSPENDED",
+        "REVISION", "MESSAGE",
     ]  # fmt: skip
     assert row.split()[:5] == ["web", "Ready", "1", "1", "streamable-http"]
     assert row.split()[-1] == revision[:12]

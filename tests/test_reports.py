@@ -503,6 +503,40 @@ def test_the_wide_table_says_why_a_server_is_not_as_it_should_be(
     assert row[title.index("REASON") : title.index("VERIFIED")].strip() == shown
 
 
+@pytest.mark.parametrize(
+    ("synced", "ready", "shown"),
+    [
+        (("True", "at 1a2b"), ("True", "the server is ready"), ""),
+        (
+            ("False", "spec.suspend is true"),
+            ("True", "the server is ready"),
+            "spec.suspend is true",
+        ),
+        (("True", "at 1a2b"), ("False", "no pod\nis ready"), "no pod is ready"),
+        (("False", "quota"), ("False", "no pod"), "quota"),
+        (("True", "at 1a2b"), ("False", "x" * 80), "x" * 71 + "…"),
+    ],
+)
+def test_the_table_shows_the_message_of_what_is_not_as_git_says(
+    synced: tuple[str, str], ready: tuple[str, str], shown: str
+) -> None:
+    conditions = [
+        {"type": kind, "status": status, "message": message, "reason": "Any"}
+        for kind, (status, message) in {"Synced": synced, "Ready": ready}.items()
+    ]
+    server = live("web", "ai", timedelta(days=3), phase="Any", conditions=conditions)
+    title, row = reports.status([server], now=NOW).splitlines()
+    assert row[title.index("MESSAGE") :].strip() == shown
+
+
+def test_the_table_shows_which_servers_are_suspended() -> None:
+    server = live("web", "ai", timedelta(days=3))
+    held = {**server, "spec": {**server["spec"], "suspend": True}}
+    title, *rows = reports.status([server, held], now=NOW).splitlines()
+    place = title.index("SUSPENDED")
+    assert [row[place:].split()[0] for row in rows] == ["False", "True"]
+
+
 def test_servers_are_listed_as_kubectl_lists_them() -> None:
     expected = {"apiVersion": "v1", "kind": "List", "items": SERVERS}
     assert json.loads(reports.status(SERVERS, now=NOW, output="json")) == expected

@@ -135,8 +135,8 @@ def test_kubectl_lists_servers_with_their_columns(kubectl: Kubectl, server: Json
     assert columns(table) == heads
     assert table.splitlines()[1].split()[:-1] == cells
     wide = kubectl("get", "mcps", name_of(server), "-o", "wide")
-    assert columns(wide) == [*heads, "REVISION", "VERIFIED"]
-    assert wide.splitlines()[1].split()[-2:] == ["0123abc", "True"]
+    assert columns(wide) == [*heads, "REVISION", "VERIFIED", "SUSPENDED", "MESSAGE"]
+    assert wide.splitlines()[1].split()[-3:-1] == ["0123abc", "True"]
     assert name_of(server) in kubectl("get", "mcp")  # the category
     assert name_of(server) in kubectl("get", "ai")
 
