@@ -24,7 +24,7 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from gitops_mcp import leadership, manifests, masking, pipeline, webhook
+from gitops_mcp import leadership, manifests, masking, pipeline, probes, webhook
 from gitops_mcp.controller import Controller, Leads, Listener
 from gitops_mcp.endpoints import Endpoints
 from gitops_mcp.engine import place_of, utc_now
@@ -315,6 +315,7 @@ class Agent:
             listeners=(*listeners, metrics.worked, self._journal.heard, self._recorder.heard),
             settled=self._settled,
             complete=lambda: self._view.complete,
+            ask=probes.asking(lambda: cluster.is_sandbox),
             warn=warn,
         )
         self._pokes = Pace(POKES)

@@ -15,14 +15,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
 import durationpy
 import orjson
 
+from gitops_mcp import addresses
 from gitops_mcp.errors import UsageError
 from gitops_mcp.model import JsonObject
+
+if TYPE_CHECKING:
+    import urllib3
 
 SIGNATURE = "X-Gitops-Mcp-Signature-256"
 """``sha256=`` and the hex HMAC-SHA256 of ``<timestamp>.<body>``."""
@@ -70,6 +74,9 @@ def _parse_one(one: object, place: str) -> Hook:
         raise UsageError(f"{place}: url must be an http or https address")
     if parts.username or parts.password:
         raise UsageError(f"{place}: no credentials in the url; sign with secretFile instead")
+    known = addresses.literal(parts.hostname or "")
+    if known is not None and (refusal := addresses.metadata(known)):
+        raise UsageError(f"{place}: {refusal}")
     try:
         timeout = durationpy.from_str(str(one.get("timeout", "10s")))
     except (durationpy.DurationError, ValueError) as error:
@@ -141,12 +148,12 @@ def _post(hook: Hook, event: JsonObject, timeout: float) -> tuple[str, bool]:
     except ValueError as error:
         return str(error), False
     try:
-        with urllib3.PoolManager() as pool:
+        with _pool(hook.url) as pool:
             answer = pool.request(
                 "POST",
-                hook.url,
+                _target(hook.url),
                 body=body,
-                headers=dict(headers),
+                headers={**headers, "Host": urlsplit(hook.url).netloc},
                 timeout=timeout,
                 retries=False,
                 redirect=False,
@@ -154,11 +161,35 @@ def _post(hook: Hook, event: JsonObject, timeout: float) -> tuple[str, bool]:
             )
             status = answer.status
             answer.close()
+    except addresses.Refused as error:
+        return str(error), False
     except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
         return f"no answer ({type(error).__name__})", True
     if 200 <= status < 300:
         return "", False
     return f"HTTP {status}", status in (408, 429) or status >= 500
+
+
+def _pool(url: str) -> urllib3.HTTPConnectionPool:
+    """Connections to the address that the URL's host has, once it was judged; TLS is still for the
+    host's name. Private addresses are the operator's own business."""
+    import urllib3
+
+    parts = urlsplit(url)
+    host, secure = parts.hostname or "", parts.scheme == "https"
+    port = parts.port or (443 if secure else 80)
+    address = str(addresses.resolve(host, port, addresses.metadata)[0])
+    if secure:
+        return urllib3.HTTPSConnectionPool(
+            address, port, server_hostname=host, assert_hostname=host
+        )
+    return urllib3.HTTPConnectionPool(address, port)
+
+
+def _target(url: str) -> str:
+    """The path of a URL, with its query."""
+    parts = urlsplit(url)
+    return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
 
 def _headers(hook: Hook, body: bytes) -> Mapping[str, Any]:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar, overload
 from urllib.parse import quote
 
@@ -574,6 +575,13 @@ class Cluster:
         info = self._request("GET", "/version", operation="ask for the version", ref=None)
         parts = [re.match(r"\d*", str(info.get(key, "")))[0] for key in ("major", "minor")]  # type: ignore[index]
         return int(parts[0] or 0), int(parts[1] or 0)
+
+    @cached_property
+    def is_sandbox(self) -> bool:
+        """Is it the embedded cluster, whose pods have loopback addresses? Its version says so.
+        Raises KubeError where the server does not answer."""
+        info = self._request("GET", "/version", operation="ask for the version", ref=None)
+        return str(info.get("gitVersion", "")).endswith("+sandbox")
 
     def get(self, ref: ObjectRef, *, timeout: float | None = None) -> JsonObject | None:
         """The live object, or None where there is none. Raises KindAbsent where its CRD is."""

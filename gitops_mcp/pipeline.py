@@ -500,7 +500,7 @@ class Pass:
 
     def run(self) -> Report:
         """Read the cluster, decide, act, report. Raises GitOpsError where it cannot be run."""
-        from gitops_mcp import fleet
+        from gitops_mcp import fleet, probes
         from gitops_mcp.engine import Aim, Engine, utc_now
         from gitops_mcp.guard import PruneGuard
         from gitops_mcp.view import View
@@ -542,6 +542,7 @@ class Pass:
             check=self.wishes.check,
             dry_run=not self.wishes.check or self._may_patch(keys),
             may_write=self.may_write,
+            ask=probes.asking(lambda: self.cluster.is_sandbox),
             cleanup=self.wishes.hooks,
             wake=lambda key: runner.wake(key),
             bug=self._bug,

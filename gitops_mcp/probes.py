@@ -10,12 +10,12 @@ they say about themselves is cut and cleaned. Trouble on the network is an answe
 from __future__ import annotations
 
 import contextlib
-import errno
 import http.client
-import ipaddress
 import json
+import os
 import re
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
-from gitops_mcp import __version__
+from gitops_mcp import __version__, addresses
 from gitops_mcp.model import Inquiry, JsonObject, ProbeResult
 
 MODERN: Final = "2026-07-28"
@@ -47,6 +47,10 @@ _MODERN_ERRORS: Final = frozenset({-32020, -32021, -32022})
 """JSON-RPC errors of the modern era alone: header mismatch, capability missing, version."""
 
 
+def _always() -> bool:
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Handshake:
     """What one address answered. ``reason`` is one of the Verified condition; ``server_info`` has
@@ -57,14 +61,16 @@ class Handshake:
     server_info: JsonObject | None = None
 
 
-def probe(url: str, *, host: str, timeout: float = 5.0) -> Handshake:
+def probe(
+    url: str, *, host: str, timeout: float = 5.0, loopback: Callable[[], bool] = _always
+) -> Handshake:
     """Handshakes with the server at ``url`` (``http://<pod address>:<port><path>``).
 
     ``host``: the Host header that its clients send, ``name:port``; servers keep lists of those that
-    they accept. ``timeout``: seconds for the whole of it. Never raises for what the network or the
-    server does.
+    they accept. ``timeout``: seconds for the whole of it. ``loopback``: see
+    ``addresses.foreign``. Never raises for what the network or the server does.
     """
-    talk = _Talk(url, host, time.monotonic() + timeout)
+    talk = _Talk(url, host, time.monotonic() + timeout, loopback)
     try:
         # A server that does not know the method may well be silent: leave time for the other era.
         modern = _discover(talk.until(timeout / 2))
@@ -94,7 +100,19 @@ def summary(answers: Mapping[str, Handshake], at: datetime) -> ProbeResult:
 _WELL: Final = ("HandshakeSucceeded", "AuthenticationRequired")
 
 
-def ask(inquiry: Inquiry, now: Callable[[], datetime]) -> ProbeResult | int | None:
+def asking(
+    loopback: Callable[[], bool],
+) -> Callable[[Inquiry, Callable[[], datetime]], ProbeResult | int | None]:
+    """``ask``, where ``loopback`` says whether pods have loopback addresses (the sandbox's do)."""
+    return partial(ask, loopback=loopback)
+
+
+def ask(
+    inquiry: Inquiry,
+    now: Callable[[], datetime],
+    *,
+    loopback: Callable[[], bool] = lambda: False,
+) -> ProbeResult | int | None:
     """The answer to an inquiry: a ProbeResult to a handshake, a number of sessions (None: a target
     did not say) to a count. ``AT_ONCE`` targets are asked at the same time, so that silent ones of
     a large server keep nobody else's inquiry waiting for long."""
@@ -103,9 +121,10 @@ def ask(inquiry: Inquiry, now: Callable[[], datetime]) -> ProbeResult | int | No
     urls = [url for _, url in inquiry.targets]
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="probe") as pool:
         if inquiry.kind == "handshake":
-            shake = partial(probe, host=inquiry.host, timeout=timeout)
+            shake = partial(probe, host=inquiry.host, timeout=timeout, loopback=loopback)
             return summary(dict(zip(uids, pool.map(shake, urls), strict=True)), now())
-        counts = list(pool.map(partial(sessions, gauge=inquiry.gauge, timeout=timeout), urls))
+        count = partial(sessions, gauge=inquiry.gauge, timeout=timeout, loopback=loopback)
+        counts = list(pool.map(count, urls))
     return None if None in counts else sum(count for count in counts if count is not None)
 
 
@@ -287,14 +306,18 @@ class _Talk:
     """Requests to one address, until one point in time. Each has a connection of its own, since an
     answer in events may never end."""
 
-    def __init__(self, url: str, host: str, end: float) -> None:
+    def __init__(
+        self, url: str, host: str, end: float, loopback: Callable[[], bool] = _always
+    ) -> None:
         self._url = url
         self._host = host
         self._end = end
+        self._loopback = loopback
 
     def until(self, seconds: float) -> _Talk:
         """The same address with less time."""
-        return _Talk(self._url, self._host, min(self._end, time.monotonic() + seconds))
+        end = min(self._end, time.monotonic() + seconds)
+        return _Talk(self._url, self._host, end, self._loopback)
 
     def call(self, method: str, params: JsonObject, headers: Mapping[str, str]) -> _Answer:
         """A JSON-RPC request and the response to it."""
@@ -321,7 +344,8 @@ class _Talk:
 
     def leave(self, headers: Mapping[str, str]) -> None:
         """Ends our session; 405 means that the server ends sessions by itself."""
-        last = _Talk(self._url, self._host, max(self._end, time.monotonic() + FAREWELL))
+        end = max(self._end, time.monotonic() + FAREWELL)
+        last = _Talk(self._url, self._host, end, self._loopback)
         with contextlib.suppress(_Ended), last._exchange("DELETE", headers):
             pass
 
@@ -332,14 +356,16 @@ class _Talk:
         """One request; trouble, also while the answer is read, is raised as _Ended."""
         agent = f"gitops-mcp/{__version__}"
         sent = {"Host": self._host, "User-Agent": agent, "Connection": "close", **headers}
-        with _connected(self._url, self._end) as (connection, path):
+        with _connected(self._url, self._end, self._loopback) as (connection, path):
             connection.request(method, path, body=body, headers=sent)
             with connection.getresponse() as answer:
                 yield answer
 
 
 @contextlib.contextmanager
-def _connected(url: str, end: float) -> Iterator[tuple[http.client.HTTPConnection, str]]:
+def _connected(
+    url: str, end: float, loopback: Callable[[], bool]
+) -> Iterator[tuple[http.client.HTTPConnection, str]]:
     """A connection to the URL's host, cut at ``end``, and the URL's path."""
     left = end - time.monotonic()
     if left <= 0:
@@ -355,9 +381,7 @@ def _connected(url: str, end: float) -> Iterator[tuple[http.client.HTTPConnectio
         secure = parts.scheme == "https"
         kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
         connection = kind(parts.hostname or "", parts.port, timeout=left)
-        connection.connect()
-        _refuse_link_local(connection.sock)
-        connected.append(connection.sock)
+        connection.sock = _dial(parts, connection.port, left, loopback, connected)
         if time.monotonic() >= end:
             raise TimeoutError  # the timer may have found no socket yet
         yield connection, (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
@@ -377,11 +401,29 @@ def _cut(connected: Iterable[socket.socket]) -> None:
             connection.shutdown(socket.SHUT_RDWR)
 
 
-def _refuse_link_local(connection: socket.socket) -> None:
-    """Clouds keep credentials at link-local addresses: no manifest may send us there."""
-    address = str(connection.getpeername()[0]).partition("%")[0]
-    if ipaddress.ip_address(address).is_link_local:
-        raise OSError(errno.ENETUNREACH, "link-local addresses are not asked")
+def _dial(
+    parts: SplitResult,
+    port: int,
+    timeout: float,
+    loopback: Callable[[], bool],
+    connected: list[socket.socket],
+) -> socket.socket:
+    """A connection to the address that was judged; TLS is still for the URL's name. It is put into
+    ``connected`` before a word is exchanged on it."""
+    host = parts.hostname or ""
+
+    def judge(address: addresses.Address) -> str:
+        if address == addresses.literal(os.environ.get("KUBERNETES_SERVICE_HOST", "")):
+            return "the API server is not asked"
+        return addresses.foreign(address, loopback=loopback)
+
+    plain = addresses.connect(host, port, timeout=timeout, judge=judge)
+    connected.append(plain)
+    if parts.scheme != "https":
+        return plain
+    secure = ssl.create_default_context().wrap_socket(plain, server_hostname=host)
+    connected[:] = [secure]
+    return secure
 
 
 _UNREACHABLE_HINT: Final = "a NetworkPolicy in between, or an agent outside the cluster's network?"
@@ -389,6 +431,8 @@ _UNREACHABLE_HINT: Final = "a NetworkPolicy in between, or an agent outside the 
 
 def _trouble(error: Exception, connected: bool, *, late: bool) -> _Ended:
     """What went wrong below HTTP, as an end of the handshake."""
+    if isinstance(error, addresses.Refused):
+        return _Ended(Handshake("Unreachable", str(error)))
     if not connected:
         if isinstance(error, ConnectionRefusedError):
             return _Ended(Handshake("ConnectionRefused", "nothing listens at the port"))
@@ -449,15 +493,24 @@ def _events(answer: http.client.HTTPResponse) -> Iterator[tuple[str, bytes]]:
 # --- drain ------------------------------------------------------------------------------------
 
 
-def sessions(url: str, *, gauge: str = "", host: str = "", timeout: float = 2.0) -> int | None:
+def sessions(
+    url: str,
+    *,
+    gauge: str = "",
+    host: str = "",
+    timeout: float = 2.0,
+    loopback: Callable[[], bool] = _always,
+) -> int | None:
     """How many sessions a server says it has; None where it does not say.
 
     With ``gauge`` the answer is Prometheus text, and the samples of that name are added up; else it
     is a number, or a JSON object with ``activeSessions``. ``host``: the Host header, if it is not
-    the URL's. Never raises for what the network or the server does.
+    the URL's; ``loopback``: see ``addresses.foreign``. Never raises for what the network or the
+    server does.
     """
     try:
-        talk = _Talk(url, host or urlsplit(url).netloc, time.monotonic() + timeout)
+        netloc = urlsplit(url).netloc
+        talk = _Talk(url, host or netloc, time.monotonic() + timeout, loopback)
         with talk._exchange("GET", {"Accept": "text/plain, application/json"}) as answer:
             if answer.status != 200:
                 return None

@@ -564,6 +564,11 @@ class TestServer:
     def test_says_its_version(self, cluster: Cluster) -> None:
         assert cluster.version() >= (1, 30)
 
+    def test_only_the_sandbox_says_that_it_is_one(
+        self, cluster: Cluster, request: pytest.FixtureRequest
+    ) -> None:
+        assert cluster.is_sandbox == (request.node.callspec.params["cluster"] == "sandbox")
+
     def test_applied_objects_are_read_back_and_deleted(self, cluster: Cluster, name: str) -> None:
         body = config(name)
         ref = ObjectRef.of(body)

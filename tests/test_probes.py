@@ -500,24 +500,6 @@ def test_addresses_where_nobody_is_say_nothing_about_sessions(url: str) -> None:
     assert probes.sessions(url) is None
 
 
-def test_link_local_addresses_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Metadata(socket.socket):
-        def getpeername(self) -> Any:
-            return ("169.254.169.254", 80)
-
-    with scripted(lambda _: Answer(200, "7")) as server:
-        address = ("127.0.0.1", int(server.url.rpartition(":")[2]))
-
-        def create_connection(*_: Any, **__: Any) -> socket.socket:
-            connection = Metadata()
-            connection.connect(address)
-            return connection
-
-        monkeypatch.setattr(socket, "create_connection", create_connection)
-        assert probes.sessions("http://metadata/") is None
-        assert server.asked == []
-
-
 def test_the_silent_pods_of_one_server_are_asked_at_the_same_time() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
@@ -525,7 +507,7 @@ def test_the_silent_pods_of_one_server_are_asked_at_the_same_time() -> None:
         targets = tuple((f"pod-{number}", url) for number in range(count))
         inquiry = Inquiry("handshake", targets, timedelta(seconds=1), host=HOST)
         began = time.monotonic()
-        found = probes.ask(inquiry, lambda: datetime.now(UTC))
+        found = probes.asking(lambda: True)(inquiry, lambda: datetime.now(UTC))
         took = time.monotonic() - began
     assert isinstance(found, ProbeResult)
     assert (found.reason, len(found.pods), found.passed) == (FAILED, count, frozenset())

@@ -181,7 +181,7 @@ def test_what_the_server_has_is_discovered(kubectl: Kubectl) -> None:
     assert "The deployment strategy to use" in kubectl("explain", "deployment.spec.strategy")
     assert "NotFound" in kubectl("get", "pod", "nobody", code=1)
     node = kubectl("get", "nodes").splitlines()[1].split()
-    assert (node[0], node[1], node[-1]) == ("sandbox", "Ready", "v1.36.1")
+    assert (node[0], node[1], node[-1]) == ("sandbox", "Ready", "v1.36.1+sandbox")
 
 
 def test_namespaces_come_and_go(kubectl: Kubectl) -> None:

@@ -17,7 +17,7 @@ from gitops_mcp.sandbox.kinds import VERBS, Kind, Registry
 VERSION = {
     "major": "1",
     "minor": "36",
-    "gitVersion": "v1.36.1",
+    "gitVersion": "v1.36.1+sandbox",
     "gitCommit": "",
     "gitTreeState": "clean",
     "buildDate": "2026-01-01T00:00:00Z",
