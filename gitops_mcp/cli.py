@@ -43,6 +43,26 @@ VERBS: Mapping[str, str] = MappingProxyType(
 )
 """Every verb with its line in --help; ``gitops_mcp.verbs.<verb>`` holds its ``command``."""
 
+HABITS: Mapping[str, str] = MappingProxyType(
+    {
+        "apply": "use 'sync'",
+        "check": "use 'validate', or 'sync --check'",
+        "delete": "remove the manifest from git, then 'sync'",
+        "describe": "use 'status NAME -o yaml', or kubectl describe mcps NAME",
+        "events": "use kubectl get events",
+        "export": "use 'status -o yaml'",
+        "get": "use 'status'",
+        "help": "use '--help'",
+        "list": "use 'status'",
+        "logs": "use kubectl logs deployment/NAME",
+        "plan": "use 'diff'",
+        "rollback": "revert the commit in git",
+        "version": "use '--version'",
+        "wait": "use 'sync --wait', or kubectl wait",
+    }
+)
+"""Verbs of kubectl, Flux, Argo CD and Terraform, and what to use here."""
+
 COMPLETION = "_GITOPS_MCP_COMPLETE"
 """The variable by which a shell asks for completions; its value says how."""
 
@@ -74,11 +94,7 @@ class Verbs(click.Group):
         """As click does, with a suggestion for a verb that does not exist."""
         name = args[0]
         if name not in VERBS and not name.startswith("-"):
-            import difflib
-
-            close = difflib.get_close_matches(name, VERBS, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            ctx.fail(f"no verb {name!r}{hint}")
+            ctx.fail(f"no verb {name!r}{_suggestion(name)}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -86,6 +102,15 @@ class Verbs(click.Group):
         del ctx
         with formatter.section("Verbs"):
             formatter.write_dl(list(VERBS.items()))
+
+
+def _suggestion(name: str) -> str:
+    import difflib
+
+    if name in HABITS:
+        return f"; {HABITS[name]}"
+    close = difflib.get_close_matches(name, VERBS, 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 @click.group(
@@ -114,8 +139,8 @@ def run(arguments: list[str]) -> int:
             code = cli.invoke(context)
         sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
-        return EXIT_USAGE
+        click.echo(error.format_message())
+        return 0
     except click.UsageError as error:
         where = f"{error.ctx.command_path} --help" if error.ctx else "gitops-mcp --help"
         return _fail(f"{error.format_message().rstrip('.')}; see {where}", EXIT_USAGE)

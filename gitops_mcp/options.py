@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import wraps
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -98,6 +99,21 @@ DOMAIN = Name(
 )
 
 
+HABITS: Mapping[str, str] = MappingProxyType(
+    {
+        "--dry-run": "use 'sync --check', or 'diff'",
+        "--force": "fields that git sets are always taken; an object of others needs the annotation "
+        "mcp.example.com/adopt in its manifest",
+        "--prune": "servers removed from git are always pruned",
+        "-f": "the source is an argument: a directory, or a git URL",
+        "--filename": "the source is an argument: a directory, or a git URL",
+        "-l": "use '--limit' with globs on name or namespace/name",
+        "--selector": "use '--limit' with globs on name or namespace/name",
+    }
+)
+"""Options of kubectl, Flux and Argo CD, and what to use here."""
+
+
 class Verb(click.Command):
     """A command that takes ``--wait`` as ``--wait=5m``, without eating the next argument."""
 
@@ -112,7 +128,14 @@ class Verb(click.Command):
             f"{arg}={OPTIONAL_VALUES[arg]}" if arg in OPTIONAL_VALUES and arg in known else arg
             for arg in args[:end]
         ]
-        return super().parse_args(ctx, spelled + args[end:])
+        try:
+            return super().parse_args(ctx, spelled + args[end:])
+        except click.NoSuchOption as error:
+            if error.option_name not in HABITS:
+                raise
+            raise UsageError(
+                f"no option {error.option_name}", hint=HABITS[error.option_name]
+            ) from error
 
 
 def _is_a_value(argument: str) -> bool:
@@ -149,6 +172,21 @@ def _stack(*decorators: Decorator[Any]) -> Decorator[Any]:
         return command
 
     return decorate
+
+
+def one_namespace(
+    names: tuple[str, ...], namespace: str | None
+) -> tuple[tuple[str, ...], str | None]:
+    """The arguments NAME and NAMESPACE/NAME of a verb that reads one namespace, as plain names and
+    the namespace that they or ``-n`` name. Raises UsageError if they name several."""
+    split = [name.rpartition("/") for name in names]
+    homes = {home for home, _, _ in split if home} | ({namespace} if namespace else set())
+    if len(homes) > 1:
+        raise UsageError(
+            f"servers of several namespaces: {', '.join(sorted(homes))}",
+            hint="one at a time, or -A",
+        )
+    return tuple(name for _, _, name in split), next(iter(homes), None)
 
 
 # --- the options ----------------------------------------------------------------------------

@@ -723,6 +723,23 @@ def test_suspend_keeps_a_server_as_it_is_until_resume(fleet: Fleet) -> None:
     assert service["spec"]["ports"][0]["port"] == 9000
 
 
+def test_servers_are_suspended_by_their_whole_name_and_all_at_once(fleet: Fleet) -> None:
+    commit_all(fleet.folder, {"b.yaml": manifest("b", None)})
+    fleet("sync")
+    whole = (f"{fleet.name}/web", f"{fleet.name}/b")
+    assert fleet.run("suspend", *whole, "-n", "default").code == 0
+    rows = fleet.run("status", *whole).out.splitlines()[2:]
+    assert [(row.split()[0], "True" in row.split()) for row in rows] == [("b", True), ("web", True)]
+    assert "several namespaces" in fleet.run("status", whole[0], "ops/x").error
+    ended = fleet.run("resume", "--all", "-n", fleet.name)
+    assert ended.out == "mcpserver/b resumed\nmcpserver/web resumed\n"
+
+
+def test_a_namespace_without_servers_is_told_apart_from_an_empty_table(fleet: Fleet) -> None:
+    ended = fleet.run("status", "-n", "no-such-place")
+    assert (ended.code, ended.err) == (0, "no servers found in namespace no-such-place\n")
+
+
 def test_what_cannot_be_suspended_is_told(fleet: Fleet) -> None:
     ended = fleet.run("suspend", "none", "-n", fleet.name)
     assert ended.code == 2

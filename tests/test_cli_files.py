@@ -487,6 +487,8 @@ def test_history_is_newest_first_and_of_one_server(gitops: Run, tmp_path: Path) 
     assert [record["server"] for record in one] == ["data/web", "ai/web"]
     one = gitops("history", tmp_path, "-o", "json", "--server", "ai/web").json
     assert [record["server"] for record in one] == ["ai/web"]
+    assert gitops("history", tmp_path, "--max-count", "1", "-o", "json").json == found[:1]
+    assert gitops("history", tmp_path, "--since", "1h", "-o", "json").json == found
     assert gitops("history", tmp_path, "--cluster", "other", "-o", "json").json == []
 
 
@@ -531,8 +533,8 @@ def test_help_and_version(gitops: Run) -> None:
     assert ended.code == 0
     assert all(f"\n  {verb} " in ended.out for verb in cli.VERBS)
     bare_call = gitops()
-    assert (bare_call.code, bare_call.out) == (2, "")
-    assert bare_call.err.startswith("Usage: ")
+    assert (bare_call.code, bare_call.err) == (0, "")
+    assert bare_call.out == ended.out
 
 
 @pytest.mark.parametrize(
@@ -546,7 +548,15 @@ def test_help_and_version(gitops: Run) -> None:
         (["sync", "--allow-prune=²"], "not a number of servers"),
         (["sync", f"--allow-prune={'9' * 5000}"], "not a number of servers"),
         (["validate", "a", "b"], "unexpected extra argument (b)"),
-        (["suspend"], "NAME"),
+        (["suspend"], "name the servers, or use --all"),
+        (["suspend", "web", "--all"], "name the servers, or use --all"),
+        (["get"], "no verb 'get'; use 'status'"),
+        (["apply", "-f", "x"], "no verb 'apply'; use 'sync'"),
+        (["sync", "--dry-run"], "no option --dry-run; use 'sync --check'"),
+        (["diff", "-f", "web.yaml"], "the source is an argument"),
+        (["sync", "-l", "team=a"], "use '--limit'"),
+        (["sync", "--prune"], "servers removed from git are always pruned"),
+        (["sync", "--force"], "mcp.example.com/adopt"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_with_a_way_out(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import click
 
 from gitops_mcp import options
@@ -14,16 +16,23 @@ from gitops_mcp import options
 Examples:
   gitops-mcp history                                   what was deployed to the default cluster
   gitops-mcp history --cluster production --server grafana
+  gitops-mcp history --max-count 20 --since 24h
   gitops-mcp history -o json | jq '.[] | select(.event == "pruned")'
 """,
 )
 @options.notes
 @options.option("--server", metavar="NAME", help="Only this server: NAME or NAMESPACE/NAME.")
+@options.option(
+    "--max-count", type=click.IntRange(min=1), metavar="N", help="Only the newest N records."
+)
+@options.option("--since", type=options.Duration(), help="Only records of this time, such as 24h.")
 @options.output("json")
 @options.common
 def command(
     source: options.SourceOptions,
     server: str | None,
+    max_count: int | None,
+    since: timedelta | None,
     output: str,
     common: options.CommonOptions,
 ) -> int:
@@ -41,6 +50,10 @@ def command(
         if warning:
             terminal.warn(warning)
         records = [r for r in notes.read() if server is None or _is(r.server, server)]
+    if since is not None:
+        oldest = reports.note_time(pipeline.now() - since)
+        records = [record for record in records if record.time >= oldest]
+    records = records[:max_count]
     if not records:
         about = f" of {server}" if server is not None else ""
         terminal.say(f"no record{about} for cluster {source.cluster!r} in the notes of this source")

@@ -80,6 +80,7 @@ def command(
     from gitops_mcp.terminal import Terminal
 
     cluster = pipeline.connect(connection)
+    names, namespace = options.one_namespace(names, namespace)
     where = None if all_namespaces else namespace or cluster.namespace
     terminal = Terminal(common)
     try:

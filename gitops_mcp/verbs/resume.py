@@ -6,12 +6,15 @@ from gitops_mcp import options
 from gitops_mcp.verbs import suspend
 
 
-@suspend.decorated("resume", "gitops-mcp resume grafana -n ai")
+@suspend.decorated("resume", "gitops-mcp resume grafana -n ai\n  gitops-mcp resume --all -n ai")
 def command(
     names: tuple[str, ...],
+    everything: bool,
     connection: options.ConnectionOptions,
     namespace: str | None,
     common: options.CommonOptions,
 ) -> int:
     """Go on reconciling servers that suspend stopped."""
-    return suspend.set_suspend(names, connection, namespace, {}, quiet=common.quiet)
+    return suspend.set_suspend(
+        names, connection, namespace, {}, everything=everything, quiet=common.quiet
+    )

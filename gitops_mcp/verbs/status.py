@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gitops_mcp.model import JsonObject
     from gitops_mcp.terminal import Terminal
 
+EXIT_INTERRUPTED = 130
 STALE = timedelta(seconds=30)
 """An agent renews its lease every two seconds."""
 
@@ -59,10 +60,15 @@ def command(
 
     terminal = Terminal(common)
     cluster = pipeline.connect(connection)
+    names, namespace = options.one_namespace(names, namespace)
     where = None if all_namespaces else namespace or cluster.namespace
     shown = _Shown(cluster, terminal, names, where, source_id or "default", output)
     try:
         return shown.watch() if watch else shown.once()
+    except KeyboardInterrupt:
+        if not watch:
+            raise
+        return EXIT_INTERRUPTED  # the usual end of a watch is no error
     finally:
         cluster.close()
 
@@ -92,6 +98,9 @@ class _Shown:
         servers, _ = self._cluster.list(API_VERSION, KIND, self._namespace)
         found = self._chosen(servers)
         self._print(found)
+        if not servers:
+            place = f"in namespace {self._namespace}" if self._namespace else "in any namespace"
+            self._terminal.say(f"no servers found {place}")
         missing = set(self._names) - {body["metadata"]["name"] for body in found}
         for name in sorted(missing):
             self._terminal.warn(f'mcpserver "{name}" not found')

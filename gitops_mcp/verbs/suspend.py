@@ -26,8 +26,9 @@ def decorated(name: str, example: str) -> Callable[[Callable[..., int]], click.C
             options.common,
             options.namespace,
             options.connection,
-            click.argument("names", nargs=-1, required=True, metavar="NAME…"),
-            click.command(name, cls=options.Verb, epilog=f"\b\nExample:\n  {example}"),
+            click.argument("names", nargs=-1, metavar="NAME…"),
+            options.option("--all", "everything", is_flag=True, help="All of the namespace."),
+            click.command(name, cls=options.Verb, epilog=f"\b\nExamples:\n  {example}"),
         ):
             function = decorator(function)
         return function
@@ -35,9 +36,10 @@ def decorated(name: str, example: str) -> Callable[[Callable[..., int]], click.C
     return decorate
 
 
-@decorated("suspend", "gitops-mcp suspend grafana -n ai")
+@decorated("suspend", "gitops-mcp suspend grafana -n ai\n  gitops-mcp suspend ai/grafana ops/tempo")
 def command(
     names: tuple[str, ...],
+    everything: bool,
     connection: options.ConnectionOptions,
     namespace: str | None,
     common: options.CommonOptions,
@@ -46,7 +48,10 @@ def command(
 
     Where the manifest in git sets spec.suspend, change it there instead.
     """
-    return set_suspend(names, connection, namespace, {"suspend": True}, quiet=common.quiet)
+    wanted = {"suspend": True}
+    return set_suspend(
+        names, connection, namespace, wanted, everything=everything, quiet=common.quiet
+    )
 
 
 def set_suspend(
@@ -55,9 +60,15 @@ def set_suspend(
     namespace: str | None,
     spec: dict[str, bool],
     *,
+    everything: bool,
     quiet: bool,
 ) -> int:
-    """Apply ``spec`` to each server, unforced: what others set stands, and they are named."""
+    """Apply ``spec`` to each server, unforced: what others set stands, and they are named.
+
+    ``names`` are NAME or NAMESPACE/NAME; ``everything`` takes all servers of the namespace instead.
+    """
+    if bool(names) is everything:
+        raise click.UsageError("name the servers, or use --all")
     from gitops_mcp import pipeline
     from gitops_mcp.errors import Configuration, UsageError
     from gitops_mcp.model import API_VERSION, KIND, ObjectRef
@@ -66,8 +77,13 @@ def set_suspend(
 
     cluster = pipeline.connect(connection)
     try:
+        where = namespace or cluster.namespace
+        if everything:
+            listed, _ = cluster.list(API_VERSION, KIND, where)
+            names = tuple(sorted(body["metadata"]["name"] for body in listed))
         for name in names:
-            ref = ObjectRef(API_VERSION, KIND, namespace or cluster.namespace, name)
+            home, _, name = name.rpartition("/")
+            ref = ObjectRef(API_VERSION, KIND, home or where, name)
             live = cluster.get(ref)
             if live is None:
                 raise UsageError(f'mcpserver "{name}" not found in namespace {ref.namespace}')
