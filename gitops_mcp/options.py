@@ -102,8 +102,8 @@ DOMAIN = Name(
 HABITS: Mapping[str, str] = MappingProxyType(
     {
         "--dry-run": "use 'sync --check', or 'diff'",
-        "--force": "fields that git sets are always taken; an object of others needs the annotation "
-        "mcp.example.com/adopt in its manifest",
+        "--force": "fields that git sets are always applied; other owners' objects need the "
+        "annotation mcp.example.com/adopt in the manifest",
         "--prune": "servers removed from git are always pruned",
         "-f": "the source is an argument: a directory, or a git URL",
         "--filename": "the source is an argument: a directory, or a git URL",
