@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import random
 import signal
 import threading
 import time
@@ -23,6 +24,7 @@ from typing import TypeVar
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.triggers.base import BaseTrigger
 
 from gitops_mcp import leadership, manifests, masking, pipeline, probes, webhook
 from gitops_mcp.controller import Controller, Leads, Listener
@@ -174,6 +176,22 @@ class Periods:
 
     poll: timedelta = timedelta(seconds=60)
     full_check: timedelta = timedelta(minutes=10)
+
+
+class Every(BaseTrigger):  # type: ignore[misc]
+    """A job's next run is ``seconds`` after this one was due, or a random tenth more or less. A run
+    that the clock has jumped over is not made up for: APScheduler's own trigger lists each of them,
+    17 million for a lease after 400 days."""
+
+    def __init__(self, seconds: float, *, jitter: bool = False) -> None:
+        self._seconds = seconds
+        self._jitter = seconds / 10 if jitter else 0.0
+
+    def get_next_fire_time(self, previous: datetime | None, now: datetime) -> datetime:
+        """Always later than ``now``."""
+        wait = self._seconds + random.uniform(-self._jitter, self._jitter)  # noqa: S311
+        due = (previous or now) + timedelta(seconds=wait)
+        return due if due > now else now + timedelta(seconds=wait)
 
 
 class Pace:
@@ -444,13 +462,10 @@ class Agent:
             "kubectl": (self._kubectls.step, timedelta(seconds=leadership.STEP), now),
         }
         for name, (job, period, first) in every.items():
-            seconds = period.total_seconds()
             scheduler.add_job(
                 self._guarded(job),
-                "interval",
-                seconds=seconds,
                 # Many agents that were started together do not ask together for ever.
-                jitter=seconds / 10 if name in ("poll", "check") else None,
+                Every(period.total_seconds(), jitter=name in ("poll", "check")),
                 # One runs, one waits: what is asked for when another one is about to end would be
                 # lost.
                 max_instances=2 if name in ("poll", "check") else 1,

@@ -8,14 +8,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta, tzinfo
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from gitops_mcp import agent, endpoints, manifests
-from gitops_mcp.agent import Agent, Pace, Periods
+from gitops_mcp.agent import Agent, Every, Pace, Periods
 from gitops_mcp.errors import GitOpsError, Transient
 from gitops_mcp.metrics import Metrics
 from gitops_mcp.model import JsonObject
@@ -189,6 +189,43 @@ def test_a_clock_that_is_set_back_stops_no_job(monkeypatch: pytest.MonkeyPatch) 
     time.sleep(0.2)
     agent._scheduler.shutdown()
     assert agent.looks == 1
+
+
+@pytest.mark.parametrize("days", [400, -400])
+def test_a_clock_that_jumps_by_400_days_runs_each_job_once(
+    days: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lease that is renewed every 2 s would have been renewed 17 million times."""
+    jump = [timedelta(0)]
+
+    class Jumping(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+            return datetime.now(tz) + jump[0]
+
+    monkeypatch.setattr("apscheduler.schedulers.base.datetime", Jumping)
+    monkeypatch.setattr(agent, "datetime", Jumping)
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + jump[0].total_seconds())
+    idle = Idle()
+    renewed: list[float] = []
+    idle._scheduler.add_job(lambda: renewed.append(time.monotonic()), Every(0.5), id="lease")
+    idle._scheduler.start()
+    idle._mind_the_clock()
+    began = time.monotonic()
+    while len(renewed) < 2:
+        time.sleep(0.01)
+    jump[0] = timedelta(days=days)
+    jumped, before = time.monotonic(), len(renewed)
+    idle._mind_the_clock()
+    while len(renewed) < before + 2:
+        assert time.monotonic() - jumped < 5, "no job runs any more"
+        time.sleep(0.01)
+    ended = time.monotonic()
+    idle._scheduler.shutdown()
+    assert time.monotonic() - ended < 1
+    assert len(renewed) <= (time.monotonic() - began) / 0.5 + 3
+    assert idle.looks == 1
 
 
 @pytest.mark.parametrize("work_takes", [0.0, agent.LAST_WORDS - 0.1, HOUR.total_seconds()])
