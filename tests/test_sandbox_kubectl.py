@@ -210,3 +210,16 @@ def test_what_kubectl_creates_in_protobuf_arrives_whole(kubectl: Kubectl) -> Non
     refused = kubectl("create", "role", "reader", "--verb=get", "--resource=pods", code=1)
     assert "the body of the request was in an unknown format" in refused
     kubectl("delete", "deploy/made", "secret/key", "cm/settings", "sa/robot")
+
+
+def test_what_needs_a_process_is_refused_with_the_reason(kubectl: Kubectl, manifest: str) -> None:
+    kubectl("apply", "-f", manifest)
+    kubectl("wait", "deploy/web", "--for=condition=Available", "--timeout=20s")
+    pod = kubectl("get", "pods", "-o", "name").splitlines()[0].removeprefix("pod/")
+    for command, what in (
+        (("logs", pod), "logs"),
+        (("exec", pod, "--", "date"), "exec"),
+        (("attach", pod), "attach"),
+        (("port-forward", pod, "0:80"), "port-forward"),
+    ):
+        assert f"pods of the sandbox run no process: no {what}" in kubectl(*command, code=1)

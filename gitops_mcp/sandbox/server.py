@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from aiohttp import web
@@ -49,6 +50,12 @@ UNSCALED = (
     " group/version: autoscaling/v1"
 )
 """What an apply to the scale of a custom object is answered with."""
+
+
+_NEEDS_PROCESS: Mapping[str, str] = MappingProxyType(
+    {"log": "logs", "exec": "exec", "attach": "attach", "portforward": "port-forward"}
+)
+"""Subresources of pods that only a kubelet can serve, under the names of kubectl's commands."""
 
 
 @dataclass(frozen=True)
@@ -167,8 +174,9 @@ class Server:
             known = any(one.group == group and not one.definition for one in self.store.registry)
             raise errors.no_such_resource() if known else errors.page_not_found()
         if subresource and subresource not in kind.subresources:
-            if subresource == "log":
-                raise ApiError(404, "NotFound", "pods of the sandbox run no process: no logs")
+            if subresource in _NEEDS_PROCESS and plural == "pods":
+                what = _NEEDS_PROCESS[subresource]
+                raise ApiError(404, "NotFound", f"pods of the sandbox run no process: no {what}")
             raise errors.no_such_resource()
         if kind.namespaced is False and namespace is not None:
             raise errors.no_such_resource()
