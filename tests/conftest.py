@@ -1,8 +1,9 @@
 """What holds for every test: nothing of the user's leaks in, nothing leaves this machine.
 
 Git has an identity and reads no configuration of the user or the system, no kubeconfig and no
-setting of ours is inherited, and each test has its own empty home. A socket of the test process
-may reach loopback addresses only: anything else is refused, and fails the test that tried.
+setting of ours is inherited, no signal is ignored or blocked, and each test has its own empty home.
+A socket of the test process may reach loopback addresses only: anything else is refused, and fails
+the test that tried.
 (Programs that a test starts are not watched.)
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +42,24 @@ for _name in list(os.environ):
 _AGENT = {"GITOPS_MCP_LISTEN": "127.0.0.1:0"}
 
 os.environ.update(_GIT | _PLANE | _AGENT)
+
+
+def _survive(number: int, frame: object) -> None:
+    """A handler that does nothing: programs that a test starts get the default instead."""
+
+
+def own_signals() -> None:
+    """A shell starts a background job with SIGINT ignored, nohup with SIGHUP, and every program
+    that a test starts would inherit that: tests that interrupt one would wait for ever."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as Python does; its children get the default
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _survive)
+
+
+own_signals()
 
 _strays: list[str] = []
 

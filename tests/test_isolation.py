@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,3 +43,32 @@ def test_nothing_of_the_users_is_inherited() -> None:
     assert not Path.home().exists()
     assert "KUBECONFIG" not in os.environ
     assert os.environ["GIT_CONFIG_GLOBAL"] == os.devnull
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
+
+
+@pytest.mark.parametrize("how", ["as here", "ignored", "blocked"])
+def test_signals_are_a_tests_own(how: str) -> None:
+    """However the tests were started: in the background, under nohup, from a blocked thread."""
+    numbers = [int(number) for number in SIGNALS]
+    started = {
+        "as here": "",
+        "ignored": f"[signal.signal(n, signal.SIG_IGN) for n in {numbers}];",
+        "blocked": f"signal.pthread_sigmask(signal.SIG_BLOCK, {numbers});",
+    }[how]
+    outer = (
+        f"import signal, subprocess, sys; {started}"
+        "import conftest;"
+        "subprocess.run(['grep', '-E', '^Sig(Blk|Ign)', '/proc/self/status'], check=True)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", outer],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    masks = {line.split(":")[0]: int(line.split()[1], 16) for line in ended.stdout.splitlines()}
+    wanted = sum(1 << (number - 1) for number in numbers)
+    assert {name: mask & wanted for name, mask in masks.items()} == {"SigBlk": 0, "SigIgn": 0}
