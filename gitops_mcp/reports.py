@@ -41,6 +41,7 @@ from gitops_mcp.model import (
     Revision,
     ServerKey,
 )
+from gitops_mcp.sourcestatus import Missing, SourceStatus
 
 Look = Literal["plain", "bold", "dim", "red", "green", "yellow", "cyan"]
 
@@ -682,13 +683,22 @@ def status(
     output: str = "text",
     style: Style = PLAIN,
     all_namespaces: bool = False,
+    missing: Sequence[Missing] = (),
+    source: JsonObject | None = None,
 ) -> str:
-    """MCPServer objects as a table. ``output``: text, wide, or json and yaml (a v1 List without
-    managedFields, as kubectl shows it)."""
+    """MCPServer objects as a table, with a row for each ``missing`` one that the cluster lacks.
+
+    ``output``: text, wide, or json and yaml (a v1 List without managedFields, as kubectl shows it,
+    with the ``source`` beside its items if there is one to show).
+    """
     if output in ("json", "yaml"):
-        return objects(list(map(_without_managers, servers)), output=output, as_list=True)
+        more = {} if source is None else {"source": source}
+        bodies = list(map(_without_managers, servers))
+        return objects(bodies, output=output, as_list=True, more=more)
     wide = output == "wide"
     rows = [_status_row(server, now, wide=wide) for server in servers]
+    if missing:
+        rows = sorted([*rows, *(_missing_row(one, wide=wide) for one in missing)])
     titles = [*_STATUS_COLUMNS, *(("REASON", "VERIFIED") if wide else ())]
     first = 0 if all_namespaces else 1
     looks: list[Look] = ["plain"]
@@ -738,19 +748,29 @@ def _status_row(server: JsonObject, now: datetime, *, wide: bool) -> list[str]:
         human_duration(now - datetime.fromisoformat(created)) if created else "",
         spec.get("suspend") is True,
         _short(said.get("source", {}).get("revision", "")),
-        _message(conditions, None if wide else _MESSAGE_WIDTH),
+        _message(conditions, wide=wide),
         *([", ".join(_held_back(conditions)), verified] if wide else ()),
     ]
     return [_line(str(cell)) for cell in cells]
 
 
-def _message(conditions: Mapping[str, JsonObject], width: int | None) -> str:
+def _missing_row(one: Missing, *, wide: bool) -> list[str]:
+    namespace, _, name = one.server.partition("/")
+    cells = [namespace, name, "Missing", *[""] * 7, _clipped(one.message, wide=wide)]
+    return [_line(cell) for cell in [*cells, *([one.reason, ""] if wide else ())]]
+
+
+def _message(conditions: Mapping[str, JsonObject], *, wide: bool) -> str:
     """Why a server is not Ready, or not as git says; "" if it is both."""
     worst = _worst(conditions)
     if worst.get("status") != "False":
         return ""
-    text = _line(scrub(str(worst.get("message", ""))))
-    return text if width is None or len(text) <= width else f"{text[: width - 1]}…"
+    return _clipped(str(worst.get("message", "")), wide=wide)
+
+
+def _clipped(message: str, *, wide: bool) -> str:
+    text = _line(scrub(message))
+    return text if wide or len(text) <= _MESSAGE_WIDTH else f"{text[: _MESSAGE_WIDTH - 1]}…"
 
 
 def _worst(conditions: Mapping[str, JsonObject]) -> JsonObject:
@@ -783,20 +803,47 @@ def status_heading(
     now: datetime,
     stale: timedelta,
     everywhere: bool = True,
+    state: SourceStatus | None = None,
 ) -> str:
-    """The line over the table: ``source default at 1a2b3c4d5e6f, agent seen 12s ago``.
+    """The lines over the table. First ``source default at 1a2b3c4d5e6f, agent seen 12s ago``, with
+    the age of the commit and the number of problems and missing servers, as far as its ``state`` is
+    known; then what is wrong with the source, a line each.
 
     ``everywhere``: the Leases of all namespaces were read, so an agent that was not seen is not
     there.
     """
-    parts = f"source {_line(source)}" + (f" at {_short(_line(revision))}" if revision else "")
-    if seen is None and not everywhere:
-        return f"{parts}, agent unknown (no permission to list leases)\n"
+    state = state or SourceStatus()
+    parts = [f"source {_line(source)}" + (f" at {_short(_line(revision))}" if revision else "")]
+    if state.since and state.revision == revision:
+        parts[0] += f" for {_age(state.since, now)}"
+    if state.problem_count:
+        parts.append(_plural(state.problem_count, "problem"))
+    if state.missing_count:
+        parts.append(f"{_plural(state.missing_count, 'server')} missing")
     if seen is None:
-        return f"{parts}, no agent\n"
-    age = now - seen
-    warning = " (stale: does it still run?)" if age > stale else ""
-    return f"{parts}, agent seen {human_duration(age)} ago{warning}\n"
+        parts.append("no agent" if everywhere else "agent unknown (no permission to list leases)")
+    else:
+        warning = " (stale: does it still run?)" if now - seen > stale else ""
+        parts.append(f"agent seen {human_duration(now - seen)} ago{warning}")
+    lines = [", ".join(parts)]
+    if state.trouble:
+        since = _age(state.trouble_since, now)
+        lines.append(f"  git cannot be read for {since}: {_line(scrub(state.trouble))}")
+    lines += [f"  {_line(scrub(problem))}" for problem in state.problems[:_SHOWN]]
+    if state.problem_count > _SHOWN:
+        lines.append(f"  and {_plural(state.problem_count - _SHOWN, 'more problem')}")
+    return "\n".join(lines) + "\n"
+
+
+_SHOWN = 5
+"""Problems of the source that are shown over the table."""
+
+
+def _age(time: str, now: datetime) -> str:
+    try:
+        return human_duration(now - datetime.fromisoformat(time))
+    except ValueError:
+        return "<unknown>"
 
 
 def source_read(source: str, answer: Mapping[str, str], *, style: Style = PLAIN) -> str:
@@ -853,10 +900,16 @@ def _short(revision: str) -> str:
 # --- objects ----------------------------------------------------------------------------------
 
 
-def objects(bodies: Sequence[JsonObject], *, output: str = "text", as_list: bool = False) -> str:
+def objects(
+    bodies: Sequence[JsonObject],
+    *,
+    output: str = "text",
+    as_list: bool = False,
+    more: JsonObject | None = None,
+) -> str:
     """Kubernetes objects for ``kubectl apply -f -``: a YAML stream, or one v1 List (json, or
-    ``as_list``)."""
-    whole = {"apiVersion": "v1", "kind": "List", "items": list(bodies)}
+    ``as_list``), with ``more`` keys beside its items."""
+    whole = {"apiVersion": "v1", "kind": "List", "items": list(bodies), **(more or {})}
     if output == "json":
         return _json(whole)
     return "---\n".join(_yaml(body) for body in ([whole] if as_list else bodies))

@@ -29,6 +29,7 @@ from gitops_mcp.model import (
     Revision,
     ServerKey,
 )
+from gitops_mcp.sourcestatus import Missing, SourceStatus
 
 DATA = Path(__file__).parent / "data" / "reports"
 NOW = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC)
@@ -527,6 +528,42 @@ def test_the_table_shows_the_message_of_what_is_not_as_git_says(
     server = live("web", "ai", timedelta(days=3), phase="Any", conditions=conditions)
     title, row = reports.status([server], now=NOW).splitlines()
     assert row[title.index("MESSAGE") :].strip() == shown
+
+
+@pytest.mark.parametrize("output", ["text", "wide"])
+def test_a_server_that_the_cluster_lacks_has_a_row(output: str) -> None:
+    missing = [Missing("ai/api", "NamespaceNotFound", "x" * 80)]
+    found = reports.status(SERVERS[:1], now=NOW, output=output, missing=missing)
+    title, api, web = found.splitlines()
+    assert api.split()[:2] == ["api", "Missing"]
+    assert web.startswith("web ")
+    assert ("x" * 80 in api, "NamespaceNotFound" in api) == (output == "wide",) * 2
+    assert api.index("xx") == title.index("MESSAGE")
+
+
+def test_programs_get_the_state_of_the_source_beside_the_servers() -> None:
+    source = {"id": "default", "revision": SHA}
+    found = json.loads(reports.status([], now=NOW, output="json", source=source))
+    assert found == {"apiVersion": "v1", "kind": "List", "items": [], "source": source}
+
+
+def test_the_heading_says_what_is_wrong_with_the_source() -> None:
+    state = SourceStatus(
+        revision=SHA,
+        since="2026-05-01T11:50:00Z",
+        trouble="the server\nsaid no",
+        trouble_since="2026-05-01T11:59:00Z",
+        problem_count=7,
+        problems=tuple(f"a.yaml:{line}:1: unknown field" for line in range(1, 8)),
+        missing_count=1,
+    )
+    now = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
+    heading = reports.status_heading("s", SHA, None, now=now, stale=NOW - NOW, state=state)
+    first, trouble, *problems, more = heading.splitlines()
+    assert first == "source s at 1a2b3c4d5e6f for 10m, 7 problems, 1 server missing, no agent"
+    assert trouble == "  git cannot be read for 60s: the server said no"
+    assert problems == [f"  a.yaml:{line}:1: unknown field" for line in range(1, 6)]
+    assert more == "  and 2 more problems"
 
 
 def test_the_table_shows_which_servers_are_suspended() -> None:
