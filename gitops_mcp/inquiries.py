@@ -11,7 +11,14 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from gitops_mcp import serverschema, transports
-from gitops_mcp.model import ANNOTATION_RECONCILE, Context, Facts, Inquiry, JsonObject
+from gitops_mcp.model import (
+    ANNOTATION_RECONCILE,
+    Context,
+    Facts,
+    Inquiry,
+    JsonObject,
+    SecretHeader,
+)
 
 HANDSHAKE_INTERVAL = timedelta(seconds=60)
 HANDSHAKE_TIMEOUT = timedelta(seconds=5)
@@ -49,6 +56,7 @@ def handshake(facts: Facts, context: Context) -> tuple[Inquiry | None, datetime 
     interval = transports.duration(health.get("interval"), HANDSHAKE_INTERVAL)
     if last is not None:
         again = interval if pods.keys() <= last.passed else min(interval, HANDSHAKE_RETRY)
+        again = max(again, last.wait or again)
         fresh = last.asked == asked_for and facts.now < last.at + again
         speaks_of_others = pods.keys() <= last.passed < last.pods
         if pods.keys() <= last.pods and fresh and not speaks_of_others:
@@ -61,6 +69,16 @@ def handshake(facts: Facts, context: Context) -> tuple[Inquiry | None, datetime 
         timeout=transports.duration(health.get("timeout"), HANDSHAKE_TIMEOUT),
         asked=asked_for,
         uid=_uid(facts),
+        known=last.answers if last is not None else {},
+        headers_from=tuple(
+            SecretHeader(
+                item.get("name", "Authorization"),
+                item["secretKeyRef"]["name"],
+                item["secretKeyRef"]["key"],
+                item.get("prefix", ""),
+            )
+            for item in health.get("headersFrom") or ()
+        ),
     )
     return inquiry, None
 
@@ -81,8 +99,14 @@ def sessions(facts: Facts, context: Context) -> Inquiry | None:
         return None
     port, path = gauge.get("port", spec["port"]), gauge.get("path", METRICS_PATH)
     targets = tuple((uid, f"http://{ip}:{port}{path}") for uid, ip in sorted(pods.items()))
-    name = gauge["name"]
-    return Inquiry("sessions", targets, timeout=COUNT_TIMEOUT, gauge=name, uid=_uid(facts))
+    return Inquiry(
+        "sessions",
+        targets,
+        timeout=COUNT_TIMEOUT,
+        gauge=gauge["name"],
+        match=tuple(sorted((gauge.get("match") or {}).items())),
+        uid=_uid(facts),
+    )
 
 
 def cleanup(facts: Facts) -> Inquiry | None:

@@ -196,13 +196,28 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
+class Handshake:
+    """What one address answered. ``reason`` is one of the Verified condition; ``server_info`` has
+    name, version, protocolVersion and era, as far as they were told. ``wait``: it answered that it
+    is too busy for an answer (429, 503), and how long to wait, as far as it said; None: it did
+    answer."""
+
+    reason: str
+    message: str
+    server_info: JsonObject | None = None
+    wait: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ProbeResult:
     """What the last MCP handshake with a server's pods said.
 
     ``reason`` is a reason of the Verified condition (HandshakeSucceeded, AuthenticationRequired,
-    HandshakeFailed, HostRejected, ConnectionRefused, NotProbed, Unreachable). ``pods`` are the
-    uids that it speaks for, ``passed`` those among them that answered well. ``asked`` is the
-    request for a fresh look that it answers.
+    HandshakeFailed, HostRejected, ConnectionRefused, NotProbed, Unreachable, AccessDenied).
+    ``pods`` are the uids that it speaks for, ``passed`` those among them that answered well.
+    ``asked`` is the request for a fresh look that it answers. ``answers`` has the last word of each
+    pod by uid, which outlasts a pod's being too busy; ``wait`` is how long the busiest one asked to
+    wait, None where none is busy.
     """
 
     reason: str
@@ -212,16 +227,45 @@ class ProbeResult:
     server_info: JsonObject | None = None
     passed: frozenset[str] = frozenset()
     asked: str = ""
+    answers: Mapping[str, Handshake] = field(default_factory=dict)
+    wait: timedelta | None = None
+
+    def of(self, uid: str) -> str:
+        """The reason of one pod's answer."""
+        answer = self.answers.get(uid)
+        return answer.reason if answer is not None else self.reason
+
+    @property
+    def wordless(self) -> bool:
+        """Whether no pod has said more yet than that it is too busy."""
+        told = self.answers.values()
+        return bool(told) and all(answer.wait is not None for answer in told)
+
+
+@dataclass(frozen=True, slots=True)
+class SecretHeader:
+    """A header whose value is in a Secret of the server's namespace (``health.headersFrom``):
+    ``prefix`` and then the value of ``key``."""
+
+    name: str
+    secret: str
+    key: str
+    prefix: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Inquiry:
     """What has to be asked outside of the API server: ``targets`` are (pod uid, URL), ``host`` is
-    the Host header of its clients, ``timeout`` is for each target, ``gauge`` the name of a
-    Prometheus gauge that counts sessions ("": the URL answers with the number itself). A cleanup
-    has no targets: it calls the operator's hooks, ``timeout`` being for all of them. ``asked`` is
-    the request for a fresh look that stands (see ``inquiries.requested``), ``uid`` the MCPServer's
-    that it is about."""
+    the Host header of its clients, ``timeout`` is for each answer of a target, ``gauge`` the name
+    of a Prometheus gauge that counts sessions ("": the URL answers with the number itself),
+    ``match`` the labels of the samples that count. A cleanup has no targets: it calls the
+    operator's hooks, ``timeout`` being for all of them. ``asked`` is the request for a fresh look
+    that stands (see ``inquiries.requested``), ``uid`` the MCPServer's that it is about.
+
+    ``known`` is what the targets last said, by uid. ``headers_from`` are more headers of a
+    handshake; ``headers`` their values, which are secret: whoever runs the inquiry fills them in
+    right before it is asked, and keeps them nowhere.
+    """
 
     kind: Literal["handshake", "sessions", "cleanup"]
     targets: tuple[tuple[str, str], ...]
@@ -230,6 +274,10 @@ class Inquiry:
     gauge: str = ""
     asked: str = ""
     uid: str = ""
+    match: tuple[tuple[str, str], ...] = ()
+    known: Mapping[str, Handshake] = field(default_factory=dict)
+    headers_from: tuple[SecretHeader, ...] = ()
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 # --- decide ---------------------------------------------------------------------------------

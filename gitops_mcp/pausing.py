@@ -45,7 +45,11 @@ def culprit(facts: Facts, context: Context) -> str | None:
     if probe.reason not in _SAID_NO:
         return "" if {_uid(pod) for pod in young} <= probe.passed else None
     proven = {_template(pod) for pod in pods if _created(pod) < since and _uid(pod) in probe.passed}
-    failing = [pod for pod in young if _uid(pod) in probe.pods - probe.passed]
+    failing = [
+        pod
+        for pod in young
+        if _uid(pod) in probe.pods - probe.passed and probe.of(_uid(pod)) in _SAID_NO
+    ]
     kept = [pod for pod in failing if proven - {_template(pod)}]
     if kept:
         return min(str(pod["metadata"]["name"]) for pod in kept)

@@ -64,7 +64,7 @@ WARNINGS: Final = frozenset(
         *("ConfigurationInvalid", "ManifestInvalid", "ApplyFailed", "NotOwned", "PruneBlocked"),
         *("ResourcesExhausted", "ImagePullFailed", "CrashLooping", "ContainerConfigError"),
         *("Unschedulable", "ReplicaCreateFailed", "ProgressDeadlineExceeded"),
-        *("HandshakeFailed", "HostRejected", "ConnectionRefused", "Unreachable"),
+        *("HandshakeFailed", "HostRejected", "ConnectionRefused", "Unreachable", "AccessDenied"),
     }
 )
 """Condition reasons that somebody has to look into. Others are on their way."""

@@ -61,6 +61,7 @@ VERIFIED: Final[Mapping[str, Literal["True", "False", "Unknown"]]] = {
     "ConnectionRefused": "False",
     "NotProbed": "Unknown",
     "Unreachable": "Unknown",
+    "AccessDenied": "Unknown",
 }
 """The status of Verified, by the reason of a probe."""
 
@@ -260,7 +261,8 @@ def _verified(facts: Facts, context: Context, spec: Mapping[str, Any], replicas:
         message = unasked or "no handshake yet"
         return before or Condition("Verified", "Unknown", "NotProbed", message)
     probe = facts.probe
-    return Condition("Verified", VERIFIED[probe.reason], probe.reason, probe.message)
+    before = _verified_before(facts) if probe.wordless else None
+    return before or Condition("Verified", VERIFIED[probe.reason], probe.reason, probe.message)
 
 
 def _verified_before(facts: Facts) -> Condition | None:

@@ -14,7 +14,7 @@ from typing import Any
 @dataclass(frozen=True)
 class Answer:
     """One response. ``chunks`` are sent as they come, chunked; ``cut`` drops the connection at
-    their end without the last chunk. ``body`` that is no text is sent as JSON."""
+    their end without the last chunk. ``body`` that is neither text nor bytes is sent as JSON."""
 
     code: int = 200
     body: Any = field(default_factory=dict)
@@ -23,6 +23,10 @@ class Answer:
     cut: bool = False
     wait: threading.Event | None = None
     """Waited for before the answer, or with ``chunks`` after the last one."""
+    delay: float = 0
+    """Seconds before the answer, or with ``chunks`` before the first one."""
+    raw: bytes | None = None
+    """Sent instead of everything else; then the connection is closed."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,12 @@ class Scripted:
 
     url: str
     asked: list[Asked]
+
+
+def encoded(body: Any) -> bytes:
+    if isinstance(body, bytes):
+        return body
+    return (body if isinstance(body, str) else json.dumps(body)).encode()
 
 
 @contextlib.contextmanager
@@ -65,6 +75,11 @@ def scripted(answer: Callable[[Asked], Answer]) -> Iterator[Scripted]:
             asked.append(request)
             reply = answer(request)
             if reply.chunks is None:
+                ending.wait(reply.delay)
+            if reply.raw is not None:
+                self.wfile.write(reply.raw)
+                self.close_connection = True
+            elif reply.chunks is None:
                 self.hold(reply)
                 self.whole(reply)
             else:
@@ -82,19 +97,21 @@ def scripted(answer: Callable[[Asked], Answer]) -> Iterator[Scripted]:
                 self.send_header(key, value)
 
         def whole(self, reply: Answer) -> None:
-            text = reply.body if isinstance(reply.body, str) else json.dumps(reply.body)
+            body = encoded(reply.body)
             self.start(reply)
-            self.send_header("Content-Length", str(len(text.encode())))
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(text.encode())
+            self.wfile.write(body)
 
         def stream(self, reply: Answer) -> None:
             self.start(reply)
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
+            self.wfile.flush()
+            ending.wait(reply.delay)
             for chunk in reply.chunks or ():
-                text = chunk if isinstance(chunk, str) else json.dumps(chunk) + "\n"
-                self.wfile.write(f"{len(text.encode()):x}\r\n{text}\r\n".encode())
+                sent = chunk if isinstance(chunk, str | bytes) else json.dumps(chunk) + "\n"
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(encoded(sent)), encoded(sent)))
             self.wfile.flush()
             self.hold(reply)
             if not reply.cut:

@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 from gitops_mcp import inquiries
-from gitops_mcp.model import Context, Facts, JsonObject, ProbeResult, Revision, ServerKey
+from gitops_mcp.model import (
+    Context,
+    Facts,
+    Handshake,
+    JsonObject,
+    ProbeResult,
+    Revision,
+    SecretHeader,
+    ServerKey,
+)
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 CONTEXT = Context("default", "default", Revision("abc"))
@@ -125,3 +134,34 @@ def test_sessions_are_not_counted_more_often_than_every_two_seconds() -> None:
     assert inquiries.sessions(recent, CONTEXT) is None
     old = facts(pod(), spec=spec, sessions=3, sessions_at=NOW - timedelta(seconds=2))
     assert inquiries.sessions(old, CONTEXT) is not None
+
+
+def test_a_busy_server_is_asked_when_it_said_and_what_it_said_before_is_handed_on() -> None:
+    words = {"p1": Handshake("HandshakeSucceeded", "web")}
+    last = replace(probe(20, passed=False), answers=words, wait=timedelta(seconds=90))
+    assert inquiries.handshake(facts(pod(), probe=last), CONTEXT) == (
+        None,
+        NOW + timedelta(seconds=70),
+    )
+    inquiry, _ = inquiries.handshake(facts(pod(), probe=replace(last, wait=None)), CONTEXT)
+    assert inquiry is not None
+    assert inquiry.known == words
+
+
+def test_headers_are_asked_for_by_the_secret_that_holds_them() -> None:
+    where = {"secretKeyRef": {"name": "web", "key": "token"}}
+    spec = {"health": {"headersFrom": [{**where, "prefix": "Bearer "}, {**where, "name": "X-Key"}]}}
+    inquiry, _ = inquiries.handshake(facts(pod(), spec=spec), CONTEXT)
+    assert inquiry is not None
+    assert inquiry.headers_from == (
+        SecretHeader("Authorization", "web", "token", "Bearer "),
+        SecretHeader("X-Key", "web", "token"),
+    )
+    assert "s3cret" not in repr(replace(inquiry, headers={"Authorization": "s3cret"}))
+
+
+def test_a_gauge_may_count_some_of_its_samples_alone() -> None:
+    drain = {"gauge": {"name": "requests", "match": {"method": "POST"}}}
+    inquiry = inquiries.sessions(facts(pod(), spec={"drain": drain}), CONTEXT)
+    assert inquiry is not None
+    assert inquiry.match == (("method", "POST"),)

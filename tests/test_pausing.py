@@ -18,6 +18,7 @@ from gitops_mcp.model import (
     Context,
     Decision,
     Facts,
+    Handshake,
     JsonObject,
     McpServer,
     ProbeResult,
@@ -114,7 +115,19 @@ def facts_and_context(case: dict[str, Any]) -> tuple[Facts, Context]:
         cr=cr,
         children=children,
         pods=tuple(pod(name, *told) for name, told in case["pods"].items()),
-        probe=ProbeResult(reason, "no MCP", NOW, frozenset(answers), None, passed)
+        probe=ProbeResult(
+            reason,
+            "no MCP",
+            NOW,
+            frozenset(answers),
+            None,
+            passed,
+            answers={
+                name: Handshake("Unreachable", "silent")
+                for name, answer in answers.items()
+                if answer == "silent"
+            },
+        )
         if answers
         else None,
     )

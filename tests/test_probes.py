@@ -17,11 +17,11 @@ import pytest
 from scripted import Answer, Asked, scripted
 
 from gitops_mcp import probes
-from gitops_mcp.model import Inquiry, ProbeResult
-from gitops_mcp.probes import Handshake
+from gitops_mcp.model import Handshake, Inquiry, ProbeResult
 
 HOST = "web.ai.svc.cluster.local:8080"
 FAILED = "HandshakeFailed"
+SILENT = Handshake("Unreachable", "takes the connection but gives no answer in time")
 
 
 def ask(url: str, *, host: str = HOST, timeout: float = 5.0) -> Handshake:
@@ -69,8 +69,8 @@ def test_the_modern_era_is_spoken_first(real: str) -> None:
 def test_the_legacy_era_is_spoken_and_its_sessions_are_ended(real: str) -> None:
     before = probes.sessions(f"{real}/sessions", timeout=60)
     for _ in range(3):
-        talk = probes._Talk(f"{real}/mcp", local(real), time.monotonic() + 60)
-        found = probes._initialize(talk)
+        with probes._Talk(f"{real}/mcp", local(real), 60) as talk:
+            found = probes._initialize(talk)
         assert found.reason == "HandshakeSucceeded"
         assert found.server_info is not None
         assert found.server_info["era"] == "legacy"
@@ -79,8 +79,13 @@ def test_the_legacy_era_is_spoken_and_its_sessions_are_ended(real: str) -> None:
 
 def test_the_older_transport_is_recognised(real: str) -> None:
     found = ask(f"{real}/sse", host=local(real), timeout=60)
-    assert found.message == "the server speaks 2024-11-05 (HTTP+SSE)"
-    assert found.server_info == {"protocolVersion": "2024-11-05", "era": "legacy"}
+    assert found.message == "web-search 1.2 speaks 2024-11-05 (HTTP+SSE)"
+    assert found.server_info == {
+        "name": "web-search",
+        "version": "1.2",
+        "protocolVersion": "2024-11-05",
+        "era": "legacy",
+    }
 
 
 def test_a_host_that_is_not_on_the_servers_list_is_a_reason_of_its_own(real: str) -> None:
@@ -186,7 +191,7 @@ def change(method: str, answer: Callable[[Asked], Answer]) -> Legacy:
         (
             "initialize",
             lambda r: error(r, 200, -32602, "Invalid request parameters"),
-            "initialize answers 200 with JSON-RPC error -32602 Invalid request parameters",
+            "initialize answers 200 with JSON-RPC error -32602 Invalid params",
         ),
         (
             "initialize",
@@ -200,15 +205,14 @@ def change(method: str, answer: Callable[[Asked], Answer]) -> Legacy:
         ),
         (
             "notifications/initialized",
-            lambda _: Answer(404, ""),
-            "notifications/initialized answers 404 without a JSON-RPC response",
+            lambda _: Answer(500, ""),
+            "notifications/initialized answers 500 without a JSON-RPC response",
         ),
         (
             "ping",
-            lambda r: error(r, 200, -32601, "no ping"),
-            "ping answers 200 with JSON-RPC error -32601 no ping",
+            lambda _: Answer(200, "pong"),
+            "ping answers 200 without a JSON-RPC response (not JSON)",
         ),
-        ("ping", lambda _: Answer(200, "pong"), "ping answers 200 without a JSON-RPC response"),
     ],
 )
 def test_a_handshake_that_fails_says_where_and_ends_its_session(
@@ -231,7 +235,7 @@ def test_a_server_that_leaves_no_time_is_still_left_without_a_session() -> None:
 
     with scripted(answer) as server:
         found = ask(f"{server.url}/mcp", timeout=0.5)
-        assert found == Handshake(FAILED, "takes the connection but gives no answer")
+        assert found.reason == "HandshakeSucceeded"  # no client waits for a ping
         assert legacy.live == set()
         hung.set()
 
@@ -242,8 +246,6 @@ def test_a_server_that_leaves_no_time_is_still_left_without_a_session() -> None:
 @pytest.mark.parametrize(
     ("answer", "reason", "words"),
     [
-        (Answer(401, ""), "AuthenticationRequired", "wants credentials (401)"),
-        (Answer(403, ""), "AuthenticationRequired", "wants credentials (403)"),
         (Answer(421, "Invalid Host header"), "HostRejected", "its own name"),
         (
             Answer(403, {"error": {"code": -32000, "message": "Invalid Host: x"}}),
@@ -253,16 +255,20 @@ def test_a_server_that_leaves_no_time_is_still_left_without_a_session() -> None:
         (
             Answer(307, "", {"Location": "http://192.0.2.1/mcp/?secret=1"}),
             FAILED,
-            "redirects (307) to /mcp/: set spec.path",
+            "redirects (307) to another host",
         ),
         (Answer(200, "<html>"), FAILED, "without a JSON-RPC response"),
         (Answer(200, "[" * 100_000), FAILED, "without a JSON-RPC response"),
         (Answer(200, "x" * 300_000), FAILED, "without a JSON-RPC response"),
         (Answer(406, ""), FAILED, "answers 406"),
         (
-            Answer(200, {"id": None, "error": {"code": -32022, "message": "2027 only"}}),
+            Answer(
+                200,
+                {"id": None, "error": {"code": -32022, "message": "2027 only"}},
+                {"Content-Type": "application/json"},
+            ),
             "HandshakeSucceeded",
-            "the server speaks MCP (refuses 2026-07-28: -32022 2027 only)",
+            "the server speaks MCP (refuses 2026-07-28: -32022 unsupported protocol version)",
         ),
         (
             Answer(200, {"id": "another", "result": {"supportedVersions": ["2026-07-28"]}}),
@@ -290,7 +296,7 @@ def test_a_modern_server_of_other_versions_is_taken_at_its_newest() -> None:
 
 
 def test_what_a_server_says_about_itself_is_cut_and_cleaned() -> None:
-    info = {"name": "\x1b[31mred\r\n\u202ename " + "x" * 9999, "version": {"a": 1}, "more": "no"}
+    info = {"name": "\x1b[31mred\r\n\u202ename " + "x" * 9999, "version": 1.5, "more": "no"}
 
     def answer(request: Asked) -> Answer:
         return result(request, {"supportedVersions": ["2026-07-28"], "serverInfo": info})
@@ -414,24 +420,37 @@ def flood(connection: socket.socket) -> None:
 
 
 @pytest.mark.parametrize(
-    ("speak", "message"),
+    ("speak", "said"),
     [
-        (drip, "takes the connection but gives no answer"),
-        (drip_headers, "takes the connection but gives no answer"),
-        (swallow, "takes the connection but gives no answer"),
-        (lambda c: c.sendall(b"SSH-2.0-OpenSSH_9\r\n"), "does not speak HTTP"),
-        (lambda _: None, "ends the connection without an answer"),
-        (flood, "initialize answers 200 without a JSON-RPC response"),
+        (drip, SILENT),
+        (drip_headers, SILENT),
+        (swallow, SILENT),
+        (lambda c: c.sendall(b"SSH-2.0-OpenSSH_9\r\n"), Handshake(FAILED, "does not speak HTTP")),
+        (
+            lambda _: None,
+            Handshake(
+                "Unreachable",
+                "ends the connection without an answer: "
+                "TLS on the port, or a mesh that lets only its own in (mTLS)?",
+            ),
+        ),
+        (
+            flood,
+            Handshake(
+                FAILED,
+                "initialize answers 200 without a JSON-RPC response (it is longer than 1 MiB)",
+            ),
+        ),
     ],
     ids=["drip", "drip-headers", "silent", "ssh", "closing", "flood"],
 )
 def test_a_server_that_misbehaves_costs_its_time_limit_at_most(
-    raw: Raw, speak: Callable[[socket.socket], None], message: str
+    raw: Raw, speak: Callable[[socket.socket], None], said: Handshake
 ) -> None:
     began = time.monotonic()
     found = ask(raw(speak), timeout=0.4)
-    assert found == Handshake(FAILED, message)
-    assert time.monotonic() - began < 3
+    assert found == said
+    assert time.monotonic() - began < 3  # three times the limit of an answer, and some
 
 
 def test_a_server_that_is_silent_to_the_modern_era_has_time_for_the_other() -> None:
@@ -510,5 +529,9 @@ def test_the_silent_pods_of_one_server_are_asked_at_the_same_time() -> None:
         found = probes.asking(lambda: True)(inquiry, lambda: datetime.now(UTC))
         took = time.monotonic() - began
     assert isinstance(found, ProbeResult)
-    assert (found.reason, len(found.pods), found.passed) == (FAILED, count, frozenset())
-    assert took < count / 2  # one after the other they take a second each
+    assert (found.reason, len(found.pods), found.passed) == (
+        "Unreachable",
+        count,
+        frozenset(),
+    )
+    assert took < count  # one after the other they take three seconds each

@@ -17,6 +17,7 @@ from gitops_mcp.model import (
     Context,
     Facts,
     Failure,
+    Handshake,
     JsonObject,
     McpServer,
     ProbeResult,
@@ -79,6 +80,9 @@ def facts_of(row: dict[str, Any]) -> Facts:
     if told := row.get("probe"):
         pods = frozenset(told.get("pods", ["pod-0"]))
         probe = ProbeResult(told["reason"], told["message"], NOW, pods, told.get("info"))
+        if told.get("busy"):
+            busy = Handshake(told["reason"], told["message"], wait=timedelta(0))
+            probe = replace(probe, answers=dict.fromkeys(pods, busy))
     failure = None
     if refused := row.get("failure"):
         failure = Failure(refused["category"], refused["reason"], "message", 1, NOW)
