@@ -190,6 +190,8 @@ class Looks:
         self._told: dict[ServerKey, _Told] = {}
         self._revision = ""
         self._problems: frozenset[Problem] = frozenset()
+        self._mistakes: dict[str, list[str]] = {}
+        """Messages of those by ``namespace/name``."""
         self._warned: set[str] = set()
 
     def warn(self, text: str) -> None:
@@ -214,6 +216,10 @@ class Looks:
         with self._lock:
             new = [problem for problem in found if problem not in self._problems]
             self._problems = frozenset(found)
+            self._mistakes = {}
+            for problem in found:
+                if problem.server is not None:
+                    self._mistakes.setdefault(problem.server, []).append(problem.message)
             moved, self._revision = revision != self._revision, revision
         if moved:
             info("enforcing", revision=revision, problems=len(found))
@@ -239,11 +245,13 @@ class Looks:
             if failing is not None:
                 why = failing.reason, worked.commit
             new = _Told(outcome.result, outcome.message, outcome.ready, why)
+            mistakes = self._mistakes.get(str(worked.server), ())
             if outcome.result == "pruned" or (not worked.uid and outcome.result == "ok"):
                 self._told.pop(worked.server, None)
             else:
                 self._told[worked.server] = new
-        facts = list(_facts(worked, old, new))
+        logged = any(mistake in new.message for mistake in mistakes)
+        facts = list(_facts(worked, old, new, logged=logged))
         if not facts:
             return
         level = _LEVELS.get(new.result, logging.INFO)
@@ -264,7 +272,8 @@ class Looks:
 _LAPSED: Final = "no longer ready"
 
 
-def _facts(worked: Worked, old: _Told, new: _Told) -> Iterator[str]:
+def _facts(worked: Worked, old: _Told, new: _Told, *, logged: bool) -> Iterator[str]:
+    """``logged``: the mistake in the manifest was logged with its place."""
     was_wrong, is_wrong = old.result in _LEVELS, new.result in _LEVELS
     if was_wrong and not is_wrong:
         yield "recovered"
@@ -276,7 +285,8 @@ def _facts(worked: Worked, old: _Told, new: _Told) -> Iterator[str]:
         yield "pruned"
     elif (new.result, new.message) != (old.result, old.message):
         if is_wrong:
-            yield f"{new.result}: {new.message}" if new.message else new.result
+            if not logged:
+                yield f"{new.result}: {new.message}" if new.message else new.result
         elif new.message and new.message != old.message:
             yield new.message
     failing = status.failing(worked.status)

@@ -351,6 +351,16 @@ def test_a_commit_that_comes_into_force_is_a_line_and_so_is_each_new_mistake_of_
     assert lines[0]["problems"] == 1
 
 
+def test_a_mistake_is_not_logged_again_as_the_failure_of_its_server(written: io.StringIO) -> None:
+    looks = logs.Looks()
+    looks.adopted("c1", [Problem("a.yaml", 3, 1, str(WEB), "/spec/x", "unknown field")])
+    looks.worked(look("failed", message="unknown field"))
+    looks.worked(look("failed", message="forbidden"))
+    assert [line["message"] for line in told(written)] == [
+        "enforcing", "unknown field", "failed: forbidden",
+    ]  # fmt: skip
+
+
 def test_a_warning_of_what_was_mended_is_told_when_it_comes_again(written: io.StringIO) -> None:
     looks = logs.Looks()
     looks.warn("no answer")
