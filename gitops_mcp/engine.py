@@ -8,9 +8,11 @@ server is never worked on twice at the same time.
 
 from __future__ import annotations
 
+import base64
 import copy
 import logging
 import random
+import re
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -58,6 +60,12 @@ from gitops_mcp.rollout import Rollout
 from gitops_mcp.view import Live, View
 
 _log = logging.getLogger(__name__)
+
+
+class _NoHeaders(Exception):
+    """A Secret of ``health.headersFrom`` cannot be used; the text says why."""
+
+
 _PACKAGE = Path(__file__).parent.name
 
 MAX_STEPS = 50
@@ -571,6 +579,14 @@ class Engine:
             if memory.cleanup is None:  # else it was answered while this one waited for its turn
                 memory.cleanup = hooks.run(self._hooks, self._event(key), limit=inquiry.timeout)
             return
+        if inquiry.headers_from:
+            try:
+                inquiry = replace(inquiry, headers=self._headers(key, inquiry))
+            except _NoHeaders as missing:
+                pods = frozenset(uid for uid, _ in inquiry.targets)
+                found = ProbeResult("NotProbed", str(missing), self._clock(), pods)
+                memory.probe = replace(found, asked=inquiry.asked)
+                return
         try:
             answer = self._ask(inquiry, self._clock)
         except Exception as error:  # whatever an endpoint answers, it says nothing of the others
@@ -593,6 +609,36 @@ class Engine:
             return None
         pods = frozenset(uid for uid, _ in inquiry.targets)
         return ProbeResult("Unreachable", told, self._clock(), pods)
+
+    def _headers(self, key: ServerKey, inquiry: Inquiry) -> dict[str, str]:
+        """The values of ``health.headersFrom``, read anew each time: a rotated Secret counts at
+        once, and none is kept. Raises _NoHeaders, which says why, and no value."""
+        secrets: dict[str, JsonObject] = {}
+        headers: dict[str, str] = {}
+        for header in inquiry.headers_from:
+            where = f"health.headersFrom: Secret {key.namespace}/{header.secret}"
+            ref = ObjectRef("v1", "Secret", key.namespace, header.secret)
+            try:
+                secret = secrets.get(header.secret) or self._kube.get(ref)
+            except Permanent:
+                hint = "the agent may not read it (gitops-mcp install --handshake-secrets)"
+                raise _NoHeaders(f"{where}: {hint}") from None
+            except KubeError as error:
+                raise _NoHeaders(f"{where} cannot be read: {error.category} error") from None
+            if secret is None:
+                raise _NoHeaders(f"{where} does not exist")
+            secrets[header.secret] = secret
+            coded = (secret.get("data") or {}).get(header.key)
+            if coded is None:
+                raise _NoHeaders(f"{where} has no key {header.key}")
+            try:
+                value = base64.b64decode(coded).rstrip(b"\r\n")
+            except ValueError:
+                value = b""
+            if not re.fullmatch(rb"[!-~](?:[ -~]*[!-~])?", value):
+                raise _NoHeaders(f"{where}: the value of {header.key} is not one line of ASCII")
+            headers[header.name] = header.prefix + value.decode()
+        return headers
 
     def _event(self, key: ServerKey) -> JsonObject:
         """What a cleanup hook is told."""

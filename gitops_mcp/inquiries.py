@@ -72,7 +72,7 @@ def handshake(facts: Facts, context: Context) -> tuple[Inquiry | None, datetime 
         known=last.answers if last is not None else {},
         headers_from=tuple(
             SecretHeader(
-                item.get("name", "Authorization"),
+                item["name"],
                 item["secretKeyRef"]["name"],
                 item["secretKeyRef"]["key"],
                 item.get("prefix", ""),

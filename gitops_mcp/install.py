@@ -2,8 +2,8 @@
 
 Receives an ``Installation``, returns the objects in the order in which they are applied; makes no
 request. The rights are those of the requests that a pass makes, no more: no wildcard, no Secret
-(the kubelet mounts the one with the git credentials), and where one namespace is watched, nothing
-outside of it but the agent's own lease.
+unless asked for (the kubelet mounts the one with the git credentials), and where one namespace is
+watched, nothing outside of it but the agent's own lease.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ class Installation:
     create_namespace: bool = False
     git_secret: str = ""
     webhook_secret: str = ""
+    handshake_secrets: bool = False
+    """May read the Secrets of servers, for ``health.headersFrom``."""
 
     @property
     def name(self) -> str:
@@ -143,6 +145,8 @@ def server_rules(wanted: Installation) -> list[JsonObject]:
         # The readiness gate of a server with health.gate.
         _rule("", "pods/status", "patch"),
     ]
+    if wanted.handshake_secrets:
+        rules.append(_rule("", "secrets", "get"))
     if wanted.watch_namespace:
         # Of a Namespace itself, a Role in it may speak.
         return [*rules, _rule("", "namespaces", *namespaces, name=wanted.watch_namespace)]

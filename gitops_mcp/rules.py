@@ -283,6 +283,29 @@ def _gate(spec: JsonObject) -> Iterator[Finding]:
         yield Finding(("health", "gate"), "only a handshake opens the gate: mode must be handshake")
 
 
+_OWN_HEADERS = re.compile(
+    r"accept|connection|content-length|content-type|host|transfer-encoding|user-agent|mcp-.*", re.I
+)
+"""What a handshake sends itself."""
+
+
+def _headers(spec: JsonObject) -> Iterator[Finding]:
+    health = spec.get("health", {})
+    headers = health.get("headersFrom", ())
+    if "headersFrom" in health and health.get("mode", "handshake") != "handshake":
+        message = "only a handshake has headers: mode must be handshake"
+        yield Finding(("health", "headersFrom"), message, "key")
+    seen: set[str] = set()
+    for index, header in enumerate(headers):
+        path: Path = ("health", "headersFrom", index, "name")
+        name = header.get("name", "")
+        if name in seen:
+            yield Finding(path, "a header that stands here twice")
+        elif _OWN_HEADERS.fullmatch(name):
+            yield Finding(path, "a header of the handshake's own")
+        seen.add(name)
+
+
 # --- rules of the Kubernetes API ------------------------------------------------------------
 
 _SUFFIXES: Mapping[str, Decimal] = {
@@ -463,6 +486,7 @@ _RULES: tuple[Rule, ...] = (
     _times,
     _drain,
     _gate,
+    _headers,
     _resources,
     _tolerations,
     _expressions,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import itertools
 from collections.abc import Callable
@@ -21,12 +22,14 @@ from gitops_mcp.model import (
     LABEL_MANAGED_BY,
     LABEL_SOURCE,
     Context,
+    Inquiry,
     JsonObject,
     Loaded,
     McpServer,
     ObjectRef,
     ProbeResult,
     Revision,
+    SecretHeader,
     ServerKey,
 )
 from gitops_mcp.rendering import Renderer
@@ -537,3 +540,71 @@ def test_that_a_namespace_goes_is_told_to_all_of_its_servers_once() -> None:
     stage.engine.work(KEY)
     stage.engine.work(KEY)
     assert sorted(woken) == sorted([KEY, others[0]])
+
+
+# --- credentials of a handshake ----------------------------------------------------------------
+
+SECRET = ObjectRef("v1", "Secret", "ai", "web")
+
+
+def inquiring(stage: Stage, secret: JsonObject | None, key: str = "token") -> list[Inquiry]:
+    """What is asked about a server whose handshake takes a header from a Secret."""
+    asked: list[Inquiry] = []
+
+    def ask(inquiry: Inquiry, _: Callable[[], datetime]) -> ProbeResult:
+        asked.append(inquiry)
+        return ProbeResult("HandshakeSucceeded", "ok", stage.now, frozenset({"p"}))
+
+    stage.stands(cr())
+    if secret is not None:
+        stage.server.objects[SECRET] = {"data": secret}
+    header = SecretHeader("Authorization", "web", key, "Bearer ")
+    uid = cr()["metadata"]["uid"]
+    inquiry = Inquiry("handshake", (("p", "http://127.0.0.7/"),), timedelta(seconds=1), uid=uid)
+    stage.engine._ask = ask
+    stage.engine.ask(KEY, replace(inquiry, headers_from=(header,), asked="now-1"))
+    return asked
+
+
+def encoded(value: str) -> JsonObject:
+    return {"token": base64.b64encode(value.encode()).decode()}
+
+
+def test_a_header_is_read_anew_for_each_handshake_and_kept_nowhere() -> None:
+    stage = Stage()
+    (first,) = inquiring(stage, encoded("s3cret\n"))
+    assert first.headers == {"Authorization": "Bearer s3cret"}
+    (second,) = inquiring(stage, encoded("rotated"))
+    assert second.headers == {"Authorization": "Bearer rotated"}
+    assert "rotated" not in repr((stage.engine.memory(KEY), second))
+
+
+@pytest.mark.parametrize(
+    ("secret", "key", "error", "words"),
+    [
+        (None, "token", None, "health.headersFrom: Secret ai/web does not exist"),
+        ({}, "token", None, "health.headersFrom: Secret ai/web has no key token"),
+        (encoded("a\nEvil: s3cret"), "token", None, "the value of token is not one line of ASCII"),
+        (encoded(""), "token", None, "the value of token is not one line of ASCII"),
+        ({"token": "%"}, "token", None, "the value of token is not one line of ASCII"),
+        (None, "token", Permanent("s3cret", code=403), "install --handshake-secrets"),
+        (None, "token", Transient("s3cret"), "cannot be read: Transient error"),
+    ],
+)
+def test_a_header_that_cannot_be_had_is_no_fault_of_the_server(
+    secret: JsonObject | None, key: str, error: Exception | None, words: str
+) -> None:
+    stage = Stage()
+
+    def refuse(_: str, ref: ObjectRef) -> None:
+        if error is not None and ref == SECRET:
+            raise error
+
+    stage.server.refuse = refuse
+    assert inquiring(stage, secret, key) == []
+    told = stage.engine.memory(KEY).probe
+    assert told is not None
+    assert (told.reason, told.asked) == ("NotProbed", "now-1")
+    assert told.pods == frozenset("p")
+    assert words in told.message
+    assert "s3cret" not in told.message

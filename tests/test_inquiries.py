@@ -150,7 +150,8 @@ def test_a_busy_server_is_asked_when_it_said_and_what_it_said_before_is_handed_o
 
 def test_headers_are_asked_for_by_the_secret_that_holds_them() -> None:
     where = {"secretKeyRef": {"name": "web", "key": "token"}}
-    spec = {"health": {"headersFrom": [{**where, "prefix": "Bearer "}, {**where, "name": "X-Key"}]}}
+    one = {**where, "name": "Authorization", "prefix": "Bearer "}
+    spec = {"health": {"headersFrom": [one, {**where, "name": "X-Key"}]}}
     inquiry, _ = inquiries.handshake(facts(pod(), spec=spec), CONTEXT)
     assert inquiry is not None
     assert inquiry.headers_from == (

@@ -20,6 +20,7 @@ VARIANTS = {
     "cluster": Installation("example.com/agent:1"),
     "creating": Installation("example.com/agent:1", create_namespace=True),
     "namespace": Installation("example.com/agent:1", watch_namespace="team-a"),
+    "handshakes": Installation("example.com/agent:1", handshake_secrets=True),
     "own namespace": Installation(
         "example.com/agent:1", namespace="team-a", watch_namespace="team-a", git_secret="fleet"
     ),
@@ -123,10 +124,31 @@ def test_no_rule_has_a_wildcard_reads_secrets_or_gives_rights_away(wanted: Insta
     for rule in rules(install.objects(wanted)):
         for values in rule.values():
             assert "*" not in "".join(values), rule
-        assert not set(rule["resources"]) & {"secrets", "configmaps", "serviceaccounts", "nodes"}
+        refused = {"secrets", "configmaps", "serviceaccounts", "nodes"}
+        if wanted.handshake_secrets and rule["resources"] == ["secrets"]:
+            assert rule["verbs"] == ["get"]
+            continue
+        assert not set(rule["resources"]) & refused
         assert not {"escalate", "bind", "impersonate", "deletecollection"} & set(rule["verbs"])
         assert set(rule["apiGroups"]).isdisjoint({"rbac.authorization.k8s.io"})
         assert "nonResourceURLs" not in rule
+
+
+def test_secrets_are_read_only_where_the_agent_is_told_to(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def readers(*arguments: str) -> list[str]:
+        objects = printed(capsys, "--skip-crd", *arguments)
+        return [
+            body["metadata"].get("namespace", "*")
+            for body in objects
+            if body["kind"] in ("Role", "ClusterRole")
+            and any("secrets" in rule["resources"] for rule in body["rules"])
+        ]
+
+    assert readers() == []
+    assert readers("--handshake-secrets") == ["*"]
+    assert readers("--handshake-secrets", "--watch-namespace", "team-a") == ["team-a"]
 
 
 def test_namespaces_can_be_made_only_where_the_agent_is_told_to() -> None:

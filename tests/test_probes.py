@@ -507,6 +507,20 @@ def test_session_counts_are_read_or_not_known(body: str, gauge: str, count: int 
     assert server.asked[0].path == "/x?y=1"
 
 
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [
+        ('s{method="GET"} 1\ns{method="POST"} 2\ns{method="POST",path="/x"} 3\n', 5),
+        ('s{method="GET"} 1\n', 0),
+        ('s{verb="POST"} 1\n', None),
+        ("s 1\n", None),
+    ],
+)
+def test_only_samples_that_match_are_counted(body: str, count: int | None) -> None:
+    with scripted(lambda _: Answer(200, body)) as server:
+        assert count == probes.sessions(server.url, gauge="s", match={"method": "POST"})
+
+
 @pytest.mark.parametrize("code", [204, 302, 404, 500])
 def test_other_answers_say_nothing_about_sessions(code: int) -> None:
     with scripted(lambda _: Answer(code, "0" if code != 204 else "", {"Location": "/"})) as server:

@@ -90,6 +90,11 @@ through the API.
     help="Secret with the token of the forge's webhook, which reaches the agent by a Service.",
 )
 @options.option(
+    "--handshake-secrets",
+    is_flag=True,
+    help="Let the agent read Secrets of the servers' namespaces, for health.headersFrom.",
+)
+@options.option(
     "--watch-namespace",
     metavar="NAME",
     type=options.NAMESPACE,
@@ -114,6 +119,7 @@ def command(
     git_secret: str,
     git_username: str,
     webhook_secret: str,
+    handshake_secrets: bool,
     watch_namespace: str | None,
     namespace: str | None,
     create_namespace: bool,
@@ -164,6 +170,7 @@ def command(
         create_namespace=create_namespace,
         git_secret=git_secret,
         webhook_secret=webhook_secret,
+        handshake_secrets=handshake_secrets,
     )
     objects = install.objects(wanted)
     if skip_crd:
