@@ -26,6 +26,9 @@ from gitops_mcp.model import (
     ANNOTATION_RECONCILE,
     FIELD_MANAGER,
     KIND,
+    LABEL_INSTANCE,
+    LABEL_MANAGED_BY,
+    LABEL_NAME,
     FieldChange,
     JsonObject,
 )
@@ -226,6 +229,8 @@ class _Owner(enum.Enum):
     """Somebody's kubectl (or a stray update of our own): drift."""
     OTHER = 3
     """Another controller: stays."""
+    MAKER = 4
+    """Whoever made the object, of its labels and annotations: stays, unless we own it too."""
 
 
 _Owners = tuple[tuple[_Owner, Mapping[str, Any]], ...]
@@ -237,15 +242,60 @@ _ALL_OURS: _Owners = ((_Owner.OURS, _EVERYTHING),)
 
 
 def _owners(live: JsonObject, manager: str, people: frozenset[str]) -> _Owners:
-    def owner(entry: JsonObject) -> _Owner:
-        name = entry.get("manager", "")
-        if _is_apply_of(entry, manager):
-            return _Owner.OURS
-        if (name in people or name == manager) and not entry.get("subresource"):
-            return _Owner.PERSON
-        return _Owner.OTHER
+    entries = _entries(live)
+    ours = next((entry for entry in entries if _is_apply_of(entry, manager)), None)
+    owners: list[tuple[_Owner, Mapping[str, Any]]] = []
+    for entry in entries:
+        name, tree = entry.get("manager", ""), entry.get("fieldsV1") or {}
+        if entry is ours:
+            owners.append((_Owner.OURS, tree))
+        elif (name in people or name == manager) and not entry.get("subresource"):
+            owners.append((_Owner.PERSON, tree))
+        elif ours is not None and _made_it(entry, ours):
+            owners.extend(_parted(tree))
+        else:
+            owners.append((_Owner.OTHER, tree))
+    return tuple(owners)
 
-    return tuple((owner(entry), entry.get("fieldsV1") or {}) for entry in _entries(live))
+
+_MARKS = tuple(f"f:{label}" for label in (LABEL_NAME, LABEL_INSTANCE, LABEL_MANAGED_BY))
+"""The labels that every object of ours bears, and that never change."""
+
+
+def _made_it(entry: JsonObject, ours: JsonObject) -> bool:
+    """Did this manager only make the object as a whole: restore it from a backup, or create what we
+    had rendered?
+
+    An update owns nothing but what it changed, so an entry that owns our own labels beside us
+    created the object. One that has written since our last apply is alive, and no mere maker; nor
+    is one that applies, which owns whatever it goes on to want.
+    """
+    if entry.get("operation") != "Update" or entry.get("subresource"):
+        return False
+    # An apply that changed no value bears no time: it only said that what stood there is ours.
+    if "time" in ours and entry.get("time", "") > ours["time"]:
+        return False
+    return all(mark in _labels_of(one) for mark in _MARKS for one in (entry, ours))
+
+
+def _labels_of(entry: JsonObject) -> Mapping[str, Any]:
+    metadata = (entry.get("fieldsV1") or {}).get("f:metadata") or {}
+    labels: Mapping[str, Any] = metadata.get("f:labels") or {}
+    return labels
+
+
+def _parted(tree: JsonObject) -> _Owners:
+    """What a maker owns. Its spec gives way as a person's does. Labels and annotations may be its
+    own marks (which backup, which release): they stay, but for those that we own, too."""
+    spec = {name: below for name, below in tree.items() if name != "f:metadata"}
+    metadata = tree.get("f:metadata") or {}
+    marks = {name: metadata[name] for name in ("f:labels", "f:annotations") if name in metadata}
+    rest = {name: below for name, below in metadata.items() if name not in marks}
+    return (
+        (_Owner.PERSON, spec),
+        (_Owner.MAKER, {"f:metadata": marks}),
+        (_Owner.OTHER, {"f:metadata": rest}),
+    )
 
 
 def _below(owners: _Owners, element: str, *, whole: bool = False) -> _Owners:
@@ -526,11 +576,14 @@ _SHAPES: Mapping[str, _Shape] = {
                     "config": _MAP,
                     "env": _keyed("name", ordered=True),
                     "nodeSelector": _MAP,
+                    "path": _Shape(default="/mcp"),
                     "podAnnotations": _MAP,
                     "podLabels": _MAP,
+                    "port": _Shape(default=8080),
                     "replicas": _KEPT,
                     "resources": _RESOURCES,
                     "suspend": _KEPT,
+                    "transport": _Shape(default="streamable-http"),
                 }
             ),
         }
@@ -603,7 +656,7 @@ class _Walk:
                     return self.items((desired, wanted), (live, stored), shape, at, owners)
                 if {owner for owner, _ in owners} in (
                     {_Owner.PERSON},
-                    set(_Owner) - {_Owner.OTHER},
+                    {_Owner.PERSON, _Owner.OURS},
                 ):
                     self.seize.append(at.fields)  # items that are there twice
         if _canonical(desired, shape) == _canonical(live, shape):
@@ -873,6 +926,8 @@ def _whose(live: Any, shape: _Shape, at: _At, owners: _Owners) -> set[_Owner]:
     found = {owner for owner, _ in owners}
     if _Owner.OTHER in found or (shape.shared and _Owner.PERSON in found):
         return {_Owner.OTHER}
+    if _Owner.MAKER in found:
+        return {_Owner.PERSON if _Owner.OURS in found else _Owner.OTHER}
     return {_Owner.PERSON if _Owner.PERSON in found else _Owner.OURS}
 
 

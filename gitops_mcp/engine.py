@@ -548,11 +548,13 @@ class Engine:
         if action.subresource == "status" and action.ref.kind == KIND:
             memory.status_written_at = self._clock()
             _note(memory, action)
-        elif before is not None and diffing.same_content(before, after):
+            return
+        same = before is not None and diffing.same_content(before, after)
+        if planning.unproven(action.body, after) if action.claims else same:
             if len(memory.noise) >= NOISE:
                 memory.noise.clear()
             memory.noise.add(action.key)
-        else:
+        if action.claims or not same:
             _note(memory, action)
 
     def _reread(self, key: ServerKey, ref: ObjectRef) -> None:
@@ -758,13 +760,15 @@ class Engine:
                     continue
                 if action.ref in memory.taken and isinstance(error, Configuration):
                     # Refused for what is still there.
+                    memory.noise.add(action.key)
                     memory.overlay.put(_merged(before, action.body))
                     continue
                 if _is_news(action, error) and memory.races < MAX_RACES:
                     return self._learn(key, memory, memory.overlay, action.ref)
                 self._failed(key, memory, error)
                 return immutable
-            if before is not None and diffing.same_content(before, after):
+            same = before is not None and diffing.same_content(before, after)
+            if same and not action.claims:
                 memory.noise.add(action.key)
                 continue
             if action.ref not in memory.taken:  # else all of it is told already

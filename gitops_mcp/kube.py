@@ -911,7 +911,9 @@ class Cluster:
             return None
         return {"apiVersion": ref.api_version, "kind": ref.kind, **answer}
 
-    def create(self, body: JsonObject, *, timeout: float | None = None) -> JsonObject:
+    def create(
+        self, body: JsonObject, *, manager: str = FIELD_MANAGER, timeout: float | None = None
+    ) -> JsonObject:
         """POST: for what is made once and never applied (Events, reviews, Leases)."""
         metadata = body.get("metadata", {})
         ref = ObjectRef(body["apiVersion"], body["kind"], metadata.get("namespace", ""), "")
@@ -920,7 +922,7 @@ class Cluster:
             _path(ref),
             operation="create",
             ref=ref,
-            query={"fieldManager": FIELD_MANAGER},
+            query={"fieldManager": manager},
             body=body,
             timeout=timeout,
         )

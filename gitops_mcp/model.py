@@ -348,6 +348,8 @@ class Action:
     propagation: Propagation = "Background"
     change: Change | None = None
     key: str = ""
+    claims: bool = False
+    """It is made for the ownership alone: that no value changes makes it no noise."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -216,7 +216,7 @@ def prune_guard(
 def decide(facts: Facts, context: Context, renderer: Renderer) -> Decision:
     """What to do about one server now."""
     cr = facts.cr
-    owner = owner_of(cr, context.source) if cr is not None else None
+    owner = _claimant(facts, context, renderer)
     if owner is Owner.OTHER:
         return _other_source(facts)
     if cr is not None and shutdown.under_way(cr):
@@ -227,13 +227,62 @@ def decide(facts: Facts, context: Context, renderer: Renderer) -> Decision:
         return Decision("skipped", message=message, look_again=later)
     if facts.desired is not None:
         if owner is Owner.KUBECTL and not _adopts(facts.desired):
-            return _refused(facts, f"mcpserver/{facts.key.name} was made by hand")
+            label = (facts.cr or {})["metadata"].get("labels") or {}
+            copied = f", though it bears the label {LABEL_SOURCE}" if LABEL_SOURCE in label else ""
+            return _refused(facts, f"mcpserver/{facts.key.name} was made by hand{copied}")
         return _converge(facts, context, renderer, owner)
     if cr is None:
         return Decision("failed" if facts.protected else "ok", message=_first_problem(facts))
     if facts.protected or owner is not Owner.OURS:
         return _converge(facts, context, renderer, owner)
     return _prune(facts, context)
+
+
+def _claimant(facts: Facts, context: Context, renderer: Renderer) -> Owner | None:
+    """Whose the MCPServer is, as far as it goes for what git holds; None where there is none.
+
+    The label alone makes nothing git's, nor takes anything from it: what we did not apply must come
+    from this source (COPIED, and ours by the next apply), or it is what somebody made by hand.
+    """
+    cr, desired = facts.cr, facts.desired
+    if cr is None:
+        return None
+    owner = owner_of(cr, context.source)
+    if owner is Owner.OURS or desired is None:
+        return owner
+    if owner is Owner.COPIED:
+        return owner if _made_from(cr, desired, renderer) else Owner.KUBECTL
+    # Our label was changed or taken off: we applied the rest.
+    labels = cr["metadata"].get("labels") or {}
+    relabelled = not (
+        LABEL_SOURCE in labels and diffing.owns(cr, "metadata", "labels", LABEL_SOURCE)
+    )
+    if relabelled and _applied(cr) and _made_from(cr, desired, renderer):
+        return Owner.COPIED
+    return owner
+
+
+def _applied(cr: JsonObject) -> bool:
+    """Did we ever apply the MCPServer from git, whatever its source label says now?"""
+    marks = (
+        ("spec", "image"),
+        ("metadata", "annotations", ANNOTATION_FILE),
+        ("metadata", "labels", LABEL_MANAGED_BY),
+    )
+    return any(diffing.owns(cr, *mark) for mark in marks)
+
+
+def _made_from(cr: JsonObject, desired: McpServer, renderer: Renderer) -> bool:
+    """Does what stands in the MCPServer come from this manifest: does it name its file, or say the
+    very same?"""
+    annotations = cr["metadata"].get("annotations") or {}
+    if annotations.get(ANNOTATION_FILE) == desired.file:
+        return True
+    live = cr.get("spec") or {}
+    open_ = {name: live[name] for name in ("replicas", "suspend") if name in live}
+    body = serverschema.defaulted(renderer.custom_resource(desired))
+    wanted = {"kind": KIND, "spec": open_ | body["spec"]}
+    return not diffing.between({"kind": KIND, "spec": live}, wanted)
 
 
 def _other_source(facts: Facts) -> Decision:
@@ -271,7 +320,7 @@ def rolls(facts: Facts, context: Context, renderer: Renderer) -> bool:
     cr, live = facts.cr, facts.children.get("Deployment")
     if cr is None or live is None or not _serves(live):
         return False
-    owner = owner_of(cr, context.source)
+    owner = _claimant(facts, context, renderer)
     kept = facts.desired is not None or facts.protected or owner is not Owner.OURS
     hands_off = owner is Owner.OTHER or shutdown.under_way(cr) or _suspended(facts)
     if owner is Owner.KUBECTL and facts.desired is not None and not _adopts(facts.desired):
@@ -320,7 +369,7 @@ def foreign(
     """The fields of a server's objects that other controllers have put there, and that stay. Costs
     a whole comparison of each object: only where somebody wants to see them."""
     cr = facts.cr
-    owner = owner_of(cr, context.source) if cr is not None else Owner.OTHER
+    owner = _claimant(facts, context, renderer)
     if cr is None or owner is Owner.OTHER:
         return
     people = _strict(context, owner).kubectl_managers
@@ -552,11 +601,11 @@ def _write(
     """The actions that make ``live`` what ``body`` says: none, when it is so already."""
     people = context.kubectl_managers
     if live is not None and diffing.agrees(body, live, kubectl_managers=people):
-        return []
+        return _claim(facts, body, live)
     ref = ObjectRef.of(body)
     difference = diffing.compare(body, live, kubectl_managers=people)
     if live is not None and (not difference.fields or difference.key in facts.noise):
-        return []
+        return _claim(facts, body, live)
     change = Change(
         "create" if live is None else "update",
         facts.key,
@@ -607,6 +656,37 @@ def _write(
             key=difference.key,
         )
     ]
+
+
+def _claim(facts: Facts, body: JsonObject, live: JsonObject) -> list[Action]:
+    """Apply what is equal already, where nothing proves that it is ours: else what git drops one
+    day would stay for ever, and the server with it."""
+    uid = live["metadata"].get("uid")  # one that is only foreseen has none
+    key = f"claim {uid}"
+    if uid is None or not unproven(body, live) or key in facts.noise:
+        return []
+    ref = ObjectRef.of(body)
+    reason = "take ownership: others made it from this source"
+    return [
+        Action(
+            Verb.APPLY,
+            ref,
+            "take ownership",
+            body,
+            uid=uid,
+            resource_version=live["metadata"]["resourceVersion"],
+            change=Change("update", facts.key, ref, reason=reason),
+            key=key,
+            claims=True,
+        )
+    ]
+
+
+def unproven(body: JsonObject, live: JsonObject) -> bool:
+    """Does ``live`` lack the proof that an apply of ``body`` leaves: that its mark is ours?"""
+    mark = LABEL_SOURCE if body["kind"] == KIND else LABEL_MANAGED_BY
+    wanted = mark in (body["metadata"].get("labels") or {})
+    return wanted and not diffing.owns(live, "metadata", "labels", mark)
 
 
 def _child_actions(

@@ -18,9 +18,9 @@ import plane as rig
 import pytest
 import yaml
 
-from gitops_mcp import diffing, sandbox
+from gitops_mcp import diffing, sandbox, serverschema
 from gitops_mcp.diffing import between, ownership_patch, owns, same_content, without
-from gitops_mcp.model import API_VERSION, Context, FieldChange, JsonObject, Revision
+from gitops_mcp.model import API_VERSION, KIND, Context, FieldChange, JsonObject, Revision
 from gitops_mcp.rendering import Renderer
 
 ROOT = Path(__file__).parents[1]
@@ -494,3 +494,15 @@ def test_a_map_that_is_not_there_is_not_shown_as_an_empty_one() -> None:
 def test_a_name_of_digits_that_are_no_index_is_a_name(name: str) -> None:
     live: JsonObject = {"spec": {"config": {name: "1", "A": "2"}}}
     assert without(live, [f"/spec/config/{name}"]) == {"spec": {"config": {"A": "2"}}}
+
+
+def test_what_is_compared_as_absent_is_what_the_definition_fills_in() -> None:
+    spec = serverschema.schema()["properties"]["spec"]["properties"]
+    fields = diffing._SHAPES[KIND].children["spec"].children
+    shapes = {name: shape.default for name, shape in fields.items() if shape.default is not None}
+    filled = {
+        name: field["default"]
+        for name, field in spec.items()
+        if "default" in field and name != "suspend"
+    }
+    assert shapes == filled

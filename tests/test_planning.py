@@ -13,6 +13,7 @@ import yaml
 from gitops_mcp import planning, serverschema
 from gitops_mcp.model import (
     FINALIZER,
+    LABEL_MANAGED_BY,
     LABEL_SOURCE,
     Context,
     Decision,
@@ -71,15 +72,27 @@ def live_cr(case: dict[str, Any]) -> JsonObject | None:
     annotations = case.get("annotations", {}) | described.get("annotations", {})
     body = serverschema.defaulted(RENDERER.custom_resource(server(spec, annotations)))
     body = stored(body, "u")
+    tree: JsonObject
     metadata = body["metadata"]
+    metadata["annotations"] |= described.get("annotations", {})
     metadata["generation"] = described.get("generation", 1)
     owner = described.get("owner", "ours")
     if owner == "kubectl":
         del metadata["labels"][LABEL_SOURCE]
-    elif owner == "other":
+    elif owner in ("other", "relabelled"):
         metadata["labels"][LABEL_SOURCE] = "other"
+    if owner == "other":
+        tree = {"f:metadata": {"f:labels": {f"f:{LABEL_SOURCE}": {}}}}
+        metadata["managedFields"] = [
+            {"manager": "gitops-mcp", "operation": "Apply", "fieldsV1": tree}
+        ]
+    elif described.get("applied"):
+        tree = {"f:spec": {"f:image": {}}}
+        metadata["managedFields"] = [
+            {"manager": "gitops-mcp", "operation": "Apply", "fieldsV1": tree}
+        ]
     elif owner == "ours":
-        tree: JsonObject = {"f:metadata": {"f:labels": {f"f:{LABEL_SOURCE}": {}}}}
+        tree = {"f:metadata": {"f:labels": {f"f:{LABEL_SOURCE}": {}}}}
         tree |= described.get("owns", {})
         metadata["managedFields"] = [
             {"manager": "gitops-mcp", "operation": "Apply", "fieldsV1": tree},
@@ -110,7 +123,10 @@ def children(case: dict[str, Any], cr: JsonObject | None) -> dict[str, JsonObjec
         described = case.get(body["kind"].lower())
         if described is not None:
             over = {} if described == "same" else described
-            found[body["kind"]] = merged(stored(body, body["kind"]), over)
+            tree = {"f:metadata": {"f:labels": {f"f:{LABEL_MANAGED_BY}": {}}}}
+            entry = {"manager": "gitops-mcp", "operation": "Apply", "fieldsV1": tree}
+            ours = merged(stored(body, body["kind"]), {"metadata": {"managedFields": [entry]}})
+            found[body["kind"]] = merged(ours, over)
     return found
 
 
@@ -196,7 +212,8 @@ def told(decision: Decision) -> list[str]:
 def at(body: JsonObject, pointer: str) -> Any:
     found: Any = body
     for token in pointer.split("/")[1:]:
-        found = found[int(token) if isinstance(found, list) else token]
+        name = token.replace("~1", "/")
+        found = found[int(name) if isinstance(found, list) else name]
     return found
 
 

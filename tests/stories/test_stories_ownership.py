@@ -23,6 +23,7 @@ from gitops_mcp.model import (
     LABEL_NAME,
     LABEL_SOURCE,
     JsonObject,
+    ObjectRef,
 )
 
 ADOPT = {ANNOTATION_ADOPT: "true"}
@@ -148,6 +149,166 @@ def test_a_server_made_by_hand_is_not_taken_over_unless_git_adopts_it(story: Sto
     story.until(story.settled)
     story.remove("web")
     assert story.sync(allow_prune=1) == {"web": "pruned"}
+
+
+# --- made or restored by other hands ----------------------------------------------------------
+
+FULL: dict[str, Any] = {
+    "replicas": 1,
+    "port": 9000,
+    "args": ["--one"],
+    "config": {"A": "x", "B": "why"},
+    "resources": {"limits": {"memory": "1Gi"}},
+    "labels": {"team": "search"},
+}
+
+
+def rendered(story: Story) -> list[JsonObject]:
+    """What ``gitops-mcp render`` prints."""
+    options = story.options()
+    with pipeline.open_repository(options) as repository:
+        return list(pipeline.read(options, repository).objects())
+
+
+def restored(story: Story, manager: str = "velero-server") -> None:
+    """Every object of the namespace, deleted and made anew as Velero does: by another manager, with
+    a new uid, without owners and status, with a label of its own."""
+    saved = story.objects()
+    for body in saved.values():
+        story.hand.delete(ObjectRef.of(body), uid=None, propagation="Orphan")
+    story.until(lambda: story.objects() == {}, "the namespace to be empty")
+    for body in sorted(saved.values(), key=lambda body: body["kind"] != KIND):
+        kept = ("name", "namespace", "labels", "annotations")
+        metadata = {name: body["metadata"][name] for name in kept if name in body["metadata"]}
+        metadata["labels"] = {**metadata["labels"], "velero.io/restore-name": "r1"}
+        spec = {k: v for k, v in body["spec"].items() if k not in ("clusterIP", "clusterIPs")}
+        made = {"apiVersion": body["apiVersion"], "kind": body["kind"], "metadata": metadata}
+        story.hand.create(made | {"spec": spec}, manager=manager)
+
+
+def is_lean(story: Story) -> None:
+    """Nothing of FULL is left in the cluster but ``config.A``."""
+    cr, deployment = story.get(KIND), story.get("Deployment")
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    assert cr["spec"]["port"] == 8080
+    assert cr["spec"]["config"].keys() == {"A"}
+    assert not cr["spec"].keys() & {"args", "resources"}
+    assert "team" not in cr["metadata"]["labels"]
+    assert not container.keys() & {"args"}
+    assert "limits" not in container["resources"]
+    assert "B" not in {variable["name"] for variable in container["env"]}
+    assert story.get("Service")["spec"]["ports"][0]["port"] == 8080
+
+
+@pytest.mark.parametrize("how", ["client-side", "server-side"])
+def test_what_kubectl_made_from_this_source_is_gits_though_it_is_equal(
+    story: Story, how: str
+) -> None:
+    story.put("web", **FULL)
+    (cr,) = (body for body in rendered(story) if body["kind"] == KIND)
+    if how == "client-side":
+        story.hand.create(cr, manager="kubectl-client-side-apply")
+    else:
+        story.hand.apply(cr, manager="kubectl")
+    uid = story.get(KIND)["metadata"]["uid"]
+    assert story.sync(check=True) == {"web": "changed"}
+    assert story.told()[KIND] == []
+    assert "take ownership" in story.outcome().changes[0].reason
+    assert story.sync() == {"web": "changed"}
+    assert story.deeds().count(f"apply {KIND}") == 1
+    story.until(story.settled)
+
+    story.put("web", config={"A": "x"})
+    assert story.sync(check=True) == {"web": "changed"}
+    assert {"/spec/args", "/spec/config/B"} <= set(story.told()[KIND])
+    assert story.sync() == {"web": "changed"}
+    is_lean(story)
+    story.until(story.settled)
+    assert story.get(KIND)["metadata"]["uid"] == uid
+    story.remove("web")
+    assert story.sync(allow_prune=1) == {"web": "pruned"}
+
+
+@pytest.mark.parametrize("when", ["after", "before"])
+def test_a_restored_server_is_gits_again_and_what_git_drops_goes(story: Story, when: str) -> None:
+    """``when`` git drops it: after the first sync that follows the restore, or before."""
+    story.created(**FULL)
+    restored(story)
+    if when == "after":
+        assert story.sync() == {"web": "changed"}
+        story.until(story.settled)
+        story.put("web", image="example.com/web:2", config={"A": "x"})
+        assert story.sync(check=True) == {"web": "changed"}
+        assert {"/spec/args", "/spec/config/B"} <= set(story.told()[KIND])
+    else:
+        story.put("web", image="example.com/web:2", config={"A": "x"}, labels={"team": "search"})
+        assert story.sync() == {"web": "changed"}
+        story.put("web", image="example.com/web:2", config={"A": "x"})
+    assert story.sync() == {"web": "changed"}
+    is_lean(story)
+    story.until(story.settled)
+    for body in story.objects().values():
+        assert body["metadata"]["labels"]["velero.io/restore-name"] == "r1", "its own mark stays"
+    story.remove("web")
+    assert story.sync(allow_prune=1) == {"web": "pruned"}
+
+
+def test_what_a_living_controller_added_stays_though_it_was_restored_too(story: Story) -> None:
+    story.created(**FULL)
+    restored(story)
+    story.sync()
+    extra = {"name": "INJECTED", "value": "1"}
+    pods = {"spec": {"containers": [{"name": "mcp-server", "env": [extra]}]}}
+    story.apply("Deployment", {"spec": {"template": pods}}, manager="injector")
+    story.put("web", config={"A": "x"})
+    story.sync()
+    container = story.get("Deployment")["spec"]["template"]["spec"]["containers"][0]
+    assert extra in container["env"]
+    assert "args" not in container
+    story.until(story.settled)
+
+
+def test_an_object_whose_managed_fields_were_cleared_is_ours_again(story: Story) -> None:
+    story.created(**FULL)
+    for kind in (KIND, "Deployment", "Service"):
+        story.patch(kind, {"metadata": {"managedFields": [{}]}})
+    assert story.sync() == {"web": "changed"}
+    story.until(story.settled)
+    story.put("web", config={"A": "x"})
+    story.sync()
+    is_lean(story)
+    story.until(story.settled)
+
+
+# --- the source label -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("label", ["somebody-elses", None])
+def test_a_source_label_that_was_changed_is_drift(story: Story, label: str | None) -> None:
+    story.created()
+    story.until(story.settled)
+    story.patch(KIND, {"metadata": {"labels": {LABEL_SOURCE: label}}}, manager="kubectl-label")
+    story.patch(KIND, {"spec": {"image": "example.com/evil:1"}})
+    assert story.sync(check=True) == {"web": "changed"}
+    assert "/metadata/labels/mcp.example.com~1source" in story.told()[KIND]
+    assert story.sync() == {"web": "changed"}
+    cr = story.get(KIND)
+    assert cr["metadata"]["labels"][LABEL_SOURCE] == story.namespace
+    assert cr["spec"]["image"] == "example.com/web:1"
+    story.until(story.settled)
+    story.remove("web")
+    assert story.sync(allow_prune=1) == {"web": "pruned"}
+
+
+def test_a_copied_label_gives_git_nothing_that_somebody_else_wrote(story: Story) -> None:
+    by_hand(story, labels={LABEL_SOURCE: story.namespace})
+    story.put("web", image="example.com/git:1")
+    assert story.sync() == {"web": "blocked"}
+    assert "made by hand, though it bears the label" in story.outcome().message
+    assert story.get(KIND)["spec"]["image"] == "example.com/hand:1"
+    story.put("web", image="example.com/git:1", annotations=ADOPT)
+    assert story.sync() == {"web": "changed"}
+    story.until(story.settled)
 
 
 # --- children ---------------------------------------------------------------------------------
