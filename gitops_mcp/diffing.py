@@ -122,6 +122,34 @@ def owns(live: JsonObject, *path: str, manager: str = FIELD_MANAGER) -> bool:
     return False
 
 
+def owns_status(live: JsonObject, *path: str, manager: str = FIELD_MANAGER) -> bool:
+    """Whether an apply of ``manager`` to the status owns a field below ``status``, by its elements
+    in FieldsV1: ``owns_status(cr, "f:shutdown", "f:step")``."""
+    return any(_reaches(entry, path) for entry in _entries(live) if _applies_status(entry, manager))
+
+
+def shares_status(live: JsonObject, *path: str, manager: str = FIELD_MANAGER) -> bool:
+    """Whether anybody but ``manager`` owns such a field, or nobody does: an apply that leaves it
+    out does not remove it."""
+    entries = _entries(live)
+    others = (entry for entry in entries if not _applies_status(entry, manager))
+    return not owns_status(live, *path, manager=manager) or any(
+        _reaches(entry, path) for entry in others
+    )
+
+
+def _applies_status(entry: JsonObject, manager: str) -> bool:
+    of = (entry.get("manager"), entry.get("operation"), entry.get("subresource"))
+    return of == (manager, "Apply", "status")
+
+
+def _reaches(entry: JsonObject, path: tuple[str, ...]) -> bool:
+    tree: Any = (entry.get("fieldsV1") or {}).get("f:status")
+    for element in path:
+        tree = tree.get(element) if isinstance(tree, dict) else None
+    return tree is not None
+
+
 def owned(live: JsonObject, *, manager: str = FIELD_MANAGER) -> JsonObject:
     """The fields that ``manager``'s applies own, as they stand: the body of an apply that changes
     nothing and gives nothing up."""

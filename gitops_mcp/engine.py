@@ -107,6 +107,7 @@ class Kube(Protocol):
         ops: list[JsonObject],
         *,
         manager: str,
+        subresource: str,
         uid: str | None,
         resource_version: str | None,
     ) -> JsonObject: ...
@@ -505,12 +506,15 @@ class Engine:
                 action.ref,
                 action.body["patch"],
                 manager=action.manager,
+                subresource=action.subresource,
                 uid=action.uid,
                 resource_version=action.resource_version,
             )
             released = "deletionTimestamp" in patched["metadata"]
             released = released and not patched["metadata"].get("finalizers")
             self._now(before, None if released else patched)
+            if action.subresource == "status":
+                memory.status_written_at = self._clock()
         else:
             self._applied(memory, action, before)
             return

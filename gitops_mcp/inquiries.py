@@ -7,7 +7,7 @@ it answered by ``probes.ask`` and decides again; nothing here makes a request.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from gitops_mcp import serverschema, transports
@@ -20,6 +20,7 @@ from gitops_mcp.model import (
     SecretHeader,
 )
 
+EARLIEST, LATEST = datetime(2000, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 HANDSHAKE_INTERVAL = timedelta(seconds=60)
 HANDSHAKE_TIMEOUT = timedelta(seconds=5)
 HANDSHAKE_RETRY = timedelta(seconds=10)
@@ -29,13 +30,26 @@ COUNT_TIMEOUT = timedelta(seconds=2)
 CLEANUP_LIMIT = timedelta(seconds=60)
 CLEANUP_HURRIED = timedelta(seconds=10)
 METRICS_PATH = "/metrics"
+REQUEST_LIMIT = 256
+"""Characters of a request for a fresh look: what is longer is cut, and so is its answer."""
 
 
 def requested(cr: JsonObject | None) -> str:
     """The request for a fresh look at a server: whatever its annotation says, "" for none. It is
     answered in the status once the look has been taken, a handshake included."""
     annotations = (cr or {}).get("metadata", {}).get("annotations") or {}
-    return str(annotations.get(ANNOTATION_RECONCILE) or "")
+    return str(annotations.get(ANNOTATION_RECONCILE) or "")[:REQUEST_LIMIT]
+
+
+def moment(text: object) -> datetime | None:
+    """A metav1.Time as it stands in a status; None for anything else. Anybody may have written it:
+    what is centuries away is no time of a cluster, and could not be counted with."""
+    try:
+        found = datetime.fromisoformat(str(text))
+        found = found if found.tzinfo else found.replace(tzinfo=UTC)
+        return found if EARLIEST <= found <= LATEST else None
+    except (ValueError, OverflowError):
+        return None
 
 
 def handshake(facts: Facts, context: Context) -> tuple[Inquiry | None, datetime | None]:

@@ -840,6 +840,7 @@ class Cluster:
         *,
         manager: str = FIELD_MANAGER,
         dry_run: bool = False,
+        subresource: str = "",
         uid: str | None = None,
         resource_version: str | None = None,
     ) -> JsonObject:
@@ -853,7 +854,7 @@ class Cluster:
         ]
         return self._request(
             "PATCH",
-            _path(ref),
+            _path(ref, subresource),
             operation="patch",
             ref=ref,
             query=_dry({"fieldManager": manager}, dry_run),

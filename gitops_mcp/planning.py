@@ -142,7 +142,7 @@ def is_applied(server: McpServer | None, cr: JsonObject | None) -> bool:
     out? What differs from it then, somebody else has done."""
     live = (cr or {}).get("status") or {}
     conditions = live.get("conditions") or ()
-    synced: JsonObject = next((one for one in conditions if one["type"] == "Synced"), {})
+    synced: JsonObject = next((one for one in conditions if one.get("type") == "Synced"), {})
     if cr is None or synced.get("status") != "True":
         return False
     if server is None:
@@ -1155,6 +1155,19 @@ def _status_action(facts: Facts, wanted: JsonObject) -> tuple[Action | None, dat
     if due is not None and facts.now < due:
         return None, due
     ref = ObjectRef.of(cr)
+    body: JsonObject
+    strange = status.strange(wanted, cr)
+    if strange:
+        body = {"patch": [{"op": "remove", "path": pointer} for pointer in strange]}
+        return Action(
+            Verb.JSON_PATCH,
+            ref,
+            "remove what others wrote into the status",
+            body,
+            "status",
+            uid=cr["metadata"]["uid"],
+            resource_version=cr["metadata"]["resourceVersion"],
+        ), None
     body = {
         "apiVersion": ref.api_version,
         "kind": ref.kind,
@@ -1179,7 +1192,7 @@ def _due(facts: Facts, old: JsonObject, *, minor: bool) -> datetime | None:
         return None
     due = written + STATUS_INTERVAL
     since = status.not_ready_since(old)
-    if minor and since is not None:
+    if minor and since is not None and since <= written:
         age = max(written - since, STATUS_INTERVAL)
         due = max(due, since + PROGRESS_FACTOR * age)
     return due

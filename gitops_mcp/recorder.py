@@ -451,7 +451,7 @@ def _step(status: Mapping[str, Any]) -> str:
 
 
 def _steps(worked: Worked, before: str, step: str) -> Iterator[_Fact]:
-    state = worked.status["shutdown"]
+    state = worked.status.get("shutdown") or {}
     if not before:
         by = state.get("deadline", "")
         yield _fact(worked, "Normal", "Terminating", f"shutting down, to be done by {by}")

@@ -15,11 +15,12 @@ An object that has gone already (foreground deletion, a person) counts as its st
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from gitops_mcp import inquiries, transports
+from gitops_mcp import diffing, inquiries, transports
 from gitops_mcp.model import (
     ANNOTATION_SHUTDOWN,
     FIELD_MANAGER,
@@ -40,6 +41,9 @@ WITHDRAWN = f"{GROUP}/withdrawn"
 MARGIN = timedelta(seconds=30)
 """What a shutdown may take over its drain window and grace, for the API and the kubelet."""
 
+CLEANUP_TEXT = 1000
+"""Characters of what the hooks said."""
+
 SCALE_ATTEMPTS = 3
 """How often somebody may raise a stopping Deployment before it is deleted under them."""
 
@@ -58,10 +62,39 @@ class Progress:
     """What is waited for comes in a moment: no status is worth writing until then."""
 
 
+STEPS = ("Withdrawing", "Draining", "Stopping", "CleaningUp", "Deleting")
+
+_SOUND: Mapping[str, Callable[[Any], bool]] = {
+    "step": lambda value: value in STEPS,
+    "startedAt": lambda value: _parse(value) is not None,
+    "deadline": lambda value: _parse(value) is not None,
+    "activeSessions": lambda value: _is_count(value),
+    "attempts": lambda value: _is_count(value),
+    "deploymentGeneration": lambda value: _is_count(value),
+    "recreate": lambda value: value is True,
+    "endedBy": lambda value: isinstance(value, str),
+    "cleanup": lambda value: isinstance(value, str),
+}
+"""The fields of ``status.shutdown``, and what each may hold."""
+
+
 def state_of(cr: JsonObject) -> JsonObject | None:
-    """The ``status.shutdown`` that stands in the CR."""
-    state: JsonObject | None = (cr.get("status") or {}).get("shutdown")
-    return state or None
+    """The ``status.shutdown`` that we wrote; None where there is none.
+
+    Whoever may write the status may write anything there: a field counts only where our own apply
+    to the status owns it, and where it makes sense. Without a step there is no shutdown.
+    """
+    stands = (cr.get("status") or {}).get("shutdown")
+    if not isinstance(stands, dict):
+        return None
+    state = {
+        name: stands[name]
+        for name, sound in _SOUND.items()
+        if name in stands
+        and sound(stands[name])
+        and diffing.owns_status(cr, "f:shutdown", f"f:{name}")
+    }
+    return state if "step" in state else None
 
 
 def under_way(cr: JsonObject) -> bool:
@@ -79,10 +112,28 @@ def begin(cr: JsonObject, now: datetime, *, recreate: bool = False) -> JsonObjec
     # Whole seconds, rounded up: clients are given no less time than they were promised. A deletion
     # that nobody saw for a while begins now, too: its sessions have not been let go before.
     started = _whole(now)
-    timing = transports.timing(cr.get("spec") or {})
-    deadline = started + timing.drain_timeout + timing.grace + MARGIN
+    deadline = started + _takes(cr)
     state = {"step": "Withdrawing", "startedAt": _time(started), "deadline": _time(deadline)}
     return state | {"recreate": True} if recreate else state
+
+
+def _takes(cr: JsonObject) -> timedelta:
+    """How long a shutdown may take."""
+    timing = transports.timing(cr.get("spec") or {})
+    return timing.drain_timeout + timing.grace + MARGIN
+
+
+def _bounded(cr: JsonObject, state: JsonObject, now: datetime) -> JsonObject:
+    """The state with its times: one that is missing, or further ahead than a shutdown can take (a
+    clock was set back, a spec was changed), is counted anew."""
+    started = _parse(state.get("startedAt"))
+    if started is None or started > now + MARGIN:
+        started = _whole(now)
+    latest = started + _takes(cr)
+    deadline = _parse(state.get("deadline"))
+    if deadline is None or deadline > latest + MARGIN:
+        deadline = latest
+    return state | {"startedAt": _time(started), "deadline": _time(deadline)}
 
 
 def advance(facts: Facts) -> Progress:
@@ -92,6 +143,7 @@ def advance(facts: Facts) -> Progress:
     state = state_of(cr)
     if state is None:
         return Progress(begin(cr, facts.now), persist=True)
+    state = _bounded(cr, state, facts.now)
     service = _standing(facts.children.get("Service"))
     deployment = _standing(facts.children.get("Deployment"))
     if _foreground(cr):
@@ -230,7 +282,8 @@ def _delete(facts: Facts, cr: JsonObject, state: JsonObject) -> Progress:
     if facts.cleanup != "" and "cleanup" not in state and not recreate:
         if facts.cleanup is None:
             return Progress(state | {"step": "CleaningUp"}, waiting="cleanup hooks")
-        return Progress(state | {"step": "Deleting", "cleanup": facts.cleanup}, persist=True)
+        cleanup = facts.cleanup[:CLEANUP_TEXT]
+        return Progress(state | {"step": "Deleting", "cleanup": cleanup}, persist=True)
     state = state | {"step": "Deleting"}
     standing = [child for child in facts.children.values() if _standing(child)]
     if standing:
@@ -295,5 +348,9 @@ def _time(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _parse(text: str | None) -> datetime | None:
-    return datetime.fromisoformat(text) if text else None
+def _parse(text: object) -> datetime | None:
+    return inquiries.moment(text)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

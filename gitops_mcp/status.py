@@ -8,10 +8,10 @@ a condition keeps its lastTransitionTime as long as its ``status`` is the same.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
-from gitops_mcp import health, inquiries, pausing, transports
+from gitops_mcp import diffing, health, inquiries, pausing, transports
 from gitops_mcp.model import (
     ANNOTATION_FILE,
     APP_NAME,
@@ -31,6 +31,12 @@ Difference = Literal["", "minor", "major"]
 
 MESSAGE_LIMIT: Final = 1000
 """Characters of a condition's message."""
+
+LONGEST: Final = {"revision": 256, "path": 4096, "digest": 256}
+"""Characters that the definition takes in ``status.source``."""
+
+SKEW: Final = timedelta(minutes=1)
+"""How far the clocks of two writers may be apart."""
 
 PASSING: Final = frozenset({"Suspended", "PruneBlocked", "RolloutInProgress"})
 """Reasons of Synced=False that do not hold Ready back: the server runs as it is."""
@@ -108,8 +114,7 @@ def body(
         "selector": selector(metadata["name"]),
         "endpoint": endpoint,
         "observedGeneration": generation,
-        "lastTransitionTime": (old.get("lastTransitionTime") if old.get("phase") == phase else None)
-        or _time(facts.now),
+        "lastTransitionTime": _since(old, facts.now, same=old.get("phase") == phase),
         "source": _source(facts, old, applied_revision),
         "lastHandledReconcileAt": _handled(facts, context, old, terminating=terminating),
         "serverInfo": _server_info(facts, old, verified),
@@ -133,6 +138,28 @@ def differs(wanted: JsonObject, live: JsonObject) -> Difference:
     if have == want:
         return ""
     return "minor" if _coarse(have) == _coarse(want) else "major"
+
+
+def strange(wanted: JsonObject, cr: JsonObject) -> list[str]:
+    """What stands in the status of ``cr`` though we do not want it, and stays when we apply what we
+    want, since somebody else put it there: as JSON pointers, in the order to remove them."""
+    live = cr.get("status") or {}
+    found: list[tuple[str, tuple[str, ...]]] = []
+    for name in sorted(_KEYS & live.keys()):
+        if name not in wanted:
+            found.append((f"/status/{name}", (f"f:{name}",)))
+        elif isinstance(live[name], dict) and isinstance(wanted[name], dict):
+            found += [
+                (f"/status/{name}/{below}", (f"f:{name}", f"f:{below}"))
+                for below in sorted(live[name].keys() - wanted[name].keys())
+            ]
+    ours = _by_type(wanted)
+    for index, condition in reversed(list(enumerate(live.get("conditions") or ()))):
+        kind = condition.get("type") if isinstance(condition, dict) else None
+        if kind in _ORDER and kind not in ours:
+            element = 'k:{"type":"' + kind + '"}'
+            found.append((f"/status/conditions/{index}", ("f:conditions", element)))
+    return [pointer for pointer, path in found if diffing.shares_status(cr, *path)]
 
 
 def ready(status: JsonObject) -> Condition:
@@ -175,11 +202,7 @@ def selector(name: str) -> str:
 
 def parse_time(text: object) -> datetime | None:
     """A metav1.Time, or None for anything else."""
-    try:
-        moment = datetime.fromisoformat(str(text))
-    except ValueError:
-        return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return inquiries.moment(text)
 
 
 # --- conditions -------------------------------------------------------------------------------
@@ -355,18 +378,26 @@ def _stamped(
     stamped: list[JsonObject] = []
     for condition in conditions:
         known = before.get(condition.type) or {}
-        same = known.get("status") == condition.status
+        since = _since(known, now, same=known.get("status") == condition.status)
         stamped.append(
             {
                 "type": condition.type,
                 "status": condition.status,
                 "observedGeneration": generation,
-                "lastTransitionTime": (same and known.get("lastTransitionTime")) or _time(now),
+                "lastTransitionTime": since,
                 "reason": condition.reason,
                 "message": condition.message[:MESSAGE_LIMIT],
             }
         )
     return stamped
+
+
+def _since(known: JsonObject, now: datetime, *, same: bool) -> str:
+    """The lastTransitionTime of what is the ``same`` as it was; now, where that is no time, or is
+    still to come."""
+    told = known.get("lastTransitionTime")
+    moment = parse_time(told) if same else None
+    return str(told) if moment is not None and moment <= now + SKEW else _time(now)
 
 
 # --- fields -----------------------------------------------------------------------------------
@@ -388,7 +419,8 @@ def _source(facts: Facts, old: JsonObject, applied_revision: str) -> JsonObject:
         return {}
     known = old.get("source") or {}
     if facts.failure is not None and "digest" in known:
-        return dict(known)  # what git says now has not been applied
+        # What git says now has not been applied.
+        return {key: str(value)[: LONGEST[key]] for key, value in known.items() if key in LONGEST}
     path = (
         facts.desired.file
         if facts.desired is not None
@@ -400,12 +432,13 @@ def _source(facts: Facts, old: JsonObject, applied_revision: str) -> JsonObject:
         "path": path,
         "digest": digest,
     }
-    return {key: value for key, value in found.items() if value}
+    return {key: str(value)[: LONGEST[key]] for key, value in found.items() if value}
 
 
 def _server_info(facts: Facts, old: JsonObject, verified: Condition) -> JsonObject | None:
     """What the server said about itself when it was last asked; forgotten where nobody asks."""
-    known: JsonObject | None = old.get("serverInfo")
+    told = old.get("serverInfo")
+    known = {name: str(text)[:256] for name, text in told.items()} if told else None
     if facts.probe is not None and verified.reason != "NotProbed":
         return facts.probe.server_info or known
     return known if verified.reason != "NotProbed" or verified.message in _NOT_YET else None
@@ -425,7 +458,8 @@ def _coarse(status: JsonObject) -> JsonObject:
 
 
 def _by_type(status: JsonObject) -> dict[str, JsonObject]:
-    return {condition["type"]: condition for condition in status.get("conditions") or ()}
+    conditions = status.get("conditions") or ()
+    return {one["type"]: one for one in conditions if isinstance(one, dict) and "type" in one}
 
 
 def _time(moment: datetime) -> str:

@@ -334,8 +334,8 @@ _ASKED = (
     ("status", "shutdown"),
     ("status", "source", "revision"),
 )
-_PROOF = ("f:metadata", "f:labels", f"f:{LABEL_SOURCE}")
-"""Where managedFields say who set the source's label."""
+_PROOFS = (("f:metadata", "f:labels", f"f:{LABEL_SOURCE}"), ("f:status", "f:shutdown"))
+"""Where managedFields say who set the source's label, and the state of a shutdown."""
 
 
 def outline(cr: JsonObject) -> JsonObject:
@@ -347,7 +347,7 @@ def outline(cr: JsonObject) -> JsonObject:
         _copy(cr, found, path)
     found["metadata"]["managedFields"] = [
         {name: entry[name] for name in ("manager", "operation", "subresource") if name in entry}
-        | {"fieldsV1": _copy(entry.get("fieldsV1") or {}, {}, _PROOF)}
+        | {"fieldsV1": _copies(entry.get("fieldsV1") or {}, _PROOFS)}
         for entry in cr["metadata"].get("managedFields") or ()
     ]
     found["status"]["conditions"] = [
@@ -356,6 +356,14 @@ def outline(cr: JsonObject) -> JsonObject:
         if one.get("type") == "Ready"
     ]
     return found
+
+
+def _copies(source: JsonObject, paths: Iterable[tuple[str, ...]]) -> JsonObject:
+    """Only these parts of ``source``."""
+    target: JsonObject = {}
+    for path in paths:
+        _copy(source, target, path)
+    return target
 
 
 def _copy(source: JsonObject, target: JsonObject, path: tuple[str, ...]) -> JsonObject:

@@ -123,7 +123,7 @@ def children(case: dict[str, Any], cr: JsonObject | None) -> dict[str, JsonObjec
         described = case.get(body["kind"].lower())
         if described is not None:
             over = {} if described == "same" else described
-            tree = {"f:metadata": {"f:labels": {f"f:{LABEL_MANAGED_BY}": {}}}}
+            tree: JsonObject = {"f:metadata": {"f:labels": {f"f:{LABEL_MANAGED_BY}": {}}}}
             entry = {"manager": "gitops-mcp", "operation": "Apply", "fieldsV1": tree}
             ours = merged(stored(body, body["kind"]), {"metadata": {"managedFields": [entry]}})
             found[body["kind"]] = merged(ours, over)
@@ -320,3 +320,77 @@ def test_what_kubectl_made_wrong_is_not_said_to_be_synced() -> None:
     assert conditions["Ready"]["reason"] == "ConfigurationInvalid"
     assert decision.result == "failed"
     assert "SESSION_TIMEOUT" in decision.message
+
+
+STATUSES: list[JsonObject] = [
+    {"shutdown": {"step": "Deleting"}},
+    {"shutdown": {"startedAt": "9999-12-31T23:59:59Z"}},
+    {"conditions": [{}, {"type": "Synced"}, {"type": "Ready", "status": "False"}]},
+    {
+        "conditions": [
+            {"type": "Ready", "status": "False", "lastTransitionTime": "0001-01-01T00:00Z"}
+        ]
+    },
+    {
+        "conditions": [
+            {"type": "Ready", "status": "False", "lastTransitionTime": "9999-12-31T00:00Z"}
+        ]
+    },
+    {"lastTransitionTime": "soon", "phase": "Ready"},
+    {"lastHandledReconcileAt": "x" * 250_000},
+    {"source": {"digest": "y" * 5000, "revision": "z" * 5000}},
+    {"serverInfo": {"name": "n" * 5000}, "replicas": -5},
+]
+
+
+@pytest.mark.parametrize("told", STATUSES, ids=lambda told: str(told)[:60])
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("deleted", [False, True])
+def test_no_status_that_somebody_wrote_raises_or_is_kept(
+    told: JsonObject, held: bool, deleted: bool
+) -> None:
+    case: dict[str, Any] = {
+        "cr": {"spec": {"image": "a", "replicas": 1}, "deleted": deleted, "finalizer": deleted},
+        "deployment": "same",
+        "service": "same",
+        "status_written": 5,
+    } | ({"git": {"image": "a"}} if held else {"owner": "kubectl"})
+    facts, context = facts_and_context(case)
+    assert facts.cr is not None
+    facts.cr["status"] = told
+    decision = planning.decide(facts, context, RENDERER)
+    planning.rolls(facts, context, RENDERER)
+    planning.rolled(facts, context)
+    planning.waited(facts.cr)
+    assert all(action.verb.value != "delete" or not held for action in decision.actions)
+    for _ in range(3):
+        (action,) = decision.actions
+        if action.subresource != "status" or "status" in action.body:
+            break
+        assert action.why == "remove what others wrote into the status"
+        left = dict(told)
+        for operation in action.body["patch"]:
+            left.pop(operation["path"].split("/")[2], None)
+        facts = with_(facts, cr={**facts.cr, "status": left})
+        assert facts.cr is not None
+        decision = planning.decide(facts, context, RENDERER)
+    if action.subresource == "status":
+        written = action.body["status"]
+        assert len(str(written)) < 10_000
+        times = [one["lastTransitionTime"] for one in written["conditions"]]
+        assert {*times, written["lastTransitionTime"]} == {"2026-01-01T00:00:00Z"}
+
+
+def test_a_request_for_a_fresh_look_is_answered_cut_where_it_is_too_long() -> None:
+    facts, context = facts_and_context(
+        {
+            "git": {"image": "a"},
+            "cr": {"spec": "same"},
+            "deployment": "same",
+            "service": "same",
+        }
+    )
+    assert facts.cr is not None
+    facts.cr["metadata"]["annotations"]["mcp.example.com/reconcile-requested-at"] = "x" * 250_000
+    (action,) = planning.decide(facts, context, RENDERER).actions
+    assert action.body["status"]["lastHandledReconcileAt"] == "x" * 256

@@ -20,6 +20,13 @@ def metadata(**extra: Any) -> JsonObject:
     return {"name": "web", "namespace": "ai", "uid": "u", "resourceVersion": "7", **extra}
 
 
+def written(state: JsonObject, manager: str = "gitops-mcp", how: str = "Apply") -> JsonObject:
+    """The entry of managedFields of who wrote this ``status.shutdown``."""
+    tree = {"f:status": {"f:shutdown": {f"f:{name}": {} for name in state}}}
+    of = {"manager": manager, "operation": how, "subresource": "status"}
+    return {**of, "fieldsV1": tree}
+
+
 def facts(has: dict[str, Any], at: int) -> Facts:
     """The live objects that a case describes in a few words."""
     finalizers = [FINALIZER] + (["foregroundDeletion"] if has.get("foreground") else [])
@@ -33,6 +40,7 @@ def facts(has: dict[str, Any], at: int) -> Facts:
     if "state" in has:
         times = {"startedAt": "2026-01-01T00:00:00Z", "deadline": "2026-01-01T00:01:20Z"}
         cr["status"] = {"shutdown": times | has["state"]}
+        cr["metadata"]["managedFields"] = [written(cr["status"]["shutdown"])]
     going = {"deletionTimestamp": "2026-01-01T00:00:30Z"} if has.get("going") else {}
     children: dict[str, JsonObject] = {}
     if "replicas" in has:
@@ -107,3 +115,69 @@ def test_a_deployment_that_stops_is_watched_also_where_it_was_adopted(
     live = given.children["Deployment"]["metadata"]["labels"]
     assert (live | action.body["metadata"].get("labels", {}))[LABEL_MANAGED_BY] == "gitops-mcp"
     assert ("labels" in action.body["metadata"]) is (labels.get(LABEL_MANAGED_BY) != "gitops-mcp")
+
+
+# --- a status that anybody may have written ---------------------------------------------------
+
+NOBODYS: dict[str, JsonObject] = {
+    "patched": written({"step": ""}, "kubectl-patch", "Update"),
+    "updated under our name": written({"step": ""}, how="Update"),
+    "applied by another manager": written({"step": ""}, "other"),
+}
+
+
+@pytest.mark.parametrize("entry", NOBODYS)
+def test_a_state_that_we_did_not_apply_is_nobodys_word(entry: str) -> None:
+    cr = facts({"deleted": False, "state": {"step": "Deleting"}, "pods": 0}, 0).cr
+    assert cr is not None
+    assert shutdown.under_way(cr)
+    cr["metadata"]["managedFields"] = [NOBODYS[entry]]
+    assert shutdown.state_of(cr) is None
+    assert not shutdown.under_way(cr)
+
+
+GARBAGE: list[Any] = [
+    {},
+    {"startedAt": "2026-01-01T00:00:00Z"},
+    {"step": "Dancing"},
+    {"step": 7},
+    {"step": ["Deleting"]},
+    {"step": "Deleting", "startedAt": "9999-12-31T23:59:59Z"},
+    {"step": "Stopping", "deadline": "9999-12-31T23:59:59Z"},
+    {"step": "Draining", "startedAt": "0001-01-01T00:00:00Z"},
+    {"step": "Draining", "startedAt": "0000-01-01T00:00:00Z", "deadline": None},
+    {"step": "Stopping", "attempts": "many", "deploymentGeneration": {}, "recreate": "yes"},
+    {"step": "CleaningUp", "cleanup": 5, "endedBy": [], "activeSessions": -1},
+    "Deleting",
+    [],
+    7,
+]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE, ids=str)
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_malformed_state_neither_raises_nor_lasts(garbage: Any, deleted: bool) -> None:
+    """Not even where our own entry says that it is ours."""
+    given = facts({"deleted": deleted, "service": "serving", "replicas": 1, "pods": 1}, 5)
+    assert given.cr is not None
+    given.cr["status"] = {"shutdown": garbage}
+    given.cr["metadata"]["managedFields"] = [written(dict.fromkeys(shutdown._SOUND))]
+    for _ in range(10):
+        progress = shutdown.advance(given)
+        shutdown.deadline_of(progress.state)
+        given.cr["status"] = {"shutdown": progress.state}
+    state = shutdown.state_of(given.cr)
+    assert state is not None
+    deadline = shutdown.deadline_of(state)
+    assert deadline is not None
+    assert START < deadline <= given.now + timedelta(seconds=20 + 30) + 2 * shutdown.MARGIN
+
+
+def test_a_deadline_is_counted_anew_when_it_is_further_ahead_than_a_shutdown_can_take() -> None:
+    has = {"deleted": True, "service": "withdrawn", "replicas": 0, "pods": 1}
+    state = {"step": "Stopping", "deadline": "2026-06-01T00:00:00Z"}
+    progress = shutdown.advance(facts(has | {"state": state}, 30))
+    assert progress.state["deadline"] == "2026-01-01T00:01:20Z"
+    state = {"step": "Stopping", "deadline": "2026-01-01T00:01:40Z"}
+    progress = shutdown.advance(facts(has | {"state": state}, 30))
+    assert progress.state["deadline"] == "2026-01-01T00:01:40Z", "within the slack"

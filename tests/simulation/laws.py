@@ -174,7 +174,7 @@ class Laws:
         truth = self._plane.store.get(KEYS[ref.kind], ref.namespace, ref.name)
         if request.method == "DELETE":
             self._deletes(request, truth, key, commits)
-        elif request.status and ref.kind == KIND:
+        elif request.status and ref.kind == KIND and isinstance(request.content, dict):
             self._claims(agent, request.content, truth, key)
         elif request.headers["Content-Type"].startswith("application/apply-patch"):
             self._applies(agent, request, truth, key, commits)

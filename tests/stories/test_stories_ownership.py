@@ -311,6 +311,56 @@ def test_a_copied_label_gives_git_nothing_that_somebody_else_wrote(story: Story)
     story.until(story.settled)
 
 
+# --- the status -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", ["Deleting", "Stopping", "Withdrawing"])
+def test_whoever_may_write_the_status_can_shut_nothing_down(story: Story, step: str) -> None:
+    story.created(drain={"timeout": "5m"})
+    story.until(story.settled)
+    uids = {name: body["metadata"]["uid"] for name, body in story.objects().items()}
+    times = {"startedAt": "2026-01-01T00:00:00Z", "deadline": "9999-12-31T23:59:59Z"}
+    story.patch(KIND, {"status": {"shutdown": {"step": step} | times}}, subresource="status")
+    assert story.sync() == {"web": "ok"}
+    assert "shutdown" not in story.status()
+    story.until(story.settled)
+    objects = story.objects()
+    assert {name: body["metadata"]["uid"] for name, body in objects.items()} == uids
+    assert objects["Deployment/web"]["spec"]["replicas"] == 1
+    assert "mcp.example.com/withdrawn" not in objects["Service/web"]["spec"]["selector"]
+
+
+def test_what_others_write_into_the_status_is_written_over_and_settles(story: Story) -> None:
+    story.created()
+    story.sync(wait=30)
+    story.until(story.settled)
+    before = story.status()
+    condition = {
+        "type": "Stalled",
+        "status": "True",
+        "reason": "Spoofed",
+        "message": "no",
+        "lastTransitionTime": "9999-12-31T23:59:59Z",
+    }
+    theirs = condition | {"type": "example.com/Theirs", "reason": "Theirs"}
+    told = {
+        "phase": "Failed",
+        "serverInfo": {"name": "spoofed"},
+        "source": {"digest": "other", "revision": "spoofed"},
+        "lastTransitionTime": "9999-12-31T23:59:59Z",
+        "conditions": [*before["conditions"], condition, theirs],
+    }
+    story.patch(KIND, {"status": told}, subresource="status")
+    story.until(story.settled)
+    after = story.status()
+    assert after["phase"] != "Failed"
+    assert not after.keys() & {"serverInfo"}
+    assert after["lastTransitionTime"] < "9999"
+    assert after["source"] == before["source"]
+    kinds = {one["type"] for one in after["conditions"]}
+    assert kinds == {one["type"] for one in before["conditions"]} | {"example.com/Theirs"}
+
+
 # --- children ---------------------------------------------------------------------------------
 
 
