@@ -22,7 +22,7 @@ def metadata(**extra: Any) -> JsonObject:
 
 def written(state: JsonObject, manager: str = "gitops-mcp", how: str = "Apply") -> JsonObject:
     """The entry of managedFields of who wrote this ``status.shutdown``."""
-    tree = {"f:status": {"f:shutdown": {f"f:{name}": {} for name in state}}}
+    tree: JsonObject = {"f:status": {"f:shutdown": {f"f:{name}": {} for name in state}}}
     of = {"manager": manager, "operation": how, "subresource": "status"}
     return {**of, "fieldsV1": tree}
 
