@@ -108,7 +108,7 @@ class Seen:
         api_version, kind = self._kind
         for news in self._cluster.list_and_watch(api_version, kind, None, stop=self._stop):
             now = time.monotonic()
-            items: Iterable[JsonObject] = news[1][0] if news[0] == "SYNC" else [news[1][1]]
+            items: Iterable[JsonObject] = [news[1][1]] if news[0] == "EVENT" else news[1][0]
             for item in items:
                 self._put({"kind": kind, **item}, now)
 

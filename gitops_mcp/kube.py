@@ -70,6 +70,14 @@ WATCH_SILENCE: Final = 90.0
 """Seconds without a byte after which a watch counts as broken: bookmarks come every minute, and a
 server that was stopped leaves its watches silently open."""
 
+CHECK_SECONDS: Final = (600.0, 900.0)
+"""From one list to the next, whatever the watch says: drawn anew each time, so that the lists of
+many kinds and agents do not come together."""
+RECHECK_SECONDS: Final = (60.0, 120.0)
+"""From the loss of a stream to the next list, at the latest."""
+PROOF_SECONDS: Final = 5.0
+"""In which the first watch after a loss must bring something: else all is listed."""
+
 WATCH_BACKOFF_CAP: Final = 5.0
 """The longest wait, in seconds, before a broken watch is tried again: so much later than the API
 server itself we are back after its restart."""
@@ -689,13 +697,16 @@ class Cluster:
         stop: threading.Event,
         label_selector: str = "",
         opened: Callable[[], None] = lambda: None,
+        seconds: int = WATCH_SECONDS,
+        silence: float = WATCH_SILENCE,
     ) -> Iterator[Event]:
-        """What happened after ``resource_version``, until the server ends the watch.
+        """What happened after ``resource_version``, until the server ends the watch, which it is
+        asked to do after ``seconds``.
 
         Bookmarks included: an object's resourceVersion is where the next watch goes on. ``opened``
         is called when the server has taken the watch. ``stop`` is looked at between events;
         ``end_watches`` and ``close`` end a watch that is waiting. Raises Expired when the version
-        is too old, and Transient when the stream breaks or stays silent for WATCH_SILENCE.
+        is too old, and Transient when the stream breaks or stays silent for ``silence`` seconds.
         """
         from urllib3.exceptions import HTTPError
 
@@ -703,7 +714,7 @@ class Cluster:
         query: Query = {
             "watch": "true",
             "allowWatchBookmarks": "true",
-            "timeoutSeconds": str(WATCH_SECONDS),
+            "timeoutSeconds": str(seconds),
             "resourceVersion": resource_version,
         }
         if label_selector:
@@ -714,7 +725,7 @@ class Cluster:
             operation="watch",
             ref=ref,
             query=query,
-            timeout=(self._timeout, WATCH_SILENCE),
+            timeout=(self._timeout, silence),
         )
         self._streams[response] = stop
         try:
@@ -752,7 +763,9 @@ class Cluster:
         narrowed: Callable[[JsonObject], Any] = lambda item: item,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
-    ) -> Iterator[tuple[Literal["SYNC"], tuple[Listed[Any], str]] | tuple[Literal["EVENT"], Event]]:
+    ) -> Iterator[
+        tuple[Literal["SYNC", "RESET"], tuple[Listed[Any], str]] | tuple[Literal["EVENT"], Event]
+    ]:
         """Everything of a kind, kept current until ``stop``: ``("SYNC", (objects, version))``
         replaces what was known, ``("EVENT", (type, object))`` changes one object of it. The objects
         of a SYNC are ``narrowed``, as ``list`` does it.
@@ -760,16 +773,38 @@ class Cluster:
         Never raises KubeError. A broken stream goes on where it ended, a version that is too old
         (410) lists again; both after a wait that doubles, with jitter, up to WATCH_BACKOFF_CAP, or
         that the server asks for.
+        A watch alone does not prove that nothing was missed: an API server whose etcd was restored
+        takes a watch from a version that it has yet to reach, and stays silent. So all is listed
+        again each CHECK_SECONDS, in a time drawn from RECHECK_SECONDS after a stream was lost, and
+        where the first watch after that brings nothing within PROOF_SECONDS. A list that is older
+        than what was seen before comes as ``("RESET", (objects, version))``: it replaces what was
+        known, newer versions included.
         ``resource_version`` goes on from a list that was read before.
         ``state`` hears each trouble (Expired: all is listed again), and None each time that the
-        server lets us know that the stream is whole: when it is opened, and with each bookmark.
+        server lets us know that the stream is whole: with each bookmark, when it is opened, and
+        after a loss not before something has come.
         """
-        wait = _Backoff(rng or random.Random())  # noqa: S311 - spreads requests, guards nothing
+        rng = rng or random.Random()  # noqa: S311 - spreads requests, guards nothing
+        wait = _Backoff(rng)
         version, fresh = resource_version, False
+        seen = _number(version)
+        """The newest version that came, whatever became of the stream."""
+        proven = True
+        """Whether nothing can have been missed since the stream was lost last."""
+        check = clock() + rng.uniform(*CHECK_SECONDS)
         while not stop.is_set() and not self._closed.is_set():
-            began, asked = clock(), None
+            began, asked, opened = clock(), None, False
+            checks = bool(version) and proven and began >= check
+            seconds = min(WATCH_SECONDS, max(check - began, 1)) if proven else PROOF_SECONDS
+
+            def taken() -> None:
+                nonlocal opened
+                opened = True
+                if proven:  # noqa: B023 - called in this round only
+                    state(None)
+
             try:
-                if not version:
+                if not version or checks:
                     items, version = self.list(
                         api_version,
                         kind,
@@ -777,9 +812,13 @@ class Cluster:
                         label_selector=label_selector,
                         narrowed=narrowed,
                     )
-                    fresh = True
-                    yield "SYNC", (items, version)
+                    rewound, seen = _number(version) < seen, _number(version)
+                    fresh, proven = True, True
+                    check = clock() + rng.uniform(*CHECK_SECONDS)
+                    yield "RESET" if rewound else "SYNC", (items, version)
                     del items
+                    if checks:
+                        continue
                 for name, item in self.watch(
                     api_version,
                     kind,
@@ -787,23 +826,44 @@ class Cluster:
                     label_selector=label_selector,
                     resource_version=version,
                     stop=stop,
-                    opened=lambda: state(None),
+                    opened=taken,
+                    seconds=round(seconds),
+                    silence=WATCH_SILENCE if proven else PROOF_SECONDS + 1,
                 ):
                     version, fresh = item["metadata"]["resourceVersion"], False
+                    seen = max(seen, _number(version))
                     wait.reset()
-                    if name == "BOOKMARK":
+                    if name == "BOOKMARK" or not proven:
                         state(None)
-                    else:
+                    if name != "BOOKMARK":
                         yield "EVENT", (name, item)
+                    proven = True
+                if not proven:
+                    version = ""  # nothing came: only a list tells what is there
+                    continue
+                if clock() - began < seconds - 1.0:  # before its time: the server is going
+                    proven = False
+                    check = min(check, clock() + rng.uniform(*RECHECK_SECONDS))
                 if clock() - began > 1.0:
-                    continue  # the server's ordinary end; at once would be a loop without a pause
+                    continue  # at once would be a loop without a pause
             except KubeError as error:
+                asked = error.retry_after
+                if checks:  # the watch goes on; the list is tried again soon
+                    check = clock() + rng.uniform(*RECHECK_SECONDS)
+                    state(error)
+                    stop.wait(wait.next(asked))
+                    continue
+                if version and not proven and (opened or error.code or _silent(error)):
+                    version = ""  # it answers, and brings nothing
+                if not _silent(error) or proven:
+                    state(error)
+                if proven:
+                    proven = False
+                    check = min(check, clock() + rng.uniform(*RECHECK_SECONDS))
                 if isinstance(error, Expired):
                     version = ""
                     if not fresh:  # the server is back; else it answers our every list so
                         wait.reset()
-                state(error)
-                asked = error.retry_after
             stop.wait(wait.next(asked))
 
     # --- writing ---
@@ -947,6 +1007,16 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
     for chunk in chunks:
         *lines, rest = (rest + chunk).split(b"\n")
         yield from (line for line in lines if line)
+
+
+def _number(version: str) -> int:
+    """The versions of one etcd are ordered numbers; 0: none."""
+    return int(version) if version.isdigit() else 0
+
+
+def _silent(error: KubeError) -> bool:
+    """Did the server take the request, and say nothing?"""
+    return error.reason == "ReadTimeoutError"
 
 
 class _Backoff:

@@ -209,7 +209,7 @@ class View:
         looked at by its name just now, whatever lists and watches say of it."""
         self._put(self.pack(body), asked=asked)
 
-    def _put(self, new: Packed, *, asked: bool = False) -> None:
+    def _put(self, new: Packed, *, asked: bool = False, rewound: bool = False) -> None:
         held = _Held(new.version, new.data)
         with self._lock:
             if self._late(new, asked=asked):
@@ -219,7 +219,7 @@ class View:
             known = server.get(new.slot)
             # The versions of all objects of one kind are ordered numbers, so also the former
             # object of a name does not come back over the present one.
-            if known is not None and (known.version > new.version or known == held):
+            if known == held or (known and known.version > new.version and not rewound):
                 return
             server[new.slot] = held
             if new.outline is not None:
@@ -262,12 +262,26 @@ class View:
         return str(self._packer.unpack(slot.kind, held.data)["metadata"]["uid"])
 
     def replace(
-        self, kind: str, listed: Iterable[Packed], version: str, namespace: str | None = None
+        self,
+        kind: str,
+        listed: Iterable[Packed],
+        version: str,
+        namespace: str | None = None,
+        *,
+        rewound: bool = False,
     ) -> None:
         """A fresh list of a kind, as it was at ``version``: what it lacks and is not newer has
-        gone. ``namespace``: the list is of that one only."""
+        gone. ``namespace``: the list is of that one only. ``rewound``: versions began anew from
+        this one on (an etcd was restored), so whatever the list lacks has gone, and what it holds
+        is so, also where a newer version is known."""
         present = {(one.key, one.slot): one for one in listed}
         with self._lock:
+            if rewound:
+                self._ended = {
+                    uid: end for uid, end in self._ended.items() if end.version <= int(version)
+                }
+                for new in present.values():
+                    self._ended.pop(new.uid, None)
             gone = [
                 (key, slot, self._uid(slot, held))
                 for key, server in self._servers.items()
@@ -275,12 +289,12 @@ class View:
                 if slot.kind == kind
                 and namespace in (None, key.namespace)
                 and (key, slot) not in present
-                and held.version <= int(version)
+                and (rewound or held.version <= int(version))
             ]
         for one in gone:
             self._drop(*one, _End(int(version), "list"))
         for new in present.values():
-            self._put(new)
+            self._put(new, rewound=rewound)
 
 
 # --- what is kept of an object --------------------------------------------------------------

@@ -29,6 +29,11 @@ BROKEN_FOR = 10.0
 """Seconds that a watch may be broken before the view counts as incomplete: it goes on where it
 ended, so that a short break hides nothing for long."""
 
+RESTORED = (
+    "the versions of the API server run backwards, as after a restore of its etcd: "
+    "what it lists replaces what was known"
+)
+
 EVERYWHERE: tuple[str | None, ...] = (None,)
 """In place of single namespaces."""
 
@@ -181,8 +186,12 @@ class Watches:
             narrowed=self._view.pack,
             rng=self._rng,
         ):
-            if news[0] == "SYNC":
-                self._view.replace(watched.kind, *news[1], place.namespace)
+            if news[0] == "RESET":
+                self._heard(place, Transient(RESTORED))
+            if news[0] != "EVENT":
+                rewound = news[0] == "RESET"
+                self._view.replace(watched.kind, *news[1], place.namespace, rewound=rewound)
+                self._state(place, None)
                 self._streams[place].missed = False
             else:
                 event, body = news[1]

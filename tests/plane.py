@@ -336,6 +336,26 @@ class Plane:
         self._start_apiserver()
         self._wait_ready()
 
+    def snapshot(self) -> Path:
+        """All that etcd holds now, copied while it is stopped for a moment."""
+        copy = Path(tempfile.mkdtemp(prefix="snapshot-", dir=self.home))
+        self._end("server", signal.SIGTERM)
+        shutil.copytree(self.home / "etcd", copy, dirs_exist_ok=True)
+        self._start_etcd()
+        self._wait_ready()
+        return copy
+
+    def restore(self, copy: Path) -> None:
+        """Go back to a snapshot as an administrator does: everything that holds a cache of the
+        cluster is stopped, and started again. Versions go on from those of the snapshot."""
+        for program in reversed(PROGRAMS):
+            self._end(program, signal.SIGKILL)
+        shutil.rmtree(self.home / "etcd")
+        shutil.copytree(copy, self.home / "etcd")
+        self._start_etcd()
+        self.start_apiserver()
+        self._start_controllers()
+
     def compact(self) -> None:
         """Compact etcd: older resourceVersions can no longer be read from it."""
         gateway = f"http://127.0.0.1:{self._etcd_port}/v3/kv/"
@@ -357,6 +377,14 @@ class Plane:
                 for user, token in self._tokens.items()
             )
         )
+        self._start_etcd()
+        self._start_apiserver()
+        self._wait_ready()
+        self._start_controllers()
+        self._register_node()
+        self._wait(self._has_default_account, "the default ServiceAccount")
+
+    def _start_etcd(self) -> None:
         self._spawn(
             "server",
             "--unsafe-no-fsync",
@@ -368,8 +396,8 @@ class Plane:
             f"--initial-cluster=default=http://127.0.0.1:{self._peer_port}",
             "--log-level=warn",
         )
-        self._start_apiserver()
-        self._wait_ready()
+
+    def _start_controllers(self) -> None:
         config = self.kubeconfig(_CONTROLLER)
         key = self.home / "certs" / "apiserver.key"
         self._spawn(
@@ -397,8 +425,6 @@ class Plane:
             "--node-ip=127.0.0.1",
             "--server-address=127.0.0.1:0",
         )
-        self._register_node()
-        self._wait(self._has_default_account, "the default ServiceAccount")
 
     def _start_apiserver(self) -> None:
         key = self.home / "certs" / "apiserver.key"

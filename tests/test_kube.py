@@ -340,7 +340,7 @@ class Quick(random.Random):
     """Waits that are no waits."""
 
     def uniform(self, a: float, b: float) -> float:  # noqa: ARG002 - the base class's names
-        return 0.0
+        return 0.0 if b <= 1 else b  # of a wait the share; else a time
 
 
 def watched(cluster: Cluster, count: int, **options: Any) -> list[Any]:
@@ -476,15 +476,123 @@ def test_a_server_that_is_back_is_listed_at_once_and_one_that_forgets_at_once_mo
             return len(waits) >= 12
 
     down = [Answer(500, {"message": "down"})] * 6
-    forgets = [Answer(chunks=[EXPIRED]), LISTED] * 6
+    forgets = [LISTED, Answer(chunks=[EXPIRED])] * 6
     with scripted(script(*down, *forgets)) as server:
         stream = connect(server).list_and_watch(
             "v1", "Pod", None, stop=Patience(), resource_version="5"
         )
-        list(stream)
+        found = list(stream)
+        asked = versions(server)
+    assert asked[:7] == ["5", "5", *["list"] * 5]
+    assert found[0] == ("SYNC", ([{"apiVersion": "v1", **pod("a", 3)}], "5"))
     assert waits[5] >= 2.5
-    assert waits[6] <= 0.2
     assert waits[-1] >= 2.5
+
+
+def test_a_version_that_became_too_old_is_no_reason_to_wait_long(connect: Connect) -> None:
+    waits: list[float] = []
+
+    class Patience(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout or 0.0)
+            return self.is_set()
+
+        def is_set(self) -> bool:
+            return len(waits) >= 3
+
+    worn = [Answer(chunks=[event("ADDED", "b", 6), EXPIRED]), LISTED] * 3
+    with scripted(script(*worn)) as server:
+        stop = Patience()
+        list(connect(server).list_and_watch("v1", "Pod", None, stop=stop, resource_version="5"))
+    assert max(waits) <= 0.2
+
+
+# --- whether the view is whole ----------------------------------------------------------------
+
+
+def listed(version: int, *names: str) -> Answer:
+    items = [pod(name, version) for name in names]
+    return Answer(body={"metadata": {"resourceVersion": str(version)}, "items": items})
+
+
+SILENT = Answer(chunks=[], wait=threading.Event())
+LOST = Answer(chunks=[event("ADDED", "b", 6)], cut=True)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kube, "PROOF_SECONDS", 0)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_all_is_listed_where_the_first_watch_after_a_loss_brings_nothing(connect: Connect) -> None:
+    said: list[object] = []
+    with scripted(script(LISTED, LOST, SILENT, listed(9, "c"), SILENT)) as server:
+        found = watched(connect(server), 3, state=lambda error: said.append(type(error)))
+        assert [what for what, _ in found] == ["SYNC", "EVENT", "SYNC"]
+        assert versions(server)[:4] == ["list", "5", "6", "list"]
+    # A stream that is only opened is not whole again, and no news are no trouble.
+    assert said == [type(None), errors.Transient]
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(504, {"message": "Too large resource version: 6, current: 3"}),
+        Answer(chunks=[]),
+        Answer(chunks=[], cut=True),
+    ],
+    ids=["refused", "ended", "cut"],
+)
+def test_a_first_watch_that_ends_with_nothing_brings_nothing(
+    connect: Connect, answer: Answer
+) -> None:
+    with scripted(script(LISTED, LOST, answer, listed(9, "c"), SILENT)) as server:
+        found = watched(connect(server), 3)
+        assert [what for what, _ in found] == ["SYNC", "EVENT", "SYNC"]
+        assert versions(server)[:4] == ["list", "5", "6", "list"]
+
+
+def test_one_that_brings_something_is_whole_again(connect: Connect) -> None:
+    said: list[object] = []
+    again = Answer(chunks=[event("BOOKMARK", "", 8), event("ADDED", "c", 9)])
+    with scripted(script(LISTED, LOST, again, SILENT)) as server:
+        found = watched(connect(server), 3, state=lambda error: said.append(type(error)))
+        assert [what for what, _ in found] == ["SYNC", "EVENT", "EVENT"]
+    assert said == [type(None), errors.Transient, type(None)]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_list_that_is_older_than_what_was_seen_replaces_everything(connect: Connect) -> None:
+    with scripted(script(listed(90, "a"), LOST, SILENT, listed(70, "c"), SILENT)) as server:
+        found = watched(connect(server), 3)
+        assert [what for what, _ in found] == ["SYNC", "EVENT", "RESET"]
+        assert found[2][1] == ([{"apiVersion": "v1", **pod("c", 70)}], "70")
+
+
+def test_what_a_watch_says_is_checked_by_a_list_from_time_to_time(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every 10 to 15 minutes; the watch goes on from the list, and after one that fails as well."""
+    now = [0.0]
+    rounds: list[str] = []
+
+    def answer(request: Asked) -> Answer:
+        if "watch=true" not in request.path:
+            rounds.append("list")
+            return Answer(503, {"message": "busy"}) if len(rounds) == 3 else listed(9, "c")
+        seconds = int(request.path.split("timeoutSeconds=")[1].split("&")[0])
+        rounds.append(str(seconds))
+        now[0] += seconds
+        return Answer(chunks=[])
+
+    monkeypatch.setattr(kube, "CHECK_SECONDS", (750, 750))
+    monkeypatch.setattr(kube, "RECHECK_SECONDS", (90, 90))
+    with scripted(answer) as server:
+        found = watched(connect(server), 3, resource_version="5", clock=lambda: now[0])
+    assert rounds[:10] == ["300", "300", "150", "list", "300", "300", "150", "list", "300", "300"]
+    assert {what for what, _ in found} == {"SYNC"}
 
 
 @pytest.mark.parametrize("end", [lambda cluster, _: cluster.close(), Cluster.end_watches])

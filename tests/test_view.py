@@ -116,6 +116,25 @@ def test_what_left_the_selection_is_known_again_once_somebody_looks_at_it() -> N
     assert known(view) == ("a", 8)
 
 
+def test_a_list_of_a_restored_cluster_counts_whatever_is_known() -> None:
+    view = View()
+    woken: list[ServerKey] = []
+    view.put(service("a", 50))
+    view.drop(service("a", 80), for_good=True)
+    view.put(service("b", 81))
+    view.put(service("other", 60, "other"))
+    view.subscribe(woken.append)
+    back = [view.pack(service("a", 50)), view.pack(service("other", 60, "other"))]
+    view.replace("Service", back, "70", rewound=True)
+    assert known(view) == ("a", 50)
+    assert set(woken) == {WEB}  # what is the same is not looked at
+    view.put(service("a", 71))
+    assert known(view) == ("a", 71)
+    view.put(service("b", 81))  # late news of the time that is no more: the next list mends it
+    view.replace("Service", [view.pack(service("a", 71))], "72", rewound=True)
+    assert known(view) == ("a", 71)
+
+
 def test_late_news_of_a_former_object_do_not_replace_the_present_one() -> None:
     view = View()
     view.put(service("b", 9))

@@ -201,11 +201,30 @@ def test_the_view_is_incomplete_from_the_loss_of_news_until_all_is_listed(stage:
     stage.say(SERVICES, Transient("list services: no answer in time"))
     assert not complete(stage)
     stage.say(SERVICES, ("SYNC", ([stage.view.pack(service("new", 10))], "11")))
+    assert stage.watches.age() == 0
     assert complete(stage)
     assert not stage.view.live(ServerKey("ai", "old")).children
     assert stage.view.live(ServerKey("ai", "new")).children
     stage.say(SERVICES, None)
     assert stage.heard[-1] == (SERVICES, type(None))
+
+
+def test_a_list_from_before_what_is_known_replaces_it_and_is_told(stage: Stage) -> None:
+    stage.say(SERVICES, ("EVENT", ("ADDED", service("web", 90))))
+    stage.say(SERVICES, ("EVENT", ("ADDED", service("new", 91))))
+    stage.say(SERVICES, ("EVENT", ("DELETED", service("gone", 92))))
+    back = [stage.view.pack(service(name, 50)) for name in ("web", "gone")]
+    stage.say(SERVICES, ("RESET", (back, "70")))
+    assert complete(stage)
+    live = {
+        name: stage.view.live(ServerKey("ai", name)).children for name in ("web", "new", "gone")
+    }
+    assert live == {
+        "web": {"Service": service("web", 50)},
+        "new": {},
+        "gone": {"Service": service("gone", 50)},
+    }
+    assert stage.heard == [(SERVICES, Transient)]
 
 
 def test_a_bug_in_a_watch_is_told_and_the_view_is_no_longer_complete(stage: Stage) -> None:
@@ -312,6 +331,42 @@ def test_what_happened_around_a_restart_of_the_api_server_is_seen_soon_and_witho
         asked = [one for one in plane.requests() if one.agent == AGENT]
         # Each watch: opened anew, found too old, listed, opened; a few refusals while all starts.
         assert len(asked) <= 8 * len(kept.versions), asked
+
+
+def test_a_cluster_that_is_restored_from_a_snapshot_is_seen_as_it_is(
+    plane: rig.Plane, connected: Cluster
+) -> None:
+    """Versions run backwards: a watch from a version that is yet to come stays silent, and once
+    that is reached it says nothing of the time before."""
+    deleted, changed = made(connected, "deleted"), made(connected, "changed")
+    with Kept(plane) as kept:
+        copy = plane.snapshot()
+        eventually(lambda: served(connected))
+        ref = ObjectRef.of(changed)
+        connected.merge_patch(ref, {"spec": {"image": "y"}})
+        connected.delete(ObjectRef.of(deleted), uid=deleted["metadata"]["uid"])
+        made(connected, "made")
+        eventually(lambda: kept.knows("made") and not kept.knows("deleted"), 30)
+        for number in range(200):  # so that the former version is not reached soon
+            body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": f"c-{number}"}}
+            connected.create({**body, "metadata": {**body["metadata"], "namespace": "default"}})  # type: ignore[dict-item]
+        plane.restore(copy)
+        began = time.monotonic()
+
+        def right() -> bool:
+            live = kept.view.live(ServerKey("default", "changed")).cr
+            image = live["spec"]["image"] if live is not None else ""
+            return kept.knows("deleted") and not kept.knows("made") and image == "x"
+
+        eventually(right, 30)
+        eventually(lambda: kept.view.complete, 30)
+        assert right()
+        assert kept.watches.age() <= time.monotonic() - began
+        told = [error.message for _, error in kept.heard if error is not None]
+        assert any("run backwards" in message for message in told)
+        # From here on it is followed as ever.
+        made(connected, "afterwards")
+        eventually(lambda: kept.knows("afterwards"))
 
 
 def broken(kept: Kept) -> set[Place]:

@@ -122,7 +122,7 @@ class _Shown:
             stop=threading.Event(),
             state=self._heard,
         ):
-            if news[0] == "SYNC":
+            if news[0] != "EVENT":
                 known = {_name(body): body for body in news[1][0]}
             else:
                 kind, body = news[1]
