@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from gitops_mcp import crd, serverschema
 from gitops_mcp.errors import UsageError
-from gitops_mcp.model import CRD_NAME, GROUP, PLURAL, VERSION, JsonObject
+from gitops_mcp.model import AGENT_NAMESPACE, CRD_NAME, GROUP, PLURAL, VERSION, JsonObject
 
-NAMESPACE = "gitops-mcp"
+NAMESPACE = AGENT_NAMESPACE
 """Where the agent lives, unless it is told otherwise."""
 APP = "gitops-mcp"
 LABEL_APP = "app.kubernetes.io/name"

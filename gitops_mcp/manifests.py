@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from gitops_mcp import rules, serverschema
+from gitops_mcp import podsecurity, policies, rules, serverschema
 from gitops_mcp.documents import Document, Finding, Path, Place, decode, parse, pointer, shown
 from gitops_mcp.model import (
     API_VERSION,
@@ -35,6 +35,7 @@ from gitops_mcp.model import (
     JsonObject,
     Loaded,
     McpServer,
+    Policy,
     Problem,
     ServerKey,
     Severity,
@@ -57,6 +58,8 @@ contents are in memory at once; what it raises goes through ``load``."""
 
 AT_A_TIME = 500
 
+_POLICY = Policy()
+
 
 def load(
     files: Sequence[SourceFile],
@@ -64,7 +67,7 @@ def load(
     cluster: str,
     namespace: str = "default",
     path: str = "",
-    allow_privileged: bool = False,
+    policy: Policy = _POLICY,
     defaults: JsonObject | None = None,
     skipped: Sequence[tuple[str, str]] = (),
     cache: Cache | None = None,
@@ -74,7 +77,7 @@ def load(
 
     ``cluster`` picks ``group_vars/<cluster>.yaml``; ``namespace`` is for manifests that name none;
     ``path`` narrows the source to a folder (group_vars of the root still hold);
-    ``allow_privileged`` lets manifests reach out of their container; ``defaults`` lie under all
+    ``policy`` says what a manifest may ask for; ``defaults`` lie under all
     group_vars; ``skipped`` are files that could not be read, with the reason: what may have been a
     manifest is a problem, and its server cannot be told. ``read`` is for files that come without
     their content. With a ``cache`` that was given to the load before, only what differs from that
@@ -84,7 +87,7 @@ def load(
         cluster=cluster,
         prefix=_prefix(path),
         namespace=namespace,
-        allow_privileged=allow_privileged,
+        policy=policy,
         base=orjson.dumps(defaults or {}, option=orjson.OPT_SORT_KEYS),
     )
     return (cache or Cache()).load(terms, tuple(files), tuple(skipped), read or _no_content)
@@ -115,13 +118,13 @@ def changed(old: Loaded, new: Loaded) -> frozenset[ServerKey]:
     return frozenset(key for key in keys if _differs(old, new, key) or str(key) in said)
 
 
-def check(spec: JsonObject, *, allow_privileged: bool = False) -> tuple[str, ...]:
+def check(key: ServerKey, spec: JsonObject, *, policy: Policy = _POLICY) -> tuple[str, ...]:
     """What is wrong with the spec of a live MCPServer, one line each (``/spec/…: message``).
 
     The CRD has refused most of it before; this finds what was stored before a rule existed, and
     what only the operator may allow.
     """
-    findings = _findings(_around(spec), allow_privileged=allow_privileged)
+    findings = _findings(_around(spec), key, policy)
     return tuple(f"{pointer(f.path)}: {f.message}" for f in findings if f.severity == "error")
 
 
@@ -135,7 +138,7 @@ class _Terms:
     cluster: str
     prefix: str
     namespace: str
-    allow_privileged: bool
+    policy: Policy
     base: bytes
 
     def may_hold_manifests(self, path: str) -> bool:
@@ -688,7 +691,7 @@ class _File:
         findings = _misnamed(value)
         server = None
         if not findings:
-            manifest, findings = self._completed(value, document)
+            manifest, findings = self._completed(value, document, key)
             if document.nulls:
                 findings += _unknown_nulls(value)
             broken = self.defaults.broken or any(f.severity == "error" for f in findings)
@@ -701,7 +704,9 @@ class _File:
                 self._report(document, path, finding, name)
         self._claim(document, path, key, server)
 
-    def _completed(self, value: JsonObject, document: Document) -> tuple[JsonObject, list[Finding]]:
+    def _completed(
+        self, value: JsonObject, document: Document, key: ServerKey | None
+    ) -> tuple[JsonObject, list[Finding]]:
         """The manifest over its defaults and without what only the server sets, and what is wrong
         with it."""
         manifest, findings = _as_written_by_hand(_without_nulls(value) if document.nulls else value)
@@ -710,9 +715,7 @@ class _File:
             own = {}
         if isinstance(own, dict) and (self.defaults.spec or document.nulls):
             manifest["spec"] = _merge(self.defaults.spec, own)
-        findings += _findings(
-            manifest, allow_privileged=self.terms.allow_privileged, closely=document.fractions
-        )
+        findings += _findings(manifest, key, self.terms.policy, closely=document.fractions)
         if isinstance(own, dict):
             findings += rules.unused(own, manifest["spec"])
         return manifest, findings
@@ -936,7 +939,7 @@ def _unknown_nulls(value: Any, path: Path = ()) -> list[Finding]:
 
 
 def _findings(
-    manifest: JsonObject, *, allow_privileged: bool, closely: bool = False
+    manifest: JsonObject, key: ServerKey | None, policy: Policy, *, closely: bool = False
 ) -> list[Finding]:
     """All that is wrong with a completed manifest. ``closely``: not by the fast validator, which
     takes 1.0 for a whole number."""
@@ -946,10 +949,20 @@ def _findings(
         manifest = _without(manifest, found)
     metadata, spec = manifest.get("metadata"), manifest.get("spec")
     if isinstance(spec, dict):
-        found += rules.of_spec(spec, allow_privileged=allow_privileged)
+        found += rules.of_spec(spec)
+        found += _forbidden(spec, key, policy, {finding.path for finding in found})
         if isinstance(metadata, dict):
             found += rules.of_metadata(metadata, spec)
     return found
+
+
+def _forbidden(
+    spec: JsonObject, key: ServerKey | None, policy: Policy, known: Collection[Path]
+) -> Iterator[Finding]:
+    """What the operator does not allow, but for fields that something else is wrong with."""
+    found = policies.of_server(key, spec, policy) if key is not None else []
+    found += podsecurity.findings(podsecurity.outline(spec), spec, policy.pods)
+    yield from (finding for finding in found if finding.path not in known)
 
 
 def _without(manifest: JsonObject, findings: Sequence[Finding]) -> JsonObject:

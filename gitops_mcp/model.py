@@ -37,6 +37,8 @@ LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 LABEL_TRANSPORT = f"{GROUP}/transport"
 LABEL_SOURCE = f"{GROUP}/source"
 APP_NAME = "mcp-server"
+AGENT_NAMESPACE = "gitops-mcp"
+"""Where ``install`` puts an agent, unless it is told otherwise."""
 
 ANNOTATION_SHUTDOWN = f"{GROUP}/graceful-shutdown"
 ANNOTATION_FILE = f"{GROUP}/file"
@@ -476,14 +478,41 @@ KUBECTL_MANAGERS = frozenset(
 (``kubectl-rollout``) is not undone."""
 
 
+PodProfile = Literal["privileged", "baseline", "restricted"]
+"""A profile of the Pod Security Standards; ``privileged`` forbids nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the operator lets a server ask for, whoever wrote it.
+
+    ``namespaces``: globs, ``!`` excludes. A glob never matches ``kube-*`` or a namespace of
+    ``own_namespaces`` (the agent's); a name written out does. ``service_accounts``: pairs of globs,
+    of the namespace and of the account; ``{name}`` in the latter is the server's name.
+    ``own_secrets``: Secrets of the agent, in its own namespaces. ``pods``: the profile that pods
+    must keep. ``drain_hosts``: globs of hosts that ``drain.url`` may name besides the Services of
+    the server's own namespace, below the DNS name ``domain``. ``manual``: servers that kubectl made
+    are run.
+    """
+
+    namespaces: tuple[str, ...] = ("*",)
+    service_accounts: tuple[tuple[str, str], ...] = (("*", "{name}"),)
+    own_namespaces: frozenset[str] = frozenset({AGENT_NAMESPACE})
+    own_secrets: frozenset[str] = frozenset()
+    pods: PodProfile = "baseline"
+    drain_hosts: tuple[str, ...] = ()
+    domain: str = "cluster.local"
+    manual: bool = True
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """What holds for every server of a pass.
 
     ``source`` is the source id, ``path`` the run's ``--path``, ``domain`` the cluster's DNS name.
     ``finalizer``: we place ours (the agent does, a single sync does not). ``probes``: handshakes
-    are made. ``create_namespace``: a missing namespace is made. ``allow_privileged``: pods may
-    reach out of their container. ``kubectl_managers``: whose fields count as drift.
+    are made. ``create_namespace``: a missing namespace is made. ``policy``: what servers may ask
+    for. ``kubectl_managers``: whose fields count as drift.
     """
 
     source: str
@@ -493,7 +522,7 @@ class Context:
     domain: str = "cluster.local"
     finalizer: bool = False
     create_namespace: bool = False
-    allow_privileged: bool = False
+    policy: Policy = Policy()
     probes: bool = True
     kubectl_managers: frozenset[str] = KUBECTL_MANAGERS
 

@@ -23,7 +23,7 @@ import click
 import durationpy
 
 from gitops_mcp.errors import UsageError
-from gitops_mcp.model import NAMESPACE_NAME, JsonObject
+from gitops_mcp.model import AGENT_NAMESPACE, NAMESPACE_NAME, JsonObject, PodProfile, Policy
 from gitops_mcp.rollout import Serial
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -212,6 +212,28 @@ _color = option(
 )
 
 
+OWN_ACCOUNT = "*/{name}"
+"""In every namespace, the service account that is named as the server."""
+POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+"""The namespace of the pod that this process runs in, if it does."""
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _own_namespaces(named: str | None) -> frozenset[str]:
+    """The agent's. A check elsewhere, in a pull request, does not know it: then what ``install``
+    chooses counts, and that of the pod which this is."""
+    if named is not None:
+        return frozenset({named})
+    try:
+        ours = POD_NAMESPACE.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        ours = ""
+    return frozenset(filter(None, (AGENT_NAMESPACE, ours)))
+
+
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
     """Which manifests, and how they are read and rendered. ``path`` and ``source_id`` are None
@@ -227,6 +249,13 @@ class SourceOptions:
     namespace: str | None = None
     source_id: str | None = None
     allow_privileged: bool = False
+    pod_security: PodProfile = "baseline"
+    namespaces: str = "*"
+    service_accounts: str = OWN_ACCOUNT
+    drain_hosts: str = ""
+    manual_servers: str = "on"
+    agent_namespace: str | None = None
+    agent_secrets: str = ""
     kubectl_managers: str = ""
     """Field managers, comma-separated; empty: kubectl's."""
     templates: Path | None = None
@@ -237,6 +266,21 @@ class SourceOptions:
     git_known_hosts: Path | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """``health`` and ``drain`` of ``--config``: they beat the source's own."""
+
+    @property
+    def policy(self) -> Policy:
+        """What the operator lets servers ask for. Reads where this process runs, in a pod."""
+        pairs = (glob.rpartition("/") for glob in _listed(self.service_accounts))
+        return Policy(
+            namespaces=_listed(self.namespaces),
+            service_accounts=tuple((namespace or "*", account) for namespace, _, account in pairs),
+            own_namespaces=_own_namespaces(self.agent_namespace),
+            own_secrets=frozenset(_listed(self.agent_secrets)),
+            pods="privileged" if self.allow_privileged else self.pod_security,
+            drain_hosts=_listed(self.drain_hosts),
+            domain=self.cluster_domain,
+            manual=self.manual_servers == "on",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +331,43 @@ _location = (
         help="Picks group_vars/NAME.yaml and the notes ref.",
     ),
 )
+_policy = (
+    option(
+        "--namespaces",
+        metavar="GLOBS",
+        default="*",
+        help="Namespaces that servers may be in, comma-separated, ! excludes; the agent's own and "
+        "kube-* only if spelled out  [default: *]",
+    ),
+    option(
+        "--service-accounts",
+        metavar="GLOBS",
+        default=OWN_ACCOUNT,
+        help="Service accounts that servers may use, NAMESPACE/NAME, comma-separated; {name} is "
+        "the server's own name  [default: */{name}]",
+    ),
+    option("--allow-privileged", is_flag=True, help="Accept privileged pods and host access."),
+    option(
+        "--pod-security",
+        type=click.Choice(["baseline", "restricted"]),
+        default="baseline",
+        show_default=True,
+        help="The Pod Security profile that the pods of servers must keep.",
+    ),
+    option(
+        "--drain-hosts",
+        metavar="GLOBS",
+        default="",
+        help="Hosts that drain.url may name besides Services of the server's own namespace.",
+    ),
+    option(
+        "--manual-servers",
+        type=click.Choice(["on", "off"]),
+        default="on",
+        show_default=True,
+        help="Run the servers that were made with kubectl.",
+    ),
+)
 _reading = (
     option("--path", metavar="FOLDER", help="Read only this folder of the source."),
     option(
@@ -307,7 +388,19 @@ _reading = (
         metavar="ID",
         help="Whose servers these are in the cluster  [default: default]",
     ),
-    option("--allow-privileged", is_flag=True, help="Accept privileged pods and host access."),
+    *_policy,
+    option(
+        "--agent-namespace",
+        metavar="NAME",
+        type=NAMESPACE,
+        help="Where the agent is: closed to servers  [default: gitops-mcp, and that of this pod]",
+    ),
+    option(
+        "--agent-secrets",
+        metavar="NAMES",
+        default="",
+        help="Secrets of the agent, which no server may use in its namespace.",
+    ),
     option(
         "--kubectl-managers",
         metavar="NAMES",
@@ -358,6 +451,9 @@ _git = (
 source = _gathered(SourceOptions, "source", *_location, *_reading, *_git)
 """Where the manifests are, and how they are read and rendered: ``source: SourceOptions``."""
 
+policy = _gathered(SourceOptions, "policy", *_policy)
+"""What servers may ask for: ``policy: SourceOptions``, as far as that needs them."""
+
 notes = _gathered(SourceOptions, "source", *_location, *_git)
 """Where the deployment notes are: ``source: SourceOptions``, as far as that needs them."""
 
@@ -406,6 +502,9 @@ SOURCE_KEYS = frozenset({"sourceId", "path", "serial", "health", "drain"})
 DEFAULTS = ("health", "drain")
 """Keys of the file that lie under every manifest's spec."""
 
+MAPS = frozenset({"serviceAccounts"})
+"""Keys of options that the file may also give as a map: namespace → names."""
+
 OWN_KEYS = frozenset({"health", "drain", "hooks"})
 """Keys of the file that are no option of a verb, and whose values are more than a text."""
 
@@ -421,7 +520,9 @@ def read_config(ctx: click.Context, path: Path | None) -> None:
     values = parse_config(text, str(path), allowed=None)
     ctx.meta["gitops_mcp.config"] = values
     ctx.default_map = {
-        DECLARED[key]: _plain(value, f"{path}: {key}", OPTIONAL_VALUES.get(f"--{_dashed(key)}"))
+        DECLARED[key]: _plain(
+            key, value, f"{path}: {key}", OPTIONAL_VALUES.get(f"--{_dashed(key)}")
+        )
         for key, value in values.items()
         if key in DECLARED
     }
@@ -432,10 +533,18 @@ def configured(key: str) -> Any:
     return click.get_current_context().meta.get("gitops_mcp.config", {}).get(key)
 
 
-def _plain(value: Any, place: str, alone: str | None) -> str:
+def _plain(key: str, value: Any, place: str, alone: str | None) -> str:
     """A value as it would stand on the command line. ``alone``: what the option means by itself."""
     if isinstance(value, list) and all(isinstance(one, str) for one in value):
         return ",".join(value)
+    if isinstance(value, dict) and key in MAPS:
+        names = {each: [one] if isinstance(one, str) else one for each, one in value.items()}
+        if all(
+            isinstance(one, list) and all(isinstance(name, str) for name in one)
+            for one in names.values()
+        ):
+            return ",".join(f"{each}/{name}" for each, one in names.items() for name in one)
+        raise UsageError(f"{place}: expected a list of names for each namespace")
     if not isinstance(value, str):
         raise UsageError(f"{place}: expected one value")
     return alone if alone is not None and value == "true" else value

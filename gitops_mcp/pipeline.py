@@ -139,7 +139,7 @@ class Source:
             domain=self.options.cluster_domain,
             finalizer=wishes.finalizer,
             create_namespace=wishes.create_namespace,
-            allow_privileged=self.options.allow_privileged,
+            policy=self.options.policy,
             probes=wishes.probes and not wishes.check,
             kubectl_managers=managers or KUBECTL_MANAGERS,
         )
@@ -332,7 +332,7 @@ def read(
         cluster=options.cluster,
         namespace=options.namespace or "default",
         path=path,
-        allow_privileged=options.allow_privileged,
+        policy=options.policy,
         defaults=_defaults({**own, **options.defaults}),
         skipped=snapshot.skipped,
         cache=cache,

@@ -9,7 +9,7 @@ crash are the same function, told other facts.
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -19,11 +19,14 @@ from gitops_mcp import (
     inquiries,
     manifests,
     pausing,
+    podsecurity,
+    policies,
     serverschema,
     shutdown,
     status,
     transports,
 )
+from gitops_mcp.documents import pointer
 from gitops_mcp.errors import GitOpsError
 from gitops_mcp.model import (
     ANNOTATION_ADOPT,
@@ -330,9 +333,12 @@ def rolls(facts: Facts, context: Context, renderer: Renderer) -> bool:
     if _refusal(live, cr, adopt=_adopts(facts.desired)):
         return False
     try:
-        children = renderer.children(_foreseen(facts, context, renderer, owner))
+        foreseen = _foreseen(facts, context, renderer, owner)
+        children = renderer.children(foreseen)
     except GitOpsError:
         return False  # what cannot be rendered replaces nothing
+    if _forbidden(replace(facts, cr=foreseen), context, owner, children):
+        return False
     return any(_reshapes(facts, context, body, live) for body in children)
 
 
@@ -422,7 +428,9 @@ def _converge(facts: Facts, context: Context, renderer: Renderer, owner: Owner |
     immutable = facts.failure is not None and facts.failure.immutable
     if immutable and facts.cr is not None:
         return _recreate(facts, context)
-    body = _cr_body(facts, context, renderer, owner)
+    body = None
+    if not _left_alone(facts, context, owner):
+        body = _cr_body(facts, context, renderer, owner)
     waits = facts.deferred if facts.cr is not None else None
     put_off = False
     if body is not None and not paused:
@@ -439,11 +447,16 @@ def _converge(facts: Facts, context: Context, renderer: Renderer, owner: Owner |
     refused: list[str] = []
     leaving: list[str] = []
     later: list[str] = []
-    if not paused and (not invalid or facts.protected):
+    if not invalid or facts.protected:
         try:
-            child_actions = [*_child_actions(facts, context, renderer, refused, leaving, later)]
-            # What has just been written may be all that the pods needed: they are judged after it.
-            child_actions = child_actions or [*_gates(facts), *_pause(facts, context, renderer)]
+            children = renderer.children(facts.cr)
+            forbidden = _forbidden(facts, context, owner, children)
+            invalid = invalid or forbidden
+            child_actions: list[Action] = []
+            if not paused and not forbidden:
+                child_actions += _child_actions(facts, context, children, refused, leaving, later)
+                # What has just been written may be all that the pods needed: they are judged after.
+                child_actions = child_actions or [*_gates(facts), *_pause(facts, context, renderer)]
         except GitOpsError as error:  # this spec cannot be rendered; others can
             synced = Condition("Synced", "False", "ApplyFailed", error.message)
             return _at_rest(facts, context, synced, invalid or error.message)
@@ -592,7 +605,30 @@ def _invalid(facts: Facts, context: Context) -> str:
     if facts.desired is not None or facts.cr is None:
         return ""
     spec = facts.cr.get("spec") or {}
-    return "; ".join(manifests.check(spec, allow_privileged=context.allow_privileged))
+    return "; ".join(manifests.check(facts.key, spec, policy=context.policy))
+
+
+def _left_alone(facts: Facts, context: Context, owner: Owner | None) -> bool:
+    """Is it a server that kubectl made, where the operator runs none of these?"""
+    by_hand = owner in (Owner.KUBECTL, Owner.COPIED) and facts.desired is None
+    return by_hand and not context.policy.manual
+
+
+def _forbidden(
+    facts: Facts, context: Context, owner: Owner | None, children: Sequence[JsonObject]
+) -> str:
+    """Why these children may not run, or "". What a manifest asks for was judged when it was read,
+    but others may have added to the MCPServer since, and a template to the pod."""
+    assert facts.cr is not None  # noqa: S101 -- children are rendered from the CR
+    if _left_alone(facts, context, owner):
+        return "servers made with kubectl are not run here (--manual-servers off)"
+    spec, policy = facts.cr.get("spec") or {}, context.policy
+    found = policies.of_server(facts.key, spec, policy)
+    for child in children:
+        template = (child.get("spec") or {}).get("template")
+        if child["kind"] == "Deployment" and template:
+            found += podsecurity.findings(template, spec, policy.pods)
+    return "; ".join(f"{pointer(one.path)}: {one.message}".removeprefix(": ") for one in found)
 
 
 def _write(
@@ -692,18 +728,18 @@ def unproven(body: JsonObject, live: JsonObject) -> bool:
 def _child_actions(
     facts: Facts,
     context: Context,
-    renderer: Renderer,
+    children: Sequence[JsonObject],
     refused: list[str],
     leaving: list[str],
     later: list[str],
 ) -> Iterator[Action]:
-    """The writes that make the children what the CR says. ``refused`` gets why one is not written,
+    """The writes that make the children what was rendered. ``refused`` gets why one is not written,
     ``leaving`` the children that must have gone before they are made anew, ``later`` those that
     wait for their batch."""
     cr = facts.cr
     assert cr is not None  # noqa: S101 -- children are rendered from the CR
     external = _external(cr)
-    wanted = {body["kind"]: body for body in renderer.children(cr)}
+    wanted = {body["kind"]: body for body in children}
     for kind, body in wanted.items():
         live = facts.children.get(kind)
         refusal = _refusal(live, cr, adopt=_adopts(facts.desired)) if live is not None else ""

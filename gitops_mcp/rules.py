@@ -43,11 +43,9 @@ Rule = Callable[[JsonObject], Iterator[Finding]]
 """A spec → what is wrong with it, with paths below the spec."""
 
 
-def of_spec(spec: JsonObject, *, allow_privileged: bool) -> list[Finding]:
+def of_spec(spec: JsonObject) -> list[Finding]:
     """What is wrong between the fields of a spec."""
     findings = [finding for rule in _RULES for finding in rule(spec)]
-    if not allow_privileged:
-        findings += _privileges(spec)
     return [finding._replace(path=("spec", *finding.path)) for finding in findings]
 
 
@@ -496,55 +494,6 @@ _RULES: tuple[Rule, ...] = (
     _profiles,
     _escalation,
 )
-
-
-# --- power ----------------------------------------------------------------------------------
-
-_HARMLESS_CAPABILITIES = frozenset(
-    {
-        "AUDIT_WRITE",
-        "CHOWN",
-        "DAC_OVERRIDE",
-        "FOWNER",
-        "FSETID",
-        "KILL",
-        "MKNOD",
-        "NET_BIND_SERVICE",
-        "SETFCAP",
-        "SETGID",
-        "SETPCAP",
-        "SETUID",
-        "SYS_CHROOT",
-    }
-)
-"""What the baseline of the Pod Security Standards lets a container add."""
-
-_DENIED = "only where the operator allows privileged workloads (--allow-privileged)"
-
-_PRIVILEGES: tuple[tuple[Path, frozenset[object]], ...] = (
-    (("securityContext", "privileged"), frozenset({True})),
-    (("securityContext", "seccompProfile", "type"), frozenset({"Unconfined"})),
-    (("podSecurityContext", "seccompProfile", "type"), frozenset({"Unconfined"})),
-    (("securityContext", "appArmorProfile", "type"), frozenset({"Unconfined"})),
-    (("podSecurityContext", "appArmorProfile", "type"), frozenset({"Unconfined"})),
-)
-"""Fields and values that reach out of the container."""
-
-
-def _privileges(spec: JsonObject) -> Iterator[Finding]:
-    for path, values in _PRIVILEGES:
-        if _get(spec, path) in values:
-            yield Finding(path, _DENIED)
-    add: Path = ("securityContext", "capabilities", "add")
-    for index, name in enumerate(_get(spec, add) or ()):
-        if _capability(name) not in _HARMLESS_CAPABILITIES:
-            yield Finding((*add, index), _DENIED)
-    for index, volume in enumerate(spec.get("volumes", ())):
-        if "hostPath" in volume:
-            yield Finding(("volumes", index, "hostPath"), _DENIED, "key")
-    for index, mount in enumerate(spec.get("volumeMounts", ())):
-        if mount.get("mountPropagation") == "Bidirectional":
-            yield Finding(("volumeMounts", index, "mountPropagation"), _DENIED)
 
 
 def _capability(name: str) -> str:

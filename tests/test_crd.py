@@ -19,7 +19,7 @@ import yaml
 
 from gitops_mcp import manifests, sandbox, serverschema
 from gitops_mcp.crd import custom_resource_definition
-from gitops_mcp.model import API_VERSION, KIND, JsonObject
+from gitops_mcp.model import API_VERSION, KIND, JsonObject, Policy, ServerKey
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(__file__).parent / "data"
@@ -99,9 +99,13 @@ def test_an_unknown_keyword_is_refused_rather_than_lost() -> None:
         custom_resource_definition(schema)
 
 
+KEY = ServerKey("default", "web")
+POLICY = Policy(service_accounts=(("*", "*"),), drain_hosts=("*",))
+
+
 @pytest.mark.parametrize("row", JUDGED, ids=lambda row: row["case"])
 def test_load_judges_a_spec_as_the_table_says(row: JsonObject) -> None:
-    found = "\n".join(manifests.check(BASE | row["spec"]))
+    found = "\n".join(manifests.check(KEY, BASE | row["spec"], policy=POLICY))
     if row.get("check"):
         assert row["check"] in found
         assert found.count("\n") == 0, "one mistake is one problem"

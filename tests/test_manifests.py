@@ -9,7 +9,7 @@ import random
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,20 @@ import yaml
 
 from gitops_mcp import documents, manifests, rules, serverschema, settings
 from gitops_mcp.manifests import MAX_DOCUMENT, MAX_FILE, Cache, check, load
-from gitops_mcp.model import JsonObject, Loaded, Problem, ServerKey, SourceFile
+from gitops_mcp.model import JsonObject, Loaded, Policy, Problem, ServerKey, SourceFile
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(__file__).parent / "data" / "manifests"
 HEAD = "apiVersion: mcp.example.com/v1alpha1\nkind: MCPServer\nmetadata: {name: web}\n"
 GOOD = HEAD + "spec:\n  image: ghcr.io/example/web:1.0\n"
+WEB = ServerKey("default", "web")
+ANYTHING = Policy(
+    service_accounts=(("*", "*"),),
+    own_namespaces=frozenset(),
+    pods="privileged",
+    drain_hosts=("*",),
+)
+"""Of an operator who lets everybody do everything."""
 
 
 def source(files: Mapping[str, str | bytes]) -> list[SourceFile]:
@@ -40,6 +48,18 @@ def loaded(files: Mapping[str, str | bytes] | str, **options: Any) -> Loaded:
     """What a source holds; a text alone is its one file, ``a.yaml``."""
     files = {"a.yaml": files} if isinstance(files, str) else files
     return load(source(files), **{"cluster": "default", **options})
+
+
+def policy(row: Mapping[str, Any]) -> Policy:
+    """A policy as the tables write it."""
+    shapes: dict[str, Callable[[Any], Any]] = {
+        "service_accounts": lambda pairs: tuple(map(tuple, pairs)),
+        "own_namespaces": frozenset,
+        "own_secrets": frozenset,
+        "namespaces": tuple,
+        "drain_hosts": tuple,
+    }
+    return Policy(**{key: shapes.get(key, lambda one: one)(value) for key, value in row.items()})
 
 
 def line_of(problem: Problem) -> str:
@@ -61,7 +81,10 @@ def cases() -> list[Any]:
 def test_a_source_gives_these_problems_and_servers(case: dict[str, Any]) -> None:
     files = case.get("files") or {"a.yaml": case["text"]}
     files = {path: text.replace("HEAD\n", HEAD) for path, text in files.items()}
-    result = loaded(files, **case.get("options", {}))
+    options = dict(case.get("options", {}))
+    if "policy" in options:
+        options["policy"] = policy(options["policy"])
+    result = loaded(files, **options)
     assert [line_of(problem) for problem in result.problems] == case.get("problems", [])
     assert sorted(map(str, result.servers)) == case.get("servers", [])
     assert sorted(map(str, result.protected)) == case.get("protected", [])
@@ -172,7 +195,8 @@ def test_both_validators_say_the_same(spec: JsonObject) -> None:
 
 def test_what_the_templates_know_is_valid() -> None:
     for row in FIELDS["fields"]:
-        assert check(FIELDS["base"] | row["spec"]) == (), row["field"]
+        found = check(WEB, FIELDS["base"] | row["spec"], policy=ANYTHING)
+        assert found == (), row["field"]
 
 
 def test_defaults_fill_what_is_there_and_share_the_rest() -> None:
@@ -201,14 +225,14 @@ def test_check_names_what_the_crd_let_pass() -> None:
         "replicas": 2,
         "volumes": [{"name": "a", "hostPath": {"path": "/"}}],
     }
-    assert check(spec) == (
+    assert check(WEB, spec) == (
         "/spec/replicas: must be at most 1: a stdio server is one process",
-        "/spec/volumes/0/hostPath: only where the operator allows privileged workloads "
-        "(--allow-privileged)",
+        "/spec/volumes/0/hostPath: must be absent (hostPathVolumes of the Pod Security profile "
+        "baseline); the operator can allow it with --allow-privileged",
     )
-    assert check({**spec, "replicas": 1}, allow_privileged=True) == ()
+    assert check(WEB, {**spec, "replicas": 1}, policy=Policy(pods="privileged")) == ()
     filled = serverschema.defaulted({"spec": {"image": "web", "transport": "stdio"}})
-    assert check(filled["spec"]) == ()
+    assert check(WEB, filled["spec"]) == ()
 
 
 # --- hazards --------------------------------------------------------------------------------
@@ -371,7 +395,7 @@ def test_a_second_load_reads_only_what_changed(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(
     "change",
-    [{"namespace": "other"}, {"allow_privileged": True}, {"cluster": "eu"}],
+    [{"namespace": "other"}, {"policy": Policy(pods="privileged")}, {"cluster": "eu"}],
     ids=lambda change: next(iter(change)),
 )
 def test_other_options_are_another_load(change: dict[str, Any]) -> None:

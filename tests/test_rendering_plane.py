@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from gitops_mcp.manifests import load
-from gitops_mcp.model import API_VERSION, KIND, JsonObject, SourceFile
+from gitops_mcp.model import API_VERSION, KIND, JsonObject, Policy, SourceFile
 from gitops_mcp.rendering import Renderer
 from gitops_mcp.transports import TRANSPORTS
 
@@ -80,7 +80,9 @@ def test_what_load_refuses_on_the_behalf_of_the_api_it_would_refuse(
     manifest = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "web"}}
     manifest["spec"] = {"image": "example.com/web:1"} | row["spec"]
     text = yaml.safe_dump(manifest).encode()
-    loaded = load([SourceFile("a.yaml", "a", text)], cluster="default", allow_privileged=True)
+    loaded = load(
+        [SourceFile("a.yaml", "a", text)], cluster="default", policy=Policy(pods="privileged")
+    )
     assert len(loaded.problems) == 1
     deployment, *_ = children("web", row["spec"])
     status, answer = plane.request(

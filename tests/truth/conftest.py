@@ -45,5 +45,5 @@ def applied(
     story.end()
 
 
-SOURCE = {"cluster": generating.CLUSTER, "allow_privileged": True}
+SOURCE = {"cluster": generating.CLUSTER, **generating.ALLOWED}
 CHANGES = int(os.environ.get("TRUTH_CHANGES", "1"))

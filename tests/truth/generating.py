@@ -28,11 +28,15 @@ from gitops_mcp.model import (
     JsonObject,
     SourceFile,
 )
+from gitops_mcp.options import SourceOptions
 
 Path = tuple[str, ...]
 """A place in the schema: names of fields, `[]` for a list's items, at the end `=word`."""
 
 CLUSTER = "generated"
+ALLOWED: dict[str, Any] = {"allow_privileged": True, "service_accounts": "*", "drain_hosts": "*"}
+"""Options of an operator who allows all that the schema has."""
+POLICY = SourceOptions(**ALLOWED).policy
 TRIES = 60
 CHANCES = 4
 """On how many servers a place is tried before it is given up."""
@@ -325,7 +329,7 @@ def _accepted(body: JsonObject, spec: JsonObject, groups: list[SourceFile]) -> J
         return None  # told in a fraction of the time
     text = _yaml(manifest).encode()
     loaded = manifests.load(
-        [*groups, SourceFile("a.yaml", "a", text)], cluster=CLUSTER, allow_privileged=True
+        [*groups, SourceFile("a.yaml", "a", text)], cluster=CLUSTER, policy=POLICY
     )
     return None if loaded.problems else spec
 

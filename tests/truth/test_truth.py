@@ -402,6 +402,8 @@ def source_of(repository: Path, namespace: str) -> pipeline.Source:
         source_id=namespace,
         cluster=generating.CLUSTER,
         allow_privileged=True,
+        service_accounts="*",
+        drain_hosts="*",
     )
     with pipeline.open_repository(options) as opened:
         return pipeline.read(options, opened)
