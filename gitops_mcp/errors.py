@@ -3,7 +3,8 @@
     GitOpsError                 an expected failure: one line on stderr, no traceback
     ├── UsageError              the command line or the configuration is wrong
     ├── SourceError             the git source cannot be read
-    │   └── Unanswered          its server does not answer, or not now
+    │   ├── Unanswered          its server does not answer, or not now
+    │   └── OverLimit           there is more of something than is ever read
     ├── LeaseLost               somebody else writes for this source
     └── KubeError               the API server refused, or could not be asked
         ├── Transient           worth trying again soon
@@ -38,6 +39,10 @@ class SourceError(GitOpsError):
 
 class Unanswered(SourceError):
     """The git server could not be asked, or was too busy: nothing is known to be wrong."""
+
+
+class OverLimit(SourceError):
+    """The git source, or its server, has more of something than is ever read: see ``limits``."""
 
 
 class LeaseLost(GitOpsError):

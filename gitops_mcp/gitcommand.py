@@ -6,38 +6,57 @@ helpers), never prompts, never leaves a credential in an argument, a message or 
 
 Two ways lead to git. What only reads or writes a local repository pipes through the ``git`` binary
 (``Git.ask``): importing GitPython costs more than all that reading together. What talks to a server
-(``Git.talk``) goes through GitPython, which ends a hung command with all its children.
+(``Git.talk``) is started by GitPython. Either way the output is read as a stream, within a time and
+a number of bytes, and each process has a limit of memory (``limits``).
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import functools
+import hashlib
+import io
 import os
 import re
+import selectors
 import shlex
+import signal
 import subprocess
-from collections.abc import Collection, Iterable, Mapping
+import tempfile
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from gitops_mcp.errors import SourceError, Unanswered
-
-LOCAL_LIMIT = 120.0
-"""Seconds for a command on the local disk."""
-LOOK_LIMIT = 30.0
-"""Seconds for asking a server where its branches are."""
-REMOTE_LIMIT = 300.0
-"""Seconds for a first fetch of a large repository; a stalled one ends by the limits below."""
-_STALL_SECONDS = 30
+from gitops_mcp import limits
+from gitops_mcp.errors import OverLimit, SourceError, Unanswered
+from gitops_mcp.masking import scrub
+from gitops_mcp.scratch import Scratch
 
 SHA = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+_BOM = b"\xef\xbb\xbf"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _SCP = re.compile(r"(?:(?P<user>[\w.-]+)@)?(?P<host>[\w.-]+|\[[0-9a-fA-F:]+\]):(?P<path>.+)")
 
 _PROTOCOLS = {"https": "https", "http": "http:https", "ssh": "ssh", "file": "file"}
 """URL scheme to what git may use for it: a redirect never leads from https back to http."""
 
-_ALWAYS = ("core.hooksPath=/dev/null", "core.fsmonitor=false", "gc.autoDetach=false")
+_ALWAYS = (
+    "core.hooksPath=/dev/null",
+    "core.fsmonitor=false",
+    "gc.autoDetach=false",
+    # What would fill the memory is streamed, or done with less.
+    "core.bigFileThreshold=16m",
+    "pack.threads=2",
+    "pack.windowMemory=64m",
+    "pack.deltaCacheSize=64m",
+    # A fetch is one file, so a limit of a file's size is one of the fetch.
+    "fetch.unpackLimit=1",
+)
 _READING = (*_ALWAYS, "safe.directory=*")
 """Who owns a repository matters only where its configuration could run something. ``ask`` runs
 plumbing alone, so a volume that a git-sync sidecar filled can be read; ``talk`` keeps the check."""
@@ -69,9 +88,15 @@ class Credentials:
         if self.password_file is None:
             return self.password
         try:
-            return self.password_file.read_text(encoding="utf-8").strip()
+            return read_secret(self.password_file).decode().strip()
         except (OSError, UnicodeDecodeError) as error:
             raise SourceError(f"the git password file cannot be read: {why(error)}") from error
+
+
+def read_secret(file: Path) -> bytes:
+    """A small file, without the mark that Windows' editors begin one with. Raises OSError."""
+    with file.open("rb") as handle:
+        return handle.read(limits.SECRET).removeprefix(_BOM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,74 +108,156 @@ class Answer:
     err: str
 
 
-# What a server's or git's complaint means: pattern, message, what to do about it.
+NOT_GIT = "what answers there is no git server"
+NOT_GIT_HINT = "check the address; a login or maintenance page answers like this"
+
+# What a server's or git's complaint means: pattern, message, what to do about it, its class.
 # The first that matches counts: a 403 also says that the repository could not be read.
-_COMPLAINTS = (
+_COMPLAINTS: tuple[tuple[str, str, str, type[SourceError]], ...] = (
+    (
+        r"File too large|died of signal 25|exceeds? maximum allowed size|size limit exceeded",
+        f"the repository is larger than {limits.MIRROR // limits.MIB} MiB",
+        "clone it without its history (git clone --depth=1), and give that directory",
+        OverLimit,
+    ),
+    (
+        r"[Oo]ut of memory|Cannot allocate memory|memory exhausted|bad_alloc",
+        f"git needs more than {limits.GIT_MEMORY // limits.MIB} MiB of memory for it",
+        "no list of branches and no manifest is that large: find out who pushed what",
+        OverLimit,
+    ),
+    (
+        r"REMOTE HOST IDENTIFICATION HAS CHANGED|POSSIBLE DNS SPOOFING",
+        "the git server's ssh host key has changed: another server may be answering in its place "
+        "(a man in the middle)",
+        "ask who runs the server for the new key's fingerprint before you trust it",
+        SourceError,
+    ),
+    (
+        r"[Pp]assphrase",
+        "the git ssh key needs a passphrase",
+        "use a deploy key without one: nobody is asked",
+        SourceError,
+    ),
+    (
+        r"UNPROTECTED PRIVATE KEY|bad permissions",
+        "ssh does not use the git ssh key, since others may read it",
+        "chmod 600 the key",
+        SourceError,
+    ),
+    (
+        r"Load key .*: (?:error in libcrypto|invalid format|unknown or unsupported)",
+        "ssh cannot read the git ssh key",
+        "give the private key as ssh-keygen wrote it, not the .pub file",
+        SourceError,
+    ),
+    (
+        r"No user exists for uid",
+        "ssh finds no user of this uid",
+        "run as a user of /etc/passwd (65532 in the image), or use an https address",
+        SourceError,
+    ),
+    (
+        r"(?:HTTP code|HTTP|error:) 407|[Pp]roxy [Aa]uthentication",
+        "the proxy refused the credentials, or wants some",
+        "check https_proxy; no_proxy names what is asked without it",
+        SourceError,
+    ),
+    (
+        r"TF401019",
+        "there is no such git repository, or these credentials may not see it",
+        "check the address and the token's permissions",
+        SourceError,
+    ),
     (
         r"Authentication failed|could not read (?:Username|Password)|Permission denied \(|"
         r"HTTP 40[13]|returned error: 40[13]|Permission to .* denied",
         "the git server refused the credentials",
         "check the user name, token or key and its right to this repository",
+        SourceError,
     ),
     (
         r"Host key verification failed",
         "the git server's ssh host key is not known",
-        "add it to known_hosts",
+        "compare its fingerprint with what the server's operator says, then add it to known_hosts",
+        SourceError,
     ),
     (
         r"Timeout: the command",
         "the git server took too long",
-        "try again; a cache directory keeps what was fetched before",
+        "try again",
+        Unanswered,
     ),
     (
         r"[Rr]epository .*not found|does not appear to be a git repository|"
         r"returned error: 404|could not be found",
         "there is no such git repository, or these credentials may not see it",
         "check the address",
+        SourceError,
     ),
     (
         r"returned error: 429|[Rr]ate limit",
         "the git server limits how often it is asked",
         "look less often: --interval, with a webhook beside it",
+        Unanswered,
+    ),
+    (
+        r"info/refs not valid|bad line length character|invalid server response",
+        NOT_GIT,
+        NOT_GIT_HINT,
+        Unanswered,
     ),
     (
         r"Could not resolve host(?:name)?|Connection (?:refused|timed out|reset|closed)|"
         r"Failed to connect|Couldn't connect|Operation too slow|No route to host|"
         r"Network is unreachable|unable to connect|early EOF|hung up unexpectedly|"
-        r"unexpected disconnect|returned error: 5\d\d|Empty reply|timed out",
+        r"unexpected disconnect|returned error: 5\d\d|Empty reply|timed out|"
+        r"transfer closed with|RPC failed",
         "the git server does not answer",
         "check the address and the network, then try again",
+        Unanswered,
     ),
     (
         r"SSL certificate|certificate verif|server certificate|SSL_connect|TLS",
         "the git server's TLS certificate is not trusted",
         "set GIT_SSL_CAINFO to its authority's certificate",
+        SourceError,
     ),
     (
         r"transport '.*' not allowed",
         "git must not use this transport",
         "use an https or ssh address",
+        SourceError,
     ),
     (
         r"promisor remote",
         "this partial clone lacks the files",
         "clone it without --filter",
+        SourceError,
     ),
     (
         r"dubious ownership",
         "the repository belongs to another user",
         "git config --global --add safe.directory <path>",
+        SourceError,
+    ),
+    (
+        r"No space left on device|Disk quota exceeded",
+        "the disk is full",
+        "make room where TMPDIR is",
+        SourceError,
     ),
 )
 
-
-_UNANSWERED = frozenset(
-    {
-        "the git server took too long",
-        "the git server limits how often it is asked",
-        "the git server does not answer",
-    }
+_NOISE = re.compile(
+    r"[@\s]*$|@ .* @$|Could not read from remote repository|Please make sure you have the correct"
+    r"|and the repository exists|Warning: Permanently added|It is (?:also )?possible that"
+    r"|IT IS POSSIBLE THAT|Someone could be eavesdropping|It is required that|Please contact your"
+    r"|Add correct host key|Timeout: the command|This private key will be ignored"
 )
+"""Lines of git and ssh that say nothing of what goes wrong."""
+_VOLATILE = re.compile(r" after \d+ (?:ms|milliseconds)|\d+(?= bytes? )")
+"""What differs from one time to the next: it would make the same trouble news each time."""
 
 
 def why(error: Exception) -> str:
@@ -169,16 +276,26 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def _last_words(err: str) -> str:
+    """What git, ssh or the server said last, on one line and without secrets."""
+    lines = (re.sub(r"^(?:(?:fatal|error): *)+", "", each) for each in _lines_of(err))
+    last = [line.strip() for line in lines if not _NOISE.match(line.strip())][-3:]
+    words = (printable(scrub(redact(_VOLATILE.sub("", line))))[:300] for line in last)
+    return "; ".join(dict.fromkeys(words))
+
+
+def _lines_of(err: str) -> list[str]:
+    """Of a server's making, so none is looked at to its end."""
+    return [line[:1000] for line in re.split(r"[\r\n]+", err)]
+
+
 def complaint(err: str, root: str) -> SourceError:
-    """Git's stderr as one line of ours."""
-    for pattern, message, hint in _COMPLAINTS:
-        if re.search(pattern, err):
-            kind = Unanswered if message in _UNANSWERED else SourceError
-            return kind(f"{root}: {message}", hint=hint)
-    lines = [printable(line)[:300] for line in redact(err).splitlines() if line.strip()]
-    fatal = [line for line in lines if line.startswith(("fatal:", "error:"))] or lines[-1:]
-    cause = re.sub(r"^(?:fatal|error): ", "", fatal[0]) if fatal else "git failed without a word"
-    return SourceError(f"{root}: {cause}")
+    """Git's stderr as one line: what it means, then git's own last words."""
+    words, said = _last_words(err), "\n".join(_lines_of(err))
+    for pattern, message, hint, kind in _COMPLAINTS:
+        if re.search(pattern, said):
+            return kind(f"{root}: {message}" + (f": {words}" if words else ""), hint=hint)
+    return SourceError(f"{root}: {words or 'git failed without a word'}")
 
 
 def _clean_environment() -> dict[str, str]:
@@ -208,32 +325,231 @@ _FOREIGN = re.compile(
 make git say more than what goes wrong."""
 
 
-class Git:
-    """Runs git on one repository. ``root`` is how messages call it."""
+_LIMITED = """trap '' XFSZ; { ulimit -d "$1"; ulimit -f "$2"; } 2>/dev/null; shift 2; exec "$@\""""
+"""Starts a command that cannot take more memory (KiB), nor write a larger file (512 bytes each):
+that is an error of writing then, no signal."""
+_NO_COMMAND = 127
+"""A shell's status for a command that is not there."""
+_GRACE = 0.5
+"""Seconds for the error output of a command that has ended: a helper may hold it open."""
+_CHUNK = 1 << 16
 
-    def __init__(self, root: str, *where: str) -> None:
+
+class Running:
+    """A command of git that runs. Iterate over it for its output as it comes; then ``status`` and
+    ``err`` are there. It ends with the ``with`` block, whatever it is doing.
+
+    Raises TimeoutError when its time is up, OverLimit where more than ``most`` bytes come.
+    """
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        name: str,
+        *,
+        stdin: bytes = b"",
+        seconds: float,
+        most: int,
+        group: bool = False,
+    ) -> None:
+        self._process = process
+        self._name = name
+        self._stdin = memoryview(stdin)
+        self._until = time.monotonic() + seconds
+        self._most = most
+        self._group = group
+        self._words = bytearray()
+        self.status = 0
+
+    @property
+    def err(self) -> str:
+        return self._words.decode("utf-8", "replace")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        process = self._process
+        if process.poll() is None or kind is not None:
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                if self._group:  # with all that it started
+                    os.killpg(process.pid, signal.SIGKILL)
+                else:
+                    process.kill()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                with contextlib.suppress(OSError):  # what it did not read
+                    pipe.close()
+        process.wait()
+
+    def __iter__(self) -> Iterator[bytes]:
+        process = self._process
+        assert process.stdout is not None  # noqa: S101 - pipes
+        assert process.stderr is not None  # noqa: S101
+        came = 0
+        with selectors.DefaultSelector() as pipes:
+            pipes.register(process.stdout, selectors.EVENT_READ)
+            pipes.register(process.stderr, selectors.EVENT_READ)
+            if process.stdin is not None:
+                os.set_blocking(process.stdin.fileno(), False)
+                pipes.register(process.stdin, selectors.EVENT_WRITE)
+            while pipes.get_map():
+                left = self._until - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError
+                ended = process.poll() is not None
+                ready = pipes.select(min(left, _GRACE))
+                if ended and not ready:
+                    break
+                for key, _ in ready:
+                    if key.fileobj is process.stdin:
+                        if not self._feed(process.stdin):
+                            pipes.unregister(process.stdin)
+                            with contextlib.suppress(OSError):
+                                process.stdin.close()
+                        continue
+                    data = os.read(key.fd, _CHUNK)
+                    if not data:
+                        pipes.unregister(key.fileobj)
+                    elif key.fileobj is process.stderr:
+                        self._words += data
+                        del self._words[: -limits.GIT_WORDS]
+                    else:
+                        came += len(data)
+                        if came > self._most:
+                            raise OverLimit(
+                                f"git {self._name} brought more than {_mib(self._most)}"
+                            )
+                        yield data
+        try:
+            self.status = process.wait(max(self._until - time.monotonic(), _GRACE))
+        except subprocess.TimeoutExpired as error:
+            raise TimeoutError from error
+        if self.status == _NO_COMMAND:
+            raise FileNotFoundError
+
+    def _feed(self, pipe: IO[bytes]) -> bool:
+        """Write what fits; whether there is more."""
+        try:
+            sent = os.write(pipe.fileno(), self._stdin[:_CHUNK]) if self._stdin else 0
+        except BlockingIOError:
+            return True
+        except BrokenPipeError:
+            return False
+        self._stdin = self._stdin[sent:]
+        return bool(self._stdin)
+
+
+def _mib(size: int) -> str:
+    return f"{size // limits.MIB} MiB" if size >= limits.MIB else f"{size // limits.KIB} KiB"
+
+
+class Git:
+    """Runs git on one repository. ``root`` is how messages call it. ``busy`` is a file that each of
+    its processes holds locked for as long as it runs: who gets it alone is alone."""
+
+    def __init__(self, root: str, *where: str, busy: str = "") -> None:
         self.root = root
         self._where = where
+        self._busy = busy
+
+    @contextlib.contextmanager
+    def _failing(self, name: str) -> Iterator[None]:
+        """What goes wrong outside of git, in our words."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise SourceError("git is not installed", hint="install git 2.38 or newer") from error
+        except OverLimit as error:
+            raise OverLimit(f"{self.root}: {error.message}", hint=error.hint) from error
+        except TimeoutError as error:
+            raise SourceError(f"{self.root}: git {name} took too long") from error
+        except (OSError, ValueError) as error:
+            raise SourceError(f"{self.root}: git cannot be run: {why(error)}") from error
+
+    @contextlib.contextmanager
+    def _marked(self) -> Iterator[tuple[int, ...]]:
+        """The locked file that a process is to inherit."""
+        if not self._busy:
+            yield ()
+            return
+        os.makedirs(os.path.dirname(self._busy), mode=0o700, exist_ok=True)
+        busy = os.open(self._busy, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(busy, fcntl.LOCK_SH)
+            yield (busy,)
+        finally:
+            os.close(busy)
+
+    def _command(
+        self, settings: Iterable[str], args: Iterable[str], room: int = 1 << 50
+    ) -> list[str]:
+        config = [part for setting in settings for part in ("-c", setting)]
+        limited = ("/bin/sh", "-c", _LIMITED, "sh", str(limits.GIT_MEMORY >> 10), str(room >> 9))
+        return [*limited, "git", *config, *self._where, *args]
+
+    @contextlib.contextmanager
+    def start(self, *args: str, stdin: bytes = b"", most: int | None = None) -> Iterator[Running]:
+        """Start a local plumbing command that may say ``most`` bytes (None: ``GIT_ANSWER``)."""
+        with self._failing(args[0]), self._marked() as busy:
+            process = subprocess.Popen(  # noqa: S603 - the shell gets arguments, no text
+                self._command(_READING, args),
+                stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=_clean_environment(),
+                pass_fds=busy,
+            )
+            with Running(
+                process,
+                args[0],
+                stdin=stdin,
+                seconds=limits.GIT_SECONDS,
+                most=most or limits.GIT_ANSWER,
+            ) as running:
+                yield running
 
     def ask(self, *args: str, stdin: bytes = b"") -> Answer:
         """Run a local plumbing command; the caller judges its status."""
-        config = [part for setting in _READING for part in ("-c", setting)]
-        try:
-            done = subprocess.run(  # noqa: S603 - no shell, and refs stand behind --
-                ["git", *config, *self._where, *args],  # noqa: S607 - the user's git
-                input=stdin,
-                capture_output=True,
-                env=_clean_environment(),
-                timeout=LOCAL_LIMIT,
-                check=False,
-            )
-        except FileNotFoundError as error:
-            raise SourceError("git is not installed", hint="install git 2.38 or newer") from error
-        except subprocess.TimeoutExpired as error:
-            raise SourceError(f"{self.root}: git {args[0]} took too long") from error
-        except (OSError, ValueError) as error:
-            raise SourceError(f"{self.root}: git cannot be run: {why(error)}") from error
-        return Answer(done.returncode, done.stdout, done.stderr.decode("utf-8", "replace"))
+        with self.start(*args, stdin=stdin) as running:
+            out = b"".join(running)
+        return Answer(running.status, out, running.err)
+
+    def records(
+        self,
+        *args: str,
+        stdin: bytes = b"",
+        end: bytes = b"\0",
+        most: int,
+        longest: int,
+        cut: bool = False,
+    ) -> Iterator[bytes]:
+        """What a local command lists, one after the other as it comes, at most ``most`` of them.
+
+        One of more than ``longest`` bytes is cut there (``cut``) or, as is one too many, raised as
+        OverLimit. A command that fails raises SourceError, after what it listed.
+        """
+        rest, count = b"", 0
+        with self.start(*args, stdin=stdin, most=most * longest) as running:
+            for chunk in running:
+                *whole, rest = (rest + chunk).split(end)
+                for record in (*whole, *([rest] if len(rest) > longest else ())):
+                    if len(record) > longest and not cut:
+                        raise OverLimit(f"git {args[0]} lists a name of more than {_mib(longest)}")
+                count += len(whole)
+                if count > most:
+                    raise OverLimit(f"git {args[0]} lists more than {most:,}")
+                yield from (record[:longest] for record in whole)
+                rest = rest[: longest + 1]
+        if running.status:
+            raise complaint(running.err, self.root)
+        if rest:
+            yield rest[:longest]
 
     def run(self, *args: str, stdin: bytes = b"") -> bytes:
         """Run a local command that has to succeed."""
@@ -274,22 +590,37 @@ class Git:
             for wanted, size in zip(ids, answer[:-1], strict=True)
         }
 
-    def blobs(self, ids: Collection[str]) -> dict[str, bytes]:
-        """The content of objects, by id, in one process."""
+    def blobs(self, ids: Collection[str], *, most: int | None = None) -> dict[str, bytes]:
+        """The content of objects, by id, in one process. Of each no more than its last ``most``
+        bytes (None: all); of all no more than ``limits.SNAPSHOT``, else it raises OverLimit."""
         if not ids:
             return {}
-        out = self.run("cat-file", "--batch", "--buffer", stdin=_lines(ids))
         found: dict[str, bytes] = {}
-        at = 0
-        for wanted in ids:
-            end = out.index(b"\n", at)
-            header = out[at:end].split(b" ")
-            if len(header) != 3:
-                raise SourceError(f"{self.root}: object {wanted} is missing or broken")
-            start = end + 1
-            at = start + int(header[2])
-            found[wanted] = out[start:at]
-            at += 1
+        total = 0
+        command = ("cat-file", "--batch", "--buffer")
+        with self.start(*command, stdin=_lines(ids), most=1 << 50) as running:
+            stream = io.BufferedReader(_Chunks(iter(running)), _CHUNK)
+            for wanted in ids:
+                header = stream.readline(_CHUNK).split(b" ")
+                if len(header) != 3:
+                    break
+                size = int(header[2])
+                kept = size if most is None else min(size, most)
+                total += kept
+                if total > limits.SNAPSHOT:
+                    raise OverLimit(f"git cat-file brought more than {_mib(limits.SNAPSHOT)}")
+                for skipped in range(0, size - kept, _CHUNK):
+                    stream.read(min(_CHUNK, size - kept - skipped))
+                found[wanted] = stream.read(kept)
+                stream.read(1)
+                if len(found[wanted]) < kept:
+                    del found[wanted]
+                    break
+        if len(found) < len(set(ids)):
+            missing = next(wanted for wanted in ids if wanted not in found)
+            if re.search(_COMPLAINTS[1][0], running.err):
+                raise complaint(running.err, self.root)
+            raise SourceError(f"{self.root}: object {missing} is missing or broken")
         return found
 
     def talk(
@@ -298,8 +629,10 @@ class Git:
         env: Mapping[str, str],
         configured: bool = False,
         limit: float | None = None,
+        room: int | None = None,
     ) -> Answer:
-        """Run a command that talks to a server, at most ``limit`` seconds (None: REMOTE_LIMIT);
+        """Run a command that talks to a server, at most ``limit`` seconds (None:
+        ``GIT_FETCH_SECONDS``), and writes no file of more than ``room`` bytes (None: ``MIRROR``);
         the caller judges its status.
 
         ``configured``: with the user's own git configuration (its credential helpers, proxies),
@@ -315,26 +648,59 @@ class Git:
                 del closed[name]
         else:
             closed["GIT_ASKPASS"] = ""  # no window either
-        limits = {
+        stall = {
             "GIT_HTTP_LOW_SPEED_LIMIT": "1",
-            "GIT_HTTP_LOW_SPEED_TIME": str(_STALL_SECONDS),
+            "GIT_HTTP_LOW_SPEED_TIME": str(limits.GIT_STALL_SECONDS),
         }
-        config = [part for setting in _ALWAYS for part in ("-c", setting)]
+        given = {**closed, **stall, **env}
         # GitPython adds our own environment to what it is given.
-        foreign = [f"-u{name}" for name in os.environ if _FOREIGN.fullmatch(name)]
-        try:
-            status, out, err = GitPython().execute(
-                [*(["env", *foreign] if foreign else ()), "git", *config, *self._where, *args],
-                env={**closed, **limits, **env},
-                kill_after_timeout=limit or REMOTE_LIMIT,
-                with_extended_output=True,
-                with_exceptions=False,
-                stdout_as_string=False,
-                strip_newline_in_stdout=False,
-            )
-        except (GitCommandError, OSError, ValueError) as error:
-            raise SourceError(f"{self.root}: git {args[0]} cannot be run") from error
-        return Answer(status, out, err)
+        foreign = [f"-u{n}" for n in os.environ if _FOREIGN.fullmatch(n) and n not in given]
+        command = self._command(_ALWAYS, args, limits.MIRROR if room is None else room)
+        # The user's own ssh may ask on the terminal, which a session of its own has not.
+        alone = not configured and "GIT_SSH" not in env and "GIT_SSH_COMMAND" not in os.environ
+        out = bytearray()
+        with self._failing(args[0]), self._marked() as busy:
+            try:
+                started: Any = GitPython().execute(
+                    [*(["env", *foreign] if foreign else ()), *command],
+                    env=given,
+                    as_process=True,
+                    start_new_session=alone,
+                    pass_fds=busy,
+                )
+            except GitCommandError as error:
+                raise SourceError(f"{self.root}: git {args[0]} cannot be run") from error
+            with Running(
+                started.proc,
+                args[0],
+                seconds=limit or limits.GIT_FETCH_SECONDS,
+                most=limits.GIT_ANSWER,
+                group=alone,
+            ) as running:
+                try:
+                    for chunk in running:
+                        out += chunk
+                except TimeoutError:
+                    return Answer(-signal.SIGKILL, bytes(out), "Timeout: the command took too long")
+        return Answer(running.status, bytes(out), running.err)
+
+
+class _Chunks(io.RawIOBase):
+    """Chunks as a file, for ``io.BufferedReader``."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        super().__init__()
+        self._chunks = chunks
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._rest or next(self._chunks, b"")
+        size = min(len(data), len(buffer))
+        buffer[:size], self._rest = data[:size], data[size:]
+        return size
 
 
 def _lines(items: Iterable[str]) -> bytes:
@@ -383,25 +749,63 @@ def _ssh(credentials: Credentials) -> dict[str, str]:
     own = {key: os.environ[key] for key in ("GIT_SSH_COMMAND", "GIT_SSH") if key in os.environ}
     if own and credentials.ssh_key is None:
         return own
-    for what, file in (
-        ("key", credentials.ssh_key),
-        ("known_hosts file", credentials.known_hosts),
-    ):
-        try:  # of ssh itself one would hear only that the connection was closed
-            if file is not None:
-                file.open("rb").close()
-        except OSError as error:
-            raise SourceError(f"the git ssh {what} {file} cannot be read: {why(error)}") from error
-    options = ["BatchMode=yes", "ConnectTimeout=15", "ServerAliveInterval=10"]
+    key, hosts = (
+        file and _as_ssh_reads(file, what)
+        for what, file in (
+            ("key", credentials.ssh_key),
+            ("known_hosts file", credentials.known_hosts),
+        )
+    )
+    # A connection that others share would outlive the command.
+    options = ["BatchMode=yes", "ConnectTimeout=15", "ServerAliveInterval=10", "ControlMaster=no"]
     command = ["ssh", *(f"-o{option}" for option in options)]
-    if credentials.ssh_key is not None:
-        command += ["-i", str(credentials.ssh_key), "-oIdentitiesOnly=yes"]
-    if credentials.known_hosts is not None:
-        command += [
-            f"-oUserKnownHostsFile={credentials.known_hosts}",
-            "-oStrictHostKeyChecking=yes",
-        ]
+    if key is not None:
+        command += ["-i", str(key), "-oIdentitiesOnly=yes"]
+    if hosts is not None:
+        command += [f"-oUserKnownHostsFile={hosts}", "-oStrictHostKeyChecking=yes"]
     return {"GIT_SSH_COMMAND": shlex.join(command)}
+
+
+def _as_ssh_reads(file: Path, what: str) -> Path:
+    """A key or known_hosts as ssh reads it: the file itself, or a private copy of one that was
+    pasted without its last line's end, or saved on Windows. Raises SourceError."""
+    try:  # of ssh itself one would hear only that the connection was closed
+        raw = file.read_bytes()[: limits.SECRET]
+        text = raw.removeprefix(_BOM).replace(b"\r\n", b"\n")
+        text += b"\n" if text and not text.endswith(b"\n") else b""
+        if text == raw:
+            return file
+        folder = _copies().path
+        copy = Path(folder, hashlib.sha256(bytes(file.absolute())).hexdigest()[:16])
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as handle:  # of mode 0600
+            handle.write(text)
+        os.replace(handle.name, copy)
+    except OSError as error:
+        raise SourceError(f"the git ssh {what} {file} cannot be read: {why(error)}") from error
+    return copy
+
+
+@functools.cache
+def _copies() -> Scratch:
+    """Where this process keeps them."""
+    return Scratch()
+
+
+def is_token(user: str) -> bool:
+    """Whether what stands as the user name of an address is a token rather than a name."""
+    known = re.match(r"gh[a-z]_|github_pat_|gl[a-z]+-|ATBB|ATCTT|x-token-", user)
+    made = len(user) >= 20 and re.search(r"\d", user) and re.search(r"[A-Za-z]", user)
+    return bool(known or (made and re.fullmatch(r"[\w.-]+", user)))
+
+
+def _of_address(user: str, password: str, credentials: Credentials) -> Credentials:
+    """The credentials, with what stands in an address of https."""
+    if password:
+        return replace(credentials, username=user, password=password, password_file=None)
+    if credentials.password_file is not None or credentials.password:
+        return replace(credentials, username=credentials.username or user)
+    # A token may stand alone, in the place of the user name.
+    return replace(credentials, username=credentials.username or "git", password=user)
 
 
 def server_of(location: str, credentials: Credentials, allow_file: bool) -> Server | None:
@@ -438,13 +842,7 @@ def server_of(location: str, credentials: Credentials, allow_file: bool) -> Serv
     netloc = f"[{host}]" if ":" in host else host
     netloc += f":{port}" if port else ""
     if name in ("http", "https") and user:
-        # A token may stand alone, in the place of the user name.
-        credentials = replace(
-            credentials,
-            username=user if password else credentials.username or "git",
-            password=password or user,
-            password_file=None,
-        )
+        credentials = _of_address(user, password, credentials)
     elif user:
         netloc = f"{parts.username}@{netloc}"
     return Server(urlunsplit((name, netloc, parts.path, parts.query, "")), name, credentials)

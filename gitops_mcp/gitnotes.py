@@ -16,15 +16,14 @@ from dataclasses import dataclass, replace
 
 import orjson
 
-from gitops_mcp.errors import GitOpsError
+from gitops_mcp import limits
+from gitops_mcp.errors import GitOpsError, OverLimit
 from gitops_mcp.gitcommand import FETCH, SHA, Answer, Git, complaint, printable, why
 from gitops_mcp.model import NoteRecord
 
 WRITE_ATTEMPTS = 16
 """Rounds against other writers of one notes ref. Each round somebody wins, waits grow to 1.6 s."""
 
-NOTES_LIMIT = 60.0
-"""Seconds for one fetch or push of the notes: they are small, and nobody waits for them."""
 NOTES_AT_ONCE = 200
 """Commits whose notes are read together by ``stream``."""
 
@@ -66,6 +65,8 @@ class Notes:
         self._fetched = False
         self._pushed = ("", "")
         """What was pushed last, and where to."""
+        self.left_out = ""
+        """What the last ``read`` left out, in a sentence; "" for nothing."""
 
     def append(self, records: Sequence[NoteRecord], *, push: bool = False) -> tuple[str, ...]:
         """Write records onto their commits, and push. Returns warnings.
@@ -131,31 +132,59 @@ class Notes:
             return f"the deployment notes could not be fetched: {why(error)}"
 
     def read(self) -> list[NoteRecord]:
-        """All records, newest first, those of commits that a force-push removed included. Lines
-        that are not ours are left out. Raises SourceError."""
+        """All records, newest first, those of commits that a force-push removed included; what is
+        beyond ``limits.NOTES`` is left out, and ``left_out`` says so. Lines that are not ours are
+        left out, too. Raises SourceError."""
+        self.left_out = ""
         place = self._place()
         if place is None:
             return []
+        tips = dict.fromkeys(place.git.commit(ref) for ref in (self.ref, self._theirs))
         found = {
             (line, commit)
-            for tip in (place.git.commit(self.ref), place.git.commit(self._theirs))
-            for commit, lines in _lines(place.git, tip).items()
+            for tip in tips
+            for some in self._newest(place.git, tip)
+            for commit, lines in some.items()
             for line in lines
         }
         records = [record for line, commit in found if (record := _parse(line, commit)) is not None]
         return sorted(records, key=lambda record: (record.time, _line(record)), reverse=True)
 
     def stream(self) -> Iterator[NoteRecord]:
-        """All records of our own ref in no order, few of them in memory. Raises SourceError."""
+        """The records of our own ref in no order, few of them in memory; bounded as by ``read``.
+        Raises SourceError."""
         place = self._place()
         if place is None:
             return
-        tree = _tree(place.git, place.git.commit(self.ref))
+        for some in self._newest(place.git, place.git.commit(self.ref)):
+            for commit, lines in some.items():
+                yield from (r for line in lines if (r := _parse(line, commit)) is not None)
+
+    def _newest(self, git: Git, tip: str) -> Iterator[dict[str, list[str]]]:
+        """The lines of a tip's notes by their commits, some commits at a time: all of them, or
+        those of the newest commits that fit. Of a note that does not fit, its end: the lines of a
+        note are sorted, and begin with the time."""
+        tree = _tree(git, tip)
+        sizes = git.sizes([blob for _, blob in tree.values()])
+        room = limits.NOTES
         commits = list(tree)
+        if sum(sizes[blob] for _, blob in tree.values()) > room:
+            commits = _by_age(git, tree)
         for start in range(0, len(commits), NOTES_AT_ONCE):
             some = {commit: tree[commit] for commit in commits[start : start + NOTES_AT_ONCE]}
-            for commit, lines in _texts(place.git, some).items():
-                yield from (r for line in lines if (r := _parse(line, commit)) is not None)
+            sized = sum(sizes[blob] for _, blob in some.values())
+            for part in [some] if sized <= room else ({c: some[c]} for c in some):
+                size = sum(sizes[blob] for _, blob in part.values())
+                if room <= 0:
+                    break
+                yield _texts(git, part, most=room)
+                room -= size
+        if room < 0:
+            whole = sum(sizes[blob] for _, blob in tree.values())
+            self.left_out = (
+                f"the deployment notes are {whole // limits.MIB} MiB: "
+                f"only the newest {limits.NOTES // limits.MIB} MiB were read"
+            )
 
     # -- the local ref
 
@@ -231,7 +260,7 @@ class Notes:
         talk, target = place.upstream.talk, place.upstream.target
         for attempt in range(WRITE_ATTEMPTS):
             refspec = f"+{self.ref}:{self._theirs}"
-            answer = talk("fetch", *FETCH, "--", target, refspec, limit=NOTES_LIMIT)
+            answer = talk("fetch", *FETCH, "--", target, refspec, limit=limits.GIT_NOTES_SECONDS)
             if not (answer.status and _RACES.search(answer.err)):
                 break
             _wait(attempt)
@@ -256,7 +285,7 @@ class Notes:
             tip = git.commit(self.ref)
             if not tip or self._pushed == (tip, target):
                 return []
-            answer = place.upstream.talk(*command, limit=NOTES_LIMIT)
+            answer = place.upstream.talk(*command, limit=limits.GIT_NOTES_SECONDS)
             if answer.status == 0:
                 self._pushed = tip, target
                 return []
@@ -281,27 +310,47 @@ class Notes:
 
 
 def _tree(git: Git, tip: str) -> dict[str, tuple[str, str]]:
-    """Commit id to (path in the notes tree, blob); git spreads large trees over folders."""
+    """Commit id to (path in the notes tree, blob); git spreads large trees over folders. Raises
+    OverLimit where there are more than ``limits.NOTED``."""
     if not tip:
         return {}
-    entries = git.run("ls-tree", "-r", "-z", "--full-tree", tip).split(b"\0")[:-1]
+    command = ("ls-tree", "-r", "-z", "--full-tree", tip)
     found = {}
-    for entry in entries:
+    for entry in git.records(*command, most=limits.NOTED, longest=limits.PATH):
         meta, _, name = entry.decode("utf-8", "replace").partition("\t")
         if SHA.fullmatch(commit := name.replace("/", "")):
             found[commit] = (name, meta.split(" ")[2])
     return found
 
 
+def _by_age(git: Git, commits: Iterable[str]) -> list[str]:
+    """The commits, newest first; those that are not here any more come last."""
+    ids = list(commits)
+    command = ("rev-list", "--no-walk=sorted", "--ignore-missing", "--stdin")
+    stdin = "".join(f"{commit}\n" for commit in ids).encode()
+    known = git.ask(*command, stdin=stdin).out.decode().split()
+    return list(dict.fromkeys([*(commit for commit in known if SHA.fullmatch(commit)), *ids]))
+
+
 def _lines(git: Git, tip: str, commits: Iterable[str] | None = None) -> dict[str, list[str]]:
-    """The lines of the notes on these commits (None: on all)."""
+    """The lines of the notes on these commits (None: on all). Raises OverLimit for too long
+    ones."""
     tree = _tree(git, tip)
-    return _texts(git, tree if commits is None else {c: tree[c] for c in commits if c in tree})
+    chosen = tree if commits is None else {c: tree[c] for c in commits if c in tree}
+    sizes = git.sizes([blob for _, blob in chosen.values()])
+    for commit, (_, blob) in chosen.items():
+        if sizes[blob] > limits.NOTE:
+            raise OverLimit(
+                f"the notes of commit {commit[:12]} are larger than {limits.NOTE // limits.MIB} MiB"
+            )
+    return _texts(git, chosen)
 
 
-def _texts(git: Git, chosen: Mapping[str, tuple[str, str]]) -> dict[str, list[str]]:
-    """The lines of these notes of a tree."""
-    blobs = git.blobs([blob for _, blob in chosen.values()])
+def _texts(
+    git: Git, chosen: Mapping[str, tuple[str, str]], *, most: int | None = None
+) -> dict[str, list[str]]:
+    """The lines of these notes of a tree; of each note no more than its last ``most`` bytes."""
+    blobs = git.blobs({blob for _, blob in chosen.values()}, most=most)
     return {
         commit: [
             line for line in blobs[blob].decode("utf-8", "surrogateescape").split("\n") if line

@@ -15,12 +15,11 @@ import fcntl
 import functools
 import hashlib
 import os
+import random
 import re
 import shutil
 import stat
-import tempfile
 import time
-import weakref
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,12 +28,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from gitops_mcp.errors import SourceError, UsageError
+from gitops_mcp import limits
+from gitops_mcp.errors import OverLimit, SourceError, Unanswered, UsageError
 from gitops_mcp.gitcommand import (
     FETCH,
-    LOCAL_LIMIT,
-    LOOK_LIMIT,
-    REMOTE_LIMIT,
+    NOT_GIT,
+    NOT_GIT_HINT,
     SHA,
     Answer,
     Git,
@@ -48,18 +47,12 @@ from gitops_mcp.gitcommand import (
 from gitops_mcp.gitcommand import Credentials as Credentials
 from gitops_mcp.gitnotes import Notes, Place, Upstream
 from gitops_mcp.model import Revision, Snapshot, SourceFile
+from gitops_mcp.scratch import Scratch
 
 CONFIG_FILE = "gitops-mcp.yaml"
 VARS_FOLDER = "group_vars"
 TEMPLATES_FOLDER = "templates"
 SUFFIXES = (".yaml", ".yml", ".json")
-
-MAX_FILE = 1 << 20
-"""Bytes. etcd takes no object above 1.5 MiB; a larger file is no manifest."""
-MAX_TOTAL = 1 << 28
-"""Bytes of one snapshot: a mistaken SOURCE must end in an error, not in the OOM killer."""
-MAX_ROOTS = 1000
-"""Commits without a parent that are told of one history."""
 
 _PATH = attrgetter("path")
 YOUNG = 100_000_000
@@ -69,6 +62,7 @@ TIDY_AFTER = 50
 
 _PLAIN_MODES = ("100644", "100755")
 _ODD_MODES = {"120000": "a symbolic link is not followed", "160000": "a submodule is not read"}
+_NARROW = "narrow the source with --path"
 _COUNT = re.compile(r"[0-9]{1,9}")
 _CLUSTER = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?=[A-Za-z0-9]))*")
 
@@ -141,19 +135,27 @@ class _Collector:
     def skip(self, path: str, reason: str) -> None:
         if _in_sight(path, self._below):
             self.skipped.append((printable(path), reason))
+            self.fit(len(self.skipped))
 
     def fits(self, path: str, size: int) -> bool:
         """Whether a file may be read into memory; notes one that is too large."""
-        if size > MAX_FILE:
-            self.skip(path, f"larger than {MAX_FILE >> 20} MiB")
+        if size > limits.FILE:
+            self.skip(path, f"larger than {limits.FILE // limits.MIB} MiB")
             return False
         self.total += size
-        if self.total > MAX_TOTAL:
-            raise SourceError(
-                f"{self._root}: more than {MAX_TOTAL >> 20} MiB of YAML and JSON",
-                hint="narrow the source with --path",
+        if self.total > limits.SNAPSHOT:
+            raise OverLimit(
+                f"{self._root}: more than {limits.SNAPSHOT // limits.MIB} MiB of YAML and JSON",
+                hint=_NARROW,
             )
         return True
+
+    def fit(self, count: int) -> None:
+        """Raises OverLimit where so many files are too many."""
+        if count > limits.FILES:
+            raise OverLimit(
+                f"{self._root}: more than {limits.FILES:,} YAML and JSON files", hint=_NARROW
+            )
 
     def keep(self, file: SourceFile) -> None:
         self.files.append(file)
@@ -170,11 +172,19 @@ class _Collector:
 
 def _tree(git: Git, commit: str, prefix: str, below: str) -> Iterator[tuple[str, str, str]]:
     """(mode, object id, path) of everything below ``prefix`` at a commit, paths relative to it."""
-    out = git.run("ls-tree", "-r", "-z", "--full-tree", commit, "--", *_pathspecs(prefix, below))
-    for entry in os.fsdecode(out).split("\0")[:-1]:
-        meta, path = entry.split("\t", 1)
+    command = ("ls-tree", "-r", "-z", "--full-tree", commit, "--", *_pathspecs(prefix, below))
+    for entry in _listed(git, commit, *command):
+        meta, path = os.fsdecode(entry).split("\t", 1)
         mode, _, blob = meta.split(" ")
         yield mode, blob, path[len(prefix) :]
+
+
+def _listed(git: Git, commit: str, *command: str) -> Iterator[bytes]:
+    """What a command lists of a commit's paths. Raises OverLimit where there are too many."""
+    try:
+        yield from git.records(*command, most=limits.PATHS, longest=limits.PATH)
+    except OverLimit as error:
+        raise OverLimit(f"{error.message}, at {commit[:12]}", hint=_NARROW) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,14 +210,21 @@ class _Taking:
     def whole(self) -> _Taken:
         """From all that the commit holds. Raises SourceError."""
         collector = _Collector(self.root, self.below)
-        entries = list(_tree(self.git, self.commit, self.prefix, self.below))
         folder = f"{self.below}/" if self.below else ""
-        if (folder or self.prefix) and not any(path.startswith(folder) for _, _, path in entries):
+        there = not (folder or self.prefix)
+
+        def entries() -> Iterator[tuple[str, str, str]]:
+            nonlocal there
+            for entry in _tree(self.git, self.commit, self.prefix, self.below):
+                there = there or entry[2].startswith(folder)
+                yield entry
+
+        wanted = self._wanted(collector, entries())
+        if not there:
             raise SourceError(
                 f"{self.root}: no folder {self.prefix + self.below} at {self.commit[:12]}",
                 hint="check --path and --ref",
             )
-        wanted = self._wanted(collector, entries)
         self._keep(collector, wanted, self.git.sizes(wanted.values()))
         return _Taken(collector.snapshot(Revision(self.commit), self.branch), collector.total)
 
@@ -229,6 +246,7 @@ class _Taking:
             del files[bisect_left(files, file.path, key=_PATH)]
         for file in collector.files:
             insort(files, file, key=_PATH)
+        collector.fit(len(files))
         folder = f"{self.below}/" if self.below else ""
         first = bisect_left(files, folder, key=_PATH)
         if (folder or self.prefix) and not any(
@@ -245,14 +263,21 @@ class _Taking:
         What is gone has mode 000000."""
         specs = _pathspecs(self.prefix, self.below, "top,literal")
         options = ("-r", "-z", "--raw", "--no-renames", "--no-relative", "--ignore-submodules=none")
-        answer = self.git.ask("diff-tree", *options, old, self.commit, "--", *specs)
-        if answer.status:
-            return None
-        fields = os.fsdecode(answer.out).split("\0")
+        command = ("diff-tree", *options, old, self.commit, "--", *specs)
+        fields = map(os.fsdecode, _listed(self.git, self.commit, *command))
         entries = []
-        for meta, path in zip(fields[0::2], fields[1::2], strict=False):
-            _, mode, _, blob, _ = meta.split(" ")
-            entries.append((mode, blob, path[len(self.prefix) :]))
+        try:
+            for meta in fields:
+                former, mode, _, blob, _ = meta.split(" ")
+                path = next(fields)[len(self.prefix) :]
+                # Few of a million paths may concern us.
+                odd = mode in _ODD_MODES or former.removeprefix(":") in _ODD_MODES
+                if odd or path.lower().endswith(SUFFIXES):
+                    entries.append((mode, blob, path))
+        except OverLimit:
+            raise
+        except SourceError:
+            return None
         return entries
 
     def _wanted(
@@ -265,6 +290,7 @@ class _Taking:
                 collector.skip(path, _ODD_MODES[mode])
             elif mode in _PLAIN_MODES and collector.wants(path):
                 wanted[path] = blob
+                collector.fit(len(wanted))
         return wanted
 
     def _keep(
@@ -322,7 +348,7 @@ class _Disk:
                 return None
             if not collector.fits(path, status.st_size):
                 return None
-            data = file.read(MAX_FILE + 1)
+            data = file.read(limits.FILE + 1)
         blob = _blob_id(data, self._algorithm)
         collector.keep(SourceFile(path, blob, data))
         return blob
@@ -348,8 +374,13 @@ def _read_folder(root: str, folder: str, below: str) -> Snapshot:
 
 
 def _walk(folder: str) -> Iterator[str]:
-    """The files below a folder, and the links to others; not those that no rule would read."""
+    """The files below a folder, and the links to others; not those that no rule would read. Raises
+    OverLimit where there are too many."""
+    count = 0
     for parent, folders, files in os.walk(folder):
+        count += len(folders) + len(files)
+        if count > limits.PATHS:
+            raise OverLimit(f"{folder}: more than {limits.PATHS:,} paths", hint=_NARROW)
         relative = os.path.relpath(parent, folder)
         prefix = "" if relative == "." else f"{relative}/"
         # os.walk does not enter links; what it must not enter is taken out of its list.
@@ -378,16 +409,8 @@ def _read_worktree(git: Git, root: str, folder: str, below: str) -> Snapshot:
     prefix, algorithm = git.run("rev-parse", "--show-prefix", "--show-object-format").split(b"\n")[
         :2
     ]
-    listing = git.run(
-        "ls-files",
-        "-z",
-        "-t",
-        "--cached",
-        "--others",
-        "--exclude-standard",
-        "--",
-        *_pathspecs("", below),
-    ).split(b"\0")[:-1]
+    options = ("-z", "-t", "--cached", "--others", "--exclude-standard")
+    listing = list(_listed(git, "HEAD", "ls-files", *options, "--", *_pathspecs("", below)))
     if not listing and git.ask("check-ignore", "--quiet", "--", ".").status == 0:
         return _read_folder(root, folder, below)
     collector = _Collector(root, below)
@@ -427,18 +450,54 @@ def _read_worktree(git: Git, root: str, folder: str, below: str) -> Snapshot:
 # --- a server ----------------------------------------------------------------------------------
 
 
-class _Absent(SourceError):
+class _Nothing(SourceError):
+    """The server, or the repository, answers well, and has not what is wanted."""
+
+
+class _Absent(_Nothing):
     """The branch or ref is not there; other commits are."""
 
 
-class _Empty(SourceError):
+class _Empty(_Nothing):
     """The repository has no commit yet."""
+
+
+class _Patience:
+    """Keeps a fetch that fails from being tried at each look: the wait doubles each time. What the
+    server offers anew, and ``hurry``, end it."""
+
+    def __init__(self) -> None:
+        self._offer: Mapping[str, str] = {}
+        self._error: SourceError | None = None
+        self._failures = 0
+        self._until = 0.0
+
+    def check(self, offer: Mapping[str, str]) -> None:
+        """Raise the last error again where it is too early for another try."""
+        if self._error is not None and self._offer == offer and time.monotonic() < self._until:
+            raise self._error
+
+    def failed(self, offer: Mapping[str, str], error: SourceError) -> None:
+        self._failures = self._failures + 1 if self._error and self._offer == offer else 1
+        first, longest = limits.GIT_RETRY_SECONDS
+        wait = min(first * 2 ** min(self._failures - 1, 20), longest)
+        # Jitter, so that many agents of one server do not come together.
+        self._until = time.monotonic() + wait * random.uniform(0.5, 1)  # noqa: S311 - no secret
+        self._offer, self._error = offer, error
+
+    def hurry(self) -> None:
+        self._until = 0.0
+
+    def went_well(self) -> None:
+        self._error, self._failures = None, 0
 
 
 class _Mirror:
     """The bare copy of a server's repository, and all that is asked of the server.
 
-    There is one folder for each address and branch, so that no source disturbs another.
+    There is one folder for each address and branch, so that no source disturbs another. Whatever
+    becomes of it (a full disk, a killed process, a file that somebody removed): where it cannot be
+    fetched into, it is made anew.
     """
 
     def __init__(
@@ -447,38 +506,56 @@ class _Mirror:
         self.server = server
         self._ref = ref
         self._branch = branch
+        self.remove: Callable[[], object] = lambda: None
         if cache_dir is None:
-            parent = tempfile.mkdtemp(prefix="gitops-mcp-")
-            self.folder = f"{parent}/mirror.git"
-            self.remove: Callable[[], object] = weakref.finalize(
-                self, shutil.rmtree, parent, ignore_errors=True
-            )
+            try:
+                self._scratch = Scratch()
+            except OSError as error:
+                raise SourceError(f"no temporary folder can be made: {why(error)}") from error
+            self.folder = f"{self._scratch.path}/mirror.git"
+            self.remove = self._scratch.remove
         else:
             key = hashlib.sha256(f"{server.url}\0{ref or branch or ''}".encode()).hexdigest()
             self.folder = str(cache_dir / f"{key[:24]}.git")
-            self.remove = lambda: None
-        self.git = Git(server.url, "--git-dir", self.folder)
+        self._busy = f"{self.folder}.busy"
+        self.git = self._git_of(self.folder)
+        self.patience = _Patience()
         self._talks = 0
+        self._algorithm = ""
+        """Of the server's object ids; "" where no id was seen yet."""
+
+    def _git_of(self, folder: str) -> Git:
+        return Git(self.server.url, "--git-dir", folder, busy=self._busy)
 
     def prepare(self) -> None:
-        """Create the folder, or create it anew where it is broken."""
+        """Create the folder, or create it anew where it is broken. Raises SourceError."""
         if self._is_whole():
             return
+        if not self._algorithm:
+            self._ask_server("--", self.server.url, "HEAD")
         with self._locked():
-            if self._is_whole():
-                return
-            shutil.rmtree(self.folder, ignore_errors=True)
-            # An empty template: no sample hooks.
-            self.git.run("init", "--quiet", "--bare", "--template=", "--initial-branch=main")
+            if not self._is_whole():
+                shutil.rmtree(self.folder, ignore_errors=True)
+                self._init(self.git)
+
+    def _init(self, git: Git) -> None:
+        # An empty template: no sample hooks.
+        options = ("--bare", "--template=", "--initial-branch=main")
+        git.run("init", "--quiet", *options, f"--object-format={self._algorithm or 'sha1'}")
 
     def talk(self, *args: str, limit: float | None = None) -> Answer:
         """Run a git command that talks to the server, at most ``limit`` seconds."""
+        return self._talk(self.git, *args, limit=limit)
+
+    def _talk(self, git: Git, *args: str, limit: float | None = None) -> Answer:
         self._talks += 1
-        return self.git.talk(*args, env=self.server.environment(), limit=limit)
+        full = _size(self.folder) if args[0] == "fetch" else 0
+        room = max(limits.MIRROR - full, limits.MIB)
+        return git.talk(*args, env=self.server.environment(), limit=limit, room=room)
 
     def _ask_server(self, *args: str) -> dict[str, str]:
         """ls-remote: ref name to commit id (or, for HEAD's symref, to the ref)."""
-        answer = self.talk("ls-remote", "--symref", *args, limit=LOOK_LIMIT)
+        answer = self.talk("ls-remote", "--symref", *args, limit=limits.GIT_ASK_SECONDS)
         if answer.status:
             raise complaint(answer.err, self.server.url)
         found: dict[str, str] = {}
@@ -486,47 +563,96 @@ class _Mirror:
             value, _, name = line.partition("\t")
             if value.startswith("ref: refs/heads/") and _REF_NAME.fullmatch(value[5:]):
                 found["symref"] = value[5:]
-            elif value.startswith("ref: "):
-                continue
-            else:
+            elif SHA.fullmatch(value):
                 found[name] = value
+                self._algorithm = _algorithm(value)
         return found
 
     def refresh(self, seen: Mapping[str, str] | None) -> Mapping[str, str]:
         """Ask the server, once; where its answer is not ``seen``, the one of the last time, bring
         the mirror up to date. Returns the answer; _Absent or _Empty where nothing is there."""
-        git, url = self.git, self.server.url
-        wanted = f"refs/heads/{self._branch}" if self._branch else "HEAD"
-        if self._ref is None:
-            found = self._ask_server("--", url, wanted)
-        elif SHA.fullmatch(self._ref):
-            found = {}  # a commit stays what it is
-        else:
-            found = self._ask_server("--", url, "HEAD", "refs/heads/*", "refs/tags/*")
+        found = self._look()
         if found == seen and os.path.isdir(self.folder):
             self._tidy()
             return found
-        self.prepare()
-        if self._ref is not None:
-            self._fetch_ref(self._ref)
-            return found
-        there = found.get(wanted)
-        if there is None:
-            heads = self._ask_server("--heads", "--", url)
-            if not heads:
-                raise _Empty(f"{url}: there is no commit yet", hint="push a first commit")
-            names = ", ".join(sorted(head.removeprefix("refs/heads/") for head in heads)[:20])
-            what = f"no branch {self._branch}" if self._branch else "its HEAD names no branch"
-            raise _Absent(f"{url}: {what}", hint=f"--branch takes one of: {names}")
-        name = wanted if self._branch else found.get("symref", "")
-        if name:
-            if git.commit(name) != there:
-                self._fetch_branch(name)
-            git.run("symbolic-ref", "HEAD", name)
-        elif git.commit("HEAD") != there:
-            self._transfer("+HEAD:refs/gitops-mcp/head")
-            git.run("update-ref", "--no-deref", "HEAD", git.commit("refs/gitops-mcp/head"))
+        self.patience.check(found)
+        try:
+            self._bring(found)
+        except _Nothing:
+            raise
+        except SourceError as error:
+            self.patience.failed(found, error)
+            raise
+        self.patience.went_well()
         return found
+
+    @property
+    def _wanted(self) -> str:
+        """The one ref that is followed; "" where only git can say what is meant."""
+        if self._ref is None:
+            return f"refs/heads/{self._branch}" if self._branch else "HEAD"
+        full = self._ref.startswith("refs/") and _REF_NAME.fullmatch(self._ref)
+        return self._ref if full else ""
+
+    def _look(self) -> dict[str, str]:
+        if self._wanted:
+            return self._ask_server("--", self.server.url, self._wanted)
+        if self._ref and SHA.fullmatch(self._ref):
+            self._algorithm = _algorithm(self._ref)
+            return {}  # a commit stays what it is
+        return self._ask_server("--", self.server.url, "HEAD", "refs/heads/*", "refs/tags/*")
+
+    def _bring(self, found: Mapping[str, str]) -> None:
+        """Bring the mirror up to what the server offers. Raises SourceError."""
+        wanted = self._wanted
+        there = found.get(wanted)
+        if wanted and there is None:
+            raise self._missing()
+        if not wanted:
+            if not (found or self._algorithm):
+                raise self._nothing()
+            self.prepare()
+            self._fetch_ref(str(self._ref))
+            return
+        self.prepare()
+        name = found.get("symref", "") if wanted == "HEAD" else wanted
+        if name:
+            if self.git.line("rev-parse", "--verify", "--quiet", name) != there:
+                self._fetch_branch(name)
+            if name.startswith("refs/heads/"):
+                self.git.run("symbolic-ref", "HEAD", name)
+        elif self.git.commit("HEAD") != there:
+            self._transfer("+HEAD:refs/gitops-mcp/head")
+            self.git.run(
+                "update-ref", "--no-deref", "HEAD", self.git.commit("refs/gitops-mcp/head")
+            )
+
+    def _missing(self) -> SourceError:
+        """Why the server has not what is wanted: with what it has instead."""
+        url = self.server.url
+        heads = self._ask_server("--heads", "--", url)
+        if not heads:
+            return self._nothing()
+        names = ", ".join(sorted(head.removeprefix("refs/heads/") for head in heads)[:20])
+        if self._ref is not None:
+            return _Absent(f"{url}: no ref {self._ref}", hint=f"branches: {names}")
+        what = f"no branch {self._branch}" if self._branch else "its HEAD names no branch"
+        return _Absent(f"{url}: {what}", hint=f"--branch takes one of: {names}")
+
+    def _nothing(self) -> SourceError:
+        """What it means that the server has no refs at all: a page of HTML has none either."""
+        url = self.server.url
+        if self.server.scheme in ("http", "https"):
+            trace = {"GIT_TRACE_CURL": "2", "GIT_TRACE_CURL_NO_DATA": "1"}
+            environment = self.server.environment() | trace
+            answer = self.git.talk(
+                "ls-remote", "--", url, env=environment, limit=limits.GIT_ASK_SECONDS
+            )
+            kinds = re.findall(r"<= Recv header.*: [Cc]ontent-[Tt]ype: *(\S+)", answer.err)
+            if kinds and not kinds[-1].startswith("application/x-git"):
+                kind = printable(kinds[-1].rstrip(";"))[:100]
+                return Unanswered(f"{url}: {NOT_GIT}: it sent {kind}", hint=NOT_GIT_HINT)
+        return _Empty(f"{url}: there is no commit yet", hint="push a first commit")
 
     def _fetch_branch(self, name: str) -> None:
         try:
@@ -538,12 +664,11 @@ class _Mirror:
             self.fetch_all()
 
     def _fetch_ref(self, ref: str) -> None:
-        git = self.git
         full = bool(SHA.fullmatch(ref))
-        if full and git.commit(ref):
+        if full and self.git.commit(ref):
             return
         self.fetch_all()
-        if full and not git.commit(ref):
+        if full and not self.git.commit(ref):
             # A commit that no branch holds any more; many servers still hand it out.
             with contextlib.suppress(SourceError):
                 self._transfer(f"+{ref}:refs/gitops-mcp/commit/{ref}")
@@ -555,17 +680,50 @@ class _Mirror:
         if head and self._branch is None:
             self.git.run("symbolic-ref", "HEAD", head)
 
+    # -- the folder
+
     def _transfer(self, *refspecs: str, prune: bool = False) -> None:
+        """Fetch, and leave nothing of a fetch that failed. What may be the folder's own fault is
+        mended, and tried once more. Raises SourceError."""
         options = (*FETCH, "--prune") if prune else FETCH
         command = ("fetch", *options, "--", self.server.url, *refspecs)
         with self._locked():
             answer = self.talk(*command)
-            if answer.status and "File exists" in answer.err:
-                # A process was killed here.
-                self._unlock()
-                answer = self.talk(*command)
+            if not answer.status:
+                return
+            error = complaint(answer.err, self.server.url)
+            self._clear()
+            if isinstance(error, Unanswered) or re.search(_NOT_OURS, answer.err):
+                raise error
+            if isinstance(error, OverLimit):
+                if _size(self.folder) < limits.MIRROR // 2:
+                    raise error
+                self.git.ask("gc", "--prune=now", "--quiet")
+            answer = self.talk(*command)
+            if answer.status:
+                self._clear()
+                answer = self._anew(command)
         if answer.status:
             raise complaint(answer.err, self.server.url)
+
+    def _anew(self, command: Sequence[str]) -> Answer:
+        """Fetch into a new folder, and put it in the place of the old one once that went well.
+        Notes that were not pushed yet come along, where they still can be read."""
+        fresh = f"{self.folder}.new"
+        git = self._git_of(fresh)
+        shutil.rmtree(fresh, ignore_errors=True)
+        try:
+            self._init(git)
+            notes = ("fetch", *FETCH, "--", self.folder, "+refs/notes/*:refs/notes/*")
+            git.talk(*notes, env={"GIT_ALLOW_PROTOCOL": "file"}, limit=limits.GIT_NOTES_SECONDS)
+            answer = self._talk(git, *command)
+            if not answer.status:
+                with self._alone():
+                    shutil.rmtree(self.folder, ignore_errors=True)
+                    os.rename(fresh, self.folder)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+        return answer
 
     def _tidy(self) -> None:
         """Now and then, while nothing else is to be done: git's own housekeeping."""
@@ -584,24 +742,92 @@ class _Mirror:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _is_whole(self) -> bool:
-        there = os.path.isdir(self.folder)
-        return there and self.git.ask("rev-parse", "--git-dir").status == 0
+        if not os.path.isdir(self.folder):
+            return False
+        algorithm = self.git.line("rev-parse", "--show-object-format")
+        return bool(algorithm) and algorithm == (self._algorithm or algorithm)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """One process of ours at a time changes the folder."""
-        os.makedirs(os.path.dirname(self.folder), mode=0o700, exist_ok=True)
-        with open(f"{self.folder}.lock", "w", encoding="utf-8") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        with _lock(f"{self.folder}.lock", fcntl.LOCK_EX):
             yield
 
-    def _unlock(self) -> None:
-        """Remove git's locks that are older than any command may run."""
-        oldest = time.time() - REMOTE_LIMIT - LOCAL_LIMIT
-        for lock in Path(self.folder).rglob("*.lock"):
-            with contextlib.suppress(FileNotFoundError):
-                if lock.stat().st_mtime < oldest:
-                    lock.unlink()
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """While no git of ours runs here, not even one whose parent was killed. Raises SourceError
+        where that takes too long."""
+        until = time.monotonic() + limits.GIT_NOTES_SECONDS
+        while True:
+            with contextlib.ExitStack() as held:
+                try:
+                    held.enter_context(_lock(self._busy, fcntl.LOCK_EX | fcntl.LOCK_NB))
+                except SourceError:
+                    if time.monotonic() > until:
+                        raise
+                else:
+                    yield
+                    return
+            time.sleep(0.05)
+
+    def _clear(self) -> None:
+        """Remove what ended fetches and killed processes left, unless another git runs here: then
+        there is a next time."""
+        with contextlib.suppress(SourceError), _lock(self._busy, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            for pattern in _LEFTOVERS:
+                for path in Path(self.folder).glob(pattern):
+                    if path.is_dir() and not path.is_symlink():
+                        shutil.rmtree(path, ignore_errors=True)
+                    else:
+                        path.unlink(missing_ok=True)
+
+
+_LEFTOVERS = (
+    "objects/pack/tmp_*",
+    "objects/pack/.tmp-*",
+    "objects/??/tmp_obj_*",
+    "objects/tmp_*",
+    "*.lock",
+    "refs/**/*.lock",
+    "objects/**/*.lock",
+)
+"""What git leaves in a repository when it is ended. No lock is anybody's while no git runs."""
+_NOT_OURS = (
+    r"refused|denied|not found|returned error|HTTP [345]\d\d|[Hh]ost key|certificate|remote ref"
+)
+"""In what git says of a fetch: the trouble is the server's, not our folder's."""
+
+
+@contextlib.contextmanager
+def _lock(path: str, how: int) -> Iterator[None]:
+    """Hold a file locked. Raises SourceError."""
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be written: {why(error)}") from error
+    try:
+        fcntl.flock(handle, how)
+        yield
+    except BlockingIOError as error:
+        raise SourceError(f"{path} is in use") from error
+    finally:
+        os.close(handle)
+
+
+def _size(folder: str) -> int:
+    """Bytes of the files below a folder."""
+    total = 0
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(OSError):  # gone meanwhile
+                total += os.lstat(f"{parent}/{name}").st_size
+    return total
+
+
+def _algorithm(sha: str) -> str:
+    """What an object id was made with."""
+    return "sha1" if len(sha) == 40 else "sha256"
 
 
 # --- the repository ------------------------------------------------------------------------------
@@ -728,6 +954,8 @@ class Repository:
         self._last: tuple[str, _Taken] | None = None
         self._traces = b""
         """Of a folder without git, as it was read."""
+        self._refused: Mapping[tuple[str, str], OverLimit] = {}
+        """What was too large below a path: a commit stays what it is."""
         self._roots: tuple[str, tuple[str, ...]] = ("", ())
         """A head, and the commits without a parent in its history."""
 
@@ -748,6 +976,11 @@ class Repository:
             self._mirror.remove()
 
     # -- looking
+
+    def hurry(self) -> None:
+        """Have the next ``poll`` try at once what failed before: somebody says that it is time."""
+        if self._mirror is not None:
+            self._mirror.patience.hurry()
 
     def poll(self) -> Poll:
         """Look for a new commit; a URL is asked once and, where it moved, fetched.
@@ -800,8 +1033,14 @@ class Repository:
         commit, branch = self._current()
         last = self._last[1] if self._last and self._last[0] == below else None
         if last is None or (last.snapshot.revision.sha, last.snapshot.branch) != (commit, branch):
-            with self._mended():
-                last = self._take(commit, branch, below, last)
+            if (refused := self._refused.get((commit, below))) is not None:
+                raise refused
+            try:
+                with self._mended():
+                    last = self._take(commit, branch, below, last)
+            except OverLimit as error:
+                self._refused = {(commit, below): error}
+                raise
             self._last = (below, last)
         return last.snapshot
 
@@ -860,14 +1099,22 @@ class Repository:
             return ()
         git = self._git()
         known = bool(SHA.fullmatch(old)) and git.is_ancestor(old, new)
-        span = (f"{old}..{new}",) if known else ("--max-count=1", new)
+        span = (f"{old}..{new}",) if known else ("--no-walk", new)
         trailer = "%(trailers:key=Allow-Prune,valueonly,separator=%x2C)"
-        out = git.run("rev-list", f"--format=%H%x00%s%x00{trailer}", *span, "--")
-        rows = [line.split("\0") for line in out.decode("utf-8", "replace").split("\n")]
+        command = ("rev-list", f"--max-count={limits.COMMITS}", f"--format=%H%x00%s%x00{trailer}")
+        listed = git.records(
+            *command,
+            *span,
+            "--",
+            end=b"\n",
+            most=2 * limits.COMMITS,
+            longest=limits.MESSAGE,
+            cut=True,
+        )
+        rows = (line.decode("utf-8", "replace").split("\0") for line in listed)
         return tuple(
-            Commit(row[0], printable(row[1]), int(row[2]) if _COUNT.fullmatch(row[2]) else None)
-            for row in rows
-            if len(row) == 3
+            Commit(sha, printable(subject), int(allow) if _COUNT.fullmatch(allow) else None)
+            for sha, subject, allow in ((*row, "")[:3] for row in rows if len(row) > 1)
         )
 
     # -- which repository this is
@@ -899,7 +1146,7 @@ class Repository:
         # What the former head holds was walked before: a new commit costs what it adds.
         known = bool(old) and git.is_ancestor(old, head)
         span = (head, f"^{old}") if known else (head,)
-        found = git.run("rev-list", "--max-parents=0", f"--max-count={MAX_ROOTS}", *span, "--")
+        found = git.run("rev-list", "--max-parents=0", f"--max-count={limits.ROOTS}", *span, "--")
         new = {*found.decode().split(), *(roots if known else ())}
         self._roots = head, tuple(sorted(new))
         return self._roots[1]
@@ -960,6 +1207,8 @@ class Repository:
         the next look fetches all of it and finds it new."""
         try:
             yield
+        except OverLimit:
+            raise
         except SourceError:
             mirror, head = self._mirror, self._head
             if mirror is not None and head is not None and not mirror.holds(head[0]):
@@ -1003,8 +1252,10 @@ class Repository:
         if self.kind == "worktree" and git.ask("rev-parse", "--git-dir").status:
             git.run("rev-parse", "--git-dir")
         if self._ref is not None:
-            is_branch = git.ask("show-ref", "--verify", "--quiet", f"refs/heads/{self._ref}")
-            return self._find(self._ref), None if is_branch.status else self._ref
+            commit = self._find(self._ref)
+            short = re.sub(r"^(?:refs/)?heads/", "", self._ref)
+            is_branch = git.ask("show-ref", "--verify", "--quiet", f"refs/heads/{short}")
+            return commit, None if is_branch.status else short
         branch = self._branch or git.branch()
         commit = git.commit(f"refs/heads/{branch}" if branch else "HEAD")
         if not commit:
@@ -1015,6 +1266,13 @@ class Repository:
         """A commit by branch, tag or id; a branch that only the remote has counts (CI checks out
         no local ``main``)."""
         git = self._git()
+        names = {f"refs/{kind}/{ref}" for kind in ("heads", "tags")}
+        named = git.line("for-each-ref", "--format=%(refname)", "--", *names).split("\n")
+        if names <= set(named):
+            raise SourceError(
+                f"{self.root}: {ref} is the name of a branch and of a tag",
+                hint=f"say heads/{ref} or tags/{ref}",
+            )
         commit = git.commit(ref) or git.commit(f"refs/remotes/{_remote(git) or 'origin'}/{ref}")
         if not commit:
             raise self._absent(f"no branch, tag or commit {ref} (or more than one)")

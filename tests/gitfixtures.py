@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import subprocess
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -130,7 +131,8 @@ class GitServer:
 
     With ``password``, requests need it (any user name). ``redirect`` sends every request on to
     another address. ``seen`` lists the requests. While ``trouble`` is a status, requests get that;
-    while ``hang`` holds something, a request whose body has it is never answered.
+    while ``hang`` holds something, a request whose body has it is never answered. ``cut`` is how
+    much of an answer that holds a pack is sent before the connection ends.
     """
 
     def __init__(self, folder: Path, *, password: str = "", redirect: str = "") -> None:
@@ -138,6 +140,7 @@ class GitServer:
         self.password = password
         self.trouble = 0
         self.hang = b""
+        self.cut = 1.0
         self._closed = threading.Event()
         outer = self
 
@@ -223,7 +226,68 @@ class GitServer:
             request.send_header(name, value)
         request.send_header("Content-Length", str(len(rest)))
         request.end_headers()
-        request.wfile.write(rest)
+        request.wfile.write(rest[: int(len(rest) * self.cut)] if b"PACK" in rest else rest)
+
+
+def packet(text: str | bytes) -> bytes:
+    """A line of git's protocol."""
+    data = text.encode() if isinstance(text, str) else text
+    return b"%04x" % (len(data) + 4) + data
+
+
+ADVERTISED = packet("# service=git-upload-pack\n") + b"0000"
+"""What a server's list of refs begins with."""
+
+
+class OddServer:
+    """A server on 127.0.0.1 that answers each request with ``answer`` in chunks of its own making,
+    as ``kind``, until nobody listens."""
+
+    def __init__(
+        self,
+        answer: Iterable[bytes],
+        *,
+        kind: str = "application/x-git-upload-pack-advertisement",
+        status: int = 200,
+    ) -> None:
+        self.sent = 0
+        self.requests = 0
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                outer.requests += 1
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
+                self.end_headers()
+                with contextlib.suppress(OSError):
+                    for chunk in answer:
+                        self.wfile.write(chunk)
+                        outer.sent += len(chunk)
+
+            do_POST = do_GET
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/fleet.git"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
 
 
 def _body(request: BaseHTTPRequestHandler) -> bytes:

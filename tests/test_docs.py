@@ -15,7 +15,7 @@ from typing import Any
 import click
 import pytest
 
-from gitops_mcp import cli, recorder, status
+from gitops_mcp import cli, limits, recorder, status
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -148,6 +148,23 @@ def test_every_condition_and_reason_is_explained() -> None:
     told = set(re.findall(r"`([A-Z]\w+)`", page))
     known = {*status._ORDER, *status.FAILED, *status.PASSING, *status.VERIFIED, *recorder.WARNINGS}
     assert known <= told
+
+
+def as_told(value: object) -> set[str]:
+    """How a page may write a limit: bytes, seconds, a number."""
+    if isinstance(value, tuple):
+        return {" to ".join(f"{seconds:g} s" for seconds in value)}
+    assert isinstance(value, int | float)
+    sizes = ((limits.MIB, "MiB"), (limits.KIB, "KiB"))
+    size = next((f"{value // unit} {name}" for unit, name in sizes if value >= unit), "")
+    return {size, f"{value:,}", f"{value:g} s"} - {""}
+
+
+def test_every_limit_is_told_as_it_is() -> None:
+    rows = re.findall(r"^\| .* \| (.*) \| `(\w+)` \|$", text("docs/limits.md"), re.M)
+    known = {n: v for n, v in vars(limits).items() if n.isupper() and n not in ("KIB", "MIB")}
+    assert sorted(name for _, name in rows) == sorted(known)
+    assert [name for told, name in rows if told not in as_told(known[name])] == []
 
 
 def test_the_readme_shows_what_the_cluster_accepts() -> None:

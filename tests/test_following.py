@@ -279,11 +279,11 @@ class Ledger:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.git: list[tuple[str, int]] = []
         self.parsed = 0
-        ask, talk, parse = Git.ask, Git.talk, documents.parse
+        start, talk, parse = Git.start, Git.talk, documents.parse
 
-        def asked(git: Git, *args: str, stdin: bytes = b"") -> gitcommand.Answer:
+        def started(git: Git, *args: str, stdin: bytes = b"", **options: Any) -> Any:
             self.git.append((args[0], stdin.count(b"\n")))
-            return ask(git, *args, stdin=stdin)
+            return start(git, *args, stdin=stdin, **options)
 
         def talked(git: Git, *args: str, **options: Any) -> gitcommand.Answer:
             self.git.append((args[0], 0))
@@ -293,7 +293,7 @@ class Ledger:
             self.parsed += 1
             return parse(text, **options)
 
-        monkeypatch.setattr(Git, "ask", asked)
+        monkeypatch.setattr(Git, "start", started)
         monkeypatch.setattr(Git, "talk", talked)
         monkeypatch.setattr(manifests, "parse", read)
 

@@ -12,9 +12,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from gitfixtures import GitServer, bare, commit, commit_all, git, worktree, write
+from gitfixtures import (
+    GitServer,
+    bare,
+    commit,
+    commit_all,
+    git,
+    worktree,
+    write,
+)
 
-from gitops_mcp import gitcommand, gitrepo
+from gitops_mcp import gitrepo, limits
 from gitops_mcp.errors import SourceError, UsageError
 from gitops_mcp.gitrepo import Credentials, Repository, open_source
 from gitops_mcp.model import Revision, Snapshot
@@ -125,7 +133,7 @@ def test_a_commit_names_what_it_does_not_read(tmp_path: Path) -> None:
             "link.yaml": "/etc/passwd",
             "vendor/lib": inner,
             "run.yaml": "ok",
-            "big.yaml": b"x" * (gitrepo.MAX_FILE + 1),
+            "big.yaml": b"x" * (limits.FILE + 1),
             "bell\a.yaml": "1",
             os.fsdecode(b"latin\xe4.yaml"): "1",
         },
@@ -148,7 +156,7 @@ def test_a_directory_names_what_it_does_not_read(tmp_path: Path, kind: str) -> N
     make(kind, folder, {"ok.yaml": "1"})
     write(tmp_path / "elsewhere", {"secret.yaml": "s"})
     (folder / "link.yaml").symlink_to(tmp_path / "elsewhere/secret.yaml")
-    (folder / "big.yaml").write_bytes(b"x" * (gitrepo.MAX_FILE + 1))
+    (folder / "big.yaml").write_bytes(b"x" * (limits.FILE + 1))
     os.mkfifo(folder / "pipe.yaml")
     snapshot = open_source(str(folder)).snapshot()
     assert paths(snapshot) == ["ok.yaml"]
@@ -175,7 +183,7 @@ def test_a_folder_that_became_a_link_is_not_followed(tmp_path: Path) -> None:
 def test_a_source_that_would_fill_the_memory_is_refused(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gitrepo, "MAX_TOTAL", 5)
+    monkeypatch.setattr(limits, "SNAPSHOT", 5)
     with pytest.raises(SourceError, match="MiB of YAML"):
         open_source(str(repository)).snapshot()
 
@@ -509,7 +517,8 @@ def test_a_branch_tag_or_commit_is_found(repository: Path) -> None:
         "main~1": (first, None),
         "main": (second, "main"),
         "HEAD": (second, None),
-        "refs/heads/main": (second, None),
+        "refs/heads/main": (second, "main"),
+        "heads/main": (second, "main"),
         "release/1.0": (other, "release/1.0"),
     }
     found = {}
@@ -892,7 +901,7 @@ def test_ssh_asks_nothing_and_uses_the_key_it_was_given(
     write(tmp_path, {"bin/ssh": script})
     (tmp_path / "bin/ssh").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    write(tmp_path, {"keys/my id": SECRET, "keys/hosts": ""})
+    write(tmp_path, {"keys/my id": f"{SECRET}\n", "keys/hosts": ""})
     folder = tmp_path / "keys"
     keys = Credentials(ssh_key=folder / "my id", known_hosts=folder / "hosts")
     location = style.format(repository)
@@ -983,16 +992,17 @@ def test_a_server_that_hangs_is_given_up_and_asked_again(
         moved = commit(repository, {"web.yaml": "2"})
         server.hang = hang
         with monkeypatch.context() as patch:
-            patch.setattr(gitrepo if b"ls" in hang else gitcommand, LIMITS[hang], 1.0)
+            patch.setattr(limits, LIMITS[hang], 1.0)
             with pytest.raises(SourceError, match="took too long"):
                 opened.poll()
         assert opened.snapshot() is before
         server.hang = b""
+        opened.hurry()
         assert opened.poll() == gitrepo.Poll("moved", before.revision.sha, moved)
         assert content(opened) == b"2"
 
 
-LIMITS = {b"command=ls-refs": "LOOK_LIMIT", b"command=fetch": "REMOTE_LIMIT"}
+LIMITS = {b"command=ls-refs": "GIT_ASK_SECONDS", b"command=fetch": "GIT_FETCH_SECONDS"}
 
 
 def test_a_copy_that_lost_objects_is_fetched_anew(tmp_path: Path, repository: Path) -> None:
@@ -1003,7 +1013,7 @@ def test_a_copy_that_lost_objects_is_fetched_anew(tmp_path: Path, repository: Pa
     ):
         sha = opened.poll().new
         before = opened.snapshot()
-        for folder in cache.glob("*.git/objects/??"):
+        for folder in cache.glob("*.git/objects/*"):
             shutil.rmtree(folder)
         with pytest.raises(SourceError):
             opened.contents(before.files)
@@ -1012,35 +1022,91 @@ def test_a_copy_that_lost_objects_is_fetched_anew(tmp_path: Path, repository: Pa
         assert content(opened) == b"kind: Web\n"
 
 
-COMPLAINTS = {
-    "fatal: unable to access 'https://h/': The requested URL returned error: 429": "how often",
-    "kex_exchange_identification: Connection closed by remote host": "does not answer",
-    "fatal: the remote end hung up unexpectedly": "does not answer",
-    "ssh: connect to host h port 22: Network is unreachable": "does not answer",
-    "fatal: repository 'https://h/certificates.git/' not found": "there is no such git repository",
-    "fatal: unable to access 'https://h/': The requested URL returned error: 403": "refused",
-    "git@h: Permission denied (publickey).\nfatal: Could not read from remote.": "refused",
-    "fatal: unable to access 'https://h/': Could not resolve host: h": "does not answer",
-    "ssh: connect to host h port 22: Connection refused": "does not answer",
-    "fatal: unable to access 'https://h/': server certificate verification failed.": "TLS",
-    "Host key verification failed.\nfatal: Could not read": "host key is not known",
-    "fatal: detected dubious ownership in repository at '/x'": "belongs to another user",
-    "warning: a\nfatal: odd \x1b[31m https://u:tok@h/x": "odd \\x1b[31m https://h/x",
-    "remote: so it is\n": "remote: so it is",
-    "": "git failed without a word",
-}
+# --- refs and formats --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("err", "expected"), COMPLAINTS.items())
-def test_a_complaint_of_git_becomes_one_line(err: str, expected: str) -> None:
-    error = gitcommand.complaint(err, "SOURCE")
-    assert error.message.startswith("SOURCE: ")
-    assert expected in error.message
-    assert "\n" not in error.message
+@pytest.mark.parametrize("option", [{}, {"branch": "main"}, {"ref": "main"}, {"ref": "id"}])
+def test_a_sha256_repository_is_read_from_its_server(
+    tmp_path: Path, option: dict[str, str]
+) -> None:
+    folder = tmp_path / "new.git"
+    git(tmp_path, "init", "--quiet", "--bare", "--object-format=sha256", "-b", "main", str(folder))
+    sha = commit(folder, FILES)
+    option = {"ref": sha} if option.get("ref") == "id" else option
+    with (
+        GitServer(tmp_path) as server,
+        open_source(f"{server.url}/new.git", **option) as opened,  # type: ignore[arg-type]
+    ):
+        assert opened.snapshot().revision.sha == sha
+        assert len(sha) == 64
+        assert opened.notes().append([], push=True) == ()
+        moved = commit(folder, {"web.yaml": "2"})
+        if option.get("ref") != sha:
+            assert opened.poll().new == moved
+            assert opened.commits_between(sha, moved)[0].sha == moved
+    with GitServer(tmp_path) as server, open_source(f"{server.url}/new.git") as opened:
+        assert opened.notes().fetch() == ""  # history asks for nothing else
+
+
+def test_a_repository_that_is_made_anew_in_another_format_is_followed(
+    tmp_path: Path, repository: Path
+) -> None:
+    with (
+        GitServer(tmp_path) as server,
+        open_source(f"{server.url}/{repository.name}") as opened,
+    ):
+        old = opened.poll().new
+        shutil.rmtree(repository)
+        command = ("init", "--quiet", "--bare", "--object-format=sha256", "-b", "main")
+        git(tmp_path, *command, str(repository))
+        new = commit(repository, FILES)
+        assert opened.poll() == gitrepo.Poll("moved", old, new, forced=True)
+        assert opened.snapshot().revision.sha == new
+
+
+def test_a_tag_with_the_name_of_a_followed_branch_is_an_error(
+    source: Opener, repository: Path
+) -> None:
+    old = git(repository, "rev-parse", "main")
+    git(repository, "branch", "prod", "main")
+    with source(ref="prod") as opened:
+        assert opened.poll().new == old
+        new = commit(repository, {"web.yaml": "2"}, branch="prod")
+        git(repository, "tag", "prod", old)
+        with pytest.raises(
+            SourceError, match="prod is the name of a branch and of a tag"
+        ) as caught:
+            opened.poll()
+        assert caught.value.hint == "say heads/prod or tags/prod"
+        assert opened.snapshot().revision.sha == old
+        git(repository, "tag", "-d", "prod")
+        assert opened.poll().new == new
+        git(repository, "tag", "prod", old)
+    for ref, sha, branch in (("heads/prod", new, "prod"), ("tags/prod", old, None)):
+        with source(ref=ref) as opened:
+            snapshot = opened.snapshot()
+            assert (snapshot.revision.sha, snapshot.branch) == (sha, branch)
+
+
+@pytest.mark.parametrize("ref", ["refs/pull/7/head", "refs/merge-requests/7/head", "refs/heads/x"])
+def test_a_full_ref_of_a_server_is_followed(source: Opener, repository: Path, ref: str) -> None:
+    old = commit(repository, {"web.yaml": "2"}, branch="other")
+    git(repository, "update-ref", ref, old)
+    with source(ref=ref) as opened:
+        assert opened.poll().new == old
+        new = commit(repository, {"web.yaml": "3"}, branch="other")
+        git(repository, "update-ref", ref, new)
+        assert opened.poll() == gitrepo.Poll("moved", old, new)
+        assert content(opened) == b"3"
+        git(repository, "update-ref", "-d", ref)
+        found = opened.poll()
+        assert (found.kind, found.old) == ("deleted", new)
+        git(repository, "update-ref", ref, old)
+        assert opened.poll() == gitrepo.Poll("moved", new, old, forced=True)
 
 
 def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gitrepo, "LOOK_LIMIT", 0.3)
+    monkeypatch.setattr(limits, "GIT_ASK_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/x.git"
         with (

@@ -50,6 +50,8 @@ def command(
         if warning:
             terminal.warn(warning)
         records = [r for r in notes.read() if server is None or _is(r.server, server)]
+        if notes.left_out:
+            terminal.warn(notes.left_out)
     if since is not None:
         oldest = reports.note_time(pipeline.now() - since)
         records = [record for record in records if record.time >= oldest]
