@@ -213,6 +213,15 @@ def test_the_options_of_the_source_reach_the_agent(capsys: pytest.CaptureFixture
     assert objects[-1]["metadata"]["namespace"] == "system"
 
 
+@pytest.mark.parametrize(
+    "source", ["https://org@dev.azure.com/org/p/_git/fleet", "ssh://git@git.example.com/x"]
+)
+def test_a_user_name_in_an_address_is_no_secret(
+    source: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert source in agent_arguments(printed(capsys, source, "--git-secret=fleet"))
+
+
 def test_without_a_source_the_agent_gets_none(capsys: pytest.CaptureFixture[str]) -> None:
     assert agent_arguments(printed(capsys)) == ["agent", LISTEN]
 
@@ -298,7 +307,8 @@ def test_a_webhook_gets_its_secret_and_a_service(capsys: pytest.CaptureFixture[s
     ("arguments", "told"),
     [
         (["https://robot:s3cret@git.example.com/fleet.git"], "--git-secret"),
-        (["https://s3cret@git.example.com/fleet.git"], "--git-secret"),
+        (["https://glpat-s3cret@git.example.com/fleet.git"], "--git-secret"),
+        (["https://a1b2c3d4e5f6a1b2c3d4e5f6@git.example.com/fleet.git"], "--git-secret"),
         (["ssh://git:s3cret@git.example.com/fleet.git"], "--git-secret"),
         (["."], "git URL"),
         (["file:///srv/fleet.git"], "file"),

@@ -197,7 +197,7 @@ def _server(location: str, ref: str | None, branch: str | None) -> Server | None
     from urllib.parse import urlsplit
 
     from gitops_mcp import gitrepo
-    from gitops_mcp.gitcommand import Credentials, server_of
+    from gitops_mcp.gitcommand import Credentials, is_token, server_of
 
     if not location:
         if ref is not None or branch is not None:
@@ -209,7 +209,8 @@ def _server(location: str, ref: str | None, branch: str | None) -> Server | None
             f"{location}: an agent in the cluster reads a git URL",
             hint="give an https or ssh address",
         )
-    if server.credentials.secret() or urlsplit(location).password:
+    parts = urlsplit(location)
+    if parts.password or is_token(parts.username or ""):
         raise UsageError(
             "the address holds credentials, which everybody could read in the Deployment",
             hint="put them into a Secret, and name it with --git-secret",
