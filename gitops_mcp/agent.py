@@ -71,6 +71,8 @@ M_ARENA_MAX = -8
 """Of glibc's malloc.h: how many heaps threads may have."""
 STUCK = 60.0
 """Seconds without a single periodic job after which only a restart helps."""
+UNREAD = 300.0
+"""Seconds of failing looks at git after which the agent is not ready; at least three looks."""
 SET_BACK = 2.0
 """Seconds that the wall clock may go back without anybody having to know."""
 POKES = 1.0
@@ -283,6 +285,8 @@ class Agent:
         """The last reconcile request for the source that was seen."""
         self._polled: set[str] = set()
         """What went wrong at the looks at git since it last went well."""
+        self._read_at = time.monotonic()
+        """When git last could be read."""
         where = leadership.home(cluster, options.namespace)
         lease = leadership.source_lease(cluster, where, source.source_id, "agent")
         self._recorder = Recorder(
@@ -491,6 +495,7 @@ class Agent:
     def poke(self) -> None:
         """Look at git now, or ``POKES`` seconds after the last look began; while it is looked at,
         once more after that."""
+        self._repository.hurry()
         wait = self._pokes.ask()
         if wait is not None:
             self._hurry("poll", timedelta(seconds=wait))
@@ -510,6 +515,7 @@ class Agent:
             if self._polled:
                 self._mended("git can be read again", self._polled)
             self._polled = set()
+            self._read_at = time.monotonic()
         except (GitOpsError, OSError) as error:
             result, message = "failed", masking.scrub(str(error))
             trouble = f"{error}; what was read last stays in force"
@@ -645,6 +651,9 @@ class Agent:
             return "it is not known yet who leads"
         if self._leader.holds and not self._controller.synced:
             return "not every server was looked at yet"
+        unread = time.monotonic() - self._read_at
+        if self._polled and unread > max(UNREAD, 3 * self._periods.poll.total_seconds()):
+            return f"git could not be read for {unread / 60:.0f} min"
         return ""
 
     def _on_webhook(self, headers: Mapping[str, str], body: bytes) -> int:

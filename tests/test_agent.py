@@ -261,7 +261,7 @@ def test_in_a_pod_a_git_server_that_is_away_at_the_start_is_waited_for(
         server.trouble = 503
         url = f"{server.url}/{place.repository.name}"
         with agent(place.kubeconfig, place.repository, *place.arguments, url=url):
-            until(lambda: "the git server does not answer; trying again" in place.log(), "the wait")
+            until(lambda: "returned error: 503; trying again" in place.log(), "the wait")
             assert (place.ask("/healthz")[0], place.ask("/readyz")[0]) == (200, 503)
             server.trouble = 0
             until(lambda: place.ready("web") and place.is_ready(), "the server", within=30)

@@ -32,7 +32,7 @@ class Idle(Agent):
         self.looks = 0
         self.last: Callable[[], None] = lambda: None
         found = SimpleNamespace(kind="unchanged", error=None)
-        repository = SimpleNamespace(notes=lambda _: None, poll=lambda: found)
+        repository = SimpleNamespace(notes=lambda _: None, poll=lambda: found, hurry=lambda: None)
         super().__init__(
             SourceOptions(cluster="test"),
             cast("Any", repository),
@@ -269,6 +269,29 @@ def test_nobody_is_ready_before_it_is_known_who_leads() -> None:
     answers.append({"spec": {"holderIdentity": "agent-other", "leaseDurationSeconds": 10}})
     idle._leader.step()
     assert idle._ready() == ""  # a stand-by is as ready as its view
+
+
+def test_an_agent_that_could_not_read_git_for_long_is_not_ready() -> None:
+    idle = cast("Any", Idle())
+    idle._periods = Periods(timedelta(minutes=1), HOUR)
+    idle._watches = SimpleNamespace(complete=True)
+    idle._leader = SimpleNamespace(asked=True, holds=True, request="")
+    idle._controller = SimpleNamespace(synced="abc", source=None)
+    away = SimpleNamespace(kind="failed", error=GitOpsError("no answer"))
+    there = SimpleNamespace(kind="unchanged", error=None)
+    idle._repository.poll = iter([away, away, there]).__next__
+    idle._poll()
+    assert idle._ready() == ""
+    idle._read_at -= agent.UNREAD
+    assert idle._ready() == "git could not be read for 5 min"
+    idle._periods = Periods(HOUR, HOUR)  # three looks have not been yet
+    assert idle._ready() == ""
+    idle._read_at -= 3 * 3600
+    idle._poll()
+    assert idle._ready() == "git could not be read for 185 min"
+    idle._behind = 1  # nothing more is asked here
+    idle._poll()
+    assert idle._ready() == ""
 
 
 def test_nothing_is_written_in_a_new_term_before_it_is_known_how_far_the_last_leader_came() -> None:

@@ -102,6 +102,7 @@ def command(
     """
     from gitops_mcp import agent, logs, manifests, pipeline
     from gitops_mcp.errors import GitOpsError
+    from gitops_mcp.gitcommand import read_secret
     from gitops_mcp.metrics import Metrics
 
     agent.share_one_heap()
@@ -118,7 +119,7 @@ def command(
 
     def webhook_secret() -> bytes:
         try:
-            return webhook_secret_file.read_bytes().strip() if webhook_secret_file else b""
+            return read_secret(webhook_secret_file).strip() if webhook_secret_file else b""
         except OSError as error:  # it is read anew for each stranger who asks
             looks.warn(f"the webhook's secret cannot be read: {error}")
             return b""
