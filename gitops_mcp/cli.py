@@ -182,7 +182,9 @@ def _give_up(stream: TextIO) -> None:
 
 def _fail(message: str, code: int) -> int:
     """Say it on one line that no server's answer can break out of."""
-    line = " ".join(message.split())
+    from gitops_mcp.masking import scrub
+
+    line = " ".join(scrub(message).split())
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
     try:
         click.echo(f"error: {shown}", err=True)
