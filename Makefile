@@ -18,7 +18,7 @@ RUN := $(VENV)/.run-$(call key,requirements/build.txt requirements/run.txt pypro
 DEV := $(VENV)/.dev-$(call key,requirements/*.txt pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulate truth plane cluster bench bench-plane bench-agent lint types format build \
+.PHONY: help demo test simulate truth plane servers cluster bench bench-plane bench-agent lint types format build \
   lock clean
 
 help: ## List the targets
@@ -47,6 +47,9 @@ simulate: $(DEV) ## Play seeded simulations: SEEDS=1000 of them, or SEED=17 with
 
 plane: $(DEV) ## Build the real control plane that some tests start (Go; five minutes, once)
 	@$(PY) tests/plane.py build
+
+servers: $(DEV) ## Build other people's MCP servers that some tests start (npm, Go; two minutes, once)
+	@$(PY) tests/realservers.py build
 
 cluster: $(DEV) ## Run the real control plane until Ctrl-C; prints what makes kubectl use it
 	@$(PY) tests/plane.py run
@@ -85,6 +88,8 @@ lock: $(TOOLS) ## Pin what pyproject.toml asks for; ARGS=--upgrade takes the new
 	@$(COMPILE) --group build -c requirements/run.txt -o requirements/build.txt
 	@$(COMPILE) pyproject.toml --group dev -c requirements/run.txt -c requirements/build.txt \
 	  -o requirements/dev.txt
+	@set -e; for name in python-1.9 python-1 python-2; do \
+	  $(COMPILE) tests/servers/$$name.in -o tests/servers/$$name.txt; done
 
 clean: ## Remove the environment, the caches and what was built
 	@rm -rf $(VENV) dist build .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import plane
 import pytest
+import realservers
 
 _GIT = {
     "GIT_AUTHOR_NAME": "Test",
@@ -29,9 +30,14 @@ _GIT = {
     "GIT_TERMINAL_PROMPT": "0",
 }
 # Where the real control plane is kept that some tests start: said while HOME is still the user's.
-_PLANE = {"GITOPS_MCP_PLANE_DIR": str(plane.directory())}
+# Where the servers of other people are kept as well.
+_PLANE = {
+    "GITOPS_MCP_PLANE_DIR": str(plane.directory()),
+    "GITOPS_MCP_SERVERS_DIR": str(realservers.directory()),
+}
 _INHERITED = (
     "GITOPS_MCP_PLANE",  # "require" builds it where it is missing
+    "GITOPS_MCP_SERVERS",  # likewise for MCP servers
     "GITOPS_MCP_STORIES",  # "all" tells them with the rights of one namespace, too
 )
 
