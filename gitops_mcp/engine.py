@@ -80,6 +80,8 @@ NAMESPACES = 1_024
 """Namespaces of which that is known; one more costs another request."""
 NOISE = 64
 """Applies of one server that are remembered to change nothing: more are of states long gone."""
+HOOKS_MARGIN = timedelta(seconds=1)
+"""Past the limit of the hooks, until a deletion goes on without their answer."""
 MAX_RACES = 10
 """Lost races in a row before one counts as a failure."""
 
@@ -192,6 +194,8 @@ class Memory:
     sessions: int | None = None
     sessions_at: datetime | None = None
     cleanup: str | None = ""
+    cleanup_by: datetime | None = None
+    """When the hooks must be done, their wait for a free thread included."""
     shutdown: JsonObject | None = None
     changes: dict[tuple[ObjectRef, str], Change] = field(default_factory=dict)
     overlay: Live | None = None
@@ -287,7 +291,7 @@ class Engine:
                 memory.probe = replace(memory.probe, at=min(memory.probe.at, now))
             if memory.status_written_at is not None:
                 memory.status_written_at = min(memory.status_written_at, now)
-            memory.sessions_at = None
+            memory.sessions_at = memory.cleanup_by = None
 
     @property
     def revision(self) -> Revision:
@@ -343,8 +347,15 @@ class Engine:
             noise=frozenset(memory.noise),
             sessions=memory.sessions,
             sessions_at=memory.sessions_at,
-            cleanup=memory.cleanup,
+            cleanup=self._cleanup(memory),
         )
+
+    def _cleanup(self, memory: Memory) -> str | None:
+        """How the hooks ended; None: they have still to be called, and there is time for that."""
+        late = memory.cleanup_by is not None and self._clock() >= memory.cleanup_by + HOOKS_MARGIN
+        if memory.cleanup is None and late:
+            memory.cleanup = f"0 of {len(self._hooks)} hooks done: not in time"
+        return memory.cleanup
 
     def _live(self, key: ServerKey) -> Live:
         overlay = self.memory(key).overlay
@@ -453,6 +464,12 @@ class Engine:
         if self._check:
             # Nothing was done, so there is nothing to wait for, and no hook to call.
             decision = replace(decision, waiting="", look_again=None, inquiry=None)
+        if decision.inquiry is not None and decision.inquiry.kind == "cleanup":
+            # Whoever has no thread for the hooks, or hangs in one, holds no deletion.
+            until = self._clock() + decision.inquiry.timeout
+            memory.cleanup_by = min(memory.cleanup_by or until, until)
+            late = memory.cleanup_by + HOOKS_MARGIN
+            decision = replace(decision, look_again=min(decision.look_again or late, late))
         memory.decision, memory.bug = decision, ""
         if aim.rollout is not None and not decision.actions and decision.waiting != STALE:
             why = decision.waiting or decision.message
@@ -583,7 +600,9 @@ class Engine:
         memory = self.memory(key)
         if inquiry.kind == "cleanup":
             if memory.cleanup is None:  # else it was answered while this one waited for its turn
-                memory.cleanup = hooks.run(self._hooks, self._event(key), limit=inquiry.timeout)
+                end = memory.cleanup_by or self._clock() + inquiry.timeout
+                left = min(max(end - self._clock(), timedelta(0)), inquiry.timeout)
+                memory.cleanup = hooks.run(self._hooks, self._event(key), limit=left)
             return
         if inquiry.headers_from:
             try:
@@ -591,14 +610,14 @@ class Engine:
             except _NoHeaders as missing:
                 pods = frozenset(uid for uid, _ in inquiry.targets)
                 found = ProbeResult("NotProbed", str(missing), self._clock(), pods)
-                memory.probe = replace(found, asked=inquiry.asked)
+                memory.probe = inquiries.answered(found, inquiry, memory.probe)
                 return
         try:
             answer = self._ask(inquiry, self._clock)
         except Exception as error:  # whatever an endpoint answers, it says nothing of the others
             answer = self._unanswered(key, memory, inquiry, error)
         if isinstance(answer, ProbeResult):
-            memory.probe = replace(answer, asked=inquiry.asked)
+            memory.probe = inquiries.answered(answer, inquiry, memory.probe)
         else:
             memory.sessions, memory.sessions_at = answer, self._clock()
 

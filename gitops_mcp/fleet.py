@@ -7,9 +7,9 @@ on twice at the same time, and one that waits holds no thread.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
@@ -28,6 +28,8 @@ WORKERS = 8
 ASKERS = 16
 """Servers that are asked for a handshake or their sessions at the same time: a silent one takes its
 whole time-out, and must not delay the API requests of others."""
+HOOKERS = 16
+"""Servers whose cleanup hooks are called at the same time: no silent server takes these threads."""
 RETRY_WITHIN = timedelta(seconds=60)
 """How long one pass tries a transient error again."""
 SHUTDOWN_MARGIN = timedelta(seconds=60)
@@ -86,13 +88,47 @@ class Look(NamedTuple):
     inquiry: Inquiry | None = None
 
 
+class _Lane:
+    """Inquiries that share a few threads; those of one namespace leave some to others."""
+
+    def __init__(self, threads: int, name: str) -> None:
+        self.threads = threads
+        self.name = name
+        self.pool: ThreadPoolExecutor | None = None
+        self._queue = Queue(shared=threads)
+        self._waiting: dict[ServerKey, Inquiry] = {}
+        self._asking: set[ServerKey] = set()
+
+    def add(self, key: ServerKey, inquiry: Inquiry, now: datetime) -> None:
+        """Have it asked in its turn. Of a server that waits the newest inquiry counts; one that is
+        being asked is looked at after that, and says itself what is to be asked then."""
+        if key not in self._asking:
+            self._waiting[key] = inquiry
+            self._queue.add(key, now)
+
+    def take(self, now: datetime) -> Iterator[tuple[ServerKey, Inquiry]]:
+        """Those whose turn it is, until ``done``."""
+        while self._queue.running < self.threads:
+            key = self._queue.take(now)
+            if key is None:
+                return
+            self._asking.add(key)
+            yield key, self._waiting.pop(key)
+
+    def done(self, key: ServerKey) -> None:
+        """The server is not asked any more."""
+        self._asking.discard(key)
+        self._queue.done(key)
+
+
 class Workers:
     """Threads that look at whatever server is due, until it is over.
 
     ``look`` takes a server as far as it goes now; ``ask`` has an inquiry answered, after which the
     server is looked at again. Both are called from many threads, for one server never twice at
-    once. ``shared``: slow requests in one namespace leave workers to others. What a bug raises in
-    ``look`` or ``ask`` ends ``run``; ``broken_off`` is told of it before anything is waited for.
+    once; ``ask`` counts cleanups apart. ``shared``: slow requests in one namespace leave workers to
+    others; slow answers always leave askers to others. What a bug raises in ``look`` or ``ask``
+    ends ``run``; ``broken_off`` is told of it before anything is waited for.
     """
 
     def __init__(
@@ -113,7 +149,12 @@ class Workers:
         self._clock = clock
         self._workers = workers
         self._broken_off = broken_off
-        self._asked: set[ServerKey] = set()
+        asks = _Lane(ASKERS, "asker")
+        self._lanes = {
+            "handshake": asks,
+            "sessions": asks,
+            "cleanup": _Lane(HOOKERS, "cleanup"),
+        }
         self._crashed: BaseException | None = None
 
     def wake(self, *keys: ServerKey) -> None:
@@ -138,11 +179,14 @@ class Workers:
     def run(self, over: Callable[[], bool], idle: Callable[[], None] = lambda: None) -> None:
         """Work until ``over()``, which is asked, with ``changed`` held, whenever that is notified.
         ``idle`` is called likewise when nothing happened for a while. Running requests end."""
-        with (
-            ThreadPoolExecutor(self._workers, thread_name_prefix="worker") as pool,
-            ThreadPoolExecutor(ASKERS, thread_name_prefix="asker") as askers,
-        ):
-            self._askers = askers
+        lanes = set(self._lanes.values())
+        with ExitStack() as stack:
+            pool = stack.enter_context(
+                ThreadPoolExecutor(self._workers, thread_name_prefix="worker")
+            )
+            for lane in lanes:
+                threads = ThreadPoolExecutor(lane.threads, thread_name_prefix=lane.name)
+                lane.pool = stack.enter_context(threads)
             try:
                 with self.changed:
                     self._loop(pool, over, idle)
@@ -151,7 +195,9 @@ class Workers:
                 raise
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
-                askers.shutdown(wait=False, cancel_futures=True)
+                for lane in lanes:
+                    if lane.pool is not None:
+                        lane.pool.shutdown(wait=False, cancel_futures=True)
 
     def _loop(
         self, pool: ThreadPoolExecutor, over: Callable[[], bool], idle: Callable[[], None]
@@ -184,19 +230,26 @@ class Workers:
         with self.changed:
             self.queue.done(key)
             self.queue.schedule(key, look.again)
-            if look.inquiry is not None and key not in self._asked:
-                self._asked.add(key)
-                with suppress(RuntimeError):  # it is over
-                    self._askers.submit(self._have_asked, key, look.inquiry)
+            if look.inquiry is not None:
+                lane = self._lanes[look.inquiry.kind]
+                lane.add(key, look.inquiry, self._clock())
+                self._hand_out(lane)
             self.changed.notify()
 
-    def _have_asked(self, key: ServerKey, inquiry: Inquiry) -> None:
+    def _hand_out(self, lane: _Lane) -> None:
+        for key, inquiry in lane.take(self._clock()):
+            with suppress(RuntimeError):  # it is over
+                if lane.pool is not None:
+                    lane.pool.submit(self._have_asked, lane, key, inquiry)
+
+    def _have_asked(self, lane: _Lane, key: ServerKey, inquiry: Inquiry) -> None:
         try:
             self._ask(key, inquiry)
         except BaseException as error:
             self.crash(error)
         with self.changed:
-            self._asked.discard(key)
+            lane.done(key)
+            self._hand_out(lane)
         self.wake(key)
 
 

@@ -6,7 +6,9 @@ it answered by ``probes.ask`` and decides again; nothing here makes a request.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,14 +19,21 @@ from gitops_mcp.model import (
     Facts,
     Inquiry,
     JsonObject,
+    ProbeResult,
     SecretHeader,
 )
 
 EARLIEST, LATEST = datetime(2000, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 HANDSHAKE_INTERVAL = timedelta(seconds=60)
 HANDSHAKE_TIMEOUT = timedelta(seconds=5)
+HANDSHAKE_LONGEST = timedelta(seconds=30)
+"""What a server may ask for: others wait for the same threads."""
 HANDSHAKE_RETRY = timedelta(seconds=10)
-"""After a handshake that went wrong: a server may take a while to start behind its port."""
+"""After a handshake that went wrong: a server may take a while to start behind its port. Each
+further failure of the same pods doubles it."""
+HANDSHAKE_RETRY_CAP = timedelta(seconds=160)
+SPREAD = 0.1
+"""The share of a wait that is cut off by chance, so that what began together goes apart."""
 COUNT_INTERVAL = timedelta(seconds=2)
 COUNT_TIMEOUT = timedelta(seconds=2)
 CLEANUP_LIMIT = timedelta(seconds=60)
@@ -56,7 +65,8 @@ def handshake(facts: Facts, context: Context) -> tuple[Inquiry | None, datetime 
     """The handshake that is due now, and when the next one will be; neither where nobody asks.
 
     A pod is asked once its containers are ready, a new one at once, all of them each interval,
-    when those that failed have gone, and whenever somebody asks for a fresh look.
+    when those that failed have gone, and whenever somebody asks for a fresh look. Pods that fail
+    are asked less and less often, at least each HANDSHAKE_RETRY_CAP.
     """
     spec = _spec(facts)
     health = spec.get("health") or {}
@@ -69,7 +79,12 @@ def handshake(facts: Facts, context: Context) -> tuple[Inquiry | None, datetime 
     last, asked_for = facts.probe, requested(facts.cr)
     interval = transports.duration(health.get("interval"), HANDSHAKE_INTERVAL)
     if last is not None:
-        again = interval if pods.keys() <= last.passed else min(interval, HANDSHAKE_RETRY)
+        again = interval
+        if not pods.keys() <= last.passed:
+            failures = last.failures if last.generation == _generation(facts) else 1
+            again = min(interval, HANDSHAKE_RETRY) * 2 ** min(max(failures - 1, 0), 16)
+            again = min(again, HANDSHAKE_RETRY_CAP)
+        again = _spread(again, facts, last.at)
         again = max(again, last.wait or again)
         fresh = last.asked == asked_for and facts.now < last.at + again
         speaks_of_others = pods.keys() <= last.passed < last.pods
@@ -80,9 +95,12 @@ def handshake(facts: Facts, context: Context) -> tuple[Inquiry | None, datetime 
         "handshake",
         targets=tuple((uid, f"http://{ip}:{port}{path}") for uid, ip in sorted(pods.items())),
         host=f"{facts.key.name}.{facts.key.namespace}.svc.{context.domain}:{port}",
-        timeout=transports.duration(health.get("timeout"), HANDSHAKE_TIMEOUT),
+        timeout=min(
+            transports.duration(health.get("timeout"), HANDSHAKE_TIMEOUT), HANDSHAKE_LONGEST
+        ),
         asked=asked_for,
         uid=_uid(facts),
+        generation=_generation(facts),
         known=last.answers if last is not None else {},
         headers_from=tuple(
             SecretHeader(
@@ -95,6 +113,30 @@ def handshake(facts: Facts, context: Context) -> tuple[Inquiry | None, datetime 
         ),
     )
     return inquiry, None
+
+
+def answered(answer: ProbeResult, inquiry: Inquiry, last: ProbeResult | None) -> ProbeResult:
+    """The answer to a handshake as it is remembered: which request it answers, and how often in a
+    row the pods that fail have failed. A new pod, a new spec or a success begins anew."""
+    failing = answer.pods - answer.passed
+    same = last is not None and last.generation == inquiry.generation and failing <= last.pods
+    before = last.failures if same and last is not None else 0
+    return replace(
+        answer,
+        asked=inquiry.asked,
+        generation=inquiry.generation,
+        failures=before + 1 if failing else 0,
+    )
+
+
+def _spread(wait: timedelta, facts: Facts, at: datetime) -> timedelta:
+    """A little less than ``wait``: how much less, server and time say."""
+    chance = zlib.crc32(f"{_uid(facts)} {at.isoformat()}".encode()) / 2**32
+    return wait * (1 - SPREAD * chance)
+
+
+def _generation(facts: Facts) -> int:
+    return int(((facts.cr or {}).get("metadata") or {}).get("generation") or 0)
 
 
 def sessions(facts: Facts, context: Context) -> Inquiry | None:

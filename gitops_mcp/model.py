@@ -219,7 +219,8 @@ class ProbeResult:
     ``pods`` are the uids that it speaks for, ``passed`` those among them that answered well.
     ``asked`` is the request for a fresh look that it answers. ``answers`` has the last word of each
     pod by uid, which outlasts a pod's being too busy; ``wait`` is how long the busiest one asked to
-    wait, None where none is busy.
+    wait, None where none is busy. ``generation`` is the MCPServer's that was asked,
+    ``failures`` how often in a row its pods have failed (see ``inquiries.answered``).
     """
 
     reason: str
@@ -231,6 +232,8 @@ class ProbeResult:
     asked: str = ""
     answers: Mapping[str, Handshake] = field(default_factory=dict)
     wait: timedelta | None = None
+    generation: int = 0
+    failures: int = 0
 
     def of(self, uid: str) -> str:
         """The reason of one pod's answer."""
@@ -262,7 +265,8 @@ class Inquiry:
     of a Prometheus gauge that counts sessions ("": the URL answers with the number itself),
     ``match`` the labels of the samples that count. A cleanup has no targets: it calls the
     operator's hooks, ``timeout`` being for all of them. ``asked`` is the request for a fresh look
-    that stands (see ``inquiries.requested``), ``uid`` the MCPServer's that it is about.
+    that stands (see ``inquiries.requested``), ``uid`` and ``generation`` are those of the MCPServer
+    that it is about.
 
     ``known`` is what the targets last said, by uid. ``headers_from`` are more headers of a
     handshake; ``headers`` their values, which are secret: whoever runs the inquiry fills them in
@@ -276,6 +280,7 @@ class Inquiry:
     gauge: str = ""
     asked: str = ""
     uid: str = ""
+    generation: int = 0
     match: tuple[tuple[str, str], ...] = ()
     known: Mapping[str, Handshake] = field(default_factory=dict)
     headers_from: tuple[SecretHeader, ...] = ()

@@ -244,12 +244,13 @@ DURATION = re.compile(r"0|(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:ns|us|µs|μs|ms
 
 _DAY = timedelta(days=1)
 _HOUR = timedelta(hours=1)
+_HALF = timedelta(seconds=30)
 _SECOND = timedelta(seconds=1)
 _LIMITS: tuple[tuple[Path, timedelta, timedelta, str], ...] = (
     (("drain", "timeout"), timedelta(0), _DAY, "must be at most 24h"),
     (("drain", "preStop"), timedelta(0), _HOUR, "must be at most 1h"),
     (("health", "interval"), _SECOND, _DAY, "must be between 1s and 24h"),
-    (("health", "timeout"), timedelta(microseconds=1), _HOUR, "must be more than 0, at most 1h"),
+    (("health", "timeout"), timedelta(microseconds=1), _HALF, "must be more than 0, at most 30s"),
 )
 
 

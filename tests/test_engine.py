@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from gitops_mcp import engine, hooks, serverschema
-from gitops_mcp.engine import NAMESPACE_HOLDS, Aim, Engine
+from gitops_mcp import engine, hooks, inquiries, serverschema
+from gitops_mcp.engine import HOOKS_MARGIN, NAMESPACE_HOLDS, Aim, Engine
 from gitops_mcp.errors import Configuration, Conflict, Gone, Permanent, Terminating, Transient
 from gitops_mcp.model import (
     ANNOTATION_PRUNE,
@@ -87,6 +87,12 @@ class Server:
             tree: JsonObject = {"f:metadata": {"f:labels": {f"f:{LABEL_SOURCE}": {}}}}
             entry = {"manager": manager, "operation": "Apply", "fieldsV1": tree}
             new["metadata"]["managedFields"] = [entry]
+        if ref.kind == KIND and "status" in body:
+            entries = new["metadata"].get("managedFields") or []
+            kept = [one for one in entries if one.get("subresource") != "status"]
+            entry = {"manager": manager, "operation": "Apply", "subresource": "status"}
+            tree = {"f:status": _tree(body["status"])}
+            new["metadata"]["managedFields"] = [*kept, {**entry, "fieldsV1": tree}]
         if not dry_run:
             self.objects[ref] = new
         return new
@@ -114,6 +120,12 @@ class Server:
             raise Gone(f"another {ref}")
         del self.objects[ref]
         return None
+
+
+def _tree(value: Any) -> JsonObject:
+    if not isinstance(value, dict):
+        return {}
+    return {f"f:{name}": _tree(inner) for name, inner in value.items()}
 
 
 def _merged(base: JsonObject, over: JsonObject) -> JsonObject:
@@ -251,6 +263,57 @@ def test_a_check_asks_no_hook_and_waits_for_none() -> None:
     terminating(stage.server)
     decision = stage.engine.work(KEY)
     assert decision.inquiry is None
+
+
+def test_a_deletion_does_not_wait_longer_for_its_hooks_than_they_may_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All threads may be busy with the hooks of others, or one may hang for good."""
+    stage = Stage(git=None, cleanup=[hooks.Hook("dns", "http://127.0.0.1:1/")])
+    stage.stands(cr(**DELETED | {"deletionTimestamp": NOW.strftime("%Y-%m-%dT%H:%M:%SZ")}))
+    until = stage.now + timedelta(minutes=5)
+    while (decision := stage.engine.work(KEY)).inquiry is None:
+        assert decision.look_again is not None, decision
+        stage.now = decision.look_again
+        assert stage.now < until
+    began = stage.now
+    limits: list[timedelta] = []
+
+    def run(*_: object, limit: timedelta) -> str:
+        limits.append(limit)
+        return "1 of 1 hooks done"
+
+    monkeypatch.setattr(hooks, "run", run)
+    stage.now = began + timedelta(seconds=50)
+    decision = stage.engine.work(KEY)
+    assert decision.inquiry is not None
+    late = decision.look_again
+    assert late == began + inquiries.CLEANUP_LIMIT + HOOKS_MARGIN
+    stage.now = late
+    decision = stage.engine.work(KEY)
+    assert decision.inquiry is None
+    assert stage.engine.memory(KEY).cleanup == "0 of 1 hooks done: not in time"
+    assert limits == []
+
+
+def test_hooks_that_waited_for_their_turn_have_what_is_left_of_their_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage = Stage(git=None, cleanup=[hooks.Hook("dns", "http://127.0.0.1:1/")])
+    stage.stands(cr(**DELETED | {"deletionTimestamp": NOW.strftime("%Y-%m-%dT%H:%M:%SZ")}))
+    while (decision := stage.engine.work(KEY)).inquiry is None:
+        assert decision.look_again is not None, decision
+        stage.now = decision.look_again
+    limits: list[timedelta] = []
+
+    def run(*_: object, limit: timedelta) -> str:
+        limits.append(limit)
+        return "1 of 1 hooks done"
+
+    monkeypatch.setattr(hooks, "run", run)
+    stage.now += timedelta(seconds=50)
+    stage.engine.ask(KEY, decision.inquiry)
+    assert limits == [timedelta(seconds=10)]
 
 
 @pytest.mark.parametrize(

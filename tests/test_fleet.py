@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Callable
@@ -212,3 +213,79 @@ def test_how_long_the_queue_is_is_not_asked_while_it_changes() -> None:
         assert told == []
     asking.join(5)
     assert told == [(1, timedelta(0))]
+
+
+# --- inquiries --------------------------------------------------------------------------------
+
+
+class Asking:
+    """Workers whose looks hand out what a test says, and whose askers hang at silent servers."""
+
+    def __init__(self, *inquiries: tuple[ServerKey, Inquiry]) -> None:
+        self.answered: queue.Queue[ServerKey] = queue.Queue()
+        self.let_go = threading.Event()
+        self._inquiries = dict(inquiries)
+        self._over = False
+        self.workers = Workers(self._look, self._ask, clock=utc_now)
+        self.thread = threading.Thread(target=self.workers.run, args=(lambda: self._over,))
+
+    def _look(self, key: ServerKey) -> Look:
+        return Look(inquiry=self._inquiries.pop(key, None))
+
+    def _ask(self, key: ServerKey, _: Inquiry) -> None:
+        if key.name.startswith("silent"):
+            self.let_go.wait(30)
+        self.answered.put(key)
+
+    def __enter__(self) -> Asking:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.let_go.set()
+        self._over = True
+        with self.workers.changed:
+            self.workers.changed.notify()
+        self.thread.join(10)
+
+
+HANDSHAKE = Inquiry("handshake", (), timedelta(seconds=30))
+CLEANUP = Inquiry("cleanup", (), timedelta(seconds=30))
+
+
+def silent(namespace: str, count: int) -> list[ServerKey]:
+    return [ServerKey(namespace, f"silent-{number}") for number in range(count)]
+
+
+def test_silent_servers_of_one_namespace_leave_askers_to_all_others() -> None:
+    tenants = silent("tenant", 200)
+    asked = [(key, HANDSHAKE) for key in (*tenants, KEY)]
+    with Asking(*asked) as asking:
+        asking.workers.wake(*tenants)
+        time.sleep(0.3)
+        asking.workers.wake(KEY)
+        assert asking.answered.get(timeout=5) == KEY
+
+
+def test_no_silent_server_takes_a_thread_of_the_cleanup_hooks() -> None:
+    tenants = [key for each in range(16) for key in silent(f"tenant-{each}", 10)]
+    asked = [(key, HANDSHAKE) for key in tenants]
+    with Asking(*asked, (KEY, CLEANUP)) as asking:
+        asking.workers.wake(*tenants)
+        time.sleep(0.3)
+        asking.workers.wake(KEY)
+        assert asking.answered.get(timeout=5) == KEY
+
+
+def test_who_is_asked_already_is_not_asked_again_at_once() -> None:
+    (key,) = silent("ai", 1)
+    with Asking((key, HANDSHAKE)) as asking:
+        asking.workers.wake(key)
+        time.sleep(0.2)
+        asking._inquiries[key] = HANDSHAKE  # nothing has been answered yet: it is due as before
+        asking.workers.wake(key)
+        time.sleep(0.2)
+        asking.let_go.set()
+        assert asking.answered.get(timeout=5) == key
+        with pytest.raises(queue.Empty):
+            asking.answered.get(timeout=0.3)

@@ -89,9 +89,9 @@ def test_nobody_is_asked_while_probes_are_off() -> None:
 @pytest.mark.parametrize(
     ("last", "pods", "due"),
     [
-        (probe(59), (pod(),), False),
+        (probe(53), (pod(),), False),
         (probe(60), (pod(),), True),
-        (probe(9, passed=False), (pod(),), False),
+        (probe(8, passed=False), (pod(),), False),
         (probe(10, passed=False), (pod(),), True),
         (probe(1), (pod(), pod("p2")), True),
         (probe(1, pods=("p1", "gone")), (pod(),), False),
@@ -109,7 +109,62 @@ def test_pods_are_asked_again_each_interval_and_new_ones_at_once(
 def test_an_interval_of_ones_own_is_kept() -> None:
     spec = {"health": {"interval": "5m", "timeout": "1s"}}
     inquiry, later = inquiries.handshake(facts(pod(), spec=spec, probe=probe(60)), CONTEXT)
-    assert (inquiry, later) == (None, NOW + timedelta(minutes=4))
+    assert inquiry is None
+    assert later is not None
+    assert timedelta(minutes=3.5) <= later - NOW <= timedelta(minutes=4)
+
+
+def test_servers_that_were_asked_together_are_not_asked_together_for_ever() -> None:
+    times = []
+    for uid in range(100):
+        one = facts(pod(), probe=probe(0))
+        assert one.cr is not None
+        one.cr["metadata"]["uid"] = f"u{uid}"
+        times.append(inquiries.handshake(one, CONTEXT)[1])
+    seconds = [(at - NOW).total_seconds() for at in times if at is not None]
+    assert len(seconds) == 100
+    assert 54 <= min(seconds) < 55
+    assert 59 < max(seconds) <= 60
+
+
+def test_pods_that_fail_are_asked_less_and_less_often() -> None:
+    """10 s, doubled with each failure, up to 160 s. New pods, specs and successes begin anew."""
+    last: ProbeResult | None = None
+    waits = []
+    for _ in range(7):
+        inquiry = inquiries.handshake(facts(pod(), spec={}, probe=None), CONTEXT)[0]
+        assert inquiry is not None
+        last = inquiries.answered(probe(0, passed=False), inquiry, last)
+        waits.append(wait(last))
+    assert waits == [10, 20, 40, 80, 160, 160, 160]
+    assert inquiry is not None
+    assert last is not None
+    well = inquiries.answered(probe(0), inquiry, last)
+    assert (well.failures, wait(well)) == (0, 60)
+    newer = replace(inquiry, generation=2)
+    assert inquiries.answered(probe(0, passed=False), newer, last).failures == 1
+    other = inquiries.answered(probe(0, passed=False, pods=("p1", "p2")), inquiry, last)
+    assert other.failures == 1
+    one = facts(pod(), probe=last)
+    assert one.cr is not None
+    one.cr["metadata"]["generation"] = 2
+    due = inquiries.handshake(one, CONTEXT)[1]
+    assert due is not None
+    assert due - NOW <= timedelta(seconds=10)
+
+
+def wait(last: ProbeResult) -> float:
+    """Seconds until the next handshake, without what chance cuts off."""
+    due = inquiries.handshake(facts(pod(), probe=last), CONTEXT)[1]
+    assert due is not None
+    seconds = (due - NOW).total_seconds()
+    return next(full for full in (10, 20, 40, 60, 80, 160) if 0.9 * full <= seconds <= full)
+
+
+def test_no_server_may_ask_for_more_than_half_a_minute() -> None:
+    inquiry, _ = inquiries.handshake(facts(pod(), spec={"health": {"timeout": "1h"}}), CONTEXT)
+    assert inquiry is not None
+    assert inquiry.timeout == timedelta(seconds=30)
 
 
 def test_sessions_are_counted_by_a_gauge_of_each_pod_or_at_one_address() -> None:
