@@ -694,6 +694,8 @@ class _File:
             manifest, findings = self._completed(value, document, key)
             if document.nulls:
                 findings += _unknown_nulls(value)
+            if key is not None and all(f.severity == "warning" for f in findings):
+                findings += rules.of_place(key.namespace, manifest["metadata"], manifest["spec"])
             broken = self.defaults.broken or any(f.severity == "error" for f in findings)
             if key is not None and not meant and not broken:
                 server = self._server(document, path, key, manifest)

@@ -68,6 +68,9 @@ NEVER = "1"
 """A resourceVersion that no object has. An apply that bears it makes what is missing, and is a
 conflict with what is there (measured: a missing object is not held against it)."""
 
+AGENT = "gitops-mcp"
+"""``app.kubernetes.io/name`` of what ``install`` prints."""
+
 NAMESPACE_RETRY = timedelta(seconds=10)
 """Between two looks at a namespace that is not there, or is going: no watch tells of it."""
 
@@ -427,6 +430,11 @@ def _converge(facts: Facts, context: Context, renderer: Renderer, owner: Owner |
     paused = holds_off(facts)
     immutable = facts.failure is not None and facts.failure.immutable
     if immutable and facts.cr is not None:
+        strangers = _strangers(facts)
+        if strangers:
+            why = facts.failure.message if facts.failure is not None else ""
+            message = f"{', '.join(strangers)} cannot be taken over in place: {why}"
+            return _at_rest(facts, context, Condition("Synced", "False", "NotOwned", message))
         return _recreate(facts, context)
     body = None
     if not _left_alone(facts, context, owner):
@@ -872,12 +880,47 @@ def _refusal(child: JsonObject, cr: JsonObject, *, adopt: bool) -> str:
         if same or former:
             return ""
         return f"{ref} is controlled by {controller['kind'].lower()}/{controller['name']}"
-    labels = child["metadata"].get("labels") or {}
-    rendered = {LABEL_NAME: APP_NAME, LABEL_INSTANCE: ref.name, LABEL_MANAGED_BY: FIELD_MANAGER}
-    matches = all(labels.get(key) == value for key, value in rendered.items())
-    if adopt or matches:
+    if _clusters_own(child):
+        return f"{ref} belongs to the cluster or to an agent; give the server another name"
+    if _looks_rendered(child):
         return ""
-    return f'{ref} exists and is not ours; annotate the manifest with {ANNOTATION_ADOPT}: "true"'
+    if not adopt:
+        return (
+            f'{ref} exists and is not ours; annotate the manifest with {ANNOTATION_ADOPT}: "true"'
+        )
+    selector = (child.get("spec") or {}).get("selector") or {}
+    if child["kind"] == "Deployment" and selector != {"matchLabels": _marks(ref.name)}:
+        return (
+            f"{ref} exists and cannot be taken over in place, since its selector is another one "
+            "and immutable; delete it, or give the server another name"
+        )
+    return ""
+
+
+def _marks(name: str) -> dict[str, str]:
+    """The labels by which an object of a server is known."""
+    return {LABEL_NAME: APP_NAME, LABEL_INSTANCE: name, LABEL_MANAGED_BY: FIELD_MANAGER}
+
+
+def _looks_rendered(child: JsonObject) -> bool:
+    """Does the child bear the labels of one that we rendered?"""
+    labels = child["metadata"].get("labels") or {}
+    marks = _marks(child["metadata"]["name"])
+    return all(labels.get(key) == value for key, value in marks.items())
+
+
+def _clusters_own(child: JsonObject) -> bool:
+    """Is it the control plane's, or an agent's? No annotation in git gives these away."""
+    metadata = child["metadata"]
+    labels = metadata.get("labels") or {}
+    place = (child["kind"], metadata.get("namespace"), metadata["name"])
+    return (
+        place == ("Service", "default", "kubernetes")
+        or str(metadata.get("namespace", "")).startswith("kube-")
+        or labels.get("component") == "apiserver"
+        or labels.get("provider") == "kubernetes"
+        or labels.get(LABEL_NAME) == AGENT
+    )
 
 
 def _delete(key: ServerKey, live: JsonObject, reason: str) -> Action:
@@ -925,6 +968,17 @@ def _recreate(facts: Facts, context: Context) -> Decision:
     )
 
 
+def _strangers(facts: Facts) -> list[str]:
+    """The children that git adopts and that are not ours yet: they are never made anew."""
+    cr = facts.cr
+    assert cr is not None  # noqa: S101 -- asked only of servers that exist
+    return [
+        str(ObjectRef.of(child))
+        for child in facts.children.values()
+        if not _controller(child) and not _looks_rendered(child) and _adopts(facts.desired)
+    ]
+
+
 # --- prune and shutdown ---------------------------------------------------------------------
 
 
@@ -968,14 +1022,14 @@ def _held(facts: Facts, context: Context) -> Decision:
 
 def _without_strangers(facts: Facts, *, recreate: bool = False) -> Facts:
     """The facts with only those children that a shutdown may touch: what bears the server's name
-    may be somebody else's, or was orphaned. A recreate takes what would be taken over, too."""
+    may be somebody else's, or was orphaned. A recreate takes what bears our labels, too, but never
+    what is only to be adopted."""
     cr = facts.cr
     assert cr is not None  # noqa: S101 -- only what exists is shut down
-    adopt = _adopts(facts.desired)
     own = {
         kind: child
         for kind, child in facts.children.items()
-        if _controls(cr, child) or (recreate and not _refusal(child, cr, adopt=adopt))
+        if _controls(cr, child) or (recreate and not _refusal(child, cr, adopt=False))
     }
     orphaned = "Deployment" in facts.children and "Deployment" not in own
     return replace(facts, children=own, pods=() if orphaned else facts.pods)

@@ -14,8 +14,14 @@ from gitops_mcp.errors import Permanent, Transient
 from gitops_mcp.model import (
     ANNOTATION_PRUNE,
     ANNOTATION_SHUTDOWN,
+    APP_NAME,
+    FIELD_MANAGER,
     KIND,
+    LABEL_INSTANCE,
+    LABEL_MANAGED_BY,
+    LABEL_NAME,
     LABEL_SOURCE,
+    JsonObject,
     ObjectRef,
 )
 
@@ -498,27 +504,31 @@ def test_a_suspended_server_is_not_pruned(story: Story) -> None:
 # --- recreated --------------------------------------------------------------------------------
 
 
-def foreign_deployment(story: Story, name: str = "web") -> str:
+def foreign_deployment(story: Story, name: str = "web", *, labels: JsonObject | None = None) -> str:
     """A workload of a person's, with a selector of its own; its uid."""
-    labels = {"app": name}
+    selector = {"app": name}
     pod = {"containers": [{"name": "main", "image": "example.com/old:1"}]}
     body = {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": {"name": name, "namespace": story.namespace},
+        "metadata": {"name": name, "namespace": story.namespace, "labels": labels or {}},
         "spec": {
-            "selector": {"matchLabels": labels},
-            "template": {"metadata": {"labels": labels}, "spec": pod},
+            "selector": {"matchLabels": selector},
+            "template": {"metadata": {"labels": selector}, "spec": pod},
         },
     }
     return str(story.hand.apply(body, manager="kubectl-create")["metadata"]["uid"])
 
 
-def test_an_adopted_deployment_with_another_selector_is_shut_down_and_made_anew(
+def our_labels(name: str) -> JsonObject:
+    return {LABEL_NAME: APP_NAME, LABEL_INSTANCE: name, LABEL_MANAGED_BY: FIELD_MANAGER}
+
+
+def test_a_deployment_of_our_labels_with_another_selector_is_shut_down_and_made_anew(
     story: Story,
 ) -> None:
-    old = foreign_deployment(story)
-    story.put("web", annotations={"mcp.example.com/adopt": "true"})
+    old = foreign_deployment(story, labels=our_labels("web"))
+    story.put("web")
     assert story.sync() == {"web": "changed"}
     new = story.get("Deployment")
     assert new["metadata"]["uid"] != old
@@ -528,17 +538,33 @@ def test_an_adopted_deployment_with_another_selector_is_shut_down_and_made_anew(
     story.until(story.settled)
 
 
-def adopted(story: Story, *names: str) -> dict[str, str]:
-    """Manifests that adopt Deployments which only a recreate can make ours; the old uids."""
-    old = {name: foreign_deployment(story, name) for name in names}
+def test_what_is_adopted_is_taken_in_place_or_not_at_all(story: Story) -> None:
+    old = foreign_deployment(story)
+    story.put("web", annotations={"mcp.example.com/adopt": "true"})
+    assert story.sync(check=True) == {"web": "blocked"}
+    assert story.sync() == {"web": "blocked"}
+    assert "cannot be taken over in place" in story.outcome().message
+    assert "selector" in story.outcome().message
+    assert story.conditions()["Synced"] == "!NotOwned"
+    assert story.get("Deployment")["metadata"]["uid"] == old
+    assert story.sync(allow_prune="any") == {"web": "blocked"}
+    assert story.get("Deployment")["metadata"]["uid"] == old
+    story.remove("web")
+    assert story.sync(allow_prune="any") == {"web": "pruned"}
+    assert story.get("Deployment")["metadata"]["uid"] == old
+
+
+def made_by_hand(story: Story, *names: str) -> dict[str, str]:
+    """Manifests whose Deployments only a recreate can make ours; the old uids."""
+    old = {name: foreign_deployment(story, name, labels=our_labels(name)) for name in names}
     for name in names:
-        story.write(name, annotations={"mcp.example.com/adopt": "true"})
+        story.write(name)
     story.commit()
     return old
 
 
 def test_recreates_count_for_the_prune_guard(story: Story) -> None:
-    old = adopted(story, "a", "b")
+    old = made_by_hand(story, "a", "b")
     results = story.sync()
     assert sorted(results.values()) == ["blocked", "changed"]  # one of two is not more than half
     held = next(name for name, result in results.items() if result == "blocked")
@@ -549,7 +575,7 @@ def test_recreates_count_for_the_prune_guard(story: Story) -> None:
 
 
 def test_recreates_that_are_allowed_are_not_held_back(story: Story) -> None:
-    old = adopted(story, "a", "b", "c")
+    old = made_by_hand(story, "a", "b", "c")
     assert story.sync(check=True, allow_prune=3) == dict.fromkeys(old, "changed")
     assert story.told("a")["Deployment"] == ["replace"]
     assert story.sync(allow_prune=3) == dict.fromkeys(old, "changed")
