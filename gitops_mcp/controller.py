@@ -261,9 +261,9 @@ class Controller:
                 self._looked(key, aimed)
             return Look()  # all are looked at once we lead
         began = self._clock()
-        drift = key not in self._open and planning.is_applied(
-            source.loaded.servers.get(key), self._view.live(key).cr
-        )
+        server, cr = source.loaded.servers.get(key), self._view.live(key).cr
+        drift = key not in self._open and planning.is_applied(server, cr)
+        scaled = drift and planning.is_scaled(server, cr)
         try:
             decision = engine.work(key)
         except LeaseLost:
@@ -271,7 +271,7 @@ class Controller:
         except Exception as error:  # told like any failure
             decision = engine.stumbled(key, error)
         failure = engine.memory(key).failure
-        self._tell(engine, key, decision, began, drift=drift)
+        self._tell(engine, key, decision, began, drift=drift, scaled=scaled)
         if not self.concerns(key):
             engine.forget(key)
         self._looked(key, aimed)
@@ -295,7 +295,14 @@ class Controller:
         return not held and cr is not None and planning.made_by_hand(cr, source.source_id)
 
     def _tell(
-        self, engine: Engine, key: ServerKey, decision: Decision, began: datetime, *, drift: bool
+        self,
+        engine: Engine,
+        key: ServerKey,
+        decision: Decision,
+        began: datetime,
+        *,
+        drift: bool,
+        scaled: bool,
     ) -> None:
         cr = self._view.live(key).cr or {}
         outcome = engine.outcome(key)
@@ -316,6 +323,7 @@ class Controller:
             status=status,
             failure=engine.memory(key).failure,
             drift=drift,
+            scaled=scaled,
         )
         for listener in self._listeners:
             try:

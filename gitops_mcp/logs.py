@@ -278,8 +278,10 @@ def _facts(worked: Worked, old: _Told, new: _Told, *, logged: bool) -> Iterator[
     if was_wrong and not is_wrong:
         yield "recovered"
     done = [_deed(change) for change in worked.outcome.changes if change.action in _DONE]
-    if done and worked.drift:
+    if any(worked.heals(change) for change in worked.outcome.changes if change.action in _DONE):
         yield "drift"
+    elif done and worked.drift:
+        yield "followed the MCPServer's replicas"
     yield from done
     if new.result == "pruned":
         yield "pruned"

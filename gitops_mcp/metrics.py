@@ -194,7 +194,7 @@ class Metrics:
             if change.action == "blocked":
                 continue
             self._changed.labels(change.action, _kind(change.ref)).inc()
-            if worked.drift and change.action in HEALING:
+            if worked.heals(change) and change.action in HEALING:
                 self._healed.labels(_kind(change.ref)).inc()
         if outcome.result == "pruned":
             self._pruned.inc()

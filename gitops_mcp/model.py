@@ -559,7 +559,8 @@ class Worked:
     applied ("" where nobody knows), ``uid`` the MCPServer's ("": there is none). ``at`` is UTC,
     ``seconds`` is how long the work took, its requests included. ``status`` is the MCPServer's as
     it stands after the look, ``failure`` what the last request ended with; ``drift``: git's word
-    for the server had been applied before, so the changes undid what others did.
+    for the server had been applied before, so the changes undid what others did; ``scaled``: git
+    leaves the replicas to the cluster, and somebody has set those of the MCPServer.
     """
 
     server: ServerKey
@@ -572,6 +573,16 @@ class Worked:
     status: JsonObject = field(default_factory=dict)
     failure: Failure | None = None
     drift: bool = False
+    scaled: bool = False
+
+    def follows(self, change: Change) -> bool:
+        """Does the change only carry on what somebody set by ``kubectl scale mcps/NAME``?"""
+        paths = {field.path for field in change.fields}
+        return self.scaled and change.ref.kind == "Deployment" and paths == {"/spec/replicas"}
+
+    def heals(self, change: Change) -> bool:
+        """Did the change undo what somebody else did?"""
+        return self.drift and not self.follows(change)
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,6 +156,15 @@ def is_applied(server: McpServer | None, cr: JsonObject | None) -> bool:
     return bool((live.get("source") or {}).get("digest") == server.digest[:16])
 
 
+def is_scaled(server: McpServer | None, cr: JsonObject | None) -> bool:
+    """Has somebody changed the MCPServer since its children followed it last, where git leaves its
+    replicas to the cluster?"""
+    if cr is None or server is None or "replicas" in server.spec:
+        return False
+    observed = (cr.get("status") or {}).get("observedGeneration")
+    return isinstance(observed, int) and observed < generation(cr)
+
+
 def within(file: str, path: str) -> bool:
     """Does ``file`` lie below the folder ``path`` ("" is the root)?"""
     folder = path.strip("/")

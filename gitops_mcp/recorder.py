@@ -200,7 +200,12 @@ class Recorder:
                 known.step = _step(worked.status)
         shutting = _step(worked.status)
         if made and not shutting and not known.step:
-            yield _deed(worked, made)
+            followed = [change for change in made if worked.follows(change)]
+            others = [change for change in made if not worked.follows(change)]
+            if followed:
+                yield _fact(worked, "Normal", "ScaleFollowed", "; ".join(map(_healed, followed)))
+            if others:
+                yield _deed(worked, others)
         yield from _trouble(worked, known)
         yield from _conditions(worked, known, since)
         if known.step and not shutting:

@@ -98,6 +98,18 @@ def drift(place: Place, name: str) -> None:
     until(lambda: place.ready(name), "Ready")
 
 
+def test_kubectl_scale_on_the_server_itself_is_followed_and_not_healed(place: Place) -> None:
+    place.push("web")
+    with place.agent():
+        until(lambda: place.ready("web"), "Ready")
+        ref = ObjectRef(API_VERSION, KIND, place.name, "web")
+        scale = {"spec": {"replicas": 0}}
+        place.cluster.merge_patch(ref, scale, subresource="scale", manager="kubectl")
+        until(lambda: place.get("web", "Deployment")["spec"]["replicas"] == 0, "a follower")
+        until(lambda: place.events()["web", "ScaleFollowed"] == 1, "its Event")
+    assert place.events()["web", "DriftHealed"] == 0
+
+
 def test_a_day_is_told_in_notes_and_events_and_nothing_twice(place: Place) -> None:
     first = place.push("web", "api")
     with place.agent():

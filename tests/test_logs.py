@@ -289,6 +289,14 @@ def test_drift_is_called_by_its_name() -> None:
     assert lines_of(replace(look(), drift=True)) == []
 
 
+def test_following_kubectl_scale_is_no_drift() -> None:
+    one = replace(change(), fields=(FieldChange("/spec/replicas", 1, 3),))
+    followed = replace(look("changed", one), drift=True, scaled=True)
+    assert lines_of(followed) == [
+        "info: followed the MCPServer's replicas; updated deployment/web (/spec/replicas)"
+    ]
+
+
 def test_turning_ready_and_no_longer_being_it_are_facts_and_starting_with_it_is_none() -> None:
     yes, no = look(ready=True), look(ready=False)
     assert lines_of(yes, yes, no, no, yes) == ["warning: no longer ready", "info: ready"]

@@ -14,6 +14,7 @@ from gitops_mcp.metrics import Gauges, Metrics
 from gitops_mcp.model import (
     Change,
     ChangeAction,
+    FieldChange,
     ObjectRef,
     Problem,
     ServerKey,
@@ -150,6 +151,15 @@ def test_healed_drift_is_what_was_made_right_that_had_been(
 ) -> None:
     seen = replace(look("changed", change(action=action)), drift=drift)
     assert value(after(seen), "drift_healed_total", kind="Deployment") == healed
+
+
+def test_a_scaled_server_that_is_followed_is_no_healed_drift() -> None:
+    one = replace(change(), fields=(FieldChange("/spec/replicas", 1, 3),))
+    seen = replace(look("changed", one), drift=True, scaled=True)
+    assert value(after(seen), "drift_healed_total", kind="Deployment") == 0
+    assert value(after(seen), "changes_total", action="update", kind="Deployment") == 1
+    unscaled = replace(seen, scaled=False)
+    assert value(after(unscaled), "drift_healed_total", kind="Deployment") == 1
 
 
 def test_a_prune_is_counted_once() -> None:

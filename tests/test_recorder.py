@@ -229,6 +229,16 @@ def test_a_healed_drift_names_fields_and_no_values(rig: Rig) -> None:
     assert "s3cret" not in repr(rig.server.events)
 
 
+def test_a_scaled_server_is_followed_and_not_healed(rig: Rig) -> None:
+    rig.look(READY, age=99)
+    scaled = change("update", "Deployment", "/spec/replicas")
+    rig.look(READY, made=(scaled, change("create", "Service")), drift=True, scaled=True, age=99)
+    assert rig.flush() == [
+        ("Normal", "ScaleFollowed", "Deployment: /spec/replicas", 1),
+        ("Normal", "DriftHealed", "Service was missing", 1),
+    ]
+
+
 def test_a_server_that_kubectl_made_names_no_revision(rig: Rig) -> None:
     rig.look(WAITING, made=(change("create"),), commit="")
     assert rig.flush() == [("Normal", "Applied", "create Deployment", 1)]
