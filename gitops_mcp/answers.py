@@ -1,8 +1,8 @@
 """The bytes of an MCP server's answer in; the JSON-RPC response in them out, or why there is none.
 
-Pure, and bounded: receives the body in pieces as they arrive, reads LIMIT decoded bytes of it at
-most, and stops at the response. Takes what at least one official client takes and refuses what
-none of them takes, so that a verdict is the one that a client would reach. Whoever sent the bytes
+Pure, and bounded: receives the body in pieces as they arrive, reads limits.ANSWER decoded bytes of
+it at most, and stops at the response. Takes what at least one official client takes and refuses
+what none of them takes, so that a verdict is the one that a client would reach. Whoever sent the bytes
 is a stranger: nothing here quotes them. Passes on what the pieces raise, raises nothing itself.
 """
 
@@ -15,10 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from gitops_mcp import limits
 from gitops_mcp.model import JsonObject
 
-LIMIT: Final = 1024 * 1024
-"""Bytes of one answer that are read, after any compression is undone."""
 KEPT: Final = 4096
 """Bytes of a body that are kept beside the response, to see what an error page is about."""
 
@@ -181,8 +180,8 @@ _END: Final = re.compile(rb"\r\n|\r|\n")
 
 def decoded(pieces: Iterable[bytes], encoding: str) -> Iterator[bytes]:
     """The body without its compression, as it arrives. Raises _Flawed for a body that is longer
-    than LIMIT, and for one that does not decompress. Nobody asked for compression, but clients
-    take it, so some servers and proxies never check."""
+    than limits.ANSWER, and for one that does not decompress. Nobody asked for compression, but
+    clients take it, so some servers and proxies never check."""
     codings = [name.strip().lower() for name in encoding.split(",")]
     codings = [name for name in codings if name not in ("", "identity")]
     if not codings:
@@ -194,11 +193,11 @@ def decoded(pieces: Iterable[bytes], encoding: str) -> Iterator[bytes]:
 
 
 def _limited(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    left = LIMIT
+    left = limits.ANSWER
     for piece in pieces:
         left -= len(piece)
         if left < 0:
-            raise _Flawed(f"it is longer than {LIMIT >> 20} MiB")
+            raise _Flawed(f"it is longer than {limits.ANSWER // limits.MIB} MiB")
         yield piece
 
 

@@ -61,3 +61,22 @@ NOTED = 200_000
 
 SECRET = 64 * KIB
 """A file with a password, an ssh key, or known_hosts."""
+
+# --- MCP servers ---------------------------------------------------------------------------------
+
+HANDSHAKE_ANSWERS = 3
+"""A handshake takes this many times ``health.timeout``, which is the limit of one answer."""
+HANDSHAKE_LATE = 2
+"""A request that may open a session is given this many times the limit of an answer to say which,
+although its answer counts no longer."""
+HANDSHAKE_FAREWELL_SECONDS = 2.0
+"""Ending a session: also when the handshake has used up its time, since a session that nobody ends
+may stay for ever."""
+HANDSHAKE_PING_SECONDS = 1.0
+"""An answer to ping: few servers are slow to it, and no client waits for it."""
+HANDSHAKE_WAIT_SECONDS = 300
+"""What a server that is too busy may ask to wait."""
+ANSWER = 1 * MIB
+"""One answer of an MCP server, after any compression is undone."""
+COUNT = 256 * KIB
+"""One answer that counts sessions."""

@@ -30,30 +30,15 @@ from functools import partial
 from typing import Any, Final
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-from gitops_mcp import __version__, addresses, answers
+from gitops_mcp import __version__, addresses, answers, limits
 from gitops_mcp.model import Handshake, Inquiry, JsonObject, ProbeResult
 
 MODERN: Final = "2026-07-28"
 LEGACY: Final = "2025-11-25"
 HTTP_SSE: Final = "2024-11-05"
 
-COUNT_LIMIT: Final = 256 * 1024
-"""Bytes of an answer that counts sessions."""
 AT_ONCE: Final = 8
 """Pods of one server that are asked at the same time."""
-IN_ALL: Final = 3
-"""A handshake takes at most this many times the limit of one answer."""
-LATE: Final = 2
-"""A request that may open a session is given this many times the limit of an answer to say which,
-although its answer counts no longer."""
-FAREWELL: Final = 2.0
-"""Seconds for ending a session: also when the handshake has used up its time, since a session
-that nobody ends may stay for ever."""
-PING_LIMIT: Final = 1.0
-"""Seconds for an answer to ping: few servers are slow to it, and no client waits for it."""
-LONGEST_WAIT: Final = timedelta(minutes=5)
-"""What a server that is too busy may ask for at most."""
-
 _CLIENT: Final = {"name": "gitops-mcp", "version": __version__}
 _ACCEPT: Final = f"application/json, {answers.EVENTS}"
 _MODERN_ERRORS: Final = frozenset({-32020, -32021, -32022})
@@ -88,14 +73,13 @@ def probe(
     """Handshakes with the server at ``url`` (``http://<pod address>:<port><path>``).
 
     ``host``: the Host header that its clients send, ``name:port``; servers keep lists of those that
-    they accept. ``timeout``: seconds for each answer, IN_ALL times as many for all of them.
+    they accept. ``timeout``: seconds for each answer (``limits`` has the bound of all of them).
     ``headers``: more of them, credentials as a rule: secret, sent to this address alone, and no
     redirect is followed with them. ``loopback``: see ``addresses.foreign``. Never raises for what
     the network or the server does.
     """
-    talk = _Talk(url, host, timeout, headers, loopback=loopback)
     try:
-        with talk:
+        with _Talk(url, host, timeout, headers, loopback=loopback) as talk:
             return _discover(talk) or _initialize(talk)
     except _Ended as end:
         return end.handshake
@@ -244,7 +228,7 @@ def _initialize(talk: _Talk) -> Handshake:
     with contextlib.suppress(_Slow):
         _works(talk.post(_INITIALIZED, headers), "notifications/initialized")
     with contextlib.suppress(_Slow):
-        pong = talk.post(_request("ping", {}), headers, limit=PING_LIMIT)
+        pong = talk.post(_request("ping", {}), headers, limit=limits.HANDSHAKE_PING_SECONDS)
         _works(pong, "ping")
         if pong.code == 200 and pong.message is None:
             raise _failed(f"ping {pong.words}")
@@ -351,7 +335,7 @@ def _gate(answer: _Answer) -> None:
 def _busy(code: int, retry_after: str) -> Handshake:
     told = retry_after.strip()
     seconds = int(told) if re.fullmatch(r"[0-9]{1,9}", told) else 0
-    wait = min(timedelta(seconds=seconds), LONGEST_WAIT)
+    wait = min(timedelta(seconds=seconds), timedelta(seconds=limits.HANDSHAKE_WAIT_SECONDS))
     words = f", asks to wait {seconds} s" if seconds else ""
     message = f"too busy to answer ({code}{words}): what it said before stands"
     return Handshake("Unreachable", message, wait=wait)
@@ -522,7 +506,7 @@ class _Talk:
         self._url = url
         self._host = host
         self._timeout = timeout
-        self._end = time.monotonic() + IN_ALL * timeout
+        self._end = time.monotonic() + limits.HANDSHAKE_ANSWERS * timeout
         self._credentials = dict(credentials or {})
         self._loopback = loopback
         self._path = ""
@@ -538,7 +522,7 @@ class _Talk:
 
     def __exit__(self, *_: object) -> None:
         for line in self._lines:
-            until = min(self._end, line.began + LATE * self._timeout)
+            until = min(self._end, line.began + limits.HANDSHAKE_LATE * self._timeout)
             if line.sockets:
                 line.headed.wait(max(0.0, until - time.monotonic()))
             line.cut()
@@ -678,7 +662,7 @@ class _Talk:
         """Ends the sessions that were opened; 405 means that the server ends them by itself."""
         while self._open:
             session, _ = self._open.popitem()
-            end = time.monotonic() + FAREWELL
+            end = time.monotonic() + limits.HANDSHAKE_FAREWELL_SECONDS
             named = {"Mcp-Session-Id": session}
             with (
                 contextlib.suppress(_Ended),
@@ -926,10 +910,10 @@ def sessions(
         with talk._exchange("GET", accept, end=time.monotonic() + timeout) as answer:
             if answer.status != 200:
                 return None
-            body = answer.read(COUNT_LIMIT + 1)
+            body = answer.read(limits.COUNT + 1)
     except (_Ended, ValueError):  # ValueError: not even a URL
         return None
-    if len(body) > COUNT_LIMIT:
+    if len(body) > limits.COUNT:
         return None  # the gauge may stand in what was cut off
     count = _gauge(body, gauge, match or {}) if gauge else _number(body)
     return int(count) if count is not None and 0 <= count < 1e9 else None

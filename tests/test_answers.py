@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gitops_mcp import answers, probes, status
+from gitops_mcp import answers, limits, probes, status
 from gitops_mcp.answers import Reading
 
 REQUEST = "gitops-mcp-initialize"
@@ -67,7 +67,7 @@ def test_data_of_several_lines_is_one_event_and_other_types_are_passed_over() ->
         (b'{"id": 1, "result": {}}', "its id is not that of the request"),
         (b"[]", "a batch without the response"),
         (b'[1, {"id": 1, "result": {}}]', "a batch without the response"),
-        (b" " * (answers.LIMIT + 1), "it is longer than 1 MiB"),
+        (b" " * (limits.ANSWER + 1), "it is longer than 1 MiB"),
     ],
 )
 def test_a_body_without_the_response_says_why(body: bytes, flaw: str) -> None:
@@ -102,7 +102,7 @@ def test_what_decompresses_without_end_is_given_up_at_the_limit() -> None:
     assert time.process_time() - began < 1
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 16 * answers.LIMIT
+    assert peak < 16 * limits.ANSWER
 
 
 def test_a_long_line_in_small_pieces_takes_no_time() -> None:

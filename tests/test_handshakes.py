@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from scripted import Answer, Asked, scripted
 
-from gitops_mcp import probes, status
+from gitops_mcp import limits, probes, status
 from gitops_mcp.model import Handshake
 
 HOST = "web.ai.svc.cluster.local:8080"
@@ -578,7 +578,7 @@ def test_a_handshake_has_a_limit_for_each_answer_and_one_for_all() -> None:
         found = probes.probe(f"{running.url}/mcp", host=HOST, timeout=0.5)
         took = time.monotonic() - began
     assert found.reason == WELL  # although all answers together take longer than one may
-    assert took < probes.IN_ALL * 0.5 + probes.FAREWELL
+    assert took < limits.HANDSHAKE_ANSWERS * 0.5 + limits.HANDSHAKE_FAREWELL_SECONDS
 
 
 # --- busy servers -----------------------------------------------------------------------------
