@@ -2,8 +2,9 @@
 
 Pure, and bounded: receives the body in pieces as they arrive, reads limits.ANSWER decoded bytes of
 it at most, and stops at the response. Takes what at least one official client takes and refuses
-what none of them takes, so that a verdict is the one that a client would reach. Whoever sent the bytes
-is a stranger: nothing here quotes them. Passes on what the pieces raise, raises nothing itself.
+what none of them takes, so that a verdict is the one that a client would reach. Whoever sent the
+bytes is a stranger: nothing here quotes them. Passes on what the pieces raise, raises nothing
+itself.
 """
 
 from __future__ import annotations

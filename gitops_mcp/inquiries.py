@@ -101,7 +101,7 @@ def handshake(facts: Facts, context: Context) -> tuple[Inquiry | None, datetime 
         asked=asked_for,
         uid=_uid(facts),
         generation=_generation(facts),
-        known=last.answers if last is not None else {},
+        known=last.answers if last and last.generation == _generation(facts) else {},
         headers_from=tuple(
             SecretHeader(
                 item["name"],

@@ -201,6 +201,10 @@ def test_a_busy_server_is_asked_when_it_said_and_what_it_said_before_is_handed_o
     inquiry, _ = inquiries.handshake(facts(pod(), probe=replace(last, wait=None)), CONTEXT)
     assert inquiry is not None
     assert inquiry.known == words
+    other = replace(last, wait=None, generation=7)  # of another spec it has said nothing yet
+    inquiry, _ = inquiries.handshake(facts(pod(), probe=other), CONTEXT)
+    assert inquiry is not None
+    assert inquiry.known == {}
 
 
 def test_headers_are_asked_for_by_the_secret_that_holds_them() -> None:
