@@ -48,7 +48,7 @@ class Difference:
     ownership ``ownership_patch`` must first move to us, so that the apply removes them. ``key``:
     equal for equal desired bodies that meet equal live values at the differing places, empty where
     nothing differs or nothing is live. ``drifted``: pointers of the fields that hold what somebody
-    else put there.
+    else put there. ``places``: all fields that differ, in FieldsV1.
     """
 
     fields: tuple[FieldChange, ...]
@@ -58,6 +58,7 @@ class Difference:
     seize: tuple[FieldPath, ...]
     key: str
     drifted: frozenset[str] = frozenset()
+    places: tuple[FieldPath, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.fields)
@@ -148,6 +149,36 @@ def _reaches(entry: JsonObject, path: tuple[str, ...]) -> bool:
     for element in path:
         tree = tree.get(element) if isinstance(tree, dict) else None
     return tree is not None
+
+
+def writers(
+    live: JsonObject, places: Iterable[FieldPath], *, manager: str = FIELD_MANAGER
+) -> tuple[str, ...]:
+    """The managers but ours that own any of these fields; where nobody owns one (it was taken
+    away), the one that wrote to the object last. Our own names all begin with ``manager``."""
+    others = [
+        entry
+        for entry in _entries(live)
+        if not entry.get("subresource") and not str(entry.get("manager", "")).startswith(manager)
+    ]
+    found = {
+        str(entry.get("manager", ""))
+        for entry in others
+        if any(_holds(entry.get("fieldsV1") or {}, place) for place in places)
+    }
+    if not found and others:
+        found = {str(max(others, key=lambda entry: entry.get("time", "")).get("manager", ""))}
+    return tuple(sorted(found - {""}))
+
+
+def _holds(tree: Any, place: FieldPath) -> bool:
+    for element in place:
+        if not tree:
+            return True  # a leaf, and so all below it
+        if element not in tree:
+            return False
+        tree = tree[element]
+    return True
 
 
 def owned(live: JsonObject, *, manager: str = FIELD_MANAGER) -> JsonObject:
@@ -662,6 +693,7 @@ class _Walk:
         self.seize: list[FieldPath] = []
         self.found: list[Any] = []
         self.drifted: list[str] = []
+        self.places: list[FieldPath] = []
 
     def both(
         self, desired: Any, live: Any, shape: _Shape, at: _At, owners: _Owners
@@ -698,6 +730,7 @@ class _Walk:
         before, after = mask_pair(live, desired, hidden=at.hidden)
         self.fields.append(FieldChange(at.pointer, before, after))
         self.found.append(live)
+        self.places.append(at.fields)
         return before, after
 
     def maps(
@@ -1067,6 +1100,7 @@ def _difference(desired: JsonObject | None, live: JsonObject | None, owners: _Ow
         seize=tuple(walk.seize),
         key=_key(desired, walk.found) if live is not None and walk.fields else "",
         drifted=frozenset(walk.drifted),
+        places=tuple(walk.places),
     )
 
 

@@ -38,6 +38,7 @@ from gitops_mcp.model import (
     KIND,
     Action,
     Change,
+    Contest,
     Context,
     Decision,
     Facts,
@@ -82,6 +83,9 @@ NOISE = 64
 """Applies of one server that are remembered to change nothing: more are of states long gone."""
 HOOKS_MARGIN = timedelta(seconds=1)
 """Past the limit of the hooks, until a deletion goes on without their answer."""
+CONTEST_FIRST = timedelta(seconds=1)
+CONTEST_CAP = timedelta(minutes=5)
+"""What somebody has undone once is applied again at once; after that this long apart, doubling."""
 MAX_RACES = 10
 """Lost races in a row before one counts as a failure."""
 
@@ -198,6 +202,8 @@ class Memory:
     """When the hooks must be done, their wait for a free thread included."""
     shutdown: JsonObject | None = None
     changes: dict[tuple[ObjectRef, str], Change] = field(default_factory=dict)
+    contests: dict[ObjectRef, Contest] = field(default_factory=dict)
+    """What was applied last to the MCPServer and to each child."""
     overlay: Live | None = None
     """In check mode: the server's objects as they would be by now."""
     taken: set[ObjectRef] = field(default_factory=set)
@@ -292,6 +298,7 @@ class Engine:
             if memory.status_written_at is not None:
                 memory.status_written_at = min(memory.status_written_at, now)
             memory.sessions_at = memory.cleanup_by = None
+            memory.contests.clear()
 
     @property
     def revision(self) -> Revision:
@@ -348,6 +355,7 @@ class Engine:
             sessions=memory.sessions,
             sessions_at=memory.sessions_at,
             cleanup=self._cleanup(memory),
+            contests=dict(memory.contests),
         )
 
     def _cleanup(self, memory: Memory) -> str | None:
@@ -372,6 +380,7 @@ class Engine:
                 failing_since=memory.failing_since,
                 refused=memory.refused,
                 changes=memory.changes,
+                contests=memory.contests,
                 overlay=memory.overlay,
             )
         if uid:
@@ -577,6 +586,22 @@ class Engine:
             memory.noise.add(action.key)
         if action.claims or not same:
             _note(memory, action)
+        if action.wanted and not same:
+            self._contested(memory, action)
+
+    def _contested(self, memory: Memory, action: Action) -> None:
+        """Remember what was applied: who undoes it again and again is answered ever more seldom."""
+        now, known = self._clock(), memory.contests.get(action.ref)
+        undone, by = 0, action.by
+        if known is not None and known.wanted == action.wanted:
+            undone = known.undone + 1 if now < known.at + planning.STILL else 1
+            by = by or known.by
+        wait = timedelta()
+        if undone:
+            wait = min(CONTEST_FIRST * 2 ** min(undone - 1, 16), CONTEST_CAP)
+        memory.contests[action.ref] = Contest(
+            action.wanted, undone, now, now + wait, memory.asked, by
+        )
 
     def _reread(self, key: ServerKey, ref: ObjectRef) -> None:
         """Look at one object again: after a lost race the view may be wrong."""

@@ -32,6 +32,8 @@ HOOKERS = 16
 """Servers whose cleanup hooks are called at the same time: no silent server takes these threads."""
 RETRY_WITHIN = timedelta(seconds=60)
 """How long one pass tries a transient error again."""
+SHORTLY = timedelta(seconds=2)
+"""A look that is due so soon is waited for."""
 SHUTDOWN_MARGIN = timedelta(seconds=60)
 """How long past its own deadline a shutdown is waited for before the server has failed."""
 BATCH_PATIENCE = timedelta(minutes=11)
@@ -70,7 +72,7 @@ class Patience:
             return ""
         if decision.inquiry is not None:
             return f"{decision.inquiry.kind} of {len(decision.inquiry.targets)} target(s)"
-        if decision.look_again is not None and decision.look_again - now <= timedelta(seconds=1):
+        if decision.look_again is not None and decision.look_again - now <= SHORTLY:
             return "to write the status"
         if decision.deferred and decision.result == "skipped":
             return decision.waiting

@@ -308,4 +308,5 @@ def _deed(change: Change) -> str:
     paths = [field.path for field in change.fields[:MANY]]
     if (rest := len(change.fields) - MANY) > 0:
         paths.append(f"{rest} more")
-    return f"{done} ({', '.join(paths)})"
+    by = f"; {change.reason}" if change.reason else ""
+    return f"{done} ({', '.join(paths)}{by})"

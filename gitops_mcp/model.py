@@ -357,6 +357,10 @@ class Action:
     key: str = ""
     claims: bool = False
     """It is made for the ownership alone: that no value changes makes it no noise."""
+    wanted: str = ""
+    """A hash of what an apply means, whatever is live: to apply the same again undoes somebody."""
+    by: tuple[str, ...] = ()
+    """Field managers that wrote what it changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -428,6 +432,22 @@ class Failure:
     generation: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """Somebody undoes what we apply to an object. ``wanted`` is the hash of that
+    (``Action.wanted``), ``undone`` how often in a row it was undone, ``at`` when we applied it
+    last, ``until`` when we do so again, unless somebody asks for a fresh look before (``asked`` is
+    the request that stood by then), ``by`` the field managers that undid it (empty: nobody can
+    tell)."""
+
+    wanted: str
+    undone: int
+    at: datetime
+    until: datetime
+    asked: str = ""
+    by: tuple[str, ...] = ()
+
+
 Namespace = Literal["Active", "Terminating", "Absent"]
 
 
@@ -444,7 +464,7 @@ class Facts:
     ``status_written_at`` our last status write (this process only), ``noise`` the apply keys that a
     dry-run showed to change nothing, ``sessions`` what the drain gauge said at ``sessions_at``
     (None: it did not), ``cleanup`` what the cleanup hooks said ("": there are none; None: they have
-    not been called), ``now`` is UTC.
+    not been called), ``contests`` what was applied to each object last, ``now`` is UTC.
     """
 
     key: ServerKey
@@ -465,6 +485,7 @@ class Facts:
     sessions: int | None = None
     sessions_at: datetime | None = None
     cleanup: str | None = ""
+    contests: Mapping[ObjectRef, Contest] = field(default_factory=dict)
 
 
 KUBECTL_MANAGERS = frozenset(

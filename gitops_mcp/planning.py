@@ -9,10 +9,13 @@ crash are the same function, told other facts.
 from __future__ import annotations
 
 import enum
+import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Protocol
+
+import orjson
 
 from gitops_mcp import (
     diffing,
@@ -47,6 +50,7 @@ from gitops_mcp.model import (
     Action,
     Change,
     Condition,
+    Contest,
     Context,
     Decision,
     Deferral,
@@ -73,6 +77,12 @@ AGENT = "gitops-mcp"
 
 NAMESPACE_RETRY = timedelta(seconds=10)
 """Between two looks at a namespace that is not there, or is going: no watch tells of it."""
+
+STILL = timedelta(minutes=10)
+"""An object that nobody has undone for so long is contested no more."""
+
+CONTESTED = 3
+"""How often in a row somebody undoes what we apply before a person is told."""
 
 PROGRESS_FACTOR = 10
 """Counts and messages of a rollout under way are written at 10 s, 100 s, 1,000 s … of its age, so
@@ -450,9 +460,10 @@ def _converge(facts: Facts, context: Context, renderer: Renderer, owner: Owner |
         body = _cr_body(facts, context, renderer, owner)
     waits = facts.deferred if facts.cr is not None else None
     put_off = False
+    contested: list[ObjectRef] = []
     if body is not None and not paused:
         people = _strict(context, owner)
-        actions = _write(facts, people, body, facts.cr)
+        actions = _write(facts, people, body, facts.cr, contested)
         if actions and waits is None:
             return Decision("ok", actions=tuple(actions))
         put_off = bool(actions)
@@ -466,12 +477,16 @@ def _converge(facts: Facts, context: Context, renderer: Renderer, owner: Owner |
     later: list[str] = []
     if not invalid or facts.protected:
         try:
-            children = renderer.children(facts.cr)
+            # What others put into an MCPServer that is contested does not reach the pods.
+            seen = _foreseen(facts, context, renderer, owner) if contested else facts.cr
+            children = renderer.children(seen)
             forbidden = _forbidden(facts, context, owner, children)
             invalid = invalid or forbidden
             child_actions: list[Action] = []
             if not paused and not forbidden:
-                child_actions += _child_actions(facts, context, children, refused, leaving, later)
+                child_actions += _child_actions(
+                    replace(facts, cr=seen), context, children, refused, leaving, later, contested
+                )
                 # What has just been written may be all that the pods needed: they are judged after.
                 child_actions = child_actions or [*_gates(facts), *_pause(facts, context, renderer)]
         except GitOpsError as error:  # this spec cannot be rendered; others can
@@ -480,6 +495,8 @@ def _converge(facts: Facts, context: Context, renderer: Renderer, owner: Owner |
         if child_actions:
             return Decision("ok", actions=tuple(child_actions))
     synced = _synced(facts, context, invalid, refused)
+    if contested and synced.status == "True":
+        return _contested(facts, context, contested, invalid)
     if waits is not None and (put_off or later) and not leaving:
         return _deferred(facts, context, waits, synced, invalid)
     if not leaving:
@@ -488,6 +505,38 @@ def _converge(facts: Facts, context: Context, renderer: Renderer, owner: Owner |
     if synced.status == "True":
         synced = Condition("Synced", "False", "RolloutInProgress", f"waiting for the {waiting}")
     return replace(_at_rest(_without_former(facts), context, synced, invalid), waiting=waiting)
+
+
+def _contested(
+    facts: Facts, context: Context, contested: list[ObjectRef], invalid: str
+) -> Decision:
+    """Others keep undoing what we apply: say who, and wait ever longer between two tries."""
+    told = "; ".join(_undone(ref, facts.contests[ref]) for ref in contested)
+    rest = _at_rest(
+        facts, context, Condition("Synced", "False", "RolloutInProgress", told), invalid
+    )
+    times = [rest.look_again, *(facts.contests[ref].until for ref in contested)]
+    rest = replace(rest, look_again=min(time for time in times if time is not None))
+    if all(facts.contests[ref].undone < CONTESTED for ref in contested):
+        return rest
+    return replace(
+        rest, result="failed", message=f"Contested: {told}", waiting=f"Contested: {told}"
+    )
+
+
+def _undone(ref: ObjectRef, contest: Contest) -> str:
+    """Who undoes what; without counts and times, which would have the status written ever anew."""
+    by = ", ".join(contest.by) or "somebody"
+    return f"{ref}: {by} keeps undoing what is applied"
+
+
+def _fought(facts: Facts) -> list[tuple[ObjectRef, Contest]]:
+    """The objects that others undid until lately."""
+    return [
+        (ref, contest)
+        for ref, contest in sorted(facts.contests.items())
+        if contest.undone >= CONTESTED and facts.now < contest.at + STILL
+    ]
 
 
 def _deferred(
@@ -649,9 +698,14 @@ def _forbidden(
 
 
 def _write(
-    facts: Facts, context: Context, body: JsonObject, live: JsonObject | None
+    facts: Facts,
+    context: Context,
+    body: JsonObject,
+    live: JsonObject | None,
+    contested: list[ObjectRef],
 ) -> list[Action]:
-    """The actions that make ``live`` what ``body`` says: none, when it is so already."""
+    """The actions that make ``live`` what ``body`` says: none, when it is so already. ``contested``
+    gets the object if others undid the same before, and it is not time to apply it again."""
     people = context.kubectl_managers
     if live is not None and diffing.agrees(body, live, kubectl_managers=people):
         return _claim(facts, body, live)
@@ -659,10 +713,18 @@ def _write(
     difference = diffing.compare(body, live, kubectl_managers=people)
     if live is not None and (not difference.fields or difference.key in facts.noise):
         return _claim(facts, body, live)
+    wanted, known = _hash(facts, body), facts.contests.get(ref)
+    again = known is not None and known.wanted == wanted
+    if known is not None and again and _holds_still(facts, known):
+        contested.append(ref)
+        return []
+    by = diffing.writers(live, difference.places) if live is not None else ()
+    undone = known.undone if known is not None and again and facts.now < known.at + STILL else 0
     change = Change(
         "create" if live is None else "update",
         facts.key,
         ref,
+        reason=f"undone by {', '.join(by)}" if by and undone else "",
         fields=difference.fields,
         before=difference.before,
         after=difference.after,
@@ -679,6 +741,7 @@ def _write(
                 resource_version=NEVER,
                 change=change,
                 key=difference.key,
+                wanted=wanted,
             )
         ]
     uid, version = live["metadata"]["uid"], live["metadata"]["resourceVersion"]
@@ -707,8 +770,24 @@ def _write(
             resource_version=version,
             change=change,
             key=difference.key,
+            wanted=wanted,
+            by=by,
         )
     ]
+
+
+def _holds_still(facts: Facts, contest: Contest) -> bool:
+    """Is it too early to apply again what others undid?"""
+    return facts.now < contest.until and contest.asked == inquiries.requested(facts.cr)
+
+
+def _hash(facts: Facts, body: JsonObject) -> str:
+    """What an apply means, but for replicas that are not git's: a scaler contests nothing."""
+    spec = body.get("spec") or {}
+    if _carries_replicas(facts) or (facts.cr is not None and _external(facts.cr)):
+        spec = {name: value for name, value in spec.items() if name != "replicas"}
+    text = orjson.dumps([body["metadata"], spec], option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(text).hexdigest()
 
 
 def _claim(facts: Facts, body: JsonObject, live: JsonObject) -> list[Action]:
@@ -749,10 +828,11 @@ def _child_actions(
     refused: list[str],
     leaving: list[str],
     later: list[str],
+    contested: list[ObjectRef],
 ) -> Iterator[Action]:
     """The writes that make the children what was rendered. ``refused`` gets why one is not written,
     ``leaving`` the children that must have gone before they are made anew, ``later`` those that
-    wait for their batch."""
+    wait for their batch, ``contested`` those that others undid too often."""
     cr = facts.cr
     assert cr is not None  # noqa: S101 -- children are rendered from the CR
     external = _external(cr)
@@ -775,7 +855,7 @@ def _child_actions(
         if live is not None and kind == "Deployment" and pausing.paused(live):
             held = live["spec"].get("minReadySeconds", 0)  # until the pause is over
             body = {**body, "spec": {**body["spec"], "minReadySeconds": held}}
-        yield from _write(facts, context, body, live)
+        yield from _write(facts, context, body, live, contested)
     for kind, live in facts.children.items():
         if kind in wanted or "deletionTimestamp" in live["metadata"]:
             continue
@@ -1147,7 +1227,8 @@ def _synced(facts: Facts, context: Context, invalid: str, refused: list[str]) ->
     if facts.desired is None:
         return Condition("Synced", "True", "Synced", "children match the MCPServer")
     revision = _applied_revision(facts, context)
-    return Condition("Synced", "True", "Synced", f"applied revision {revision}")
+    fought = "".join(f"; {_undone(ref, contest)}" for ref, contest in _fought(facts))
+    return Condition("Synced", "True", "Synced", f"applied revision {revision}{fought}")
 
 
 def _applied_revision(facts: Facts, context: Context) -> str:
@@ -1174,6 +1255,7 @@ def _at_rest(facts: Facts, context: Context, synced: Condition, invalid: str = "
         return Decision(result, (action,), message=message, ready=serving, phase=phase)
     inquiry, ask_again = inquiries.handshake(facts, context)
     times = [look_again, ask_again, facts.failure.retry_at if facts.failure else None]
+    times += [contest.at + STILL for _, contest in _fought(facts)]
     return Decision(
         result,
         message=message,

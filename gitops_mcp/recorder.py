@@ -62,7 +62,13 @@ LONGEST: Final = 1_000
 WARNINGS: Final = frozenset(
     {
         *("ConfigurationInvalid", "ManifestInvalid", "ApplyFailed", "NotOwned", "PruneBlocked"),
-        *("ResourcesExhausted", "ImagePullFailed", "CrashLooping", "ContainerConfigError"),
+        *(
+            "Contested",
+            "ResourcesExhausted",
+            "ImagePullFailed",
+            "CrashLooping",
+            "ContainerConfigError",
+        ),
         *("Unschedulable", "ReplicaCreateFailed", "ProgressDeadlineExceeded"),
         *("HandshakeFailed", "HostRejected", "ConnectionRefused", "Unreachable", "AccessDenied"),
     }
@@ -399,7 +405,8 @@ def _healed(change: Change) -> str:
         return f"{change.ref.kind} was missing"
     if change.action == "delete":
         return f"{change.ref.kind} was too much"
-    return f"{change.ref.kind}: {', '.join(one.path for one in change.fields)}"
+    by = f" ({change.reason})" if change.reason else ""
+    return f"{change.ref.kind}: {', '.join(one.path for one in change.fields)}{by}"
 
 
 def _trouble(worked: Worked, known: _Seen) -> Iterator[_Fact]:
@@ -413,7 +420,8 @@ def _trouble(worked: Worked, known: _Seen) -> Iterator[_Fact]:
         if not passing or failure.attempts >= PASSING_ATTEMPTS:
             yield _fact(worked, "Warning", failure.reason, failure.message)
     reason, _, message = worked.outcome.message.partition(": ")
-    blocked = reason if worked.outcome.result == "blocked" and reason in WARNINGS else ""
+    told = worked.outcome.result == "blocked" or reason == "Contested"
+    blocked = reason if told and reason in WARNINGS else ""
     if blocked and blocked != known.refused and not _says(worked.status, blocked):
         yield _fact(worked, "Warning", blocked, message)
     known.refused = blocked

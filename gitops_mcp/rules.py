@@ -55,18 +55,12 @@ def of_metadata(metadata: JsonObject, spec: JsonObject) -> list[Finding]:
 
 
 def of_place(namespace: str, metadata: JsonObject, spec: JsonObject) -> list[Finding]:
-    """What a manifest must not ask for where its objects would lie: the cluster's own are nobody's
-    to take over."""
-    found: list[Finding] = []
-    name = metadata.get("name")
-    if (namespace, name) == ("default", "kubernetes") and transports.of_spec(spec).networked:
+    """What a manifest must not be called where its objects would lie."""
+    place = (namespace, metadata.get("name"))
+    if place == ("default", "kubernetes") and transports.of_spec(spec).networked:
         message = "the API server's own Service has this name: choose another one"
-        found.append(Finding(("metadata", "name"), message))
-    adopts = metadata.get("annotations", {}).get(ANNOTATION_ADOPT) == "true"
-    if adopts and namespace.startswith("kube-"):
-        path = ("metadata", "annotations", ANNOTATION_ADOPT)
-        found.append(Finding(path, f"takes over nothing in {namespace}: it is the cluster's own"))
-    return found
+        return [Finding(("metadata", "name"), message)]
+    return []
 
 
 def unused(own: JsonObject, spec: JsonObject) -> list[Finding]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gitops_mcp import engine, hooks, inquiries, serverschema
+from gitops_mcp import engine, hooks, inquiries, planning, serverschema
 from gitops_mcp.engine import HOOKS_MARGIN, NAMESPACE_HOLDS, Aim, Engine
 from gitops_mcp.errors import Configuration, Conflict, Gone, Permanent, Terminating, Transient
 from gitops_mcp.model import (
@@ -83,9 +83,10 @@ class Server:
         new = _merged(old or {}, body)
         number = str(next(self._versions))
         new["metadata"] = {"uid": f"uid-{number}", **new["metadata"], "resourceVersion": number}
+        tree: JsonObject
         if ref.kind == KIND and manager == "gitops-mcp" and "spec" in body:
-            tree: JsonObject = {"f:metadata": {"f:labels": {f"f:{LABEL_SOURCE}": {}}}}
-            entry = {"manager": manager, "operation": "Apply", "fieldsV1": tree}
+            tree = {"f:metadata": {"f:labels": {f"f:{LABEL_SOURCE}": {}}}}
+            entry: JsonObject = {"manager": manager, "operation": "Apply", "fieldsV1": tree}
             new["metadata"]["managedFields"] = [entry]
         if ref.kind == KIND and "status" in body:
             entries = new["metadata"].get("managedFields") or []
@@ -671,3 +672,133 @@ def test_a_header_that_cannot_be_had_is_no_fault_of_the_server(
     assert told.pods == frozenset("p")
     assert words in told.message
     assert "s3cret" not in told.message
+
+
+# --- fights -----------------------------------------------------------------------------------
+
+DEPLOYMENT = ObjectRef("apps/v1", "Deployment", "ai", "web")
+
+
+def overwrite(stage: Stage, image: str = "other:9") -> bool:
+    """Another controller puts its image in, where ours stands; did it have to?"""
+    live = stage.server.objects[DEPLOYMENT]
+    (container,) = live["spec"]["template"]["spec"]["containers"]
+    if container["image"] == image:
+        return False
+    body = copy.deepcopy(live)
+    body["spec"]["template"]["spec"]["containers"][0]["image"] = image
+    key = 'k:{"name":"mcp-server"}'
+    pod: JsonObject = {"f:spec": {"f:containers": {key: {"f:image": {}}}}}
+    theirs = {
+        "manager": "kustomize-controller",
+        "operation": "Apply",
+        "fieldsV1": {"f:spec": {"f:template": pod}},
+    }
+    mark: JsonObject = {"f:metadata": {"f:labels": {"f:app.kubernetes.io/managed-by": {}}}}
+    ours = {"manager": "gitops-mcp", "operation": "Apply", "fieldsV1": mark}
+    body["metadata"]["managedFields"] = [ours, theirs]
+    body["metadata"]["resourceVersion"] = str(next(stage.server._versions))
+    stage.server.objects[DEPLOYMENT] = body
+    stage.view.put(body, asked=True)
+    return True
+
+
+def conditions_of(stage: Stage) -> dict[str, JsonObject]:
+    status = stage.server.objects[ObjectRef.of(cr())]["status"]
+    return {one["type"]: one for one in status["conditions"]}
+
+
+def fight(stage: Stage, seconds: int) -> list[int]:
+    """The seconds at which we applied the Deployment, while another controller undoes it."""
+    healed = []
+    for second in range(seconds):
+        overwrite(stage)
+        stage.server.asked.clear()
+        stage.engine.work(KEY)
+        if "apply Deployment" in stage.server.asked:
+            healed.append(second)
+        stage.now += timedelta(seconds=1)
+    return healed
+
+
+def fighting() -> Stage:
+    stage = Stage()
+    stage.stands(cr())
+    stage.engine.work(KEY)
+    stage.now += timedelta(seconds=60)
+    return stage
+
+
+def test_a_fight_is_bounded_and_says_with_whom() -> None:
+    stage = fighting()
+    healed = fight(stage, 60)
+    assert healed == [0, 1, 3, 7, 15, 31]
+    synced = conditions_of(stage)["Synced"]
+    assert (synced["status"], synced["reason"]) == ("False", "RolloutInProgress")
+    assert "deployment/web: kustomize-controller keeps undoing" in synced["message"]
+    outcome = stage.engine.outcome(KEY)
+    assert outcome.result == "failed"
+    assert outcome.message.startswith("Contested: deployment/web: kustomize-controller")
+    (change,) = [one for one in outcome.changes if one.ref == DEPLOYMENT and one.reason]
+    assert change.reason == "undone by kustomize-controller"
+    healed = fight(stage, 3600)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(healed)]
+    assert max(gaps) == 300
+    assert len(healed) < 20
+
+
+def test_who_is_fought_with_is_told_until_the_object_holds_still() -> None:
+    stage = fighting()
+    fight(stage, 40)
+    stage.now += timedelta(minutes=2)
+    decision = stage.engine.work(KEY)
+    assert conditions_of(stage)["Synced"]["status"] == "True"
+    assert "kustomize-controller keeps undoing" in conditions_of(stage)["Synced"]["message"]
+    assert decision.look_again is not None
+    stage.now += planning.STILL
+    assert decision.look_again <= stage.now
+    stage.engine.work(KEY)
+    assert "kustomize" not in conditions_of(stage)["Synced"]["message"]
+    assert fight(stage, 3) == [0, 1], "it begins anew"
+
+
+def test_a_new_commit_and_a_request_are_not_held_off_by_a_fight() -> None:
+    stage = fighting()
+    fight(stage, 40)
+    overwrite(stage)
+    stage.server.asked.clear()
+    stage.engine.work(KEY)
+    assert "apply Deployment" not in stage.server.asked
+    body = copy.deepcopy(stage.server.objects[ObjectRef.of(cr())])
+    body["metadata"]["annotations"]["mcp.example.com/reconcile-requested-at"] = "now"
+    body["metadata"]["resourceVersion"] = str(next(stage.server._versions))
+    stage.stands(body)
+    stage.view.put(body, asked=True)
+    stage.engine.work(KEY)
+    assert "apply Deployment" in stage.server.asked
+
+    overwrite(stage)
+    stage.server.asked.clear()
+    changed = replace(WEB, spec=WEB.spec | {"image": "y"}, digest="e" * 64)
+    stage.engine.aim(Aim(Loaded({KEY: changed}), RENDERER, CONTEXT))
+    stage.engine.work(KEY)
+    assert stage.server.asked[:2] == ["apply MCPServer", "apply Deployment"]
+
+
+def test_what_others_put_into_a_contested_server_does_not_reach_its_pods() -> None:
+    stage = fighting()
+    ref = ObjectRef.of(cr())
+    for _ in range(60):
+        body = copy.deepcopy(stage.server.objects[ref])
+        if body["spec"]["image"] == "x":
+            body["spec"]["image"] = "evil"
+            body["metadata"]["resourceVersion"] = str(next(stage.server._versions))
+            stage.server.objects[ref] = body
+            stage.view.put(body, asked=True)
+        stage.server.asked.clear()
+        stage.engine.work(KEY)
+        pod = stage.server.objects[DEPLOYMENT]["spec"]["template"]["spec"]
+        assert pod["containers"][0]["image"] == "x"
+        stage.now += timedelta(seconds=1)
+    assert stage.server.objects[ref]["spec"]["image"] == "evil"
+    assert "mcpserver/web: somebody keeps undoing" in conditions_of(stage)["Synced"]["message"]
