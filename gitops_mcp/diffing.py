@@ -21,7 +21,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from gitops_mcp.masking import hides, mask, mask_pair, masked
+from gitops_mcp.masking import OPEN, Sight, mask, mask_pair, masked, stricter
 from gitops_mcp.model import (
     ANNOTATION_RECONCILE,
     FIELD_MANAGER,
@@ -659,18 +659,18 @@ _METADATA_WE_MEAN = ("labels", "annotations", "finalizers", "ownerReferences")
 
 
 class _At(NamedTuple):
-    """A place: its JSON pointer, its path in FieldsV1, and whether its scalars are secret."""
+    """A place: its JSON pointer, its path in FieldsV1, and how much of it may be shown."""
 
     pointer: str = ""
     fields: FieldPath = ()
-    hidden: bool = False
+    sight: Sight = OPEN
 
     def key(self, name: str, one: JsonObject, two: JsonObject) -> _At:
-        hidden = hides(one, name, hidden=self.hidden) or hides(two, name, hidden=self.hidden)
-        return _At(f"{self.pointer}/{escaped(name)}", (*self.fields, f"f:{name}"), hidden)
+        sight = stricter(self.sight.below(one, name), self.sight.below(two, name))
+        return _At(f"{self.pointer}/{escaped(name)}", (*self.fields, f"f:{name}"), sight)
 
     def item(self, index: int, element: str) -> _At:
-        return _At(f"{self.pointer}/{index}", (*self.fields, element), self.hidden)
+        return _At(f"{self.pointer}/{index}", (*self.fields, element), self.sight)
 
 
 class _Child(NamedTuple):
@@ -720,14 +720,14 @@ class _Walk:
                 ):
                     self.seize.append(at.fields)  # items that are there twice
         if _canonical(desired, shape) == _canonical(live, shape):
-            same = mask(live, hidden=at.hidden)
+            same = mask(live, at.sight)
             return same, same
         return self.changed(live, desired, at, owners)
 
     def changed(self, live: Any, desired: Any, at: _At, owners: _Owners = ()) -> tuple[Any, Any]:
         if owners and all(owner is not _Owner.OURS for owner, _ in owners):
             self.drifted.append(at.pointer)
-        before, after = mask_pair(live, desired, hidden=at.hidden)
+        before, after = mask_pair(live, desired, at.sight)
         self.fields.append(FieldChange(at.pointer, before, after))
         self.found.append(live)
         self.places.append(at.fields)
@@ -803,10 +803,11 @@ class _Walk:
         before, after = [], []
         for child in _children(live, _SET, at, owners):
             if child.value in desired:
-                before.append(child.value)
-                after.append(child.value)
+                shown = mask(child.value, child.at.sight)
+                before.append(shown)
+                after.append(shown)
             elif self.surplus(*child[1:]) is not None:
-                before.append(child.value)
+                before.append(mask(child.value, child.at.sight))
         for end, member in enumerate((m for m in desired if m not in live), len(live)):
             after.append(self.changed(None, member, at.item(end, ""))[1])
         return before, after
@@ -830,7 +831,7 @@ class _Walk:
         if parts and (mixed or shape.nothing is not None):
             return self.surplus_parts(live, parts, shape)
         if whose == {_Owner.OTHER}:
-            shown = mask(live, hidden=at.hidden)
+            shown = mask(live, at.sight)
             self.foreign.append(FieldChange(at.pointer, shown, shown))
             return None
         if _Owner.PERSON in whose:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from gitops_mcp import podsecurity, policies, rules, serverschema
+from gitops_mcp import literals, podsecurity, policies, rules, serverschema
 from gitops_mcp.documents import Document, Finding, Path, Place, decode, parse, pointer, shown
 from gitops_mcp.model import (
     API_VERSION,
@@ -955,6 +955,7 @@ def _findings(
         found += _forbidden(spec, key, policy, {finding.path for finding in found})
         if isinstance(metadata, dict):
             found += rules.of_metadata(metadata, spec)
+            found += literals.of_manifest(metadata, spec)
     return found
 
 
