@@ -31,6 +31,7 @@ from typing import Any, Final
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from gitops_mcp import __version__, addresses, answers, limits
+from gitops_mcp.masking import scrub
 from gitops_mcp.model import Handshake, Inquiry, JsonObject, ProbeResult
 
 MODERN: Final = "2026-07-28"
@@ -376,10 +377,10 @@ def _server_info(result: JsonObject) -> JsonObject:
 
 
 def _clean(text: object) -> str:
-    """A stranger's words: one line, no control characters, not long."""
+    """A stranger's words: one line, no control characters, no secrets, not long."""
     said = text if isinstance(text, str | int | float) else ""
     printable = "".join(char if char.isprintable() else " " for char in str(said)[:500])
-    return " ".join(printable.split())[:120]
+    return scrub(" ".join(printable.split()))[:120]
 
 
 # --- one request ------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
 from gitops_mcp import diffing, health, inquiries, pausing, transports
+from gitops_mcp.masking import scrub
 from gitops_mcp.model import (
     ANNOTATION_FILE,
     APP_NAME,
@@ -386,7 +387,7 @@ def _stamped(
                 "observedGeneration": generation,
                 "lastTransitionTime": since,
                 "reason": condition.reason,
-                "message": condition.message[:MESSAGE_LIMIT],
+                "message": scrub(condition.message)[:MESSAGE_LIMIT],
             }
         )
     return stamped

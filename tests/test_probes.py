@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -308,6 +309,21 @@ def test_what_a_server_says_about_itself_is_cut_and_cleaned() -> None:
     assert found.server_info["name"].startswith("[31mred name xxx")
     assert len(found.server_info["name"]) <= 120
     assert found.message.isprintable()
+
+
+def test_what_a_server_says_is_repeated_without_its_secrets() -> None:
+    said = "web password=hunter2 Bearer abc123def456 https://u:pw@db/x"
+
+    def answer(request: Asked) -> Answer:
+        info = {"name": said, "version": "ghp_" + "a1B2" * 9}
+        return result(request, {"supportedVersions": ["2026-07-28"], "serverInfo": info})
+
+    with scripted(answer) as server:
+        found = ask(server.url)
+    assert found.server_info is not None
+    assert found.server_info["name"] == "web password=*** Bearer *** https://***@db/x"
+    assert found.server_info["version"] == "***"
+    assert not re.search("hunter2|abc123|u:pw|a1B2", found.message)
 
 
 def test_other_messages_in_the_stream_are_passed_over() -> None:

@@ -186,6 +186,10 @@ class TestTimes:
         found = conditions(body_of({"invalid": "x" * 9999}))
         assert len(found["Ready"]["message"]) == status.MESSAGE_LIMIT
 
+    def test_a_message_holds_no_secret(self) -> None:
+        found = conditions(body_of({"invalid": "refused: https://u:pw@db/x password=hunter2"}))
+        assert found["Ready"]["message"].endswith("refused: https://***@db/x password=***")
+
     def test_ready_is_read_back(self) -> None:
         body = body_of({"invalid": "bad"})
         assert status.ready(body) == Condition("Ready", "False", "ConfigurationInvalid", "bad")
