@@ -112,7 +112,7 @@ def problems(found: Iterable[Problem], *, style: Style = PLAIN) -> str:
         look: Look = "red" if problem.severity == "error" else "yellow"
         place = " ".join(_line(part) for part in (problem.server, problem.path) if part)
         lines.append(
-            style("bold", f"{_line(problem.file)}:{problem.line}:{problem.column}: ")
+            style("bold", f"{_file(problem.file)}:{problem.line}:{problem.column}: ")
             + style(look, f"{problem.severity}: ")
             + _line(scrub(problem.message))
             + (style("dim", f" [{place}]") if place else "")
@@ -974,14 +974,25 @@ def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+def _file(name: str) -> str:
+    """A file's name at the start of a line: a workflow must not take it for a command."""
+    shown = _line(name)
+    return f"./{shown}" if shown.startswith("::") else shown
+
+
 def _line(text: str) -> str:
     """``text`` on one line."""
     return _visible(" ".join(text.splitlines()) if len(text.splitlines()) > 1 else text.strip())
 
 
+_COMMAND = re.compile(r"\A\s+::|##\[")
+
+
 def _visible(text: str) -> str:
     """``text`` with its control and direction characters written out: a manifest must not be able
-    to move the cursor or to reorder what people read."""
+    to move the cursor, to reorder what people read, or to command the workflow that prints it
+    (by a line that begins with ``::``, or by ``##[``)."""
+    text = _COMMAND.sub(lambda found: found[0].replace(":", r"\x3a").replace("[", r"\x5b"), text)
     if text.isascii() and text.isprintable():
         return text
     return "".join(

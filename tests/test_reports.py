@@ -297,6 +297,20 @@ def test_no_control_or_direction_character_gets_through(text: str) -> None:
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e]", text)
 
 
+def test_no_line_is_a_command_of_the_workflow_that_prints_it() -> None:
+    spec = {"config": {"NOTE": "a\n::stop-commands::x\n##[add-mask]b\n"}}
+    body = cr("web", **spec)
+    after = body | {"spec": body["spec"] | {"replicas": 7}}
+    outcome = Outcome(WEB, "changed", None, (change("update", WEB, body, after),), "")
+    report = Report(Revision(SHA), "default", False, (outcome,), ())
+    for text in (reports.diff(report), reports.diff(report, output="markdown")):
+        assert "stop-commands" in text
+        assert not re.search(r"^\s*::|##\[", text, re.M)
+    name = "::stop-commands::x.yaml"
+    told = reports.problems([Problem(name, 3, 5, None, "", "bad")])
+    assert told == f"./{name}:3:5: error: bad\n"
+
+
 def test_an_annotation_stays_one_command() -> None:
     lines = reports.validation(
         Loaded({}, hostile_report().problems), count=0, output="github"
