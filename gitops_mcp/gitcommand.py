@@ -49,6 +49,7 @@ _ALWAYS = (
     "core.hooksPath=/dev/null",
     "core.fsmonitor=false",
     "gc.autoDetach=false",
+    "advice.fetchShowForcedUpdates=false",
     # What would fill the memory is streamed, or done with less.
     "core.bigFileThreshold=16m",
     "pack.threads=2",

@@ -501,9 +501,16 @@ class _Mirror:
     """
 
     def __init__(
-        self, server: Server, ref: str | None, branch: str | None, cache_dir: Path | None
+        self,
+        server: Server,
+        ref: str | None,
+        branch: str | None,
+        cache_dir: Path | None,
+        *,
+        history: bool = True,
     ) -> None:
         self.server = server
+        self._history = history
         self._ref = ref
         self._branch = branch
         self.remove: Callable[[], object] = lambda: None
@@ -674,7 +681,8 @@ class _Mirror:
                 self._transfer(f"+{ref}:refs/gitops-mcp/commit/{ref}")
 
     def fetch_all(self) -> None:
-        """Fetch every branch and tag, and forget those that are gone."""
+        """Fetch every branch and tag with all that led to them, and forget those that are gone."""
+        self._history = True
         self._transfer("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*", prune=True)
         head = self._ask_server("--", self.server.url, "HEAD").get("symref")
         if head and self._branch is None:
@@ -685,9 +693,17 @@ class _Mirror:
     def _transfer(self, *refspecs: str, prune: bool = False) -> None:
         """Fetch, and leave nothing of a fetch that failed. What may be the folder's own fault is
         mended, and tried once more. Raises SourceError."""
-        options = (*FETCH, "--prune") if prune else FETCH
+        options = (*FETCH, *(["--prune"] if prune else []))
         command = ("fetch", *options, "--", self.server.url, *refspecs)
         with self._locked():
+            if not self._history:
+                answer = self.talk("fetch", "--depth=1", *command[1:])
+                if not answer.status or "shallow" not in answer.err:
+                    self._judge(answer)
+                    return
+                self._history = True  # the oldest servers know nothing less
+            elif os.path.exists(f"{self.folder}/shallow"):
+                command = ("fetch", "--unshallow", *command[1:])
             answer = self.talk(*command)
             if not answer.status:
                 return
@@ -703,6 +719,9 @@ class _Mirror:
             if answer.status:
                 self._clear()
                 answer = self._anew(command)
+        self._judge(answer)
+
+    def _judge(self, answer: Answer) -> None:
         if answer.status:
             raise complaint(answer.err, self.server.url)
 
@@ -793,9 +812,10 @@ _LEFTOVERS = (
 )
 """What git leaves in a repository when it is ended. No lock is anybody's while no git runs."""
 _NOT_OURS = (
-    r"refused|denied|not found|returned error|HTTP [345]\d\d|[Hh]ost key|certificate|remote ref"
+    r"refused|denied|not found|returned error|HTTP [345]\d\d|[Hh]ost key|certificate|remote ref|"
+    r"No space left|quota|cannot create"
 )
-"""In what git says of a fetch: the trouble is the server's, not our folder's."""
+"""In what git says of a fetch: another folder would meet the same trouble."""
 
 
 @contextlib.contextmanager
@@ -895,13 +915,15 @@ def open_source(
     cache_dir: Path | None = None,
     allow_file: bool = False,
     credentials: Credentials | None = None,
+    history: bool = True,
 ) -> Repository:
     """The repository at a directory, bare repository or URL; nothing is fetched yet.
 
     ``ref`` is a branch, tag or commit; ``branch`` is for a URL or bare repository. ``committed``:
     a directory inside a clone is read at HEAD, uncommitted work left out. ``cache_dir``
     keeps mirrors of URLs between runs (else they are temporary); ``allow_file`` accepts ``file://``
-    addresses. Raises UsageError or SourceError.
+    addresses. Without ``history`` a URL's commit comes alone, until ``base`` is asked for: ancestry
+    (``roots``, ``commits_between``, ``Poll.forced``) is unknown. Raises UsageError or SourceError.
     """
     for option, value in (("SOURCE", location), ("--ref", ref), ("--branch", branch)):
         if value is not None and (not value.strip() or not value.isprintable()):
@@ -912,7 +934,7 @@ def open_source(
         raise UsageError("--ref and --branch exclude each other", hint="use one of them")
     server = server_of(location, credentials or Credentials(), allow_file)
     if server is not None:
-        mirror = _Mirror(server, ref, branch, cache_dir)
+        mirror = _Mirror(server, ref, branch, cache_dir, history=history)
         return Repository(server.url, "server", ref, branch, mirror=mirror)
     kind = _kind(location)
     if kind == "plain" and ref is not None:

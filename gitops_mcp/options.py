@@ -322,7 +322,11 @@ common = _gathered(CommonOptions, "common", _config, _verbose, _quiet, _color)
 
 _location = (
     click.argument("location", metavar="[SOURCE]", default=".", type=click.Path()),
-    option("--ref", metavar="REF", help="Read this branch, tag or commit, not the files here."),
+    option(
+        "--ref",
+        metavar="REF",
+        help="Read this branch, tag, full ref or commit, not the files here.",
+    ),
     option("--branch", metavar="NAME", help="The branch of a URL or bare repository (its HEAD)."),
     option(
         "--cluster",
@@ -426,7 +430,7 @@ _git = (
         "--git-username",
         metavar="NAME",
         default="",
-        help="User for https; most hosts take any with a token.",
+        help="User for https (default: that of the URL); most hosts take any with a token.",
     ),
     option(
         "--git-password-file",

@@ -290,8 +290,11 @@ def _matches(key: ServerKey, patterns: Collection[str]) -> bool:
     )
 
 
-def open_repository(options: SourceOptions, *, committed: bool = False) -> gitrepo.Repository:
-    """The repository of a source; nothing is read yet. ``committed``: of a directory only that."""
+def open_repository(
+    options: SourceOptions, *, committed: bool = False, history: bool = True
+) -> gitrepo.Repository:
+    """The repository of a source; nothing is read yet. ``committed``: of a directory only that.
+    Without ``history``: of a URL only the commit that is read."""
     credentials = gitrepo.Credentials(
         username=options.git_username,
         password_file=options.git_password_file,
@@ -304,6 +307,7 @@ def open_repository(options: SourceOptions, *, committed: bool = False) -> gitre
         branch=options.branch,
         committed=committed,
         credentials=credentials,
+        history=history,
     )
 
 

@@ -226,7 +226,8 @@ class GitServer:
             request.send_header(name, value)
         request.send_header("Content-Length", str(len(rest)))
         request.end_headers()
-        request.wfile.write(rest[: int(len(rest) * self.cut)] if b"PACK" in rest else rest)
+        with contextlib.suppress(ConnectionError):  # whoever asked has heard enough
+            request.wfile.write(rest[: int(len(rest) * self.cut)] if b"PACK" in rest else rest)
 
 
 def packet(text: str | bytes) -> bytes:

@@ -281,6 +281,38 @@ def test_a_fetch_that_breaks_leaves_nothing_and_is_not_repeated_at_once(
         assert opened.poll().new == moved
 
 
+FULL = """#!/bin/sh
+case " $* " in *" fetch "*)
+  echo >> {log}
+  for each; do case $each in *mirror.git) echo > $each/objects/pack/tmp_pack_1;; esac; done
+  echo "fatal: write error: No space left on device" >&2
+  exit 128
+esac
+exec {git} "$@"
+"""
+
+
+def test_a_full_disk_is_cleared_and_not_filled_again(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, stand_in = tmp_path / "log", tmp_path / "bin" / "git"
+    with open_source(f"file://{repository}", allow_file=True) as opened:
+        before = opened.poll().new
+        moved = commit(repository, {"x.yaml": "1"})
+        stand_in.parent.mkdir()
+        stand_in.write_text(FULL.format(log=log, git=shutil.which("git")))
+        stand_in.chmod(0o755)
+        with monkeypatch.context() as patch:
+            patch.setenv("PATH", f"{stand_in.parent}:{os.environ['PATH']}")
+            with pytest.raises(SourceError, match="the disk is full: write error"):
+                opened.poll()
+        assert log.read_text() == "\n"
+        assert leftovers(opened) == []
+        assert opened.snapshot().revision.sha == before
+        opened.hurry()
+        assert opened.poll().new == moved
+
+
 def test_the_wait_after_a_failed_fetch_grows() -> None:
     patience = gitrepo._Patience()
     waits = []

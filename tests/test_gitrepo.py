@@ -1064,6 +1064,28 @@ def test_a_repository_that_is_made_anew_in_another_format_is_followed(
         assert opened.snapshot().revision.sha == new
 
 
+@pytest.mark.parametrize("option", [{}, {"branch": "main"}, {"ref": "main"}, {"ref": "main~1"}])
+def test_without_history_a_server_sends_one_commit_until_a_base_is_asked_for(
+    repository: Path, option: dict[str, str]
+) -> None:
+    first = git(repository, "rev-parse", "main")
+    git(repository, "branch", "base", first)
+    shas = [commit(repository, {"web.yaml": f"{number}"}) for number in range(3)]
+    wanted = shas[1] if option.get("ref") == "main~1" else shas[2]
+    with (
+        GitServer(repository.parent) as server,
+        open_source(f"{server.url}/fleet.git", history=False, **option) as opened,  # type: ignore[arg-type]
+    ):
+        assert opened.snapshot().revision.sha == wanted
+        assert opened.knows(shas[0]) == ("ref" in option)
+        moved = commit(repository, {"web.yaml": "9"})
+        wanted = shas[2] if option.get("ref") == "main~1" else moved
+        assert opened.poll().new == wanted
+        assert content(opened) == (b"2" if wanted == shas[2] else b"9")
+        assert opened.base("base").revision.sha == first
+        assert opened.knows(shas[0])
+
+
 def test_a_tag_with_the_name_of_a_followed_branch_is_an_error(
     source: Opener, repository: Path
 ) -> None:

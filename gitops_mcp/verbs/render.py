@@ -37,7 +37,7 @@ def command(
     from gitops_mcp.terminal import Terminal
 
     terminal = Terminal(common)
-    with pipeline.open_repository(source) as repository:
+    with pipeline.open_repository(source, history=False) as repository:
         line = pipeline.read(source, repository)
         click.echo(reports.objects(list(line.objects()), output=output), nl=False)
     terminal.problems(line.loaded.problems)

@@ -36,7 +36,7 @@ def command(
     from gitops_mcp.terminal import Terminal
 
     terminal = Terminal(common)
-    with pipeline.open_repository(source) as repository:
+    with pipeline.open_repository(source, history=False) as repository:
         line = pipeline.read(source, repository)
     line.doubts(terminal.warn)
     terminal.ignored(line.loaded.ignored)
