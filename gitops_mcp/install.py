@@ -60,6 +60,10 @@ class Installation:
     webhook_secret: str = ""
     handshake_secrets: bool = False
     """May read the Secrets of servers, for ``health.headersFrom``."""
+    health_gate: bool = False
+    """May open the readiness gates of servers with ``health.gate``."""
+    replicas: int | None = None
+    """How many agents, of which one leads; None: not said, so that ``kubectl scale`` may say it."""
 
     @property
     def name(self) -> str:
@@ -84,6 +88,7 @@ def objects(wanted: Installation) -> list[JsonObject]:
         _object("v1", "ServiceAccount", wanted, wanted.namespace)
         | {"automountServiceAccountToken": False},
         *_rights(wanted),
+        *_people(),
         *_policy(wanted),
         *_service(wanted),
         _deployment(wanted),
@@ -142,9 +147,9 @@ def server_rules(wanted: Installation) -> list[JsonObject]:
         _rule("", "pods", "get", "list", "watch"),
         # What kubectl describe shows of our work, and how often it was so.
         _rule("", "events", "create", "patch"),
-        # The readiness gate of a server with health.gate.
-        _rule("", "pods/status", "patch"),
     ]
+    if wanted.health_gate:
+        rules.append(_rule("", "pods/status", "patch"))
     if wanted.handshake_secrets:
         rules.append(_rule("", "secrets", "get"))
     if wanted.watch_namespace:
@@ -168,6 +173,30 @@ def _rights(wanted: Installation) -> Iterator[JsonObject]:
     watched = wanted.watch_namespace
     yield from _role(wanted, server_rules(wanted), namespace=watched, name=wanted.name)
     yield from _role(wanted, lease_rules(), namespace=wanted.namespace, name=f"{wanted.name}-lease")
+
+
+def _people() -> Iterator[JsonObject]:
+    """MCPServers in Kubernetes' own roles ``view``, ``edit`` and ``admin``, which collect the rules
+    of what is labelled so. One pair for all agents. Whoever may edit a namespace may run any pod in
+    it already; the status stays the agent's."""
+    scale = f"{PLURAL}/scale"
+    read = [_rule(GROUP, PLURAL, "get", "list", "watch")]
+    read += [_rule(GROUP, name, "get") for name in (f"{PLURAL}/status", scale)]
+    write = [
+        _rule(GROUP, PLURAL, "create", "update", "patch", "delete"),
+        _rule(GROUP, scale, "update", "patch"),
+    ]
+    for name, rules, roles in (
+        ("view", read, ("view", "edit", "admin")),
+        ("edit", write, ("edit", "admin")),
+    ):
+        collected = {f"{_RBAC}/aggregate-to-{role}": "true" for role in roles}
+        yield {
+            "apiVersion": f"{_RBAC}/v1",
+            "kind": "ClusterRole",
+            "metadata": {"name": f"{name}.{GROUP}", "labels": {LABEL_APP: APP} | collected},
+            "rules": rules,
+        }
 
 
 def _role(
@@ -266,7 +295,7 @@ def _deployment(wanted: Installation) -> JsonObject:
             source = {"secretName": secret, "defaultMode": 0o440}
             volumes.append({"name": name, "secret": source})
             mounts.append({"name": name, "mountPath": folder, "readOnly": True})
-    pod = {
+    pod: JsonObject = {
         "serviceAccountName": wanted.name,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -283,10 +312,21 @@ def _deployment(wanted: Installation) -> JsonObject:
         "containers": [_container(wanted, mounts)],
         "volumes": volumes,
     }
+    replicas = wanted.replicas
+    if replicas is not None and replicas > 1:
+        # A standby is of no use on the node that the leader dies with.
+        pod["topologySpreadConstraints"] = [
+            {
+                "maxSkew": 1,
+                "topologyKey": "kubernetes.io/hostname",
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": own},
+            }
+        ]
     scraped = {"prometheus.io/scrape": "true", "prometheus.io/port": str(PORT)}
     return _object("apps/v1", "Deployment", wanted, wanted.namespace) | {
         "spec": {
-            "replicas": 1,
+            **({"replicas": replicas} if replicas is not None else {}),
             "revisionHistoryLimit": 3,
             # The lease admits one writer. The new pod stands by, its view warm, before the old one
             # lets go.

@@ -234,8 +234,20 @@ def _own_namespaces(named: str | None) -> frozenset[str]:
     return frozenset(filter(None, (AGENT_NAMESPACE, ours)))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyOptions:
+    """What servers may ask for. The lists are comma-separated."""
+
+    allow_privileged: bool = False
+    pod_security: PodProfile = "baseline"
+    namespaces: str = "*"
+    service_accounts: str = OWN_ACCOUNT
+    drain_hosts: str = ""
+    manual_servers: str = "on"
+
+
 @dataclass(frozen=True, slots=True)
-class SourceOptions:
+class SourceOptions(PolicyOptions):
     """Which manifests, and how they are read and rendered. ``path`` and ``source_id`` are None
     where neither flag nor environment nor ``--config`` says: then the source itself may.
     ``namespace`` None: ``default`` for manifests, and the lease's own rule for our lease."""
@@ -248,12 +260,6 @@ class SourceOptions:
     limit: str = ""
     namespace: str | None = None
     source_id: str | None = None
-    allow_privileged: bool = False
-    pod_security: PodProfile = "baseline"
-    namespaces: str = "*"
-    service_accounts: str = OWN_ACCOUNT
-    drain_hosts: str = ""
-    manual_servers: str = "on"
     agent_namespace: str | None = None
     agent_secrets: str = ""
     kubectl_managers: str = ""
@@ -455,8 +461,8 @@ _git = (
 source = _gathered(SourceOptions, "source", *_location, *_reading, *_git)
 """Where the manifests are, and how they are read and rendered: ``source: SourceOptions``."""
 
-policy = _gathered(SourceOptions, "policy", *_policy)
-"""What servers may ask for: ``policy: SourceOptions``, as far as that needs them."""
+policy = _gathered(PolicyOptions, "policy", *_policy)
+"""What servers may ask for: ``policy: PolicyOptions``."""
 
 notes = _gathered(SourceOptions, "source", *_location, *_git)
 """Where the deployment notes are: ``source: SourceOptions``, as far as that needs them."""

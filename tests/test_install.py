@@ -13,6 +13,7 @@ import yaml
 from gitops_mcp import cli, install
 from gitops_mcp.errors import UsageError
 from gitops_mcp.install import LISTEN, Installation
+from gitops_mcp.verbs import agent
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 URL = "https://git.example.com/fleet.git"
@@ -21,6 +22,7 @@ VARIANTS = {
     "creating": Installation("example.com/agent:1", create_namespace=True),
     "namespace": Installation("example.com/agent:1", watch_namespace="team-a"),
     "handshakes": Installation("example.com/agent:1", handshake_secrets=True),
+    "gates": Installation("example.com/agent:1", health_gate=True, replicas=2),
     "own namespace": Installation(
         "example.com/agent:1", namespace="team-a", watch_namespace="team-a", git_secret="fleet"
     ),
@@ -88,6 +90,8 @@ def test_everything_an_agent_needs_comes_in_an_order_that_works() -> None:
         "ClusterRoleBinding",
         "Role",
         "RoleBinding",
+        "ClusterRole",
+        "ClusterRole",
         "ValidatingAdmissionPolicy",
         "ValidatingAdmissionPolicyBinding",
         "Deployment",
@@ -97,7 +101,12 @@ def test_everything_an_agent_needs_comes_in_an_order_that_works() -> None:
 
 def test_an_agent_of_one_namespace_has_no_right_outside_of_it() -> None:
     objects = install.objects(VARIANTS["namespace"])
-    assert not {"ClusterRole", "ClusterRoleBinding"} & set(kinds(objects))
+    collected = [body for body in objects if body["kind"] == "ClusterRole"]
+    assert [body["metadata"]["name"] for body in collected] == [
+        "view.mcp.example.com",
+        "edit.mcp.example.com",
+    ]  # of people; nothing binds the agent to them
+    assert "ClusterRoleBinding" not in kinds(objects)
     where = {
         rule["resources"][0]: body["metadata"]["namespace"]
         for body in objects
@@ -149,6 +158,81 @@ def test_secrets_are_read_only_where_the_agent_is_told_to(
     assert readers() == []
     assert readers("--handshake-secrets") == ["*"]
     assert readers("--handshake-secrets", "--watch-namespace", "team-a") == ["team-a"]
+
+
+def test_kubernetes_own_roles_collect_what_people_need() -> None:
+    found = {
+        body["metadata"]["name"]: body
+        for body in install.objects(VARIANTS["cluster"])
+        if body["kind"] == "ClusterRole" and body["metadata"]["name"] != "gitops-mcp"
+    }
+    collected = {
+        name: sorted(
+            label.rpartition("-")[2] for label in body["metadata"]["labels"] if "aggregate" in label
+        )
+        for name, body in found.items()
+    }
+    assert collected == {
+        "view.mcp.example.com": ["admin", "edit", "view"],
+        "edit.mcp.example.com": ["admin", "edit"],
+    }
+    verbs = {verb for rule in found["view.mcp.example.com"]["rules"] for verb in rule["verbs"]}
+    assert verbs == {"get", "list", "watch"}
+    for rule in found["edit.mcp.example.com"]["rules"]:
+        assert "mcpservers/status" not in rule["resources"]  # the agent's word alone
+
+
+def test_the_status_of_pods_is_written_only_where_the_agent_is_told_to(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def writes(*arguments: str) -> bool:
+        objects = printed(capsys, "--skip-crd", *arguments)
+        return any(rule["resources"] == ["pods/status"] for rule in rules(objects))
+
+    assert not writes()
+    assert writes("--health-gate")
+    assert writes("--health-gate", "--watch-namespace", "team-a")
+
+
+def test_replicas_are_said_only_where_they_are_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Said by every apply, they would be taken from whoever scales the Deployment."""
+    assert "replicas" not in printed(capsys, "--skip-crd")[-1]["spec"]
+    two = printed(capsys, "--skip-crd", "--replicas", "2")[-1]["spec"]
+    assert two["replicas"] == 2
+    (spread,) = two["template"]["spec"]["topologySpreadConstraints"]
+    assert spread["whenUnsatisfiable"] == "ScheduleAnyway"
+    assert spread["labelSelector"] == two["selector"]
+
+
+def test_what_servers_may_ask_for_reaches_the_agent(capsys: pytest.CaptureFixture[str]) -> None:
+    given = (
+        "--pod-security=restricted",
+        "--namespaces=ai,team-*",
+        "--service-accounts=*/{name},ai/reader",
+        "--drain-hosts=*.example.com",
+        "--manual-servers=off",
+    )
+    arguments = agent_arguments(
+        printed(capsys, URL, *given, "--git-secret=a", "--webhook-secret=b")
+    )
+    assert set(given) <= set(arguments)
+    assert "--agent-secrets=a,b" in arguments
+    known = {name for parameter in agent.command.params for name in parameter.opts}
+    assert {one.partition("=")[0] for one in arguments if one.startswith("--")} <= known
+    usual = agent_arguments(printed(capsys, URL))
+    assert not [one for one in usual if one.startswith(("--names", "--service", "--manual"))]
+
+
+def test_doubtful_installations_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["install", "http://git.example.com/f.git", "--git-secret=fleet"]) == 0
+    assert "http sends what --git-secret holds in clear text" in capsys.readouterr().err
+    for more, told in (((), True), (("--namespaces=team-a",), False)):
+        own = ("--watch-namespace=team-a", "--namespace=team-a", *more)
+        assert cli.run(["install", *own]) == 0
+        said = capsys.readouterr().err
+        assert ("open it with --namespaces=team-a" in said) == told
 
 
 def test_namespaces_can_be_made_only_where_the_agent_is_told_to() -> None:
@@ -227,8 +311,6 @@ def test_without_a_source_the_agent_gets_none(capsys: pytest.CaptureFixture[str]
 
 
 def test_every_argument_is_one_that_the_agent_takes(capsys: pytest.CaptureFixture[str]) -> None:
-    from gitops_mcp.verbs import agent
-
     objects = printed(
         capsys, "ssh://git@git.example.com/fleet.git", "--branch=b", "--path=p",
         "--cluster=c", "--limit=l", "--source-id=s", "--cluster-domain=d", "--interval=1s",
@@ -259,7 +341,7 @@ def test_git_credentials_are_files_of_a_mounted_secret(
     source: str, files: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     objects = printed(capsys, source, "--git-secret=fleet", "--git-username=robot")
-    assert agent_arguments(objects) == ["agent", source, *files, LISTEN]
+    assert agent_arguments(objects) == ["agent", source, *files, "--agent-secrets=fleet", LISTEN]
     (volume,) = (v for v in pod(objects)["volumes"] if v["name"] == "git")
     assert volume["secret"] == {"secretName": "fleet", "defaultMode": 0o440}
     (mount,) = (m for m in pod(objects)["containers"][0]["volumeMounts"] if m["name"] == "git")

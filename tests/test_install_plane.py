@@ -106,6 +106,7 @@ def installed(plane: rig.Plane, kubectl: Kubectl, gitops: Run, *arguments: str) 
         source_id=options.get("source-id", ""),
         watch_namespace=options.get("watch-namespace", ""),
         create_namespace="create-namespace" in options,
+        health_gate="health-gate" in options,
     )
     user = f"system:serviceaccount:{wanted.namespace}:{wanted.name}"
     kubeconfig = plane.account_kubeconfig(wanted.name, namespace=wanted.namespace)
@@ -201,7 +202,10 @@ STORIES: tuple[Callable[[Story], None], ...] = (
     a_server_that_is_gone_in_between_is_made_again,
 )
 
-VARIANTS = {"cluster-wide": "--create-namespace", "one namespace": "--watch-namespace={}"}
+VARIANTS = {
+    "cluster-wide": ("--health-gate", "--create-namespace"),
+    "one namespace": ("--health-gate", "--watch-namespace={}"),
+}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -209,7 +213,8 @@ def test_the_printed_rights_are_enough_and_none_is_idle(
     variant: str, plane: rig.Plane, kubectl: Kubectl, gitops: Run, hand: Cluster, tmp_path: Path
 ) -> None:
     namespace = plane.namespace()
-    one = installed(plane, kubectl, gitops, VARIANTS[variant].format(namespace))
+    chosen = (argument.format(namespace) for argument in VARIANTS[variant])
+    one = installed(plane, kubectl, gitops, *chosen)
     plane.requests()
 
     def story(name: str) -> Story:
@@ -274,6 +279,54 @@ def test_the_right_to_finalizers_is_what_the_plugin_asks_for(
 
 
 # --- the policy -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("role", "reads", "writes"),
+    [("view", "yes", "no"), ("edit", "yes", "yes"), ("admin", "yes", "yes")],
+)
+def test_kubernetes_own_roles_reach_mcpservers(
+    role: str, reads: str, writes: str, plane: rig.Plane, kubectl: Kubectl, gitops: Run
+) -> None:
+    """Whoever has view, edit or admin of a namespace can see, or change, its MCPServers there."""
+    namespace = plane.namespace()
+    printed = gitops("install").out
+    assert kubectl("apply", "--server-side", "-f", "-", stdin=printed).returncode == 0
+    person = f"--user={role}-person"
+    bound = ("rolebinding", role, f"--clusterrole={role}", person, f"--namespace={namespace}")
+    assert kubectl("create", *bound).returncode == 0
+
+    def can(verb: str, what: str, where: str = namespace) -> str:
+        asked = ("auth", "can-i", verb, what, f"--as={role}-person", f"--namespace={where}")
+        return kubectl(*asked).stdout.strip()
+
+    until(lambda: can("list", "mcpservers") == reads, "the collected rules", within=20)
+    assert can("watch", "mcpservers") == reads
+    assert can("get", "mcpservers/status") == reads
+    for verb in ("create", "patch", "update", "delete"):
+        assert can(verb, "mcpservers") == writes
+    assert can("patch", "mcpservers/scale") == writes
+    assert can("patch", "mcpservers/status") == "no"
+    assert can("list", "mcpservers", "default") == "no"
+
+
+def test_scaled_agents_survive_the_next_apply(kubectl: Kubectl, gitops: Run, hand: Cluster) -> None:
+    where = ObjectRef("apps/v1", "Deployment", "gitops-mcp", "gitops-mcp-scaled")
+
+    def apply(*arguments: str) -> int:
+        printed = gitops("install", "--source-id=scaled", *arguments).out
+        applied = kubectl("apply", "--server-side", "-f", "-", stdin=printed)
+        assert (applied.returncode, applied.stderr) == (0, "")
+        return int((hand.get(where) or {})["spec"]["replicas"])
+
+    assert apply() == 1
+    scaled = kubectl("scale", "deployment/gitops-mcp-scaled", "--replicas=2", "-n", "gitops-mcp")
+    assert scaled.returncode == 0
+    assert apply("--image=example.com/agent:2") == 2
+    hand.delete(where, uid=None, resource_version=None, propagation="Background")
+    until(lambda: hand.get(where) is None, "its end")
+    assert apply("--replicas=2") == 2
+    assert apply("--replicas=2", "--image=example.com/agent:2") == 2
 
 
 def server(name: str, namespace: str, **metadata: Any) -> JsonObject:

@@ -59,7 +59,7 @@ through the API.
     default="cluster.local",
     help="The cluster's DNS domain.",
 )
-@options.option("--allow-privileged", is_flag=True, help="Accept privileged pods and host access.")
+@options.policy
 @options.option("--create-namespace", is_flag=True, help="Create namespaces that are missing.")
 @options.option(
     "--interval",
@@ -95,6 +95,17 @@ through the API.
     help="Let the agent read Secrets of the servers' namespaces, for health.headersFrom.",
 )
 @options.option(
+    "--health-gate",
+    is_flag=True,
+    help="Let the agent patch the status of pods, for health.gate.",
+)
+@options.option(
+    "--replicas",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Agents, of which one leads  [default: not set, so 1 or what kubectl scale says]",
+)
+@options.option(
     "--watch-namespace",
     metavar="NAME",
     type=options.NAMESPACE,
@@ -120,10 +131,12 @@ def command(
     git_username: str,
     webhook_secret: str,
     handshake_secrets: bool,
+    health_gate: bool,
+    replicas: int | None,
     watch_namespace: str | None,
     namespace: str | None,
     create_namespace: bool,
-    allow_privileged: bool,
+    policy: options.PolicyOptions,
     crd_only: bool,
     skip_crd: bool,
     output: str,
@@ -146,10 +159,20 @@ def command(
     server = _server(location, source["ref"], source["branch"])
     if server is not None and server.scheme == "ssh" and not git_secret:
         Terminal(common).warn("an ssh address needs a key: name its Secret with --git-secret")
+    if server is not None and server.scheme == "http" and git_secret:
+        Terminal(common).warn(
+            "http sends what --git-secret holds in clear text: use an https or ssh address"
+        )
+    lives = namespace or install.NAMESPACE
+    if watch_namespace == lives and lives not in policy.namespaces.split(","):
+        Terminal(common).warn(
+            f"no server may be in {lives}, the agent's own namespace: open it with "
+            f"--namespaces={lives}, or let the agent live elsewhere"
+        )
     arguments = _source(location, source)
     if interval is not None:
         arguments += [f"--interval={durationpy.to_str(interval)}"]
-    arguments += ["--allow-privileged"] if allow_privileged else []
+    arguments += _allowed(policy)
     arguments += ["--create-namespace"] if create_namespace else []
     arguments += [f"--watch-namespace={watch_namespace}"] if watch_namespace else []
     if location and git_secret:
@@ -157,6 +180,8 @@ def command(
     if webhook_secret:
         file = PurePosixPath(install.WEBHOOK_FOLDER, install.WEBHOOK_KEY)
         arguments += [f"--webhook-secret-file={file}"]
+    secrets = ",".join(filter(None, (git_secret, webhook_secret)))
+    arguments += [f"--agent-secrets={secrets}"] if secrets else []
     if watch_namespace and create_namespace:
         raise UsageError(
             "--create-namespace needs rights outside of --watch-namespace", hint="leave one out"
@@ -164,18 +189,31 @@ def command(
     wanted = install.Installation(
         image=image,
         arguments=tuple(arguments),
-        namespace=namespace or install.NAMESPACE,
+        namespace=lives,
         source_id=source["source_id"] or "",
         watch_namespace=watch_namespace or "",
         create_namespace=create_namespace,
         git_secret=git_secret,
         webhook_secret=webhook_secret,
         handshake_secrets=handshake_secrets,
+        health_gate=health_gate,
+        replicas=replicas,
     )
     objects = install.objects(wanted)
     if skip_crd:
         objects.remove(install.definition())
     click.echo(reports.objects(objects, output=output), nl=False)
+
+
+def _allowed(policy: options.PolicyOptions) -> list[str]:
+    """The agent's arguments that say what servers may ask for, as far as they are not the usual."""
+    usual = options.PolicyOptions()
+    arguments = ["--allow-privileged"] if policy.allow_privileged else []
+    for name in ("pod_security", "namespaces", "service_accounts", "drain_hosts", "manual_servers"):
+        value = getattr(policy, name)
+        if value != getattr(usual, name):
+            arguments.append(f"--{name.replace('_', '-')}={value}")
+    return arguments
 
 
 def _source(location: str, source: dict[str, str | None]) -> list[str]:
