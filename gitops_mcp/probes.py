@@ -226,6 +226,7 @@ def _initialize(talk: _Talk) -> Handshake:
         return _http_sse(talk, answer)
     version = _agreed(answer.result)
     headers = {**_session(answer.headers), "MCP-Protocol-Version": version}
+    talk.agreed(headers)
     with contextlib.suppress(_Slow):
         _works(talk.post(_INITIALIZED, headers), "notifications/initialized")
     with contextlib.suppress(_Slow):
@@ -515,8 +516,8 @@ class _Talk:
         self._heard = False
         """Something spoke HTTP here: from now on it is the server that is silent."""
         self._lines: list[_Line] = []
-        self._open: dict[str, None] = {}
-        """The ids of sessions that nobody has ended yet."""
+        self._open: dict[str, Mapping[str, str]] = {}
+        """The sessions that nobody has ended yet: by id, the headers of a request in them."""
 
     def __enter__(self) -> _Talk:
         return self
@@ -585,9 +586,15 @@ class _Talk:
                 return _Answer(reply.status, told, reading, target, bool(self._credentials))
             path = self._path = target
 
+    def agreed(self, headers: Mapping[str, str]) -> None:
+        """The headers of requests from now on, with a version: also of the one that ends it."""
+        session = headers.get("Mcp-Session-Id")
+        if session in self._open:
+            self._open[session] = headers
+
     def _opened(self, told: Mapping[str, str]) -> None:
-        for session in _session(told).values():
-            self._open[session] = None
+        if session := _session(told):
+            self._open.setdefault(session["Mcp-Session-Id"], session)
 
     @property
     def moved(self) -> str:
@@ -662,9 +669,8 @@ class _Talk:
     def leave(self) -> None:
         """Ends the sessions that were opened; 405 means that the server ends them by itself."""
         while self._open:
-            session, _ = self._open.popitem()
+            _, named = self._open.popitem()
             end = time.monotonic() + limits.HANDSHAKE_FAREWELL_SECONDS
-            named = {"Mcp-Session-Id": session}
             with (
                 contextlib.suppress(_Ended),
                 self._exchange("DELETE", named, path=self._path, end=end) as reply,

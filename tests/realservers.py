@@ -192,6 +192,13 @@ def python(kind: str, *flags: str) -> Iterator[Running]:
 
 
 @contextlib.contextmanager
+def python_2(*flags: str) -> Iterator[Running]:
+    """`mcp_server.py`, on the SDK that the tests themselves have."""
+    with _announced([sys.executable, str(HERE.parent / "mcp_server.py")], flags) as running:
+        yield running
+
+
+@contextlib.contextmanager
 def typescript(*flags: str) -> Iterator[Running]:
     """`servers/server.mjs`."""
     script = environment("node") / "server.mjs"

@@ -54,7 +54,8 @@ def encoded(body: Any) -> bytes:
 
 
 @contextlib.contextmanager
-def scripted(answer: Callable[[Asked], Answer]) -> Iterator[Scripted]:
+def scripted(answer: Callable[[Asked], Answer], address: str = "127.0.0.1") -> Iterator[Scripted]:
+    """A server at ``address``, on a free port unless that is ``address:port``."""
     asked: list[Asked] = []
     ending = threading.Event()
 
@@ -129,11 +130,12 @@ def scripted(answer: Callable[[Asked], Answer]) -> Iterator[Scripted]:
         def handle_error(self, request: Any, client_address: Any) -> None:
             """A client that went away is what some tests are about."""
 
-    server = Server(("127.0.0.1", 0), Handler)
+    host, _, port = address.partition(":")
+    server = Server((host, int(port or 0)), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     try:
-        yield Scripted(f"http://127.0.0.1:{server.server_address[1]}", asked)
+        yield Scripted(f"http://{host}:{server.server_address[1]}", asked)
     finally:
         ending.set()
         server.shutdown()

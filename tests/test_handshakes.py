@@ -96,6 +96,8 @@ class Server:
         if method in self.instead:
             return self.instead[method](asked)
         if asked.method == "DELETE":
+            if asked.headers.get("mcp-protocol-version", self.versions[0]) not in self.versions:
+                return error(asked, 400, -32000)
             self.live.discard(asked.headers.get("mcp-session-id", ""))
             return Answer(200, "")
         if asked.method != "POST":

@@ -171,6 +171,7 @@ def test_a_legacy_server_is_asked_again_and_left_without_a_session() -> None:
         "ping",
         "DELETE",
     ]
+    assert server.asked[-1].headers["mcp-protocol-version"] == "2025-06-18"
     assert {r.headers["host"] for r in server.asked} == {HOST}
     accepts = {r.headers["accept"] for r in server.asked if r.method == "POST"}
     assert accepts == {"application/json, text/event-stream"}

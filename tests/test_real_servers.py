@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import realservers
-from realservers import Running, compiled, mcp_proxy, python, supergateway, typescript
+from realservers import Running, compiled, mcp_proxy, python, python_2, supergateway, typescript
 
 from gitops_mcp import probes
 from gitops_mcp.model import Handshake
@@ -126,12 +126,12 @@ def test_a_real_server_is_judged_as_its_clients_would(row: Row) -> None:
     [
         lambda: python(OLD),
         lambda: python(LEGACY),
-        lambda: python(LEGACY, "json"),
         lambda: python(LEGACY, "fastmcp"),
+        python_2,
         typescript,
         lambda: compiled("go"),
     ],
-    ids=["python-1.9", "python-1.30", "python-1.30-json", "fastmcp-2", "typescript", "go"],
+    ids=["python-1.9", "python-1.30", "fastmcp-2", "python-2", "typescript", "go"],
 )
 def test_many_handshakes_leave_no_session(
     start: Callable[[], AbstractContextManager[Running]],
