@@ -297,8 +297,9 @@ def test_kubernetes_own_roles_reach_mcpservers(
     assert kubectl("create", *bound).returncode == 0
 
     def can(verb: str, what: str, where: str = namespace) -> str:
-        asked = ("auth", "can-i", verb, what, f"--as={role}-person", f"--namespace={where}")
-        return kubectl(*asked).stdout.strip()
+        resource, _, sub = what.partition("/")
+        asked = ("auth", "can-i", verb, resource, f"--subresource={sub}")
+        return kubectl(*asked, f"--as={role}-person", f"--namespace={where}").stdout.strip()
 
     until(lambda: can("list", "mcpservers") == reads, "the collected rules", within=20)
     assert can("watch", "mcpservers") == reads
