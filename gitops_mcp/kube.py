@@ -37,6 +37,7 @@ from gitops_mcp.errors import (
     Transient,
     UsageError,
 )
+from gitops_mcp.masking import scrub
 from gitops_mcp.model import (
     API_VERSION,
     FIELD_MANAGER,
@@ -62,6 +63,8 @@ Causes = tuple[tuple[str, str, str], ...]
 
 REQUEST_TIMEOUT: Final = 30.0
 """Seconds for one request; the client itself would wait for ever."""
+NOTICES: Final = 256
+"""Warnings of the API server that are passed on; who sends more of them is not listened to."""
 PAGE: Final = 500
 """Objects a LIST page: the API server's memory, and ours, stay flat."""
 WATCH_SECONDS: Final = 300
@@ -188,6 +191,8 @@ _QUOTED = re.compile(r'(?P<kept>field |webhook |\[[\w.-]*=)?"(?:[^"\\]|\\.)*(?:"
 _VALUE = re.compile(r'(?:"(?:[^"\\]|\\.)*"|-?\d[\w.+-]*|true|false|null|<nil>)(?:: |$)')
 _OBJECT = re.compile(r"[{\[&]|map\[|\w+\.\w+\{")
 _LONGEST: Final = 600
+_WARNING = re.compile(r'299 [^ "]+ "((?:[^"\\]|\\.){0,4096})"')
+"""One value of a Warning header, as the API server and admission webhooks send it."""
 
 
 def _redact(text: str) -> str:
@@ -332,6 +337,37 @@ _NO_CLUSTER_HINT: Final = (
 )
 
 
+def _loader(library: Any, merged: Any, context: str | None) -> Any:
+    """The library's loader of a kubeconfig, that ends where a credential plugin fails."""
+
+    class Loader(library.KubeConfigLoader):  # type: ignore[misc]
+        def _load_from_exec_plugin(self) -> bool | None:
+            if "exec" not in self._user:
+                return None
+            base = self._get_base_path(self._cluster.path)
+            answer = _plugin(self._user["exec"], base, self._cluster)
+            if "token" in answer:
+                self.token = f"Bearer {answer['token']}"
+            else:
+                self.cert_file, self.key_file = (
+                    library.FileOrData(
+                        answer,
+                        None,
+                        data_key_name=name,
+                        file_base_path=base,
+                        base64_file_content=False,
+                        temp_file_path=self._temp_file_path,
+                    ).as_file()
+                    for name in ("clientCertificateData", "clientKeyData")
+                )
+            if "expirationTimestamp" in answer:
+                self.expiry = library.parse_rfc3339(answer["expirationTimestamp"])
+            return True
+
+    # Credentials that a plugin renews are not written back into the user's file.
+    return Loader(merged, active_context=context, config_base_path=None)
+
+
 def _configure(
     kubeconfig: str | None, context: str | None, pool_size: int
 ) -> tuple[ClientConfiguration, str]:
@@ -360,8 +396,7 @@ def _configure(
                         f"no context {context!r} in {paths}",
                         hint=f"known contexts: {', '.join(sorted(known)) or 'none'}",
                     )
-            # Credentials that a plugin renews are not written back into the user's file.
-            loader = in_file.KubeConfigLoader(merged, active_context=context, config_base_path=None)
+            loader = _loader(in_file, merged, context)
             loader.load_and_set(configuration)
             namespace = str(loader.current_context["context"].get("namespace") or "default")
         elif os.environ.get("KUBERNETES_SERVICE_HOST") and context is None:
@@ -370,6 +405,8 @@ def _configure(
                 namespace = file.read().strip() or "default"
         else:
             raise UsageError("no cluster is configured", hint=_NO_CLUSTER_HINT)
+    except _PluginFailed as error:
+        raise UsageError(str(error), hint=error.hint) from error
     except (ConfigException, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         # The loader walks whatever YAML it was given, and falls over what is built otherwise.
         told = isinstance(error, ConfigException | OSError)
@@ -392,6 +429,8 @@ def _configure(
 
     hooked: Any = configuration
     hooked.refresh_api_key_hook = stripped
+    if not configuration.verify_ssl:  # said once, by us; the library says it at each request
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
     configuration.connection_pool_maxsize = pool_size
     configuration.keep_alive = True
     # Zero of everything, and the answer is handed over as it is: also redirects and 429.
@@ -434,6 +473,40 @@ def _precondition(body: JsonObject, uid: str | None, resource_version: str | Non
     return {**body, "metadata": metadata}
 
 
+_CERTIFICATE: Final = frozenset({"clientCertificateData", "clientKeyData"})
+
+
+class _PluginFailed(Exception):
+    """A credential plugin gave no credentials; ``hint`` is what the kubeconfig says of that."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = " ".join(scrub(hint).split())[:_LONGEST]
+
+
+def _plugin(config: Any, base_path: str, cluster: Any) -> Mapping[str, Any]:
+    """What a credential plugin answers. Raises _PluginFailed: the library goes on without
+    credentials, as nobody, and the API server's refusal hides the cause."""
+    from kubernetes.config.config_exception import ConfigException
+    from kubernetes.config.exec_provider import ExecProvider
+
+    known = config.value
+    command, hint = str(known.get("command", "")), str(known.get("installHint") or "")
+    runner: Any = ExecProvider
+    try:
+        status = runner(config, base_path, cluster).run()
+    except OSError as error:
+        cause = f"cannot be run: {error.strerror}"
+    except (ConfigException, KeyError, TypeError, ValueError) as error:
+        told = [line.strip() for line in str(error).splitlines() if line.strip()]
+        cause = "failed: " + scrub("; ".join([*told[:1], *told[1:][-2:]]))[:_LONGEST]
+    else:
+        if isinstance(status, dict) and ("token" in status or status.keys() >= _CERTIFICATE):
+            return status
+        cause = "gave neither a token nor a certificate"
+    raise _PluginFailed(f"the credential plugin {os.path.basename(command)!r} {cause}", hint)
+
+
 class Cluster:
     """One API server, as one user. Shared by all threads of the process.
 
@@ -442,8 +515,8 @@ class Cluster:
 
     The configuration is read as kubectl does, without a request: ``kubeconfig`` (several paths as
     in KUBECONFIG), else $KUBECONFIG, else ~/.kube/config, else the pod's service account.
-    ``pool_size``: at least the threads plus the watches. Raises UsageError where no configuration
-    can be used.
+    ``pool_size``: at least the threads plus the watches. ``notice`` is told of each warning that
+    the API server sends, once. Raises UsageError where no configuration can be used.
     """
 
     def __init__(
@@ -455,7 +528,10 @@ class Cluster:
         pool_size: int = 32,
         timeout: float = REQUEST_TIMEOUT,
         observe: Observer | None = None,
+        notice: Callable[[str], None] = lambda _: None,
     ) -> None:
+        self._notice = notice
+        self._noticed: set[str] = set()
         self._source = (kubeconfig, context, pool_size)
         self._user_agent = user_agent
         self._timeout = timeout
@@ -477,6 +553,11 @@ class Cluster:
     def server(self) -> str:
         """The API server's URL, for messages."""
         return str(self._client.configuration.host)
+
+    @property
+    def verified(self) -> bool:
+        """Whether the API server has to prove who it is, where it speaks TLS at all."""
+        return bool(self._client.configuration.verify_ssl) or not self.server.startswith("https")
 
     def close(self) -> None:
         """Ends every watch and closes the connections."""
@@ -540,13 +621,18 @@ class Cluster:
             answer = self._send(client, *arguments)
             if answer.status == 401:
                 answer.read()
-                with contextlib.suppress(UsageError):  # the file has gone: the refusal stands
-                    answer = self._send(self._renewed(client), *arguments)
+                renewed = self._renewed(client)
+                if renewed is not client:
+                    answer = self._send(renewed, *arguments)
+            self._heed(answer.headers)
             if 200 <= answer.status < 300:
                 self._observe(operation, kind, answer.status)
                 response: BaseHTTPResponse = answer.response
                 return response
             content = answer.read()
+        except _PluginFailed as error:
+            self._observe(operation, kind, 0)
+            raise Transient(f"{_place(operation, ref)}: {error}", hint=error.hint) from error
         except (HTTPError, OSError) as error:
             self._observe(operation, kind, 0)
             raise _no_answer(error, operation, ref) from error
@@ -557,8 +643,22 @@ class Cluster:
         """A client whose credentials were read again, unless another thread has done so."""
         with self._renewing:
             if self._client is refused:
-                self._client, _ = self._load()
+                try:
+                    self._client, _ = self._load()
+                except UsageError as error:
+                    if isinstance(error.__cause__, _PluginFailed):
+                        raise error.__cause__ from error
+                    # The file has gone: the refusal stands.
             return self._client
+
+    def _heed(self, headers: Mapping[str, str]) -> None:
+        """Pass on what the API server warns of, each text once."""
+        for text in _WARNING.findall(headers.get("Warning") or ""):
+            told = " ".join(scrub(re.sub(r"\\(.)", r"\1", text)).split())[:_LONGEST]
+            shown = "".join(c if c.isprintable() else "?" for c in told)
+            if shown not in self._noticed and len(self._noticed) < NOTICES:
+                self._noticed.add(shown)
+                self._notice(shown)
 
     def _request(
         self, method: str, path: str, *, operation: str, ref: ObjectRef | None, **options: Any

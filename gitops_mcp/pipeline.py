@@ -809,11 +809,25 @@ def write_notes(
         warn(warning)
 
 
-def connect(options: ConnectionOptions, *, observe: Observer | None = None) -> Cluster:
-    """The cluster, as kubectl would find it; no request yet. ``observe`` hears of each one."""
+def connect(
+    options: ConnectionOptions,
+    *,
+    observe: Observer | None = None,
+    warn: Say = lambda _: None,
+    notice: Say = lambda _: None,
+) -> Cluster:
+    """The cluster, as kubectl would find it; no request yet. ``observe`` hears of each one,
+    ``warn`` of a server that is not verified, ``notice`` of each warning of the API server, once.
+    """
     from gitops_mcp.kube import Cluster
 
-    return Cluster(options.kubeconfig, options.context, observe=observe)
+    cluster = Cluster(options.kubeconfig, options.context, observe=observe, notice=notice)
+    if not cluster.verified:
+        warn(
+            f"the certificate of {cluster.server} is not verified (insecure-skip-tls-verify): "
+            "whoever is between can read the credentials"
+        )
+    return cluster
 
 
 def cleanup_hooks(configured: object) -> tuple[Hook, ...]:

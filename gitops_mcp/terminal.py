@@ -47,6 +47,11 @@ class Terminal:
         """Something that the user should know, and that stops nothing."""
         click.echo(self._err("yellow", f"warning: {text}"), err=True)
 
+    def notice(self, text: str) -> None:
+        """A warning that somebody else gives, such as the API server; not with ``-q``."""
+        if not self._quiet:
+            self.warn(text)
+
     def detail(self, text: str) -> None:
         """Only with ``-v``."""
         if self._verbose:

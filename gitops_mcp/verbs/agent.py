@@ -148,7 +148,12 @@ def command(
             agent.leave(exit_code())
             return exit_code()
         line.doubts(looks.warn)
-        cluster = pipeline.connect(connection, observe=metrics.requested)
+        cluster = pipeline.connect(
+            connection,
+            observe=metrics.requested,
+            warn=looks.warn,
+            notice=(lambda _: None) if common.quiet else looks.warn,
+        )
         try:
             agent.Agent(
                 source,

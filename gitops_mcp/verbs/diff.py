@@ -59,7 +59,7 @@ def command(
             against = other.snapshot.revision.sha
             report = pipeline.merging(line, other, source.cluster)
         else:
-            cluster = pipeline.connect(connection)
+            cluster = pipeline.connect(connection, warn=terminal.warn, notice=terminal.notice)
             wishes = pipeline.Wishes(check=True, create_namespace=True, foreign=common.verbose)
             try:
                 report = pipeline.Pass(line, cluster, source, wishes, terminal.warn).run()

@@ -79,10 +79,10 @@ def command(
     from gitops_mcp import pipeline
     from gitops_mcp.terminal import Terminal
 
-    cluster = pipeline.connect(connection)
+    terminal = Terminal(common)
+    cluster = pipeline.connect(connection, warn=terminal.warn, notice=terminal.notice)
     names, namespace = options.one_namespace(names, namespace)
     where = None if all_namespaces else namespace or cluster.namespace
-    terminal = Terminal(common)
     try:
         if source and not _read_git(cluster, source_id or "default", timeout, terminal):
             return 1

@@ -16,5 +16,5 @@ def command(
 ) -> int:
     """Go on reconciling servers that suspend stopped."""
     return suspend.set_suspend(
-        names, connection, namespace, {}, everything=everything, quiet=common.quiet
+        names, connection, namespace, {}, everything=everything, common=common
     )

@@ -59,7 +59,7 @@ def command(
     from gitops_mcp.terminal import Terminal
 
     terminal = Terminal(common)
-    cluster = pipeline.connect(connection)
+    cluster = pipeline.connect(connection, warn=terminal.warn, notice=terminal.notice)
     names, namespace = options.one_namespace(names, namespace)
     where = None if all_namespaces else namespace or cluster.namespace
     shown = _Shown(cluster, terminal, names, where, source_id or "default", output)

@@ -49,9 +49,7 @@ def command(
     Where the manifest in git sets spec.suspend, change it there instead.
     """
     wanted = {"suspend": True}
-    return set_suspend(
-        names, connection, namespace, wanted, everything=everything, quiet=common.quiet
-    )
+    return set_suspend(names, connection, namespace, wanted, everything=everything, common=common)
 
 
 def set_suspend(
@@ -61,7 +59,7 @@ def set_suspend(
     spec: dict[str, bool],
     *,
     everything: bool,
-    quiet: bool,
+    common: options.CommonOptions,
 ) -> int:
     """Apply ``spec`` to each server, unforced: what others set stands, and they are named.
 
@@ -72,10 +70,12 @@ def set_suspend(
     from gitops_mcp import pipeline
     from gitops_mcp.errors import Configuration, UsageError
     from gitops_mcp.model import API_VERSION, KIND, ObjectRef
+    from gitops_mcp.terminal import Terminal
 
     wanted = bool(spec)
 
-    cluster = pipeline.connect(connection)
+    terminal = Terminal(common)
+    cluster = pipeline.connect(connection, warn=terminal.warn, notice=terminal.notice)
     try:
         where = namespace or cluster.namespace
         if everything:
@@ -103,7 +103,7 @@ def set_suspend(
                 raise _set_by_others(ref, live, wanted) from error
             if bool(live["spec"].get("suspend")) is not wanted:
                 raise _set_by_others(ref, live, wanted)
-            if not quiet:
+            if not common.quiet:
                 click.echo(f"{ref} {'suspended' if wanted else 'resumed'}")
     finally:
         cluster.close()

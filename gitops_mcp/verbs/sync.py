@@ -84,7 +84,7 @@ def command(
         line.doubts(terminal.warn)
         terminal.ignored(line.loaded.ignored)
         terminal.problems(line.loaded.problems)
-        cluster = pipeline.connect(connection)
+        cluster = pipeline.connect(connection, warn=terminal.warn, notice=terminal.notice)
         wishes = pipeline.Wishes(
             check=check,
             rights=not check,

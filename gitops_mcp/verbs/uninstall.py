@@ -58,7 +58,7 @@ def command(
     from gitops_mcp.terminal import Terminal
 
     terminal = Terminal(common)
-    cluster = pipeline.connect(connection)
+    cluster = pipeline.connect(connection, warn=terminal.warn, notice=terminal.notice)
     try:
         _stop_agents(cluster, terminal)
         leases = list(_leases(cluster))
