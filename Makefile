@@ -92,7 +92,7 @@ lock: $(TOOLS) ## Pin what pyproject.toml asks for; ARGS=--upgrade takes the new
 	  $(COMPILE) tests/servers/$$name.in -o tests/servers/$$name.txt; done
 
 clean: ## Remove the environment, the caches and what was built
-	@rm -rf $(VENV) dist build .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache
+	@rm -rf $(VENV) dist build .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Some distributions ship Python without venv or ensurepip, and a version manager's shims exist for
