@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from gitops_mcp import serverschema, transports
+from gitops_mcp import policies, serverschema, transports
 from gitops_mcp.model import (
     ANNOTATION_RECONCILE,
     Context,
@@ -74,7 +74,7 @@ def handshake(facts: Facts, context: Context) -> tuple[Inquiry | None, datetime 
     if not asked or not transports.of_spec(spec).networked or facts.failure is not None:
         return None, None
     pods = dict(addresses(facts.pods))
-    if not pods:
+    if not pods or any(policies.secrets(facts.key, spec, context.policy)):
         return None, None
     last, asked_for = facts.probe, requested(facts.cr)
     interval = transports.duration(health.get("interval"), HANDSHAKE_INTERVAL)
@@ -147,6 +147,8 @@ def sessions(facts: Facts, context: Context) -> Inquiry | None:
     if not context.probes or counted:
         return None
     if "url" in drain:
+        if any(policies.drain_url(facts.key, spec, context.policy)):
+            return None
         targets: tuple[tuple[str, str], ...] = (("", drain["url"]),)
         return Inquiry("sessions", targets, timeout=COUNT_TIMEOUT, uid=_uid(facts))
     gauge = drain.get("gauge")

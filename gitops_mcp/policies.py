@@ -8,7 +8,7 @@ The same rules hold for a manifest in git and for an MCPServer that kubectl made
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,8 +25,8 @@ def of_server(key: ServerKey, spec: JsonObject, policy: Policy) -> list[Finding]
     return [
         *_namespace(key, policy),
         *_service_account(key, spec, policy),
-        *_secrets(key, spec, policy),
-        *_drain_url(key, spec, policy),
+        *secrets(key, spec, policy),
+        *drain_url(key, spec, policy),
     ]
 
 
@@ -54,7 +54,10 @@ def _service_account(key: ServerKey, spec: JsonObject, policy: Policy) -> Iterat
     if not account:
         return
     path: Path = ("spec", "serviceAccount")
-    if key.namespace in policy.own_namespaces and _is_agents(account):
+    if _is_agents(account) and (
+        key.namespace in policy.own_namespaces
+        or (key.namespace, account) not in policy.service_accounts
+    ):
         yield Finding(path, "this is an agent's service account")
         return
     for namespace, glob in policy.service_accounts:
@@ -76,13 +79,15 @@ def _is_agents(name: str) -> bool:
 
 
 _AGENT = "gitops-mcp"
-"""What ``install`` calls an agent's account; more follows where there are several agents."""
+"""What ``install`` calls an agent's account; more follows where there are several agents. Others
+may live anywhere, so such a name is closed in all namespaces, unless it is written out."""
 
 _SECRET_FIELDS = ("secretKeyRef", "secretRef", "secret", "nodePublishSecretRef")
 """Fields that refer to a Secret, wherever they are in a spec."""
 
 
-def _secrets(key: ServerKey, spec: JsonObject, policy: Policy) -> Iterator[Finding]:
+def secrets(key: ServerKey, spec: Mapping[str, Any], policy: Policy) -> Iterator[Finding]:
+    """References to the agent's Secrets."""
     if key.namespace not in policy.own_namespaces or not policy.own_secrets:
         return
     for path in _references(spec, ("spec",), policy.own_secrets):
@@ -102,7 +107,9 @@ def _references(value: Any, path: Path, names: Collection[str]) -> Iterator[Path
             yield from _references(child, (*path, field), names)
 
 
-def _drain_url(key: ServerKey, spec: JsonObject, policy: Policy) -> Iterator[Finding]:
+def drain_url(key: ServerKey, spec: Mapping[str, Any], policy: Policy) -> Iterator[Finding]:
+    """An address that the agent is to ask and the operator does not allow. Also asked right before
+    a request, since a live MCPServer may say anything."""
     url = (spec.get("drain") or {}).get("url")
     if not url:
         return

@@ -14,6 +14,7 @@ from gitops_mcp.model import (
     Facts,
     Handshake,
     JsonObject,
+    Policy,
     ProbeResult,
     Revision,
     SecretHeader,
@@ -176,11 +177,31 @@ def test_sessions_are_counted_by_a_gauge_of_each_pod_or_at_one_address() -> None
         "http://127.0.0.7:9090/metrics",
         "http://[::1]:9090/metrics",
     ]
-    url = {"drain": {"url": "http://127.0.0.1:1/left"}}
+    url = {"drain": {"url": "http://left.ai.svc/web"}}
     inquiry = inquiries.sessions(facts(spec=url), CONTEXT)
     assert inquiry is not None
-    assert inquiry.targets == (("", "http://127.0.0.1:1/left"),)
+    assert inquiry.targets == (("", "http://left.ai.svc/web"),)
     assert inquiries.sessions(facts(pod()), CONTEXT) is None
+
+
+@pytest.mark.parametrize(
+    "url", ["http://left.other.svc/", "http://10.96.0.1/", "http://127.0.0.1:1/", "http://[::1"]
+)
+def test_a_live_server_cannot_send_us_where_a_manifest_cannot(url: str) -> None:
+    """Refused, it gets no pods; but deleted, it is shut down all the same."""
+    server = facts(spec={"drain": {"url": url}})
+    assert inquiries.sessions(server, CONTEXT) is None
+    allowing = replace(CONTEXT, policy=Policy(drain_hosts=("*",)))
+    allowed = url in ("http://left.other.svc/", "http://10.96.0.1/", "http://127.0.0.1:1/")
+    assert (inquiries.sessions(server, allowing) is not None) == allowed
+
+
+def test_no_header_comes_from_a_secret_of_the_agent() -> None:
+    headers = [{"name": "Authorization", "secretKeyRef": {"name": "fleet", "key": "password"}}]
+    server = facts(pod(), spec={"health": {"headersFrom": headers}})
+    assert inquiries.handshake(server, CONTEXT)[0] is not None
+    own = Policy(own_namespaces=frozenset({"ai"}), own_secrets=frozenset({"fleet"}))
+    assert inquiries.handshake(server, replace(CONTEXT, policy=own)) == (None, None)
 
 
 def test_sessions_are_not_counted_more_often_than_every_two_seconds() -> None:
