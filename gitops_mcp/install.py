@@ -13,7 +13,18 @@ from dataclasses import dataclass
 
 from gitops_mcp import crd, serverschema
 from gitops_mcp.errors import UsageError
-from gitops_mcp.model import AGENT_NAMESPACE, CRD_NAME, GROUP, PLURAL, VERSION, JsonObject
+from gitops_mcp.model import (
+    AGENT_NAMESPACE,
+    ANNOTATION_FILE,
+    CRD_NAME,
+    FIELD_MANAGER,
+    FINALIZER,
+    GROUP,
+    LABEL_SOURCE,
+    PLURAL,
+    VERSION,
+    JsonObject,
+)
 
 NAMESPACE = AGENT_NAMESPACE
 """Where the agent lives, unless it is told otherwise."""
@@ -42,6 +53,9 @@ COLLECTORS = (
 _RBAC = "rbac.authorization.k8s.io"
 _ADMISSION = "admissionregistration.k8s.io/v1"
 _POLICY = f"no-foreground-deletion.{GROUP}"
+_OWNERSHIP = f"ownership.{GROUP}"
+SYNC = "sync"
+"""The verb on MCPServers that no request bears: it lets write what says whose a server is."""
 _LONGEST_NAME = 63
 
 
@@ -90,6 +104,7 @@ def objects(wanted: Installation) -> list[JsonObject]:
         *_rights(wanted),
         *_people(),
         *_policy(wanted),
+        *_ownership(wanted),
         *_service(wanted),
         _deployment(wanted),
     ]
@@ -139,6 +154,7 @@ def server_rules(wanted: Installation) -> list[JsonObject]:
         namespaces += ["create", "patch"]
     rules = [
         _rule(GROUP, PLURAL, *children),
+        _rule(GROUP, PLURAL, SYNC),
         _rule(GROUP, f"{PLURAL}/status", "patch"),
         # Asked for by OwnerReferencesPermissionEnforcement: our references block their owner.
         _rule(GROUP, f"{PLURAL}/finalizers", "update"),
@@ -254,12 +270,91 @@ def _policy(wanted: Installation) -> Iterator[JsonObject]:
             ],
         },
     }
-    spec: JsonObject = {"policyName": _POLICY, "validationActions": ["Deny"]}
+    yield _binding(wanted, _POLICY, wanted.name)
+
+
+def _ownership(wanted: Installation) -> Iterator[JsonObject]:
+    """Against a server that is made to look like git's, or no longer so: what says whose it is may
+    be written by those alone who have the verb ``sync``, as the agents and cluster admins do."""
+    permission = f"authorizer.group('{GROUP}').resource('{PLURAL}').namespace(request.namespace)"
+    hint = f"needs the permission '{SYNC}' on {PLURAL}.{GROUP}"
+    same = {
+        f"the label {LABEL_SOURCE}": _value("labels", LABEL_SOURCE),
+        f"the annotation {ANNOTATION_FILE}": _value("annotations", ANNOTATION_FILE),
+        f"the finalizer {FINALIZER}": (
+            "has({0}.metadata.finalizers) && "
+            f"{{0}}.metadata.finalizers.exists(one, one == '{FINALIZER}') ? 'held' : ''"
+        ),
+    }
+    ours = f"entry.manager == '{FIELD_MANAGER}' && entry.operation == 'Apply'"
+    entries = "has({0}.metadata.managedFields) ? {0}.metadata.managedFields.filter(entry, "
+    entries += f"{ours}).size() : 0"
+    rules = {
+        f"{_of('object', value)} == {_of('oldObject', value)}": what for what, value in same.items()
+    }
+    rules["!has(request.subResource) || request.subResource != 'status'"] = (
+        "the status of an MCPServer"
+    )
+    rules[
+        f"!has(request.options) || !has(request.options.fieldManager) || request.options.fieldManager != '{FIELD_MANAGER}'"
+    ] = f"the field manager {FIELD_MANAGER}"
+    before = f"(oldObject == null ? 0 : ({entries.format('oldObject')}))"
+    rules[f"({entries.format('object')}) <= {before}"] = f"an Apply entry of {FIELD_MANAGER}"
+    yield {
+        "apiVersion": _ADMISSION,
+        "kind": "ValidatingAdmissionPolicy",
+        "metadata": {"name": _OWNERSHIP, "labels": {LABEL_APP: APP}},
+        "spec": {
+            "failurePolicy": "Fail",
+            "matchConstraints": {
+                "resourceRules": [
+                    {
+                        "apiGroups": [GROUP],
+                        "apiVersions": [VERSION],
+                        "operations": ["CREATE", "UPDATE"],
+                        "resources": [PLURAL, f"{PLURAL}/status"],
+                        "scope": "Namespaced",
+                    }
+                ]
+            },
+            "matchConditions": [
+                {
+                    "name": "not-who-may-sync",
+                    "expression": f"!{permission}.check('{SYNC}').allowed()",
+                }
+            ],
+            "validations": [
+                {
+                    "expression": expression,
+                    "message": f"gitops-mcp writes {what}: to do so {hint}",
+                    "reason": "Forbidden",
+                }
+                for expression, what in rules.items()
+            ],
+        },
+    }
+    yield _binding(wanted, _OWNERSHIP, f"{wanted.name}-ownership")
+
+
+def _value(part: str, key: str) -> str:
+    """The CEL expression for a label or annotation of ``{0}``; '' where there is none."""
+    place = f"{{0}}.metadata.{part}"
+    return f"has({place}) && '{key}' in {place} ? {place}['{key}'] : ''"
+
+
+def _of(name: str, value: str) -> str:
+    """The CEL value of ``object`` or ``oldObject``; that of an object that is not there is ''."""
+    expression = f"({value.format(name)})"
+    return f"(oldObject == null ? '' : {expression})" if name == "oldObject" else expression
+
+
+def _binding(wanted: Installation, policy: str, name: str) -> JsonObject:
+    spec: JsonObject = {"policyName": policy, "validationActions": ["Deny"]}
     if wanted.watch_namespace:
         where = {"kubernetes.io/metadata.name": wanted.watch_namespace}
         spec["matchResources"] = {"namespaceSelector": {"matchLabels": where}}
-    binding = _object(_ADMISSION, "ValidatingAdmissionPolicyBinding", wanted)
-    yield binding | {"spec": spec}
+    binding = _object(_ADMISSION, "ValidatingAdmissionPolicyBinding", wanted, name=name)
+    return binding | {"spec": spec}
 
 
 # --- the agent --------------------------------------------------------------------------------

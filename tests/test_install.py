@@ -94,6 +94,8 @@ def test_everything_an_agent_needs_comes_in_an_order_that_works() -> None:
         "ClusterRole",
         "ValidatingAdmissionPolicy",
         "ValidatingAdmissionPolicyBinding",
+        "ValidatingAdmissionPolicy",
+        "ValidatingAdmissionPolicyBinding",
         "Deployment",
     ]
     assert json.loads(json.dumps(objects)) == objects
@@ -115,10 +117,12 @@ def test_an_agent_of_one_namespace_has_no_right_outside_of_it() -> None:
     }
     assert where.pop("leases") == "gitops-mcp"
     assert set(where.values()) == {"team-a"}
-    binding = next(b for b in objects if b["kind"] == "ValidatingAdmissionPolicyBinding")
-    assert binding["spec"]["matchResources"]["namespaceSelector"] == {
-        "matchLabels": {"kubernetes.io/metadata.name": "team-a"}
-    }
+    bindings = [b for b in objects if b["kind"] == "ValidatingAdmissionPolicyBinding"]
+    assert len(bindings) == 2
+    for binding in bindings:
+        assert binding["spec"]["matchResources"]["namespaceSelector"] == {
+            "matchLabels": {"kubernetes.io/metadata.name": "team-a"}
+        }
 
 
 def test_an_agent_may_look_at_the_leases_of_all_that_stand_for_kubectl(

@@ -24,14 +24,23 @@ from stories.test_stories_outside import mcp_server
 from gitops_mcp import install
 from gitops_mcp.install import Installation
 from gitops_mcp.kube import Cluster
-from gitops_mcp.model import API_VERSION, FINALIZER, KIND, JsonObject, ObjectRef
+from gitops_mcp.model import (
+    ANNOTATION_FILE,
+    ANNOTATION_RECONCILE,
+    API_VERSION,
+    FINALIZER,
+    KIND,
+    LABEL_SOURCE,
+    JsonObject,
+    ObjectRef,
+)
 
 
 @pytest.fixture(scope="module")
 def plane() -> Iterator[rig.Plane]:
     try:
         started = rig.Plane(
-            users=("ci", "robot"),
+            users=("ci", "robot", "tenant"),
             # A pod that a handshake asks has a loopback address, from its first moment on.
             arguments={"kwok": ["--cidr=127.77.0.1/16"]},
         )
@@ -245,6 +254,8 @@ def test_the_printed_rights_are_enough_and_none_is_idle(
     used |= {("create", r.resource) for r in requests if r.verb == "patch" and r.code == 201}
     # Only the admission plugin asks for this one, and without it nothing could be created.
     used |= {("update", "mcpservers/finalizers")}
+    # And this one is what the policy asks the authorizer for.
+    used |= {(install.SYNC, "mcpservers")}
     idle = one.rules() - used
     assert idle == set()
     if one.wanted.watch_namespace:
@@ -357,6 +368,78 @@ def test_foreground_deletion_is_refused_and_every_other_is_not(
         assert (ended.returncode, ended.stderr) == (0, "")
     hand.apply(server("web", namespace), manager="kubectl")
     assert plane.request("DELETE", collection)[0] == 200
+
+
+MERGE = "application/merge-patch+json"
+
+
+def test_what_says_whose_a_server_is_may_be_written_by_who_may_sync(
+    plane: rig.Plane, kubectl: Kubectl, gitops: Run
+) -> None:
+    one = installed(plane, kubectl, gitops)
+    namespace = plane.namespace()
+    verbs = ["get", "create", "update", "patch", "delete"]
+    servers = ["mcpservers", "mcpservers/status", "mcpservers/scale"]
+    rules = [{"apiGroups": ["mcp.example.com"], "resources": servers, "verbs": verbs}]
+    plane.grant("tenant", rules, namespace=namespace)
+    collection = f"/apis/{API_VERSION}/namespaces/{namespace}/mcpservers"
+    web = f"{collection}/web"
+
+    def refused(answer: tuple[int, Any], what: str) -> None:
+        assert (answer[0], what in str(answer[1])) == (403, True), str(answer[1]["message"])
+        assert "'sync'" in answer[1]["message"]
+
+    def patch(body: object, path: str = web, user: str = "tenant", query: str = "") -> Any:
+        target = f"{path}?fieldManager=kubectl-edit{query}"
+        return plane.request("PATCH", target, body, content_type=MERGE, user=user)
+
+    def create(name: str, user: str = "tenant", query: str = "", **metadata: Any) -> Any:
+        body = server(name, namespace, **metadata)
+        return plane.request("POST", f"{collection}{query}", body, user=user)
+
+    until(lambda: create("probe", labels={LABEL_SOURCE: "x"})[0] == 403, "the policy to hold")
+    refused(create("a", labels={LABEL_SOURCE: "default"}), LABEL_SOURCE)
+    refused(create("a", annotations={ANNOTATION_FILE: "a.yaml"}), ANNOTATION_FILE)
+    refused(create("a", finalizers=[FINALIZER]), FINALIZER)
+    refused(create("a", query="?fieldManager=gitops-mcp"), "field manager gitops-mcp")
+    apply = f"{collection}/a?fieldManager=gitops-mcp&force=true"
+    body = server("a", namespace)
+    kind = "application/apply-patch+yaml"
+    applied = plane.request("PATCH", apply, body, content_type=kind, user="tenant")
+    refused(applied, "field manager gitops-mcp")
+    forged = {"manager": "gitops-mcp", "operation": "Apply", "apiVersion": API_VERSION}
+    tree: JsonObject = {"f:spec": {"f:image": {}}}
+    entry = forged | {"fieldsType": "FieldsV1", "fieldsV1": tree, "time": "2026-01-01T00:00:00Z"}
+
+    assert create("web")[0] == 201, "their own servers are nobody else's business"
+    refused(patch({"metadata": {"labels": {LABEL_SOURCE: "default"}}}), LABEL_SOURCE)
+    refused(patch({"metadata": {"managedFields": [entry]}}), "an Apply entry of gitops-mcp")
+    state = {"step": "Deleting", "startedAt": "2026-01-01T00:00:00Z"}
+    state["deadline"] = "2026-01-01T00:01:00Z"
+    refused(patch({"status": {"shutdown": state}}, f"{web}/status"), "the status")
+
+    ours = f"{web}?fieldManager=gitops-mcp&force=true"
+    body = server("web", namespace, labels={LABEL_SOURCE: "default"}, finalizers=[FINALIZER])
+    account = one.user
+    headers = {"Impersonate-User": account}
+    done = plane.request("PATCH", ours, body, content_type=kind, headers=headers)
+    assert done[0] == 200, done
+    phase = {"status": {"phase": "Ready"}}
+    done = plane.request("PATCH", f"{web}/status", phase, content_type=MERGE, headers=headers)
+    assert done[0] == 200, done
+    refused(patch({"metadata": {"labels": {LABEL_SOURCE: "x"}}}), LABEL_SOURCE)
+    refused(patch({"metadata": {"labels": {LABEL_SOURCE: None}}}), LABEL_SOURCE)
+    refused(patch({"metadata": {"finalizers": None}}), FINALIZER)
+
+    for mine in (
+        patch({"spec": {"image": "example.com/web:2"}}),
+        patch({"metadata": {"labels": {"team": "a"}, "annotations": {ANNOTATION_RECONCILE: "1"}}}),
+        patch({"spec": {"replicas": 2}}, f"{web}/scale"),
+        patch({"metadata": {"labels": {LABEL_SOURCE: None}}}, user="admin"),
+        patch({"metadata": {"finalizers": None}}, user="admin"),
+        plane.request("DELETE", web, user="tenant"),
+    ):
+        assert mine[0] == 200, mine
 
 
 # --- uninstall --------------------------------------------------------------------------------
