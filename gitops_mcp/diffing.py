@@ -412,6 +412,9 @@ class _Shape:
     """People may add to it as controllers may."""
     kept: bool = False
     """Not git's where git leaves it out, whoever wrote it."""
+    only_with: tuple[str, str] | None = None
+    """A field beside it and its value, without which the API refuses this one: it goes with that
+    value, whoever wrote it."""
 
     @property
     def nothing(self) -> Any:
@@ -608,6 +611,9 @@ _SHAPES: Mapping[str, _Shape] = {
                     "minReadySeconds": _ZERO,
                     "paused": _ZERO,
                     "selector": _LABEL_SELECTOR,
+                    "strategy": _Shape(
+                        children={"rollingUpdate": _Shape(only_with=("type", "RollingUpdate"))}
+                    ),
                     "template": _Shape(children={"metadata": _METADATA, "spec": _POD}),
                 }
             ),
@@ -618,6 +624,7 @@ _SHAPES: Mapping[str, _Shape] = {
             "metadata": _METADATA,
             "spec": _Shape(
                 children={
+                    "loadBalancerSourceRanges": _Shape(only_with=("type", "LoadBalancer")),
                     "ports": _keyed(
                         "port", "protocol", exclusive=True, children={"protocol": _PROTOCOL}
                     ),
@@ -750,6 +757,11 @@ class _Walk:
                     before[name] = one
                 continue
             if _empty(wanted, inner) and (_empty(stored, inner) or name in shape.identity):
+                continue
+            if wanted is None and _clashes(inner, desired, below):
+                place = at.key(name, desired, live)
+                self.seize.append(place.fields)
+                before[name] = self.changed(stored, None, place, below)[0]
                 continue
             one, two = self.both(wanted, stored, inner, at.key(name, desired, live), below)
             if one is not None:
@@ -887,11 +899,19 @@ def _same_map(desired: JsonObject, live: JsonObject, shape: _Shape, owners: _Own
         inner = shape.child(name)
         if not below or (_empty(live[name], inner) or name in shape.identity):
             continue
-        if inner.exclusive:
+        if inner.exclusive or _clashes(inner, desired, below):
             return False
         if not _stays(live[name], inner, below):
             return False
     return True
+
+
+def _clashes(shape: _Shape, beside: JsonObject, owners: _Owners) -> bool:
+    """Would the API refuse what others have put there, next to what we want ``beside`` it?"""
+    if shape.only_with is None or all(owner is _Owner.OURS for owner, _ in owners):
+        return False
+    name, value = shape.only_with
+    return beside.get(name) not in (None, value)
 
 
 def _same_items(

@@ -295,9 +295,10 @@ def _ownership(wanted: Installation) -> Iterator[JsonObject]:
     rules["!has(request.subResource) || request.subResource != 'status'"] = (
         "the status of an MCPServer"
     )
-    rules[
-        f"!has(request.options) || !has(request.options.fieldManager) || request.options.fieldManager != '{FIELD_MANAGER}'"
-    ] = f"the field manager {FIELD_MANAGER}"
+    manager = "request.options.fieldManager"
+    rules[f"!has(request.options) || !has({manager}) || {manager} != '{FIELD_MANAGER}'"] = (
+        f"the field manager {FIELD_MANAGER}"
+    )
     before = f"(oldObject == null ? 0 : ({entries.format('oldObject')}))"
     rules[f"({entries.format('object')}) <= {before}"] = f"an Apply entry of {FIELD_MANAGER}"
     yield {

@@ -632,7 +632,10 @@ def _cr_body(
     if _carries_replicas(facts) and not (live is not None and _suspended(facts)):
         live_replicas = (live or {}).get("spec", {}).get("replicas")
         if facts.desired is not None or live_replicas is None or _owns_replicas(live):
-            spec["replicas"] = 1 if live_replicas is None else live_replicas
+            spec["replicas"] = _at_most(
+                1 if live_replicas is None else live_replicas,
+                facts.desired.spec if facts.desired is not None else (live or {}).get("spec") or {},
+            )
     metadata = dict(body["metadata"])
     metadata.pop("finalizers", None)
     if context.finalizer or FINALIZER in ((live or {}).get("metadata", {}).get("finalizers") or ()):
@@ -650,6 +653,12 @@ def _cr_body(
 def _carries_replicas(facts: Facts) -> bool:
     """Are the CR's replicas somebody else's than git's, so that we write the live value?"""
     return facts.desired is None or facts.desired.spec.get("replicas") is None
+
+
+def _at_most(replicas: int, spec: Mapping[str, Any]) -> int:
+    """The replicas that somebody else set, as far as the transport takes them."""
+    limit = transports.of_spec(spec).max_replicas
+    return replicas if limit is None else min(replicas, limit)
 
 
 def _owns_replicas(cr: JsonObject | None) -> bool:
@@ -850,7 +859,7 @@ def _child_actions(
             later.append(str(ObjectRef.of(live)))
             continue
         if external and kind == "Deployment":
-            replicas = (live or cr).get("spec", {}).get("replicas", 1)
+            replicas = _at_most((live or cr).get("spec", {}).get("replicas", 1), cr["spec"])
             body = {**body, "spec": {**body["spec"], "replicas": replicas}}
         if live is not None and kind == "Deployment" and pausing.paused(live):
             held = live["spec"].get("minReadySeconds", 0)  # until the pause is over
@@ -1191,7 +1200,9 @@ def _shutdown_step(facts: Facts, context: Context) -> Decision:
     facts = _without_strangers(facts, recreate=recreate)
     progress = shutdown.advance(facts)
     deadline = shutdown.deadline_of(progress.state)
-    synced = Condition("Synced", "False", "RolloutInProgress", "shutting down")
+    late = deadline is not None and facts.now >= deadline and progress.waiting
+    message = f"shutting down; late, waiting for {progress.waiting}" if late else "shutting down"
+    synced = Condition("Synced", "False", "RolloutInProgress", message)
     action, later = _status_write(facts, context, synced, state=progress.state)
     result: Result = "ok" if progress.state.get("recreate") or not progress.state else "pruned"
     if progress.actions and not (progress.persist and (action or later)):

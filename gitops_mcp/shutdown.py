@@ -289,11 +289,19 @@ def _delete(facts: Facts, cr: JsonObject, state: JsonObject) -> Progress:
     if standing:
         return Progress(state, tuple(_deletion(child, "delete") for child in standing))
     if facts.children:
-        names = ", ".join(sorted(str(ObjectRef.of(child)) for child in facts.children.values()))
-        return Progress(state, waiting=f"{names} to go")
+        names = ", ".join(sorted(map(_going, facts.children.values())))
+        deadline = _parse(state["deadline"])
+        look = deadline if deadline is not None and facts.now < deadline else None
+        return Progress(state, look_again=look, waiting=f"{names} to go")
     if recreate:
         return Progress({})
     return Progress(state, (release(cr),))
+
+
+def _going(child: JsonObject) -> str:
+    """``service/web``, and which finalizers hold it."""
+    held = ", ".join(child["metadata"].get("finalizers") or ())
+    return f"{ObjectRef.of(child)} (held by {held})" if held else str(ObjectRef.of(child))
 
 
 def release(cr: JsonObject) -> Action:

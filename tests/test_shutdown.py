@@ -117,6 +117,16 @@ def test_a_deployment_that_stops_is_watched_also_where_it_was_adopted(
     assert ("labels" in action.body["metadata"]) is (labels.get(LABEL_MANAGED_BY) != "gitops-mcp")
 
 
+def test_what_holds_a_child_is_named() -> None:
+    has = {"deleted": True, "state": {"step": "Deleting"}, "service": "withdrawn", "pods": 0}
+    given = facts(has | {"going": True}, 60)
+    held = ["service.kubernetes.io/load-balancer-cleanup"]
+    given.children["Service"]["metadata"]["finalizers"] = held
+    progress = shutdown.advance(given)
+    assert progress.waiting == f"service/web (held by {held[0]}) to go"
+    assert progress.look_again == START + timedelta(seconds=80)
+
+
 # --- a status that anybody may have written ---------------------------------------------------
 
 NOBODYS: dict[str, JsonObject] = {

@@ -462,6 +462,35 @@ def test_a_child_that_appears_in_between_is_not_overwritten(story: Story) -> Non
     assert story.get("Service")["spec"]["selector"] == {"app": "theirs"}
 
 
+# --- fields that the API refuses beside ours --------------------------------------------------
+
+
+def test_what_another_controller_set_for_a_type_goes_with_that_type(story: Story) -> None:
+    story.created(service={"type": "LoadBalancer"}, replicas=None)
+    ranges = {"spec": {"loadBalancerSourceRanges": ["10.0.0.0/8"]}}
+    story.patch("Service", ranges, manager="cloud-controller")
+    surge = {"spec": {"strategy": {"rollingUpdate": {"maxSurge": 2, "maxUnavailable": 0}}}}
+    story.patch("Deployment", surge, manager="tuner")
+    story.scale(KIND, 3)
+    story.sync()
+    assert story.get("Service")["spec"]["loadBalancerSourceRanges"] == ["10.0.0.0/8"]
+    story.put("web")
+    assert story.sync(check=True) == {"web": "changed"}
+    assert story.sync() == {"web": "changed"}
+    assert "/spec/loadBalancerSourceRanges" in story.told()["Service"]
+    service = story.get("Service")["spec"]
+    assert service["type"] == "ClusterIP"
+    assert "loadBalancerSourceRanges" not in service
+    story.until(story.settled)
+
+    story.put("web", transport="stdio")
+    assert story.sync() == {"web": "changed"}
+    deployment = story.get("Deployment")["spec"]
+    assert deployment["strategy"] == {"type": "Recreate"}
+    assert deployment["replicas"] == story.get(KIND)["spec"]["replicas"] == 1
+    story.until(story.settled)
+
+
 # --- one writer -------------------------------------------------------------------------------
 
 
