@@ -26,7 +26,7 @@ from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.base import BaseTrigger
 
-from gitops_mcp import leadership, manifests, masking, pipeline, probes, webhook
+from gitops_mcp import leadership, manifests, masking, pipeline, probes, watches, webhook
 from gitops_mcp.controller import Controller, Leads, Listener
 from gitops_mcp.endpoints import Endpoints
 from gitops_mcp.engine import place_of, utc_now
@@ -40,6 +40,7 @@ from gitops_mcp.metrics import Gauges, Metrics
 from gitops_mcp.model import Problem
 from gitops_mcp.options import SourceOptions
 from gitops_mcp.pipeline import Source, Wishes
+from gitops_mcp.record import Books
 from gitops_mcp.recorder import Recorder
 from gitops_mcp.view import View
 from gitops_mcp.watches import Place, Versions, Watches
@@ -244,6 +245,8 @@ class Agent:
         say: Say = lambda _: None,
         mended: Callable[[str, Collection[str]], None] = lambda *_: None,
         adopted: Callable[[str, Sequence[Problem]], None] = lambda *_: None,
+        notes: str | None = None,
+        recorded: bool = True,
         listeners: Sequence[Listener] = (),
     ) -> None:
         self._options = options
@@ -262,7 +265,7 @@ class Agent:
         self._ahead = _ahead()
         """Of the wall clock to the monotonic one, when we last looked."""
         self._journal = Journal(
-            repository.notes(options.cluster),
+            repository.notes(options.cluster, wanted=lambda: pipeline.notes_wanted(cluster, notes)),
             cluster=options.cluster,
             source=source.source_id,
             clock=utc_now,
@@ -271,6 +274,7 @@ class Agent:
         )
         self._cache = cache
         self._view = View()
+        self._sees: Callable[[str], bool] = lambda _: False
         self._watches: Watches | None = None
         self._ended = threading.Event()
         self._crash: BaseException | None = None
@@ -305,6 +309,16 @@ class Agent:
         )
         # Who sees but a part of the cluster would keep whoever sees all of it from the rest.
         area = leadership.area_of(wishes.watch_namespace, options.limit)
+        self._books: Books | None = None
+        if recorded:
+            self._books = pipeline.books(
+                cluster,
+                source.source_id,
+                where,
+                area=area,
+                take_over=take_over,
+                may_write=lambda: self._leader.holds,
+            )
         own, all_of_it = (
             leadership.source_lease(
                 cluster, where, leadership.CLUSTER_SOURCE, "agent", area=narrowed
@@ -338,6 +352,9 @@ class Agent:
             settled=self._settled,
             complete=lambda: self._view.complete,
             ask=probes.asking(lambda: cluster.is_sandbox),
+            books=self._books,
+            last=lambda: self._leader.revision,
+            sees=lambda namespace: self._sees(namespace),
             warn=warn,
         )
         self._pokes = Pace(POKES)
@@ -361,6 +378,7 @@ class Agent:
             raise self._crash
 
     def _keep(self, versions: Versions) -> None:
+        self._sees = watches.covers(versions)
         self._watches = Watches(
             self._cluster, self._view, versions, heard=self._heard, crashed=self._workers.crash
         )
@@ -399,6 +417,8 @@ class Agent:
         wait = Transient.first_retry
         while True:
             try:
+                if self._books is not None:
+                    self._books.check(self._source.identity)
                 return pipeline.survey(
                     self._cluster, self._view, self._source, self._wishes, warn=self._warn
                 )

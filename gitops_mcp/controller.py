@@ -13,22 +13,26 @@ import random
 import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
-from gitops_mcp import manifests, planning, probes
+from gitops_mcp import manifests, pipeline, planning, probes
 from gitops_mcp.engine import Aim, Ask, Engine, Kube, utc_now
-from gitops_mcp.errors import LeaseLost
+from gitops_mcp.errors import GitOpsError, LeaseLost
 from gitops_mcp.fleet import Look
 from gitops_mcp.guard import PruneGuard
 from gitops_mcp.model import Context, Decision, Inquiry, ServerKey, Worked
 from gitops_mcp.pipeline import Source, Wishes
+from gitops_mcp.record import Books
 from gitops_mcp.rollout import Rollout
 from gitops_mcp.view import View
 
 Listener = Callable[[Worked], None]
 """Told of each look. Quick: it is called by whoever looks."""
 
+RECORD_RETRY = timedelta(seconds=2)
+"""Between two attempts to read or write the source's record."""
+_NEVER = datetime.min.replace(tzinfo=UTC)
 _log = logging.getLogger(__name__)
 
 
@@ -50,6 +54,10 @@ class Controller:
     ``wake`` is called with the servers that are to be looked at, ``settled`` once every server of
     a commit has been looked at since it was adopted. Thread-safe, but for ``look``, which must not
     be called twice for one server at a time.
+
+    ``books`` are the source's record: nothing of the source is changed before its servers are in
+    it. ``last`` tells the commit that was enforced last where there is no record, ``sees`` whether
+    the view holds a namespace.
     """
 
     def __init__(
@@ -63,6 +71,9 @@ class Controller:
         listeners: Sequence[Listener] = (),
         settled: Callable[[Source], None] = lambda _: None,
         complete: Callable[[], bool] = lambda: True,
+        books: Books | None = None,
+        last: Callable[[], str] = lambda: "",
+        sees: Callable[[str], bool] = lambda _: True,
         ask: Ask = probes.ask,
         warn: Callable[[str], None] = lambda _: None,
         clock: Callable[[], datetime] = utc_now,
@@ -76,6 +87,16 @@ class Controller:
         self._listeners = listeners
         self._settled = settled
         self._complete = complete
+        self._books = books or Books(None, clock=clock)
+        self._last = last
+        self._sees = sees
+        self._ahead: Source | None = None
+        """What the source's record holds the servers of."""
+        self._owed: Source | None = None
+        """What was looked at to its end, and is not recorded as enforced."""
+        self._asked = _NEVER
+        """When the record was last asked for in vain."""
+        self._trouble = ""
         self._ask = ask
         self._warn = warn
         self._clock = clock
@@ -87,12 +108,11 @@ class Controller:
         self._rollout: Rollout | None = None
         self._aim: Aim | None = None
         self._adopting = threading.Lock()
+        self._recording = threading.Lock()
         self._open: set[ServerKey] = set()
         """Servers of the adopted commit that have not been looked at since."""
         self._aimed: Source | None = None
         """What looks that begin now are for: ``source``, once it is adopted to the end."""
-        self._spent = ""
-        """The last commit of this term that was synced: what it allowed to prune is spent."""
         self.synced = ""
         """The last commit that every server was looked at for."""
         self.source: Source | None = None
@@ -102,25 +122,23 @@ class Controller:
 
     def adopt(self, source: Source) -> None:
         """Work towards another commit from now on; only what it changes is looked at anew. Raises
-        UsageError where a template is wrong: then nothing has changed."""
+        UsageError where a template is wrong, KubeError where the record of a leader cannot be
+        written: then nothing has changed."""
         _ = source.renderer
+        if self._leads(False) and self._books.is_open:
+            self._write_ahead(source)
         with self._adopting:
             changed = self._take(source)
         self._wake(*sorted(changed))
         self._looked(None, source)
+        self._enforced(None)
 
     def _take(self, source: Source) -> set[ServerKey]:
         """Aim at it; the servers that have to be looked at."""
         former, self.source = self.source, source
         context = self._context = source.context(self._wishes)
         released = self._guard.held if self._guard is not None else frozenset()
-        guard = self._guard = PruneGuard(
-            self._view,
-            context,
-            source.loaded,
-            selects=source.limit.selects,
-            allowed=partial(self._allowance, source),
-        )
+        guard = self._guard = self._guarding(source, context)
         changed = self._changed(former, source) if former is not None else self.servers()
         before = self._rollout
         if before is not None:
@@ -132,6 +150,7 @@ class Controller:
             context,
             prune=guard.prune,
             recreate=guard.recreate,
+            strange=guard.strange,
             rollout=self._rollout,
         )
         if self._engine is None:
@@ -139,21 +158,42 @@ class Controller:
         else:
             changed = {*changed, *self._engine.aim(aim), *released}
         with self._lock:
-            self._aimed = source
+            self._aimed = self._owed = source
             self._open = set(filter(self.concerns, self._open | changed))
             return set(self._open)
+
+    def _guarding(self, source: Source, context: Context) -> PruneGuard:
+        return PruneGuard(
+            self._view,
+            context,
+            source.loaded,
+            self._books,
+            selects=source.limit.selects,
+            allowed=partial(self._allowance, source),
+            unknown=partial(source.astray, self._books),
+        )
 
     def lead(self) -> None:
         """We lead now, or lead more: go on in the batches that the cluster tells, as whoever led
         before us may have come further than we heard. They have told of what went: the end of a
         server whose prune we had begun ourselves is no news. Then all are to be looked at."""
         with self._adopting:
-            self._spent = ""  # the notes know what was synced since we led last
+            # Whoever led since wrote the record, and released what the guard held.
+            self._books.close()
+            self._ahead, self._asked = None, _NEVER
             source, engine, aim = self.source, self._engine, self._aim
             if source is None or engine is None or aim is None:
                 return
+            self._owed = source
             self._rollout = self._batches(source, aim.context, self.servers())
-            self._aim = replace(aim, rollout=self._rollout)
+            guard = self._guard = self._guarding(source, aim.context)
+            self._aim = replace(
+                aim,
+                prune=guard.prune,
+                recreate=guard.recreate,
+                strange=guard.strange,
+                rollout=self._rollout,
+            )
             engine.aim(self._aim)
             for key in set(engine.known()) - self.servers():
                 if self._view.resource(key) is None:
@@ -200,8 +240,13 @@ class Controller:
         return set(manifests.changed(old, new))
 
     def _allowance(self, source: Source, count: int, under_way: int) -> planning.Allowance | None:
+        record = self._books.record
         return source.allowance(
-            count, under_way, given=self._wishes.allow_prune, since=self._spent, warn=self._warn
+            count,
+            under_way,
+            given=self._wishes.allow_prune,
+            since=record.spent or record.commit,
+            warn=self._warn,
         )
 
     def servers(self) -> set[ServerKey]:
@@ -255,11 +300,13 @@ class Controller:
         kubectls = self._is_kubectls(key, source)
         if not self.concerns(key) and not engine.knows(key):
             self._looked(key, aimed)
-            return Look()
+            return Look() if self._enforced(key) else Look(self._clock() + RECORD_RETRY)
         if not self._leads(kubectls):
             if kubectls:  # somebody else's, who may lead these for ever
                 self._looked(key, aimed)
             return Look()  # all are looked at once we lead
+        if not kubectls and not self._is_recorded(source):
+            return Look(self._clock() + RECORD_RETRY)
         began = self._clock()
         server, cr = source.loaded.servers.get(key), self._view.live(key).cr
         drift = key not in self._open and planning.is_applied(server, cr)
@@ -275,7 +322,8 @@ class Controller:
         if not self.concerns(key):
             engine.forget(key)
         self._looked(key, aimed)
-        times = filter(None, (decision.look_again, failure.retry_at if failure else None))
+        later = None if self._enforced(key) else self._clock() + RECORD_RETRY
+        times = filter(None, (decision.look_again, failure.retry_at if failure else None, later))
         return Look(min(times, default=None), decision.inquiry)
 
     def ask(self, key: ServerKey, inquiry: Inquiry) -> None:
@@ -340,5 +388,65 @@ class Controller:
                 self._open.discard(key)
             if self._open or self.synced == str(source.snapshot.revision):
                 return
-            self.synced = self._spent = str(source.snapshot.revision)
+            self.synced = str(source.snapshot.revision)
         self._settled(source)
+
+    # --- the record ---
+
+    def _is_recorded(self, source: Source) -> bool:
+        """May servers of the source be changed: is its record known, and does it hold them?"""
+        if self._ahead is source and self._books.is_open:
+            return True
+        with self._recording:
+            now = self._clock()
+            if self._ahead is source and self._books.is_open:
+                return True
+            if self._asked <= now < self._asked + RECORD_RETRY:
+                return False
+            try:
+                self._books.open(
+                    source.identity,
+                    revision=self._last(),
+                    live=partial(pipeline.ours, self._view, source.source_id),
+                )
+                self._write_ahead(source)
+            except GitOpsError as error:
+                self._asked = now
+                self._tell_trouble(error)
+                return False
+            self._trouble = ""
+            return True
+
+    def _write_ahead(self, source: Source) -> None:
+        self._books.ahead(source.held(self._wishes))
+        self._ahead = source
+
+    def _enforced(self, key: ServerKey | None) -> bool:
+        """Record that the commit is enforced to its end, once it is; False: that failed."""
+        with self._lock:
+            source, guard = self._owed, self._guard
+            ended = source is not None and source is self._aimed and not self._open
+        if source is None or guard is None or not ended or not self._leads(False):
+            return True
+        if not self._books.is_open or self._ahead is not source:
+            return True
+        if guard.held and key not in guard.held:
+            return True
+        if guard.holds_back():
+            return True
+        try:
+            source.enforced(self._books, self._view, self._wishes, sees=self._sees)
+        except GitOpsError as error:
+            self._tell_trouble(error)
+            return False
+        with self._lock:
+            if self._owed is source:
+                self._owed = None
+        self._trouble = ""
+        return True
+
+    def _tell_trouble(self, error: GitOpsError) -> None:
+        text = f"{error.message}; {error.hint}" if error.hint else error.message
+        if self._trouble != text and not isinstance(error, LeaseLost):
+            self._trouble = text
+            self._warn(f"the source's record: {text}")

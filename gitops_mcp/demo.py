@@ -473,6 +473,8 @@ def _environment(kubeconfig: Path, folder: Path, style: Style) -> dict[str, str]
             "GITOPS_MCP_COLOR": "always" if style.color else "never",
             "GITOPS_MCP_LOG_FORMAT": "text",
             "GITOPS_MCP_LISTEN": "127.0.0.1:0",  # the agent's own port may be taken
+            "GITOPS_MCP_CLUSTER": "default",  # the group_vars of no cluster
+            "GITOPS_MCP_NOTES": "on",  # the repository is the demo's own
             "KUBECONFIG": str(kubeconfig),
             # Commands run in other folders, and a checkout need not be installed.
             "PYTHONPATH": os.pathsep.join(filter(None, (package, ours.get("PYTHONPATH")))),

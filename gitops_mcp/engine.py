@@ -156,7 +156,8 @@ class Aim:
 
     ``prune`` is asked, of a server that git no longer holds, why it is kept (""; it may go), and
     ``recreate`` the same of one that only a new object can bring to what git says. ``rollout``
-    says whose pods may be replaced now, and is told how each server stands.
+    says whose pods may be replaced now, and is told how each server stands. ``strange`` servers
+    bear this source's label though git never held them.
     """
 
     loaded: Loaded
@@ -164,6 +165,7 @@ class Aim:
     context: Context
     prune: Callable[[ServerKey], str] = lambda _: ""
     recreate: Callable[[ServerKey], str] = lambda _: ""
+    strange: Callable[[ServerKey], bool] = lambda _: False
     rollout: Rollout | None = None
     problems: Mapping[str, tuple[Problem, ...]] = field(init=False)
     """The mistakes of each manifest, by ``namespace/name``."""
@@ -343,6 +345,7 @@ class Engine:
             protected=key in aim.loaded.protected,
             problems=aim.problems.get(str(key), ()),
             held=_held(key, aim, live, memory.failure),
+            strange=live.cr is not None and not _is_held(key, aim) and aim.strange(key),
             deferred=aim.rollout.waits(key) if aim.rollout is not None else None,
             cr=live.cr,
             children=live.children,
@@ -927,9 +930,14 @@ def _held(key: ServerKey, aim: Aim, live: Live, failure: Failure | None) -> str:
     what git says."""
     if live.cr is None:
         return ""
-    if key not in aim.loaded.servers and key not in aim.loaded.protected:
+    if not _is_held(key, aim):
         return aim.prune(key)
     return aim.recreate(key) if failure is not None and failure.immutable else ""
+
+
+def _is_held(key: ServerKey, aim: Aim) -> bool:
+    """Does git hold a manifest of the server, valid or not?"""
+    return key in aim.loaded.servers or key in aim.loaded.protected
 
 
 def _right(action: Action) -> tuple[Verb, str, str]:

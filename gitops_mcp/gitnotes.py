@@ -49,6 +49,10 @@ class Place:
     silent: bool = False
 
 
+_REFS = "refs/notes/gitops-mcp/"
+_THEIR_REFS = "refs/gitops-mcp/notes/"
+
+
 class Notes:
     """The deployment notes of one cluster, one JSON object a line.
 
@@ -59,8 +63,8 @@ class Notes:
     """
 
     def __init__(self, cluster: str, place: Callable[[], Place | None]) -> None:
-        self.ref = f"refs/notes/gitops-mcp/{cluster}"
-        self._theirs = f"refs/gitops-mcp/notes/{cluster}"
+        self.ref = f"{_REFS}{cluster}"
+        self._theirs = f"{_THEIR_REFS}{cluster}"
         self._place = place
         self._fetched = False
         self._pushed = ("", "")
@@ -149,6 +153,30 @@ class Notes:
         }
         records = [record for line, commit in found if (record := _parse(line, commit)) is not None]
         return sorted(records, key=lambda record: (record.time, _line(record)), reverse=True)
+
+    def clusters(self) -> frozenset[str]:
+        """The clusters that have notes, here or on the server. Raises SourceError."""
+        place = self._place()
+        if place is None:
+            return frozenset()
+        own = place.git.run("for-each-ref", "--format=%(refname)", _REFS, _THEIR_REFS).decode()
+        found = own.split()
+        if place.upstream is not None:
+            answer = place.upstream.talk(
+                *("ls-remote", "--refs", "--", place.upstream.target, f"{_REFS}*"),
+                limit=limits.GIT_NOTES_SECONDS,
+            )
+            found += [
+                line.partition("\t")[2]
+                for line in answer.out.decode("utf-8", "replace").splitlines()
+            ]
+        prefixes = (_REFS, _THEIR_REFS)
+        return frozenset(
+            ref.removeprefix(prefix)
+            for ref in found
+            for prefix in prefixes
+            if ref.startswith(prefix)
+        )
 
     def stream(self) -> Iterator[NoteRecord]:
         """The records of our own ref in no order, few of them in memory; bounded as by ``read``.

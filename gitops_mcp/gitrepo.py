@@ -1153,6 +1153,19 @@ class Repository:
                 return printable(redact(origin))
         return printable(os.path.realpath(self._location))
 
+    def group_vars_above(self) -> str:
+        """The folder of the clone that holds the ``group_vars/`` of a directory below it, which is
+        read without them; "" where there is none, or where the directory has its own."""
+        if self.kind != "worktree":
+            return ""
+        folder = Path(self._folder())
+        for above in (folder, *folder.parents):
+            if (above / "group_vars").is_dir():
+                return "" if above == folder else printable(str(above))
+            if os.path.lexists(above / ".git"):
+                break
+        return ""
+
     def roots(self) -> tuple[str, ...]:
         """The commits without a parent in the history of the commit that is read, sorted; none for
         a shallow clone, a folder without git or without a commit. Raises SourceError."""
@@ -1180,14 +1193,17 @@ class Repository:
             return False
         return self._git().commit(sha) == sha
 
-    def notes(self, cluster: str = "default") -> Notes:
-        """The deployment notes of one cluster. Raises UsageError for a name git cannot hold."""
+    def notes(
+        self, cluster: str = "default", *, wanted: Callable[[], bool] = lambda: True
+    ) -> Notes:
+        """The deployment notes of one cluster; unless they are ``wanted``, there are none and none
+        are written. Raises UsageError for a name git cannot hold."""
         if not _CLUSTER.fullmatch(cluster) or cluster.endswith(".lock"):
             raise UsageError(
                 f"--cluster {cluster!r} is no good name",
                 hint="use letters, digits, '-', '_' and single dots",
             )
-        return Notes(cluster, self._notes_place)
+        return Notes(cluster, lambda: self._notes_place() if wanted() else None)
 
     def _notes_place(self) -> Place | None:
         if self.kind == "plain":

@@ -1,19 +1,22 @@
 """The prune guard at work: asked about each server before it is taken down.
 
-Receives the source, the view and what somebody allowed; answers, for one commit, why a server is
-kept. What it let go once it does not hold back later, and those count for the ones that follow.
-Makes no request.
+Receives the source, the view, the source's record and what somebody allowed; answers, for one
+commit, why a server is kept. What it let go once it does not hold back later, and those count for
+the ones that follow. Counted is what was enforced before, never what this commit creates, so a
+block stands until its number is released or git takes the servers back.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 from gitops_mcp import planning, shutdown
+from gitops_mcp.errors import GitOpsError
 from gitops_mcp.model import Context, JsonObject, Loaded, ServerKey
+from gitops_mcp.record import Books
 from gitops_mcp.view import View
 
 Allowed = Callable[[int, int], planning.Allowance | None]
@@ -23,8 +26,10 @@ Allowed = Callable[[int, int], planning.Allowance | None]
 class PruneGuard:
     """The guard's word on every server of one source at one commit. Thread-safe.
 
-    ``selects`` says which servers the run is about; ``allowed`` is asked only when the guard would
-    hold something back, and may take its time.
+    ``books`` are open whenever it is asked. ``selects`` says which servers the run is about;
+    ``unknown`` why nothing at all may be pruned unless it is allowed ("": nothing is in the way).
+    It and ``allowed`` are asked only when the answer matters, and may take their time. What is
+    released by ``allowed`` is recorded before it goes.
     """
 
     def __init__(
@@ -32,17 +37,23 @@ class PruneGuard:
         view: View,
         context: Context,
         loaded: Loaded,
+        books: Books,
         *,
         selects: Callable[[ServerKey], bool],
         allowed: Allowed,
+        unknown: Callable[[], str] = lambda: "",
     ) -> None:
         self._view = view
         self._context = context
         self._loaded = loaded
+        self._books = books
         self._selects = selects
         self._allowed = allowed
+        self._unknown = unknown
         self._lock = threading.Lock()
         self._held: dict[ServerKey, str] = {}
+        self._kept: set[ServerKey] = set()
+        """Servers that were not recreated."""
         self._pruned: set[ServerKey] = set()
         self._recreated: set[ServerKey] = set()
 
@@ -52,16 +63,37 @@ class PruneGuard:
         with self._lock:
             return frozenset(self._held)
 
+    def holds_back(self) -> bool:
+        """Is anything held back, or not decided yet, also outside of what the run is about? What
+        went since, or was suspended, is not."""
+        with self._lock:
+            if any(self._view.resource(key) is not None for key in self._kept):
+                return True
+            return any(
+                self._is_candidate(key, cr) and key not in self._pruned
+                for key, cr in self._live().items()
+            )
+
+    def strange(self, key: ServerKey) -> bool:
+        """Does the server bear this source's label, proven, though git never held it?"""
+        cr = self._view.resource(key)
+        return (
+            cr is not None
+            and planning.owner_of(cr, self._context.source) is planning.Owner.OURS
+            and key not in self._books.record.servers
+        )
+
     def prune(self, key: ServerKey) -> str:
         """Why the server is kept that git no longer holds; "" where it may go, or where nobody
         would prune it."""
         cr = self._view.resource(key)
-        if cr is None or not self._is_candidate(key, cr):
+        if cr is None or not (self._selects(key) and self._is_candidate(key, cr)):
             return ""
         with self._lock:
+            trouble = ""
             if key not in self._held and key not in self._pruned:
-                self._judge()
-            return self._held.get(key, "")
+                trouble = self._judge()
+            return trouble or self._held.get(key, "")
 
     def recreate(self, key: ServerKey) -> str:
         """Why the server is not recreated, which counts as a prune; "" where it may be."""
@@ -71,66 +103,100 @@ class PruneGuard:
             down = {*self._pruned, *self._recreated, key}
             # How many they will be nobody knows before the last of them, so what is allowed is
             # enough as long as it is not exceeded.
-            ours = self._ours().keys() | down
-            reason = self._word(down, len(ours), empty=False, exactly=False)
+            reason, _ = self._word(down, len(self._ours() | down), exactly=False)
             if not reason:
                 self._recreated.add(key)
+                self._kept.discard(key)
+            else:
+                self._kept.add(key)
             return reason
 
-    def _judge(self) -> None:
-        """The guard's word on all candidates at once: their number counts."""
-        loaded, ours = self._loaded, self._ours()
-        candidates = {key for key, cr in ours.items() if self._is_candidate(key, cr)}
-        candidates -= self._pruned
-        if loaded.unknown:
+    def _judge(self) -> str:
+        """The guard's word on all candidates at once: their number counts. Returns why a release
+        could not be recorded: it is asked again then."""
+        loaded = self._loaded
+        candidates = self._candidates() - self._pruned
+        released = {key for key in candidates if self._books.record.servers[key].released}
+        self._pruned |= released
+        candidates -= released
+        allowance: planning.Allowance | None = None
+        if not candidates:
+            reason = ""
+        elif loaded.unknown:
             reason = "a manifest whose server cannot be told stops all pruning"
         else:
             down = candidates | self._pruned
             under_way = sum(
                 key not in loaded.servers and key not in down and shutdown.under_way(cr)
-                for key, cr in ours.items()
+                for key, cr in self._live().items()
             )
             empty = not loaded.servers and not loaded.protected
-            reason = self._word(down, len(ours.keys() | down), empty=empty, under_way=under_way)
+            reason, allowance = self._word(
+                down,
+                len(self._ours() | down),
+                empty=empty,
+                under_way=under_way,
+                unknown=self._unknown(),
+            )
+        if not reason and allowance is not None:
+            try:
+                self._books.release(candidates, allowance.commit)
+            except GitOpsError as error:
+                return f"the release could not be recorded: {error.message}"
         if reason:
             self._held |= dict.fromkeys(candidates, reason)
         else:
             for key in candidates:
                 self._held.pop(key, None)
             self._pruned |= candidates
+        return ""
 
     def _word(
         self,
         down: set[ServerKey],
         ours: int,
         *,
-        empty: bool,
+        empty: bool = False,
         under_way: int = 0,
         exactly: bool = True,
-    ) -> str:
-        """``exactly``: what is allowed has to be their very number, not only enough for it."""
-        guard = partial(planning.prune_guard, down, ours=ours, empty=empty, under_way=under_way)
+        unknown: str = "",
+    ) -> tuple[str, planning.Allowance | None]:
+        """The reason, or "" and what released them. ``exactly``: what is allowed has to be their
+        very number, not only enough for it."""
+        guard = partial(
+            planning.prune_guard, down, ours=ours, empty=empty, under_way=under_way, unknown=unknown
+        )
         if not guard(allowed=None):
-            return ""
+            return "", None
         # Only now it matters what anybody allowed.
         allowed = self._allowed(len(down), under_way)
         if not exactly and allowed is not None and allowed.count is not None:
             allowed = replace(allowed, count=min(allowed.count, len(down)))
-        return guard(allowed=allowed)
+        return guard(allowed=allowed), allowed
+
+    def _candidates(self) -> set[ServerKey]:
+        live = self._live().items()
+        return {key for key, cr in live if self._selects(key) and self._is_candidate(key, cr)}
 
     def _is_candidate(self, key: ServerKey, cr: JsonObject) -> bool:
         return (
             key not in self._loaded.servers
             and key not in self._loaded.protected
-            and self._selects(key)
             and planning.prunable(cr, self._context)
+            and key in self._books.record.servers
             and not planning.outlives_git(cr)
         )
 
-    def _ours(self) -> Mapping[ServerKey, JsonObject]:
-        """This source's MCPServers in the cluster."""
+    def _ours(self) -> set[ServerKey]:
+        """The live servers of the last commit that was enforced to its end."""
+        servers = self._books.record.servers
+        return {key for key in self._live() if servers[key].enforced}
+
+    def _live(self) -> dict[ServerKey, JsonObject]:
+        """The MCPServers in the cluster that git has held for this source, and that are its own."""
+        servers = self._books.record.servers
         return {
             key: cr
             for key, cr in self._view.resources()
-            if planning.owner_of(cr, self._context.source) is planning.Owner.OURS
+            if key in servers and planning.owner_of(cr, self._context.source) is planning.Owner.OURS
         }

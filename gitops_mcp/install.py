@@ -79,6 +79,9 @@ class Installation:
     replicas: int | None = None
     """How many agents, of which one leads; None: not said, so that ``kubectl scale`` may say it."""
 
+    record: str = "gitops-mcp-default"
+    """The ConfigMap that the agent records in what it enforced."""
+
     @property
     def name(self) -> str:
         """The name of the agent's objects: several agents may stand side by side."""
@@ -175,9 +178,13 @@ def server_rules(wanted: Installation) -> list[JsonObject]:
     return [*rules, _rule("", "namespaces", *namespaces), definitions]
 
 
-def lease_rules() -> list[JsonObject]:
-    """What being the only writer takes, in the agent's namespace."""
-    return [_rule("coordination.k8s.io", "leases", "get", "create", "update")]
+def lease_rules(record_name: str) -> list[JsonObject]:
+    """What being the only writer takes, in the agent's namespace: the Lease, and the record of what
+    was enforced."""
+    return [
+        _rule("coordination.k8s.io", "leases", "get", "create", "update"),
+        _rule("", "configmaps", "get", "create", "patch", name=record_name),
+    ]
 
 
 def _rule(group: str, resource: str, *verbs: str, name: str = "") -> JsonObject:
@@ -188,7 +195,9 @@ def _rule(group: str, resource: str, *verbs: str, name: str = "") -> JsonObject:
 def _rights(wanted: Installation) -> Iterator[JsonObject]:
     watched = wanted.watch_namespace
     yield from _role(wanted, server_rules(wanted), namespace=watched, name=wanted.name)
-    yield from _role(wanted, lease_rules(), namespace=wanted.namespace, name=f"{wanted.name}-lease")
+    yield from _role(
+        wanted, lease_rules(wanted.record), namespace=wanted.namespace, name=f"{wanted.name}-lease"
+    )
 
 
 def _people() -> Iterator[JsonObject]:

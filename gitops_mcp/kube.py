@@ -1276,7 +1276,8 @@ class Lease:
         """Does somebody else hold it who is alive? One GET. Raises KubeError."""
         asked = self._clock()
         self.look()
-        silent = asked - self._unchanged_since >= self._record.get("leaseDurationSeconds", 0)
+        # Our own duration counts, as client-go's does: what a record says anybody may have written.
+        silent = asked - self._unchanged_since >= self.timing.lease_duration
         return self.holder not in ("", self.identity) and not silent
 
     def release(self) -> None:

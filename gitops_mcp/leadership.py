@@ -7,7 +7,6 @@ that is wanted, the namespace that they live in).
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import os
@@ -28,6 +27,9 @@ from gitops_mcp.model import (
     JsonObject,
     ObjectRef,
 )
+from gitops_mcp.record import PREFIX
+from gitops_mcp.record import area_of as area_of
+from gitops_mcp.record import lease_name as lease_name
 
 if TYPE_CHECKING:
     from gitops_mcp.kube import Cluster, Lease, LeaseTiming
@@ -43,7 +45,6 @@ LEASE_READ = f"{GROUP}/last-read"
 ``request``, ``result`` (moved, unchanged or failed), ``revision`` and ``message``."""
 CLUSTER_SOURCE = "cluster"
 """The pseudo-source of servers that kubectl made."""
-_PREFIX = "gitops-mcp-"
 
 Say = Callable[[str], None]
 
@@ -207,22 +208,10 @@ def answer_of(lease: JsonObject) -> dict[str, str]:
 # --- where the leases are ---------------------------------------------------------------------
 
 
-def lease_name(source_id: str, area: str = "") -> str:
-    """The name of a source's Lease, or of that for an ``area`` of it. No source id holds ``--``."""
-    return f"{_PREFIX}{source_id}" + (f"--{area}" if area else "")
-
-
-def area_of(namespace: str | None, limit: str = "") -> str:
-    """What an agent of one namespace, or with a ``--limit``, is narrowed to, as a part of a name;
-    "" is everything."""
-    digest = hashlib.sha256(limit.encode()).hexdigest()[:10] if limit else ""
-    return ".".join(filter(None, (limit and "limit", digest, namespace)))
-
-
 def covers(name: str, source_id: str, namespace: str) -> bool:
     """Does whoever holds the Lease of this name run servers of the source in the namespace, as far
     as the name tells?"""
-    source, _, area = name.removeprefix(_PREFIX).partition("--")
+    source, _, area = name.removeprefix(PREFIX).partition("--")
     narrow = area.split(".")  # a namespace has no dot
     return source == source_id and (area == "" or len(narrow) == 2 or narrow[-1] == namespace)
 
@@ -289,7 +278,7 @@ def find_leases(cluster: Cluster, *source_ids: str, given: str | None = None) ->
 
 
 def _source_of(name: str) -> str:
-    return name.removeprefix(_PREFIX).partition("--")[0]
+    return name.removeprefix(PREFIX).partition("--")[0]
 
 
 def create_namespace(cluster: Cluster, name: str) -> None:

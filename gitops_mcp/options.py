@@ -21,6 +21,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 import durationpy
+from click.core import ParameterSource
 
 from gitops_mcp.errors import UsageError
 from gitops_mcp.model import AGENT_NAMESPACE, NAMESPACE_NAME, JsonObject, PodProfile, Policy
@@ -272,6 +273,13 @@ class SourceOptions(PolicyOptions):
     git_known_hosts: Path | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """``health`` and ``drain`` of ``--config``: they beat the source's own."""
+    cluster_given: bool = False
+    """``cluster`` was said, even where it is the default."""
+
+    @property
+    def names_cluster(self) -> bool:
+        """Did somebody say which cluster it is?"""
+        return self.cluster_given or self.cluster != "default"
 
     @property
     def policy(self) -> Policy:
@@ -306,6 +314,12 @@ class CommonOptions:
     color: str = "auto"
 
 
+def was_given(parameter: str) -> bool:
+    """Did the command line, the environment or ``--config`` say it, rather than its default?"""
+    origin = click.get_current_context().get_parameter_source(parameter)
+    return origin is not ParameterSource.DEFAULT
+
+
 def _gathered(value: type[Any], name: str, *decorators: Decorator[Any]) -> Decorator[Any]:
     """Options that reach the verb as one value of the dataclass ``value``."""
 
@@ -314,6 +328,8 @@ def _gathered(value: type[Any], name: str, *decorators: Decorator[Any]) -> Decor
         def gathering(**arguments: Any) -> Any:
             fields = value.__dataclass_fields__.keys()
             given = {each: arguments.pop(each) for each in fields if each in arguments}
+            if "cluster_given" in fields:
+                given["cluster_given"] = was_given("cluster")
             if "defaults" in fields:
                 given["defaults"] = {k: v for k in DEFAULTS if (v := configured(k)) is not None}
             return command(**arguments, **{name: value(**given)})
@@ -463,6 +479,13 @@ source = _gathered(SourceOptions, "source", *_location, *_reading, *_git)
 
 policy = _gathered(PolicyOptions, "policy", *_policy)
 """What servers may ask for: ``policy: PolicyOptions``."""
+
+notes_wanted = option(
+    "--notes",
+    type=click.Choice(["on", "off"]),
+    help="Write deployment notes into the source's git  [default: on; off for a sandbox]",
+)
+"""Are deployment notes written: ``notes: str | None``."""
 
 notes = _gathered(SourceOptions, "source", *_location, *_git)
 """Where the deployment notes are: ``source: SourceOptions``, as far as that needs them."""

@@ -14,10 +14,20 @@ from datetime import datetime, timedelta
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gitops_mcp import diffing, gitrepo, manifests, planning, serverschema, settings, status
-from gitops_mcp.errors import KindAbsent, Permanent, UsageError
+from gitops_mcp import (
+    diffing,
+    gitrepo,
+    leadership,
+    manifests,
+    planning,
+    serverschema,
+    settings,
+    status,
+)
+from gitops_mcp.errors import GitOpsError, KindAbsent, Permanent, UsageError
 from gitops_mcp.leadership import CLUSTER_SOURCE, Say
 from gitops_mcp.model import (
+    ANNOTATION_FILE,
     API_VERSION,
     CRD_NAME,
     FINALIZER,
@@ -45,6 +55,7 @@ from gitops_mcp.options import (
     SourceOptions,
     parse_config,
 )
+from gitops_mcp.record import ROOTS, Books, Fingerprint, Identity, Store
 from gitops_mcp.rollout import ALL, DEFAULT, Rollout, Serial
 
 if TYPE_CHECKING:
@@ -107,6 +118,18 @@ class Source:
     serial: Serial = DEFAULT
     """How many servers take a change at the same time, as far as the source may say."""
     lent: Renderer | None = field(default=None, compare=False, repr=False)
+    named: bool = True
+    """The source id comes from the operator, not from the source's own file."""
+
+    @cached_property
+    def identity(self) -> Identity:
+        """Which repository this is, under which id, for which cluster. Raises SourceError."""
+        roots = frozenset(self.repository.roots()[:ROOTS])
+        fingerprint = Fingerprint(self.repository.address, roots)
+        options = self.options
+        return Identity(
+            self.source_id, fingerprint, options.cluster, self.named, options.names_cluster
+        )
 
     @cached_property
     def renderer(self) -> Renderer:
@@ -119,6 +142,27 @@ class Source:
             domain=self.options.cluster_domain,
             variables=self.loaded.variables,
         )
+
+    def refuse_doubts(self, warn: Say) -> None:
+        """Raises UsageError where group_vars would be left out because nobody said which cluster it
+        is, or because SOURCE lies below them. Warns as ``doubts`` does."""
+        options = self.options
+        folder = self.repository.group_vars_above()
+        if folder and not (options.cluster_given and options.cluster == "default"):
+            raise UsageError(
+                f"the group_vars of this repository are in {folder}, above SOURCE: nobody reads "
+                "them there",
+                hint=f"use {folder} as SOURCE and --path for the folder below it; or --cluster "
+                "default to leave them out",
+            )
+        known = manifests.clusters(self.snapshot.files, path=self.path)
+        if known and not options.names_cluster and "default" not in known:
+            names = ", ".join(sorted(known))
+            raise UsageError(
+                f"this source has group_vars for {names}, and no --cluster was given",
+                hint="use --cluster NAME; or --cluster default to apply those of no cluster",
+            )
+        self.doubts(warn)
 
     def doubts(self, warn: Say) -> None:
         """Tell of a cluster without group_vars where others have theirs: a name may be misspelt."""
@@ -158,6 +202,52 @@ class Source:
         if owner is planning.Owner.OURS:
             return planning.in_scope(cr, context)
         return owner is not planning.Owner.OTHER and wishes.kubectl
+
+    def held(self, wishes: Wishes) -> dict[ServerKey, str]:
+        """The servers that git holds and the run is about, with their files."""
+        return {
+            key: server.file
+            for key, server in self.loaded.servers.items()
+            if self.limit.selects(key) and wishes.watch_namespace in (None, key.namespace)
+        }
+
+    def enforced(
+        self, books: Books, view: View, wishes: Wishes, *, sees: Callable[[str], bool]
+    ) -> None:
+        """Record that all that the run is about was carried out. ``sees``: does the view hold a
+        namespace? With a limit that somebody gave for once, the commit is not enforced whole.
+        Raises GitOpsError."""
+        loaded, limit, path = self.loaded, self.limit, self.path
+
+        def reaches(key: ServerKey, file: str) -> bool:
+            mine = wishes.watch_namespace in (None, key.namespace) and limit.selects(key)
+            return mine and key not in loaded.protected and planning.within(file, path)
+
+        def remains(key: ServerKey) -> bool:
+            known = key in loaded.servers or key in loaded.protected
+            return known or view.resource(key) is not None or not sees(key.namespace)
+
+        whole = wishes.lasting or not (limit.wanted or limit.unwanted)
+        books.enforced(
+            self.identity,
+            self.held(wishes),
+            revision=str(self.snapshot.revision) if whole else None,
+            reaches=reaches,
+            remains=remains,
+        )
+
+    def astray(self, books: Books) -> str:
+        """Why it is not known what git held before: the commit that was enforced last is not here;
+        "" where it is."""
+        record = books.record
+        if not record.commit or self.repository.knows(record.commit):
+            return ""
+        at = f" at {record.at}" if record.at else ""
+        return (
+            f"commit {record.commit[:12]}, which was enforced last{at}, is not in this repository "
+            "(a shallow clone needs its whole history: fetch-depth: 0; a force-push may have "
+            "dropped it)"
+        )
 
     def rollout(
         self,
@@ -218,7 +308,7 @@ class Source:
         if last == revision.sha:
             return None  # this commit was synced: what it allowed is spent
         allowed = [
-            planning.Allowance(commit.allow_prune, f"commit {commit.sha[:12]}")
+            planning.Allowance(commit.allow_prune, f"commit {commit.sha[:12]}", commit.sha)
             for commit in self.repository.commits_between(last, revision.sha)
             if commit.allow_prune is not None
         ]
@@ -331,6 +421,7 @@ def read(
         repository.check_own_path(snapshot, path)
     repository.notes(options.cluster)  # a name that git cannot hold is refused before any change
     source_id = checked_source_id(options.source_id or own.get("sourceId", "default"))
+    named = options.source_id is not None or "sourceId" not in own
     loaded = manifests.load(
         snapshot.files,
         cluster=options.cluster,
@@ -349,7 +440,9 @@ def read(
         theirs = (former.options, former.source_id, former.loaded.variables)
         if theirs == (options, source_id, loaded.variables):
             lent = former.renderer
-    return Source(repository, snapshot, loaded, options, source_id, path, limit, serial, lent)
+    return Source(
+        repository, snapshot, loaded, options, source_id, path, limit, serial, lent, named
+    )
 
 
 def _serial(own: Mapping[str, Any]) -> Serial:
@@ -478,6 +571,8 @@ class Wishes:
     """Nothing outside of this namespace is read or written."""
     serial: Serial | None = None
     """How many servers take a change at the same time; None: the source says."""
+    lasting: bool = False
+    """Each run has the same limit: what it selects is the whole source to the record."""
 
 
 @dataclass(slots=True)
@@ -499,12 +594,16 @@ class Pass:
     """Servers that nothing went wrong with and that are not Ready, each with the reason."""
     _bugs: set[tuple[str, str]] = field(default_factory=set)
     """The unexpected errors that were reported, each by its type and place."""
+    books: Books | None = None
+    """The source's record; None: it is not known, and begun from the cluster."""
+    last: str = ""
+    """The commit that was enforced last, as the Lease says, where there is no record yet."""
     unfinished: Report | None = None
     """What a pass had done that was interrupted, or lost its lease."""
 
     def run(self) -> Report:
         """Read the cluster, decide, act, report. Raises GitOpsError where it cannot be run."""
-        from gitops_mcp import fleet, probes
+        from gitops_mcp import fleet, probes, watches
         from gitops_mcp.engine import Aim, Engine, utc_now
         from gitops_mcp.guard import PruneGuard
         from gitops_mcp.view import View
@@ -516,14 +615,23 @@ class Pass:
         keys = self._keys(view, context)
         if self.wishes.rights:
             self._ask_rights(view, keys)
+        books = self._opened(view)
         before = {key for key, cr in view.resources() if _is_ready(cr)}
         refused = {key for key in keys - before if _is_refused(view.live(key).cr)}
+        record = books.record
         guard = PruneGuard(
             view,
             context,
             self.source.loaded,
+            books,
             selects=keys.__contains__,
-            allowed=partial(self.source.allowance, given=self.wishes.allow_prune, warn=self.warn),
+            allowed=partial(
+                self.source.allowance,
+                given=self.wishes.allow_prune,
+                since=record.spent or record.commit,
+                warn=self.warn,
+            ),
+            unknown=partial(self.source.astray, books),
         )
         self._warn_of_finalizers(view, keys)
         watching = Watches(self.cluster, view, versions)
@@ -537,6 +645,7 @@ class Pass:
             context,
             prune=guard.prune,
             recreate=guard.recreate,
+            strange=guard.strange,
             rollout=batches,
         )
         engine = Engine(
@@ -570,6 +679,12 @@ class Pass:
             watching.stop()
             view.subscribe(lambda _: None)  # else each holds the other until a collection
         report = self._report(engine, keys)
+        if not check and not guard.holds_back():
+            try:
+                sees = watches.covers(versions)
+                self.source.enforced(books, view, self.wishes, sees=sees)
+            except GitOpsError as error:
+                self.warn(f"the source record could not be written: {error.message}")
         if self.wishes.foreign:
             report = self._with_foreign(report, engine, context)
         self.ready = {
@@ -601,6 +716,29 @@ class Pass:
                 f"{key}: unexpected {kind[0]} in {kind[1]}; "
                 f"this is a bug, please report it with {write_traceback(error)}"
             )
+
+    def _opened(self, view: View) -> Books:
+        """The source's record, read, and written ahead. Raises UsageError where another repository
+        has this id."""
+        from gitops_mcp.engine import utc_now
+
+        source, books = self.source, self.books or Books(None, clock=utc_now)
+        live = partial(ours, view, source.source_id)
+        try:
+            books.open(source.identity, revision=self.last, live=live)
+            if not self.wishes.check:
+                books.ahead(source.held(self.wishes))
+        except Permanent as error:
+            if not self.wishes.check:
+                raise UsageError(
+                    f"the source record cannot be kept: {error.message}",
+                    hint="get, create and patch of that ConfigMap are needed; gitops-mcp install, "
+                    "with the same --source-id, prints a fitting role",
+                ) from error
+            self.warn(f"{error.message}: what the prune guard would hold is a guess")
+            books = Books(None, clock=utc_now)
+            books.open(source.identity, revision=self.last, live=live)
+        return books
 
     def _ask_rights(self, view: View, keys: Collection[ServerKey]) -> None:
         """Refuse, in one line, a pass that would stop half-way for want of a right. Servers that
@@ -712,6 +850,15 @@ class Pass:
         )
 
 
+def ours(view: View, source_id: str) -> dict[ServerKey, str]:
+    """The MCPServers in the cluster that are provably this source's, with their files."""
+    return {
+        key: str((cr["metadata"].get("annotations") or {}).get(ANNOTATION_FILE, ""))
+        for key, cr in view.resources()
+        if planning.owner_of(cr, source_id) is planning.Owner.OURS
+    }
+
+
 def survey(
     cluster: Cluster, view: View, source: Source, wishes: Wishes, *, warn: Say = lambda _: None
 ) -> Versions:
@@ -798,6 +945,12 @@ def _worth_telling(outcome: Outcome) -> bool:
 # --- notes ----------------------------------------------------------------------------------
 
 
+def notes_wanted(cluster: Cluster, chosen: str | None) -> bool:
+    """Are deployment notes written? What happens in a sandbox was never deployed. Raises
+    KubeError."""
+    return chosen == "on" if chosen is not None else not cluster.is_sandbox
+
+
 def write_notes(
     source: Source, records: Iterable[NoteRecord], *, cluster: str, push: bool, warn: Say
 ) -> None:
@@ -807,6 +960,29 @@ def write_notes(
         return
     for warning in source.repository.notes(cluster).append(list(records), push=push):
         warn(warning)
+
+
+def books(
+    cluster: Cluster,
+    source_id: str,
+    namespace: str,
+    *,
+    area: str = "",
+    take_over: bool = False,
+    read_only: bool = False,
+    may_write: Callable[[], bool] = lambda: True,
+) -> Books:
+    """The record of a source, beside the Lease of the same name in ``namespace``."""
+    from gitops_mcp.engine import utc_now
+
+    name = leadership.lease_name(source_id, area)
+    return Books(
+        Store(cluster, namespace, name, source_id),
+        clock=utc_now,
+        may_write=may_write,
+        take_over=take_over,
+        read_only=read_only,
+    )
 
 
 def connect(

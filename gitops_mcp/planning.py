@@ -191,6 +191,8 @@ class Allowance:
     count: int | None
     origin: str
     """``--allow-prune`` or the commit whose trailer says so."""
+    commit: str = ""
+    """The sha of that commit."""
 
 
 NAMED = 3
@@ -204,17 +206,20 @@ def prune_guard(
     empty: bool,
     allowed: Allowance | None,
     under_way: int = 0,
+    unknown: str = "",
 ) -> str:
     """Why these prunes are not carried out, or "" when they may be.
 
-    ``ours`` is how many CRs of this source the cluster holds; ``empty``: the source holds no server
-    at all; ``under_way`` prunes were begun by a pass that did not end: what allowed them all allows
-    the rest.
+    ``ours`` is how many servers of this source were enforced here; ``empty``: the source holds no
+    server at all; ``under_way`` prunes were begun by a pass that did not end: what allowed them all
+    allows the rest. ``unknown`` says why it is not known what git held before.
     """
     count = len(candidates)
     if count == 0:
         return ""
-    if empty:
+    if unknown:
+        reason = unknown
+    elif empty:
         reason = "the source holds no server at all"
     elif count > 5 and count > 0.3 * ours:
         reason = f"that is more than 5 and more than 30 % of this source's {ours} servers here"
@@ -260,7 +265,15 @@ def decide(facts: Facts, context: Context, renderer: Renderer) -> Decision:
         return Decision("failed" if facts.protected else "ok", message=_first_problem(facts))
     if facts.protected or owner is not Owner.OURS:
         return _converge(facts, context, renderer, owner)
+    if facts.strange:
+        return Decision("skipped", message=_STRANGE)
     return _prune(facts, context)
+
+
+_STRANGE = (
+    "bears the label of this source, but git never held it: it is neither run nor pruned; add it "
+    "to git, or delete it with kubectl"
+)
 
 
 def _claimant(facts: Facts, context: Context, renderer: Renderer) -> Owner | None:

@@ -52,6 +52,12 @@ Versions = dict[Place, str]
 """Where each list ended: its watch goes on from there."""
 
 
+def covers(versions: Versions) -> Callable[[str], bool]:
+    """Whether a namespace is among those that were listed."""
+    listed = {place.namespace for place in versions}
+    return lambda namespace: None in listed or namespace in listed
+
+
 def read(cluster: Cluster, view: View, namespaces: Iterable[str | None]) -> Versions:
     """Fill the view, one LIST a namespace and kind; returns the versions to watch from.
 

@@ -45,7 +45,10 @@ for _name in list(os.environ):
     if _name.startswith(("GIT_", "GITOPS_MCP_", "KUBECONFIG")) and _name not in _INHERITED:
         del os.environ[_name]
 # Agents of many tests at once: each takes a free port of its own.
-_AGENT = {"GITOPS_MCP_LISTEN": "127.0.0.1:0"}
+_AGENT = {
+    "GITOPS_MCP_LISTEN": "127.0.0.1:0",
+    "GITOPS_MCP_NOTES": "on",  # in a sandbox, too
+}
 
 os.environ.update(_GIT | _PLANE | _AGENT)
 

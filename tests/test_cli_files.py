@@ -88,7 +88,7 @@ def test_what_a_cluster_shows_can_be_committed(gitops: Run, tmp_path: Path) -> N
         ours = [body for body in bodies if body["kind"] == "MCPServer"]
         return ours, [body for body in bodies if body["kind"] != "MCPServer"]
 
-    servers, children = rendered(settings.resource("repo-example"))
+    servers, children = rendered(settings.resource("repo-example"), "--cluster", "default")
     shown = [serverschema.defaulted(body) for body in servers]
     for body in shown:
         body["metadata"] |= {"uid": "0e1b", "resourceVersion": "12", "generation": 1}
@@ -225,8 +225,27 @@ def test_the_cluster_picks_its_group_vars(gitops: Run, tmp_path: Path) -> None:
         count: int = items[0]["spec"]["replicas"]
         return count
 
-    assert replicas() == 2
+    assert replicas("--cluster", "default") == 2
     assert replicas("--cluster", "prod") == 5
+
+
+@pytest.mark.parametrize("verb", ["render", "diff", "sync"])
+def test_group_vars_of_named_clusters_are_not_left_out_because_nobody_named_one(
+    gitops: Run, tmp_path: Path, verb: str
+) -> None:
+    worktree(tmp_path, {"servers/web.yaml": manifest(), "group_vars/prod.yaml": "{}\n"})
+    ended = gitops(verb, tmp_path)
+    assert (ended.code, ended.out) == (2, "")
+    assert "group_vars for prod, and no --cluster was given; use --cluster NAME" in ended.err
+    ended = gitops(verb, tmp_path / "servers", "--cluster", "prod")
+    assert (ended.code, ended.out) == (2, "")
+    assert f"group_vars of this repository are in {tmp_path}, above SOURCE" in ended.err
+    for arguments in (
+        (tmp_path, "--cluster", "default"),
+        (tmp_path, "--cluster", "prod"),
+        (tmp_path / "servers", "--cluster", "default"),
+    ):
+        assert "group_vars" not in gitops(verb, *arguments).err
 
 
 # --- sources ----------------------------------------------------------------------------------
@@ -489,7 +508,10 @@ def test_history_is_newest_first_and_of_one_server(gitops: Run, tmp_path: Path) 
     assert [record["server"] for record in one] == ["ai/web"]
     assert gitops("history", tmp_path, "--max-count", "1", "-o", "json").json == found[:1]
     assert gitops("history", tmp_path, "--since", "1h", "-o", "json").json == found
-    assert gitops("history", tmp_path, "--cluster", "other", "-o", "json").json == []
+    misspelt = gitops("history", tmp_path, "--cluster", "other", "-o", "json")
+    assert (misspelt.code, misspelt.out) == (2, "")
+    assert "no deployment notes of cluster 'other'" in misspelt.err
+    assert "it has notes of default: use --cluster NAME" in misspelt.err
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,16 @@ from gitops_mcp.view import View
 WISHES = Wishes()
 
 
+class _Repository:
+    address = "https://git.example.com/fleet"
+
+    def roots(self) -> tuple[str, ...]:
+        return ("f" * 40,)
+
+    def knows(self, _: str) -> bool:
+        return True
+
+
 class _Source(Source):
     @property
     def renderer(self) -> Renderer:
@@ -50,7 +60,7 @@ class _Broken(Source):
 
 def source(sha: str, *servers: McpServer, kind: type[Source] = _Source, path: str = "") -> Source:
     return kind(
-        repository=cast("Any", None),
+        repository=cast("Any", _Repository()),
         snapshot=Snapshot(Revision(sha * 40), "main", ()),
         loaded=Loaded({server.key: server for server in servers}),
         options=SourceOptions(cluster=CONTEXT.cluster),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from test_engine import CONTEXT, WEB, cr
+from test_engine import CONTEXT, NOW, WEB, cr
 
 from gitops_mcp.guard import PruneGuard
 from gitops_mcp.model import Loaded, ServerKey
 from gitops_mcp.planning import Allowance
+from gitops_mcp.record import Books, Fingerprint, Identity
 from gitops_mcp.view import View
 
 FLEET = [ServerKey("ai", f"s{index}") for index in range(4)]
@@ -23,8 +24,11 @@ class Guarded:
         for key in FLEET:
             view.put(cr(name=key.name, uid=key.name))
         loaded = Loaded(dict.fromkeys(FLEET if held else [WEB.key], WEB))
+        books = Books(None, clock=lambda: NOW)
+        mine = Identity("fleet", Fingerprint("/fleet"), "default")
+        books.open(mine, revision="", live=lambda: dict.fromkeys(FLEET, "fleet.yaml"))
         self.guard = PruneGuard(
-            view, CONTEXT, loaded, selects=lambda _: True, allowed=self._allowed
+            view, CONTEXT, loaded, books, selects=lambda _: True, allowed=self._allowed
         )
 
     def _allowed(self, count: int, under_way: int) -> Allowance | None:

@@ -115,7 +115,7 @@ def test_an_agent_of_one_namespace_has_no_right_outside_of_it() -> None:
         if body["kind"] == "Role"
         for rule in body["rules"]
     }
-    assert where.pop("leases") == "gitops-mcp"
+    assert where.pop("leases") == where.pop("configmaps") == "gitops-mcp"
     assert set(where.values()) == {"team-a"}
     bindings = [b for b in objects if b["kind"] == "ValidatingAdmissionPolicyBinding"]
     assert len(bindings) == 2
@@ -138,6 +138,10 @@ def test_no_rule_has_a_wildcard_reads_secrets_or_gives_rights_away(wanted: Insta
         for values in rule.values():
             assert "*" not in "".join(values), rule
         refused = {"secrets", "configmaps", "serviceaccounts", "nodes"}
+        if rule["resources"] == ["configmaps"]:
+            assert rule["resourceNames"] == [wanted.record]
+            assert set(rule["verbs"]) == {"get", "create", "patch"}
+            continue
         if wanted.handshake_secrets and rule["resources"] == ["secrets"]:
             assert rule["verbs"] == ["get"]
             continue

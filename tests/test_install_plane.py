@@ -93,7 +93,10 @@ class Installed:
         """Each right as (verb, resource)."""
         return {
             (verb, resource)
-            for rule in (*install.server_rules(self.wanted), *install.lease_rules())
+            for rule in (
+                *install.server_rules(self.wanted),
+                *install.lease_rules(self.wanted.record),
+            )
             for resource in rule["resources"]
             for verb in rule["verbs"]
         }

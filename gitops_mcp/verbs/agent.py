@@ -78,6 +78,7 @@ Examples:
     type=click.Choice(["on", "off"]),
     help="Handshake with the pods  [default: on inside of a cluster]",
 )
+@options.notes_wanted
 @options.common
 def command(
     source: options.SourceOptions,
@@ -93,6 +94,7 @@ def command(
     webhook_secret_file: Path | None,
     log_format: Form,
     probes: str | None,
+    notes: str | None,
     common: options.CommonOptions,
 ) -> int:
     """Keep the cluster as git says: a sync, repeated until SIGTERM.
@@ -113,6 +115,7 @@ def command(
         hooks=pipeline.cleanup_hooks(options.configured("hooks")),
         watch_namespace=watch_namespace,
         serial=serial,
+        lasting=True,
     )
     metrics = Metrics()
     looks = logs.Looks()
@@ -147,7 +150,7 @@ def command(
         if line is None:
             agent.leave(exit_code())
             return exit_code()
-        line.doubts(looks.warn)
+        line.refuse_doubts(looks.warn)
         cluster = pipeline.connect(
             connection,
             observe=metrics.requested,
@@ -168,6 +171,8 @@ def command(
                 say=logs.info,
                 mended=looks.mended,
                 adopted=looks.adopted,
+                notes=notes,
+                recorded=source.location != empty,
                 listeners=(looks.worked,),
                 listen=listen,
                 webhook_secret=webhook_secret,

@@ -43,14 +43,14 @@ def command(
     Only reads, and asks the API server for dry-runs. With --base it needs git alone: what merging
     would change, rendered on both sides. Secret values are never shown.
     """
-    from gitops_mcp import pipeline, reports
+    from gitops_mcp import leadership, pipeline, reports
     from gitops_mcp.terminal import Terminal
 
     terminal = Terminal(common)
     against: str | None = None
     with pipeline.open_repository(source) as repository:
         line = pipeline.read(source, repository)
-        line.doubts(terminal.warn)
+        line.refuse_doubts(terminal.warn)
         terminal.ignored(line.loaded.ignored)
         if output == "text":
             terminal.problems(line.loaded.problems)
@@ -62,7 +62,11 @@ def command(
             cluster = pipeline.connect(connection, warn=terminal.warn, notice=terminal.notice)
             wishes = pipeline.Wishes(check=True, create_namespace=True, foreign=common.verbose)
             try:
-                report = pipeline.Pass(line, cluster, source, wishes, terminal.warn).run()
+                (where,) = leadership.lease_namespaces(cluster, (line.source_id,), source.namespace)
+                books = pipeline.books(cluster, line.source_id, where, read_only=True)
+                report = pipeline.Pass(
+                    line, cluster, source, wishes, terminal.warn, books=books
+                ).run()
             finally:
                 cluster.close()
     text = reports.diff(

@@ -49,7 +49,14 @@ def command(
         warning = notes.fetch()
         if warning:
             terminal.warn(warning)
-        records = [r for r in notes.read() if server is None or _is(r.server, server)]
+        found = notes.read()
+        others = sorted(notes.clusters() - {source.cluster}) if not found else []
+        if others:
+            raise UsageError(
+                f"there are no deployment notes of cluster {source.cluster!r} in this source",
+                hint=f"it has notes of {', '.join(others)}: use --cluster NAME",
+            )
+        records = [r for r in found if server is None or _is(r.server, server)]
         if notes.left_out:
             terminal.warn(notes.left_out)
     if since is not None:

@@ -94,6 +94,7 @@ through the API.
     is_flag=True,
     help="Let the agent read Secrets of the servers' namespaces, for health.headersFrom.",
 )
+@options.notes_wanted
 @options.option(
     "--health-gate",
     is_flag=True,
@@ -133,6 +134,7 @@ def command(
     handshake_secrets: bool,
     health_gate: bool,
     replicas: int | None,
+    notes: str | None,
     watch_namespace: str | None,
     namespace: str | None,
     create_namespace: bool,
@@ -148,7 +150,7 @@ def command(
     SOURCE is a git URL; without one the agent runs the servers that kubectl made. Nothing is sent
     to a cluster: read it, keep it in git, apply it.
     """
-    from gitops_mcp import install, reports
+    from gitops_mcp import install, record, reports
     from gitops_mcp.terminal import Terminal
 
     if crd_only and skip_crd:
@@ -174,6 +176,7 @@ def command(
         arguments += [f"--interval={durationpy.to_str(interval)}"]
     arguments += _allowed(policy)
     arguments += ["--create-namespace"] if create_namespace else []
+    arguments += ["--notes=off"] if notes == "off" else []
     arguments += [f"--watch-namespace={watch_namespace}"] if watch_namespace else []
     if location and git_secret:
         arguments += _credentials(location, PurePosixPath(install.GIT_FOLDER), git_username)
@@ -186,6 +189,7 @@ def command(
         raise UsageError(
             "--create-namespace needs rights outside of --watch-namespace", hint="leave one out"
         )
+    area = record.area_of(watch_namespace, source["limit"] or "")
     wanted = install.Installation(
         image=image,
         arguments=tuple(arguments),
@@ -198,6 +202,7 @@ def command(
         handshake_secrets=handshake_secrets,
         health_gate=health_gate,
         replicas=replicas,
+        record=record.lease_name(source["source_id"] or "default", area),
     )
     objects = install.objects(wanted)
     if skip_crd:
@@ -224,7 +229,7 @@ def _source(location: str, source: dict[str, str | None]) -> list[str]:
         *(
             f"--{name.replace('_', '-')}={value}"
             for name, value in given.items()
-            if value != _DEFAULTS.get(name)
+            if value != _DEFAULTS.get(name) or (name == "cluster" and options.was_given(name))
         ),
     ]
 

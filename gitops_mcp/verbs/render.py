@@ -39,8 +39,8 @@ def command(
     terminal = Terminal(common)
     with pipeline.open_repository(source, history=False) as repository:
         line = pipeline.read(source, repository)
+        line.refuse_doubts(terminal.warn)
         click.echo(reports.objects(list(line.objects()), output=output), nl=False)
     terminal.problems(line.loaded.problems)
-    line.doubts(terminal.warn)
     terminal.ignored(line.loaded.ignored)
     return 1 if any(p.severity == "error" for p in line.loaded.problems) else 0

@@ -44,6 +44,7 @@ with --wait, is not Ready, or the source has problems; 2 could not run.
 @options.option("--create-namespace", is_flag=True, help="Create namespaces that are missing.")
 @options.option("--take-over", is_flag=True, help="Take the lease from whoever holds it.")
 @options.option("--allow-prune", metavar="[=N]", help="Let the prune guard pass N removals (any).")
+@options.notes_wanted
 @options.option("--push-notes", is_flag=True, help="Push the deployment notes to the remote.")
 @options.option(
     "--probes",
@@ -63,6 +64,7 @@ def command(
     create_namespace: bool,
     take_over: bool,
     allow_prune: str | None,
+    notes: str | None,
     push_notes: bool,
     probes: str | None,
     output: str,
@@ -81,7 +83,7 @@ def command(
     allowed = allowance(allow_prune)
     with pipeline.open_repository(source) as repository:
         line = pipeline.read(source, repository)
-        line.doubts(terminal.warn)
+        line.refuse_doubts(terminal.warn)
         terminal.ignored(line.loaded.ignored)
         terminal.problems(line.loaded.problems)
         cluster = pipeline.connect(connection, warn=terminal.warn, notice=terminal.notice)
@@ -95,6 +97,7 @@ def command(
             probes=pipeline.probing(probes),
             hooks=pipeline.cleanup_hooks(options.configured("hooks")),
         )
+        wanted = not check and pipeline.notes_wanted(cluster, notes)
         note = partial(
             pipeline.write_notes,
             line,
@@ -103,15 +106,18 @@ def command(
             warn=terminal.warn,
         )
         one = pipeline.Pass(line, cluster, source, wishes, terminal.warn, terminal.progress)
+        shared = leadership.CLUSTER_SOURCE
+        books = partial(pipeline.books, cluster, line.source_id, take_over=take_over)
         try:
+            if not check:
+                pipeline.refuse_old(cluster)  # a lease is a change already
+            where, everyones = leadership.lease_namespaces(
+                cluster, (line.source_id, shared), source.namespace
+            )
             if check:
+                one.books = books(where, read_only=True)
                 report = one.run()
             else:
-                pipeline.refuse_old(cluster)  # a lease is a change already
-                shared = leadership.CLUSTER_SOURCE
-                where, everyones = leadership.lease_namespaces(
-                    cluster, (line.source_id, shared), source.namespace
-                )
                 if create_namespace:
                     for namespace in sorted({where, everyones}):
                         leadership.create_namespace(cluster, namespace)
@@ -127,19 +133,21 @@ def command(
                         say=terminal.say,
                     ) as kubectl,
                 ):
+                    one.books = books(where, may_write=lambda: leader.holds)
+                    one.last = leader.revision
                     one.wishes = replace(wishes, kubectl=kubectl.holds)
                     one.may_write = lambda kubectls: (kubectl if kubectls else leader).holds
                     report = one.run()
                     leader.revision = str(report.revision)
         except BaseException:
-            if one.unfinished is not None:
+            if one.unfinished is not None and wanted:
                 done = reports.notes_of(one.unfinished, source=line.source_id, time=pipeline.now())
                 # The commit is not synced: the next pass goes on, and so does what it allows.
                 note(record for record in done if record.event != "synced")
             raise
         finally:
             cluster.close()
-        if not check:
+        if wanted:
             note(
                 reports.notes_of(
                     report, source=line.source_id, time=pipeline.now(), ready=one.ready

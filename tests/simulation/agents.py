@@ -13,17 +13,18 @@ from datetime import timedelta
 
 from gitops_mcp import planning
 from gitops_mcp.controller import Controller, Leads
-from gitops_mcp.errors import KubeError
+from gitops_mcp.errors import KubeError, LeaseLost
 from gitops_mcp.fleet import Look
 from gitops_mcp.hooks import Hook
 from gitops_mcp.model import Inquiry, ServerKey
 from gitops_mcp.pipeline import Source, Wishes
+from gitops_mcp.record import Books, Store
 from gitops_mcp.rollout import Serial
 from gitops_mcp.view import WATCHED, View
 from gitops_mcp.workqueue import Queue
 from simulation import feeds, probing
 from simulation.cluster import Answer, Client, Plane, Request
-from simulation.sources import Commit, Origin, source
+from simulation.sources import SOURCE, Commit, Origin, source
 
 POLL = 5.0
 """Seconds between two looks at git."""
@@ -82,6 +83,11 @@ class Agent:
         self.feeds = [
             feeds.Feed(plane, self.client, self.view, watched, self.later) for watched in WATCHED
         ]
+        self._books = Books(
+            Store(self.client, "default", "gitops-mcp-default", SOURCE),
+            clock=self._world.clock,
+            may_write=leads,
+        )
         self.controller = Controller(
             self.client,
             self.view,
@@ -90,6 +96,7 @@ class Agent:
             wake=self.wake,
             settled=self._settled,
             complete=self._complete,
+            books=self._books,
             ask=lambda inquiry, clock: probing.ask(plane, inquiry, clock),
             clock=self._world.clock,
             rng=random.Random(self._world.rng.getrandbits(32)),
@@ -135,15 +142,18 @@ class Agent:
         self.later(FULL, self._full)
 
     def _poll(self) -> None:
-        self.later(POLL, self._poll)
-        if self._origin.away or not self._origin.head:
+        self.later(POLL if not self.asking else 0.1, self._poll)
+        if self._origin.away or not self._origin.head or self.asking:
             return
-        head = self._origin.commits[self._origin.head]
-        if head != self.commit:
+        former, head = self.commit, self._origin.commits[self._origin.head]
+        if head != former:
             self.commit = head
             for commits in self.working.values():
                 commits.append(head)
-            self.controller.adopt(source(self._origin, head))
+            try:
+                self.controller.adopt(source(self._origin, head))
+            except (KubeError, LeaseLost):
+                self.commit = former
 
     def _settled(self, adopted: Source) -> None:
         """The notes say so."""

@@ -218,7 +218,7 @@ class Run:
         self.writes += request.writes
         if request.writes:
             self.laws.sent(agent, request)
-        locks = request.ref is not None and request.ref.kind == "Namespace"
+        locks = request.ref is not None and request.ref.kind in ("Namespace", "ConfigMap")
         agent.asking += locks
         try:
             return self._carry(agent, request, fault)

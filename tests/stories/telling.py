@@ -123,6 +123,8 @@ class Story:
     """The writing requests of the last sync."""
     watch_namespace: str | None = None
     """Where the syncs know one namespace only."""
+    lease_namespace: str = "default"
+    """Where the source's record is."""
     warnings: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -191,6 +193,12 @@ class Story:
         try:
             with pipeline.open_repository(options) as repository:
                 read = pipeline.read(options, repository)
+                books = pipeline.books(
+                    line,
+                    read.source_id,
+                    self.lease_namespace,
+                    read_only=bool(wishes.get("check")),
+                )
                 one = pipeline.Pass(
                     read,
                     line,
@@ -198,6 +206,7 @@ class Story:
                     pipeline.Wishes(**wishes),
                     warn=self.warnings.append,
                     may_write=may_write,
+                    books=books,
                 )
                 self.report = one.run()
                 if not self.report.check:

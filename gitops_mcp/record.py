@@ -1,0 +1,417 @@
+"""The source record: which repository a source is, what git has held, what was enforced last.
+
+One ConfigMap beside the source's Lease, written by the holder of the Lease only. ``Record`` is the
+value, ``Store`` its requests, ``Books`` the record as one process keeps it. What a source may prune
+is counted against it, so no pass can change the count by what it creates itself.
+"""
+
+from __future__ import annotations
+
+import binascii
+import gzip
+import hashlib
+import re
+import threading
+import zlib
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import NamedTuple, Protocol
+
+import orjson
+
+from gitops_mcp.errors import Conflict, Gone, LeaseLost, UsageError
+from gitops_mcp.model import (
+    FIELD_MANAGER,
+    LABEL_MANAGED_BY,
+    LABEL_SOURCE,
+    JsonObject,
+    ObjectRef,
+    Revision,
+    ServerKey,
+)
+
+PREFIX = "gitops-mcp-"
+"""Of the names of Leases and records."""
+FORMAT = "1"
+"""Of the ConfigMap. A later version that breaks it counts up; one that adds keys does not."""
+MAX_TEXT = 64 << 20
+"""Bytes of the unpacked inventory: more than a million servers."""
+ROOTS = 50
+"""Root commits that are recorded: the first in order, so that two records of one history share
+them."""
+ABSENT = "1"
+"""A resourceVersion that no object has: an apply that bears it creates, and never overwrites."""
+_PORTS = {"22", "80", "443"}
+
+
+# --- names -----------------------------------------------------------------------------------
+
+
+def lease_name(source_id: str, area: str = "") -> str:
+    """The name of a source's Lease, or of that for an ``area`` of it. No source id holds ``--``."""
+    return f"{PREFIX}{source_id}" + (f"--{area}" if area else "")
+
+
+def area_of(namespace: str | None, limit: str = "") -> str:
+    """What an agent of one namespace, or with a ``--limit``, is narrowed to, as a part of a name;
+    "" is everything."""
+    digest = hashlib.sha256(limit.encode()).hexdigest()[:10] if limit else ""
+    return ".".join(filter(None, (limit and "limit", digest, namespace)))
+
+
+# --- which repository -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """Which repository a source is read from: its address without credentials, and the root commits
+    of what is read (none for a shallow clone or a folder without git)."""
+
+    address: str = ""
+    roots: frozenset[str] = frozenset()
+
+    def agrees(self, other: Fingerprint) -> bool:
+        """Is it the same repository: a clone of the same history, or the same address?"""
+        return not self.roots.isdisjoint(other.roots) or _place(self.address) == _place(
+            other.address
+        )
+
+    def __str__(self) -> str:
+        roots = ", ".join(root[:8] for root in sorted(self.roots)[:2])
+        return f"{self.address} (root {roots})" if roots else self.address
+
+
+def _place(address: str) -> str:
+    """An address without what differs between https and ssh to the same repository."""
+    found = re.fullmatch(r"(?:[a-z][a-z+]*://)(?:[^@/]*@)?([^/]+)/(.*)", address, re.IGNORECASE)
+    scp = re.fullmatch(r"(?:[^@/:]+@)?([^/:@]+):(?!/)(.*)", address) if found is None else None
+    if found is None and scp is None:
+        return address.rstrip("/").removesuffix("/.git")
+    host, path = (found or scp or [""] * 3)[1], (found or scp or [""] * 3)[2]
+    name, _, port = host.partition(":")
+    host = name if port in _PORTS else host
+    return f"{host.lower()}/{path.strip('/').removesuffix('.git')}"
+
+
+class Identity(NamedTuple):
+    """A source as it calls itself. ``named``: the source id comes from the operator, not from the
+    source's own file; ``cluster_named``: so does the cluster's name, rather than by default."""
+
+    source: str
+    fingerprint: Fingerprint
+    cluster: str
+    named: bool = True
+    cluster_named: bool = True
+
+
+# --- the value ------------------------------------------------------------------------------
+
+
+class Entry(NamedTuple):
+    """A server that git has held: the file it came from; whether it belongs to the last commit that
+    was enforced to its end (else it was added since); whether its prune was released."""
+
+    file: str
+    enforced: bool = False
+    released: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What the ConfigMap says. ``revision`` is the last commit that was enforced to its end (""
+    for none yet), ``at`` when that was (RFC 3339), ``spent`` the last commit whose ``Allow-Prune``
+    was used."""
+
+    fingerprint: Fingerprint = Fingerprint()
+    cluster: str = ""
+    revision: str = ""
+    at: str = ""
+    spent: str = ""
+    servers: Mapping[ServerKey, Entry] = field(default_factory=dict)
+
+    @property
+    def commit(self) -> str:
+        """The sha of ``revision``; "" where there is no git."""
+        return "" if self.revision == str(Revision("")) else self.revision.removesuffix("-dirty")
+
+    def ahead(self, held: Mapping[ServerKey, str]) -> Record:
+        """The record before a commit is applied that holds these servers (key → file)."""
+        new = {
+            key: self.servers.get(key, Entry(file))._replace(released=False)
+            for key, file in held.items()
+            if key not in self.servers or self.servers[key].released
+        }
+        return replace(self, servers={**self.servers, **new}) if new else self
+
+    def releasing(self, keys: Collection[ServerKey], spent: str) -> Record:
+        """The record before released prunes begin."""
+        released = {key: self.servers[key]._replace(released=True) for key in keys}
+        return replace(self, servers={**self.servers, **released}, spent=spent or self.spent)
+
+    def enforced(
+        self,
+        held: Mapping[ServerKey, str],
+        *,
+        reaches: Callable[[ServerKey, str], bool],
+        remains: Callable[[ServerKey], bool],
+    ) -> Record:
+        """The record once a commit that holds ``held`` is enforced to its end. ``reaches`` tells
+        whether the run was about a server (from that file): others stay as they were. ``remains``:
+        a server that git no longer holds still exists, or may."""
+        servers = {
+            key: entry._replace(enforced=entry.enforced and not reaches(key, entry.file))
+            for key, entry in self.servers.items()
+            if remains(key)
+        }
+        servers |= {key: Entry(file, enforced=True) for key, file in held.items()}
+        # What went since is no reason to write: it counts no longer.
+        if all(self.servers.get(key) == entry for key, entry in servers.items()):
+            return self
+        return replace(self, servers=servers)
+
+
+def refusal(record: Record, mine: Identity, *, take_over: bool = False) -> UsageError | None:
+    """Why this source must not change anything under its id, or None."""
+    theirs = record.fingerprint
+    if not theirs.agrees(mine.fingerprint) and not (take_over and mine.named):
+        last = f", last enforced {record.commit[:12]}" if record.commit else ""
+        at = f" at {record.at}" if record.at else ""
+        hint = "give this source another --source-id; or take the id over with --take-over"
+        if not mine.named:
+            hint = "give this source another sourceId, or say --source-id to take it over"
+        return UsageError(
+            f"source id {mine.source!r} belongs to another repository in this cluster: "
+            f"{theirs}{last}{at}; this one is {mine.fingerprint}",
+            hint=hint,
+        )
+    if record.cluster != mine.cluster and not (take_over and mine.cluster_named):
+        return UsageError(
+            f"source {mine.source!r} was enforced here with --cluster {record.cluster}, "
+            f"not {mine.cluster}",
+            hint=f"use --cluster {record.cluster}; to rename it: --cluster NAME --take-over",
+        )
+    return None
+
+
+# --- the ConfigMap --------------------------------------------------------------------------
+
+
+def body(ref: ObjectRef, source: str, record: Record) -> JsonObject:
+    """The record as a ConfigMap."""
+    rows = [
+        [key.namespace, key.name, entry.file, int(entry.enforced) + 2 * int(entry.released)]
+        for key, entry in sorted(record.servers.items())
+    ]
+    packed = gzip.compress(orjson.dumps(rows), compresslevel=6, mtime=0)
+    return {
+        "apiVersion": ref.api_version,
+        "kind": ref.kind,
+        "metadata": {
+            "name": ref.name,
+            "namespace": ref.namespace,
+            "labels": {LABEL_MANAGED_BY: FIELD_MANAGER, LABEL_SOURCE: source},
+        },
+        "data": {
+            "format": FORMAT,
+            "address": record.fingerprint.address,
+            "roots": " ".join(sorted(record.fingerprint.roots)[:ROOTS]),
+            "cluster": record.cluster,
+            "revision": record.revision,
+            "enforcedAt": record.at,
+            "spent": record.spent,
+        },
+        "binaryData": {"servers": b64encode(packed).decode()},
+    }
+
+
+def parse(found: JsonObject) -> Record:
+    """The record that a ConfigMap holds. Raises UsageError where somebody has changed it."""
+    ref = ObjectRef.of(found)
+    try:
+        data: Mapping[str, str] = found["data"]
+        if data["format"] != FORMAT:
+            raise ValueError(f"format {data['format']}")
+        unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        text = unpacker.decompress(b64decode(found["binaryData"]["servers"]), MAX_TEXT)
+        return Record(
+            Fingerprint(data["address"], frozenset(data["roots"].split())),
+            cluster=data["cluster"],
+            revision=data["revision"],
+            at=data["enforcedAt"],
+            spent=data.get("spent", ""),
+            servers={
+                ServerKey(namespace, name): Entry(file, bool(flags & 1), bool(flags & 2))
+                for namespace, name, file, flags in orjson.loads(text)
+            },
+        )
+    except (KeyError, TypeError, ValueError, zlib.error, binascii.Error) as error:
+        raise UsageError(
+            f"the source record {ref} in namespace {ref.namespace} cannot be read: {error}",
+            hint="use a version of gitops-mcp that is as new as the one that wrote it; or delete "
+            "it: it is then made anew from the servers in the cluster",
+        ) from error
+
+
+class Api(Protocol):
+    """The requests of a store; ``kube.Cluster`` is the real one."""
+
+    def get(self, ref: ObjectRef) -> JsonObject | None: ...
+
+    def apply(
+        self, body: JsonObject, *, uid: str | None = ..., resource_version: str | None = ...
+    ) -> JsonObject: ...
+
+
+class Store:
+    """The ConfigMap of one source, ``name`` in ``namespace``. Not thread-safe."""
+
+    def __init__(self, api: Api, namespace: str, name: str, source: str) -> None:
+        self.ref = ObjectRef("v1", "ConfigMap", namespace, name)
+        self._api = api
+        self._source = source
+        self._live: JsonObject | None = None
+
+    def read(self) -> Record | None:
+        """What it says; None where there is none. One GET. Raises KubeError, UsageError."""
+        self._live = self._api.get(self.ref)
+        return parse(self._live) if self._live is not None else None
+
+    def write(self, record: Record) -> None:
+        """One PATCH over what was read or written last. Raises KubeError; Conflict or Gone where
+        somebody else wrote or deleted it since."""
+        metadata = self._live["metadata"] if self._live is not None else {}
+        self._live = self._api.apply(
+            body(self.ref, self._source, record),
+            uid=metadata.get("uid"),
+            resource_version=metadata.get("resourceVersion", ABSENT),
+        )
+
+
+# --- as a process keeps it ------------------------------------------------------------------
+
+
+class Books:
+    """One source's record in this process. Thread-safe.
+
+    ``open`` it in each term of the Lease before anything is changed. ``may_write`` is asked right
+    before each write. Without ``store`` the record is of this process only, and nothing is written:
+    for check mode, and where there is no source.
+    """
+
+    def __init__(
+        self,
+        store: Store | None,
+        *,
+        clock: Callable[[], datetime],
+        may_write: Callable[[], bool] = lambda: True,
+        take_over: bool = False,
+        read_only: bool = False,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._may_write = may_write
+        self._take_over = take_over
+        self._read_only = read_only
+        self._lock = threading.RLock()
+        self._record: Record | None = None
+        self._term, self._opened = 0, -1
+        self._stored: Record | None = None
+
+    @property
+    def record(self) -> Record:
+        """The record as it is known. Only once it was opened."""
+        record = self._record
+        assert record is not None  # noqa: S101 -- whoever asks has opened the books
+        return record
+
+    @property
+    def is_open(self) -> bool:
+        """Is the record known, and written by nobody else?"""
+        return self._opened == self._term
+
+    def close(self) -> None:
+        """Somebody else may have written the record: it is read again before it is relied on."""
+        self._term += 1
+
+    def check(self, mine: Identity) -> None:
+        """Raises UsageError where this source must not change anything: early, before anything
+        else is asked of the cluster. One GET. Raises KubeError."""
+        with self._lock:
+            stored = self._store.read() if self._store is not None else None
+            self._stored = stored
+            if stored is not None and (error := refusal(stored, mine, take_over=self._take_over)):
+                raise error
+
+    def open(
+        self, mine: Identity, *, revision: str, live: Callable[[], Mapping[ServerKey, str]]
+    ) -> Record:
+        """Read the record, or begin one: from the servers that are provably this source's
+        (``live``, key → file) and the commit that was enforced last as far as is known
+        (``revision``). Raises UsageError, KubeError."""
+        with self._lock:
+            if not self.is_open:
+                term = self._term
+                self.check(mine)
+                record = self._stored
+                if record is None:
+                    enforced = {key: Entry(file, enforced=True) for key, file in live().items()}
+                    record = Record(mine.fingerprint, mine.cluster, revision, servers=enforced)
+                elif not record.fingerprint.agrees(mine.fingerprint):
+                    # Taken over: the former repository's commits say nothing here.
+                    record = replace(record, fingerprint=mine.fingerprint, revision="", spent="")
+                self._record = replace(record, cluster=mine.cluster)
+                self._opened = term
+            return self.record
+
+    def ahead(self, held: Mapping[ServerKey, str]) -> None:
+        """Record the servers of a commit before it is applied. Raises KubeError."""
+        with self._lock:
+            self._write(self.record.ahead(held))
+
+    def release(self, keys: Collection[ServerKey], spent: str) -> None:
+        """Record that these prunes were released, before they begin. Raises KubeError."""
+        with self._lock:
+            self._write(self.record.releasing(keys, spent))
+
+    def enforced(
+        self,
+        mine: Identity,
+        held: Mapping[ServerKey, str],
+        *,
+        revision: str | None,
+        reaches: Callable[[ServerKey, str], bool],
+        remains: Callable[[ServerKey], bool],
+    ) -> None:
+        """Record that a commit was enforced to its end; ``revision`` None: in parts only. Writes
+        nothing where that is known already. Raises KubeError."""
+        with self._lock:
+            record = self.record.enforced(held, reaches=reaches, remains=remains)
+            if revision is not None and revision != record.revision:
+                at = self._clock().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+                record = replace(record, revision=revision, at=at, spent="")
+            if record is not self.record:
+                record = replace(record, fingerprint=mine.fingerprint)
+            self._write(record)
+
+    def _write(self, record: Record) -> None:
+        if not (self._read_only or self._store is None or record == self._stored):
+            self._put(self._store, record)
+            self._stored = record
+            self._take_over = False  # two who want it would take it from each other for ever
+        self._record = record
+
+    def _put(self, store: Store, record: Record) -> None:
+        for attempt in (1, 2):
+            if not self._may_write():
+                raise LeaseLost("the lease for this source is not held any more")
+            try:
+                store.write(record)
+            except (Conflict, Gone):
+                # We hold the Lease, so it was no agent: ours stands.
+                if attempt == 2:
+                    raise
+                store.read()
+            else:
+                return
