@@ -25,7 +25,7 @@ GIT_NOTES_SECONDS = 60.0
 """A fetch or a push of the deployment notes: they are small, and nobody waits for them."""
 GIT_MEMORY = 512 * MIB
 """Each process of git, its helpers and ssh included. Files that are only mapped do not count."""
-GIT_ANSWER = 32 * MIB
+GIT_ANSWER = 16 * MIB
 """The output of a command: the refs of a server, say. Lists and contents have bounds of their
 own."""
 GIT_WORDS = 64 * KIB

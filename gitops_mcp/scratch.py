@@ -35,6 +35,12 @@ class Scratch:
         self.path, owner = _owned(parent)
         self.remove = weakref.finalize(self, _remove, self.path, owner)
 
+    def __enter__(self) -> str:
+        return self.path
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
 
 def _owned(parent: str) -> tuple[str, int]:
     """A new folder, and the open file whose lock says that it is in use."""

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from gitfixtures import GitServer, bare, commit, git, worktree
 
-from gitops_mcp import documents, gitcommand, gitrepo, manifests, pipeline
+from gitops_mcp import documents, gitcommand, gitmirror, gitrepo, manifests, pipeline
 from gitops_mcp.errors import GitOpsError, SourceError
 from gitops_mcp.gitcommand import Git
 from gitops_mcp.model import Loaded, ServerKey, SourceFile
@@ -353,7 +353,7 @@ def test_a_poll_that_finds_nothing_is_one_question_to_the_server(
 def test_a_copy_is_tidied_while_nothing_else_is_to_be_done(
     tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gitrepo, "TIDY_AFTER", 6)
+    monkeypatch.setattr(gitmirror, "TIDY_AFTER", 6)
     folder = fleet(tmp_path, 3)
     ran = []
     with gitrepo.open_source(f"file://{folder}", allow_file=True) as opened:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from gitfixtures import ADVERTISED, GitServer, OddServer, bare, commit, git, packet
 
-from gitops_mcp import gitcommand, gitrepo, limits, scratch
+from gitops_mcp import gitcommand, gitmirror, gitrepo, limits, scratch
 from gitops_mcp.errors import OverLimit, SourceError, Unanswered
 from gitops_mcp.gitcommand import Git
 from gitops_mcp.gitrepo import open_source
@@ -314,7 +314,7 @@ def test_a_full_disk_is_cleared_and_not_filled_again(
 
 
 def test_the_wait_after_a_failed_fetch_grows() -> None:
-    patience = gitrepo._Patience()
+    patience = gitmirror.Patience()
     waits = []
     for _ in range(9):
         patience.failed({"HEAD": "a"}, SourceError("no"))
