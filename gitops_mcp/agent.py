@@ -30,7 +30,14 @@ from gitops_mcp import leadership, manifests, masking, pipeline, probes, watches
 from gitops_mcp.controller import Controller, Leads, Listener
 from gitops_mcp.endpoints import Endpoints
 from gitops_mcp.engine import place_of, utc_now
-from gitops_mcp.errors import GitOpsError, KindAbsent, KubeError, Transient, Unanswered
+from gitops_mcp.errors import (
+    GitOpsError,
+    KindAbsent,
+    KubeError,
+    OverLimit,
+    Transient,
+    Unanswered,
+)
 from gitops_mcp.fleet import Workers
 from gitops_mcp.gitrepo import Repository
 from gitops_mcp.journal import Journal, Standing
@@ -125,15 +132,15 @@ def first_source(
     warn: Say,
 ) -> Source | None:
     """What ``read`` reads; None where we are told to end before that. In a pod a git server that
-    does not answer is waited for, since a restart would not help; elsewhere, whoever has typed it
-    is told. Meanwhile we are alive, but not ready."""
+    does not answer is waited for, and a commit that can be read, since a restart would not help;
+    elsewhere, whoever has typed it is told. Meanwhile we are alive, but not ready."""
 
     def look() -> Source:
         wait = Transient.first_retry
         while True:
             try:
                 return read()
-            except Unanswered as error:
+            except (Unanswered, OverLimit) as error:
                 if not pipeline.in_cluster():
                     raise
                 warn(f"{error.message}; trying again")

@@ -267,6 +267,28 @@ def test_in_a_pod_a_git_server_that_is_away_at_the_start_is_waited_for(
             until(lambda: place.ready("web") and place.is_ready(), "the server", within=30)
 
 
+def test_in_a_pod_a_commit_that_is_too_large_at_the_start_is_waited_out(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    blob = gitfixtures.git(place.repository, "hash-object", "-w", "--stdin", stdin=b"a: 1\n")
+    entries = [f"100644 blob {blob}\tf{number}.yaml" for number in range(10)]
+    for level in range(9):  # 10^9 paths
+        stdin = "".join(f"{entry}\n" for entry in entries).encode()
+        tree = gitfixtures.git(place.repository, "mktree", stdin=stdin)
+        entries = [f"040000 tree {tree}\td{level}{number}" for number in range(10)]
+    bomb = gitfixtures.git(place.repository, "commit-tree", "-m", "docs", tree)
+    gitfixtures.git(place.repository, "update-ref", "refs/heads/main", bomb)
+    with gitfixtures.GitServer(place.repository.parent) as server:
+        url = f"{server.url}/{place.repository.name}"
+        with agent(place.kubeconfig, place.repository, *place.arguments, url=url):
+            until(lambda: "50,000 YAML and JSON files; trying again" in place.log(), "the wait")
+            assert (place.ask("/healthz")[0], place.ask("/readyz")[0]) == (200, 503)
+            gitfixtures.git(place.repository, "update-ref", "-d", "refs/heads/main")
+            place.push(web=manifest("web"))
+            until(lambda: place.ready("web") and place.is_ready(), "the server", within=60)
+
+
 def test_whoever_waits_for_git_ends_at_once_when_told(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

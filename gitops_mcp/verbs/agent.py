@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 from dataclasses import replace
 from datetime import timedelta
@@ -106,6 +105,7 @@ def command(
     from gitops_mcp.errors import GitOpsError
     from gitops_mcp.gitcommand import read_secret
     from gitops_mcp.metrics import Metrics
+    from gitops_mcp.scratch import Scratch
 
     agent.share_one_heap()
     wishes = pipeline.Wishes(
@@ -131,7 +131,7 @@ def command(
     exit_code = agent.end_on_signals(ended)
     with (
         logs.installed(log_format, verbose=common.verbose, quiet=common.quiet),
-        tempfile.TemporaryDirectory(prefix="gitops-mcp-") as empty,
+        Scratch() as empty,
         # Uncommitted work is nobody's deployment.
         pipeline.open_repository(source := _chosen(source, empty), committed=True) as repository,
     ):
@@ -140,8 +140,13 @@ def command(
         if webhook_secret_file is not None and not webhook_secret():
             looks.warn("/webhook answers 404 until its secret is there")
         cache = manifests.Cache()
+
+        def read() -> pipeline.Source:
+            repository.poll()  # at each try: what could not be read may be pushed away
+            return pipeline.read(source, repository, cache=cache)
+
         line = agent.first_source(
-            lambda: pipeline.read(source, repository, cache=cache),
+            read,
             ended,
             listen=listen,
             metrics=metrics,
