@@ -9,6 +9,10 @@ does not. A syntax error ends its document only; the others of the file are stil
 Reads the parser's events in a loop and builds the values itself, for three reasons: nesting cannot
 overflow a stack, aliases are never expanded, and no second pass is needed for the places. Never
 raises for what a file holds, never reads a file, and never puts a value into a message.
+
+Time and memory grow with the length of the text, whatever it is: no pattern here backtracks, and
+documents are handed out one by one. A file that holds more than the limits below ends there, with
+a broken document that says so.
 """
 
 from __future__ import annotations
@@ -23,12 +27,19 @@ import yaml
 from yaml import events
 from yaml.cyaml import CParser  # type: ignore[attr-defined]  # its stub forgets it
 
-from gitops_mcp.model import Severity
+from gitops_mcp.model import JsonObject, Severity
 
 MAX_DEPTH = 64
 """Levels of nesting. A Kubernetes object needs about 20."""
-MAX_FLAWS = 1000
-"""Flaws kept of one document; a hostile file could hold a million."""
+MAX_FLAWS = 100
+"""Flaws of one document. One with more is not read to its end: a file could hold a million."""
+MAX_VALUES = 500_000
+"""Keys and values of one file, a map or list counted twice. The densest MiB of manifests has about
+as many."""
+MAX_DOCUMENTS = 20_000
+"""Documents of one file. A MiB of the smallest manifests has some 10,000."""
+MAX_NUMBER = 400
+"""Characters. No number that a YAML reader holds is longer: 1.8e308 has 309 digits."""
 
 Path = tuple[str | int, ...]
 """Keys and indices from a document's root."""
@@ -79,20 +90,21 @@ class Document:
     nulls: bool = False
     fractions: bool = False
     start: Place = field(default_factory=lambda: Place(1, 1))
-    marks: dict[int, dict[Any, tuple[Any, Any]]] = field(default_factory=dict)
-    """By id of a container: by key or index, the events of the key and of the value."""
+    marks: _Mark = 0
+    """Where everything stands: a tree of the form of ``value``."""
 
     def place(self, path: Path, *, key: bool = False) -> Place | None:
         """Where the value at ``path`` stands (or its key); None where the document has none."""
-        value, found = self.value, None
-        for step in path:
-            found = self.marks.get(id(value), {}).get(step)
-            if found is None:
-                return None
-            value = value[step]
-        if found is None:
+        if not path:
             return self.start
-        return self.place_of(found[0 if key else 1])
+        value, mark = self.value, self.marks
+        for step in path:
+            if not _holds(value, step) or not isinstance(mark, list):
+                return None
+            mark = mark[1 + (step if isinstance(step, int) else list(value).index(step))]
+            value = value[step]
+        both = _own(mark)
+        return self._place(both >> _PLACE_BITS if key else both & _PLACE_MASK)
 
     def place_of(self, event: Any) -> Place:
         """Where an event of this document begins."""
@@ -103,27 +115,56 @@ class Document:
         """Whether the document itself says something at ``path``."""
         value = self.value
         for step in path:
-            if step not in self.marks.get(id(value), {}):
+            if not _holds(value, step):
                 return False
             value = value[step]
         return True
 
+    def _place(self, place: int) -> Place:
+        return Place((place >> _COLUMN_BITS) + self.line, (place & _COLUMN_MASK) + 1)
 
-def parse(text: str, *, json_syntax: bool = False) -> list[Document]:
-    """The documents of a file. ``json_syntax``: it is JSON, and must be."""
+
+def _holds(value: Any, step: str | int) -> bool:
+    if isinstance(value, dict):
+        return step in value
+    return isinstance(value, list) and isinstance(step, int) and 0 <= step < len(value)
+
+
+_Mark = int | list["_Mark"]
+"""Of a scalar: the place of its key (of the value itself in a list), then that of the value, in one
+number: a file may hold half a million. Of a map or a list: its own, then those of its children, in
+their order."""
+
+
+def _own(mark: _Mark) -> int:
+    while isinstance(mark, list):
+        mark = mark[0]
+    return mark
+
+
+_COLUMN_BITS, _PLACE_BITS = 24, 48
+_COLUMN_MASK, _PLACE_MASK = (1 << _COLUMN_BITS) - 1, (1 << _PLACE_BITS) - 1
+
+
+def parse(text: str, *, json_syntax: bool = False, as_text: bool = False) -> Iterator[Document]:
+    """The documents of a file, one by one. ``json_syntax``: it is JSON, and must be. ``as_text``:
+    every scalar is text, ``on`` and ``007`` included."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     bad = _UNPRINTABLE.search(text)
     if bad:
         message = f"the character U+{ord(bad[0]):04X} is not allowed"
-        return [_unreadable(_place_of(text, bad.start()), message)]
+        yield _unreadable(_place_of(text, bad.start()), message)
+        return
+    budget = _Budget()
     if json_syntax:
-        return _parse_json(text)
-    if "\n---" not in text:
-        return _parse_chunk(text, 1)
-    documents: list[Document] = []
-    for line, chunk in _chunks(text):
-        documents += _parse_chunk(chunk, line)
-    return documents
+        yield from _parse_json(text, budget)
+        return
+    chunks = _chunks(text) if "\n---" in text else [(1, text)]
+    for line, chunk in chunks:
+        yield from _parse_chunk(chunk, line, budget, _text_scalar if as_text else _yaml_scalar)
+        if budget.over:
+            yield _unreadable(Place(line, 1), f"{budget.over} in one file: the rest is not read")
+            return
 
 
 def decode(data: bytes) -> str | Document:
@@ -139,8 +180,9 @@ def decode(data: bytes) -> str | Document:
 
 _UNPRINTABLE = re.compile("[^\t\n\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _MARKER = re.compile(r"^---(?=\s|$)", re.MULTILINE)
-_ONLY_DIRECTIVES = re.compile(r"(?:(?:[%#].*|\s*)(?:\n|\Z))*\Z")
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+"""A JSON string, or an open one to the end of the text: it always matches where it begins, so the
+text is gone through once."""
 _SURROGATES = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
 
 
@@ -162,12 +204,19 @@ def _chunks(text: str) -> Iterator[tuple[int, str]]:
     line = 1
     for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
         chunk = text[start:end]
-        if not (chunk.lstrip().startswith("%") and _ONLY_DIRECTIVES.match(chunk)):
+        if not _only_directives(chunk):
             yield line, chunk
         line += chunk.count("\n")
 
 
-def _parse_json(text: str) -> list[Document]:
+def _only_directives(chunk: str) -> bool:
+    """Whether a part holds directives (``%YAML 1.2``), comments and blank lines only."""
+    return chunk.lstrip().startswith("%") and all(
+        line[:1] in ("%", "#") or not line.strip() for line in chunk.split("\n")
+    )
+
+
+def _parse_json(text: str, budget: _Budget) -> Iterator[Document]:
     """The standard decoder judges the syntax; the places then come from the YAML reader, which
     takes all JSON but tabs between tokens and escaped surrogate pairs."""
     as_yaml = text.replace("\t", " ")
@@ -177,13 +226,14 @@ def _parse_json(text: str) -> list[Document]:
         json.loads(text)
     except json.JSONDecodeError as exc:
         # What YAML makes of it may tell whose manifest it was meant to be.
-        first = next(iter(_parse_chunk(as_yaml, 1)), Document(1))
+        first = next(_parse_chunk(as_yaml, 1, budget, _yaml_scalar), Document(1))
         first.flaws = [Flaw((), Place(exc.lineno, exc.colno), f"not JSON: {exc.msg}")]
         first.broken = True
-        return [first]
+        yield first
     except (RecursionError, ValueError):
-        return [_unreadable(Place(1, 1), "nested too deeply, or a number too long")]
-    return _parse_chunk(as_yaml, 1, _json_scalar)
+        yield _unreadable(Place(1, 1), "nested too deeply, or a number too long")
+    else:
+        yield from _parse_chunk(as_yaml, 1, budget, _json_scalar)
 
 
 def _join_surrogates(string: re.Match[str]) -> str:
@@ -193,30 +243,32 @@ def _join_surrogates(string: re.Match[str]) -> str:
     return joined + " " * (len(string[0]) - len(joined))
 
 
-def _parse_chunk(text: str, line: int, scalar: _Scalar | None = None) -> list[Document]:
-    documents: list[Document] = []
+def _parse_chunk(text: str, line: int, budget: _Budget, scalar: _Scalar) -> Iterator[Document]:
     parser = CParser(text)
     builder: _Builder | None = None
     try:
         event = parser.get_event()
         while not isinstance(event, events.StreamEndEvent):
             if isinstance(event, events.DocumentStartEvent):
-                document = Document(line)
-                documents.append(document)
-                builder = _Builder(document, scalar or _yaml_scalar)
+                if budget.documents <= 0:
+                    budget.over = f"more than {MAX_DOCUMENTS} documents"
+                    return
+                budget.documents -= 1
+                builder = _Builder(Document(line), scalar, budget)
                 builder.build(parser.get_event)
+                yield builder.document
                 builder = None
             event = parser.get_event()
     except yaml.MarkedYAMLError as exc:
         if builder is None:
-            documents.append(Document(line))
-            builder = _Builder(documents[-1], _yaml_scalar)
+            builder = _Builder(Document(line), scalar, budget)
         builder.stop(*_explain(exc, text, line))
-    except _TooDeep:
-        pass  # the builder has said so
+        yield builder.document
+    except _Stopped:
+        assert builder is not None  # noqa: S101 - only a builder raises it
+        yield builder.document
     finally:
         parser.dispose()
-    return documents
 
 
 def _explain(exc: yaml.MarkedYAMLError, text: str, line: int) -> tuple[Place, str]:
@@ -258,9 +310,12 @@ _AMBIGUOUS_NUMBER = re.compile(
     """,
     re.VERBOSE,
 )
+_NUMERIC = re.compile(r"[-+.:_0-9a-fA-FxXoO]+")
 _INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,17})")
 _LONG_INTEGER = re.compile(r"[-+]?[1-9][0-9]{18,}")
 _FRACTION = re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)")
+
+_AMBIGUOUS = "ambiguous: some readers take it for a number or a date; write it in quotes"
 
 _Scalar = Callable[[str], tuple[Any, str]]
 """The text of an unquoted scalar → its value, and what is wrong with it ("": nothing)."""
@@ -276,12 +331,18 @@ def _yaml_scalar(text: str) -> tuple[Any, str]:
         return text, ""
     if _INTEGER.fullmatch(text):
         return int(text), ""
-    if _FRACTION.fullmatch(text) and not text.lstrip("+-").startswith("00"):
-        return float(text), ""
     if _LONG_INTEGER.fullmatch(text):
         return text, "a number too long to be exact: write it in quotes"
+    if len(text) > MAX_NUMBER:
+        return text, _AMBIGUOUS if _NUMERIC.fullmatch(text) else ""
+    if _FRACTION.fullmatch(text) and not text.lstrip("+-").startswith("00"):
+        return float(text), ""
     if _AMBIGUOUS_NUMBER.fullmatch(text):
-        return text, "ambiguous: some readers take it for a number or a date; write it in quotes"
+        return text, _AMBIGUOUS
+    return text, ""
+
+
+def _text_scalar(text: str) -> tuple[Any, str]:
     return text, ""
 
 
@@ -295,8 +356,17 @@ def _json_scalar(text: str) -> tuple[Any, str]:
 # --- the document ---------------------------------------------------------------------------
 
 
-class _TooDeep(Exception):
-    pass
+class _Stopped(Exception):
+    """The document has been ended, and says why."""
+
+
+@dataclass(slots=True)
+class _Budget:
+    """What the documents of one file may hold together. ``over``: what there is too much of."""
+
+    values: int = MAX_VALUES
+    documents: int = MAX_DOCUMENTS
+    over: str = ""
 
 
 _NO_KEY: Any = object()
@@ -308,20 +378,21 @@ class _Frame(NamedTuple):
     """A container that waits while one of its children is read."""
 
     container: Any
-    marks: dict[Any, tuple[Any, Any]]
+    marks: list[_Mark]
     step: str | int
     """The child's key or index."""
     key: Any
     """The key that stands when the child has ended."""
-    key_event: Any
+    key_place: int
 
 
 class _Builder:
     """Turns the events of one document into its value."""
 
-    def __init__(self, document: Document, scalar: _Scalar) -> None:
+    def __init__(self, document: Document, scalar: _Scalar, budget: _Budget) -> None:
         self.document = document
         self.scalar = scalar
+        self.budget = budget
         self.anchors: dict[str, Any] = {}
         self.stack: list[_Frame] = []
 
@@ -335,10 +406,11 @@ class _Builder:
         """Reads up to the document's end. This loop is most of the cost of a load."""
         document, scalar, stack = self.document, self.scalar, self.stack
         container: Any = None
-        marks: dict[Any, tuple[Any, Any]] = {}
+        marks: list[_Mark] = []
         key: Any = _NO_KEY
-        key_event: Any = None
+        key_place = 0
         step: str | int
+        left = self.budget.values
         while True:
             event = get_event()
             kind = event.__class__
@@ -359,53 +431,76 @@ class _Builder:
             elif kind is events.AliasEvent:
                 value, wrong = self._alias(event)
             elif kind is events.DocumentEndEvent:
+                self.budget.values = left
                 return
             else:
-                container, marks, _, key, key_event = stack.pop()
+                container, marks, _, key, key_place = stack.pop()
                 continue
+            left -= 2 if opens else 1
+            if left < 0:
+                self.budget.over = f"more than {MAX_VALUES} values"
+                self.stop(document.place_of(event), f"{self.budget.over} in one file: split it")
+                raise _Stopped
             if kind is not events.AliasEvent and (event.anchor or event.tag):
                 wrong = self._decorated(event, None if opens else value)
 
             # Put the value where it belongs.
+            start = event.start_mark
+            place = start.line << _COLUMN_BITS | start.column
+            mark: _Mark = place << _PLACE_BITS | place
             after = _NO_KEY
+            filed = True
             if container is None:
                 step = ""
                 document.value = value
                 document.start = document.place_of(event)
             elif container.__class__ is list:
                 step = len(container)
-                marks[step] = (event, event)
                 container.append(value)
             elif key is not _NO_KEY:
                 step = key
-                marks[step] = (key_event, event)
-                container[step] = value
+                mark = key_place << _PLACE_BITS | place
                 key = _NO_KEY
+                if step in container:  # a duplicate: the last one counts
+                    at = 1 + list(container).index(step)
+                    del container[step]
+                    del marks[at]
+                container[step] = value
             else:
                 step = value if value.__class__ is str else getattr(event, "value", "?")
-                wrong = wrong or self._wrong_key(event, value, marks)
-                key, key_event = step, event
+                wrong = wrong or self._wrong_key(event, value, container, marks)
+                key, key_place = step, place
                 after = step  # a collection as a key is read past, and filed nowhere
+                filed = False
+            if opens:
+                mark = [mark]
+            if filed:
+                marks.append(mark)
             if wrong:
                 self._flaw(event, wrong, None if container is None else step)
 
             if opens:
-                stack.append(_Frame(container, marks, step, after, key_event))
+                if container is None:
+                    document.marks = mark
+                stack.append(_Frame(container, marks, step, after, key_place))
                 if len(stack) > MAX_DEPTH:
                     self.stop(document.place_of(event), "nested too deeply")
-                    raise _TooDeep
+                    raise _Stopped
                 container, key = value, _NO_KEY
-                document.marks[id(value)] = marks = {}
+                marks = mark  # type: ignore[assignment]  # a list, as it opens
 
-    def _wrong_key(self, event: Any, value: Any, marks: dict[Any, tuple[Any, Any]]) -> str:
+    def _wrong_key(
+        self, event: Any, value: Any, container: JsonObject, marks: Sequence[_Mark]
+    ) -> str:
         if not isinstance(value, str):
             return "a key must be text: write it in quotes"
         if value == "<<" and event.implicit[0]:
             # The rest of this map is not what its author sees.
             self._flaw(event, _SILENT, None)
-        if value in marks:
-            first = self.document.place_of(marks[value][0])
-            return f'duplicate key "{shown(value)}" (first on line {first.line})'
+        if value in container:
+            first = _own(marks[1 + list(container).index(value)]) >> _PLACE_BITS
+            line = (first >> _COLUMN_BITS) + self.document.line
+            return f'duplicate key "{shown(value)}" (first on line {line})'
         return ""
 
     def _decorated(self, event: Any, value: Any) -> str:
@@ -421,11 +516,15 @@ class _Builder:
         return None, "anchors and aliases are not supported: write the value out"
 
     def _flaw(self, event: Any, message: str, step: str | int | None) -> None:
-        if len(self.document.flaws) < MAX_FLAWS:
-            path = self._path() if step is None else (*self._path(), step)
-            place = self.document.place_of(event)
-            silent = message == _SILENT
-            self.document.flaws.append(Flaw(path, place, "" if silent else message, silent))
+        place = self.document.place_of(event)
+        if len(self.document.flaws) >= MAX_FLAWS:
+            self.stop(
+                place, f"more than {MAX_FLAWS} mistakes in one document: the rest is not read"
+            )
+            raise _Stopped
+        path = self._path() if step is None else (*self._path(), step)
+        silent = message == _SILENT
+        self.document.flaws.append(Flaw(path, place, "" if silent else message, silent))
 
     def _path(self) -> Path:
         return tuple(frame.step for frame in self.stack if frame.container is not None)

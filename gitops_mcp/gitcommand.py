@@ -269,7 +269,7 @@ def why(error: Exception) -> str:
 def redact(text: str) -> str:
     """Drop what stands before the @ of an http URL, and a password anywhere."""
     text = re.sub(r"(https?://)[^/@\s'\"]+@", r"\1", text)
-    return re.sub(r"(\w+://[^/@:\s'\"]*):[^/@\s'\"]*@", r"\1@", text)
+    return re.sub(r"((?<!\w)\w+://[^/@:\s'\"]*):[^/@\s'\"]*@", r"\1@", text)
 
 
 def printable(text: str) -> str:

@@ -16,6 +16,8 @@ from gitops_mcp.model import Condition, JsonObject
 
 LONGEST: Final = 400
 """Characters of another program's message that a condition repeats."""
+_READ: Final = 4096
+"""Characters of it that are read: who may write a pod's status may write a megabyte."""
 
 # --- what a text speaks of --------------------------------------------------------------------
 
@@ -45,8 +47,9 @@ clients, reasons as well as messages) that tell them, in any case."""
 
 def troubles(*texts: str) -> frozenset[str]:
     """The kinds of TROUBLES that the texts (reasons, messages) speak of."""
+    heads = [text[:_READ] for text in texts]
     return frozenset(
-        kind for kind, words in TROUBLES.items() if any(words.search(text) for text in texts)
+        kind for kind, words in TROUBLES.items() if any(words.search(text) for text in heads)
     )
 
 

@@ -193,18 +193,20 @@ _OBJECT = re.compile(r"[{\[&]|map\[|\w+\.\w+\{")
 _LONGEST: Final = 600
 _WARNING = re.compile(r'299 [^ "]+ "((?:[^"\\]|\\.){0,4096})"')
 """One value of a Warning header, as the API server and admission webhooks send it."""
+_READ: Final = 8 * _LONGEST
+"""Characters of a message that are read: an admission webhook may answer with megabytes."""
 
 
 def _redact(text: str) -> str:
     """The text without the values that it quotes; names of fields and of list keys stay."""
-    text = re.sub(r", got [^\n]*", "", text)
+    text = re.sub(r", got [^\n]*", "", text[:_READ])
     text = _QUOTED.sub(lambda match: match[0] if match["kept"] else '"…"', text)
     return " ".join(text.split())[:_LONGEST]
 
 
 def _redact_cause(text: str) -> str:
     """``Invalid value: "s3cret": must be shorter`` becomes ``Invalid value: must be shorter``."""
-    kind, separator, rest = text.partition(": ")
+    kind, separator, rest = text[:_READ].partition(": ")
     if not separator:
         return _redact(text)
     if value := _VALUE.match(rest):

@@ -48,6 +48,11 @@ MAX_FILE = 4 * 1024 * 1024
 MAX_DOCUMENT = 1024 * 1024
 """Bytes of one server's JSON. etcd refuses 1.5 MB, and the spec is stored more than once."""
 
+MAX_PROBLEMS = 100
+"""Problems listed of one file; the others are counted."""
+MAX_LISTED = 1000
+"""Problems listed of all files; the others are counted."""
+
 CONFIG_FILE = "gitops-mcp.yaml"
 """The source's own settings: not a manifest."""
 
@@ -299,8 +304,7 @@ class _Held:
         self._problems = dict.fromkeys(defaults.problems, 1)
         """Each with the number of its occurrences: what is wrong with a default may be said of one
         server in two files."""
-        problems = tuple(sorted(self._problems, key=_order))
-        self.loaded = Loaded({}, problems=problems, variables=defaults.variables)
+        self.loaded = Loaded({}, problems=_listed(self._problems), variables=defaults.variables)
         self._defaults = defaults
         self._skipped: tuple[tuple[str, str], ...] = ()
         self._unread = _Found()
@@ -419,7 +423,7 @@ class _Held:
                 protected.discard(key)
         new = Loaded(
             servers=servers,
-            problems=tuple(sorted(self._problems, key=_order)) if turned else old.problems,
+            problems=_listed(self._problems) if turned else old.problems,
             protected=frozenset(protected),
             unknown=self._unknown > 0,
             variables=old.variables,
@@ -538,10 +542,14 @@ def _read_group_vars(path: str, data: bytes) -> tuple[Document, list[Problem], b
     problems: list[Problem] = []
 
     def report(place: Place | None, where: Path, message: str) -> None:
+        if len(problems) > MAX_PROBLEMS:
+            return
+        if len(problems) == MAX_PROBLEMS:
+            message = "more problems than are listed in this file"
         line, column = place or document.start
         problems.append(Problem(path, line, column, None, pointer(where), message))
 
-    documents = _documents(path, data)
+    documents = list(_documents(path, data))
     document = documents[0] if documents else Document(1, {})
     for extra in documents[1:]:
         report(extra.start, (), "group_vars are one document a file")
@@ -558,6 +566,8 @@ def _read_group_vars(path: str, data: bytes) -> tuple[Document, list[Problem], b
         if name != "spec" and not _VARIABLE.fullmatch(name):
             message = "must be a name for templates: letters, digits and '_'"
             report(document.place((name,), key=True), (name,), message)
+            if len(problems) > MAX_PROBLEMS:
+                break  # a place costs a search
     spec = value.get("spec")
     if spec is not None and not isinstance(spec, dict):
         report(document.place(("spec",)), ("spec",), "must be a map")
@@ -605,7 +615,7 @@ def _without_nulls(value: Any) -> Any:
 # --- one file -------------------------------------------------------------------------------
 
 
-def _documents(path: str, data: bytes) -> list[Document]:
+def _documents(path: str, data: bytes) -> Iterable[Document]:
     text = decode(data)
     if isinstance(text, Document):
         return [text]
@@ -627,6 +637,9 @@ class _File:
         self.problems: list[Problem] = []
         self.unknown = False
         self.ignored: list[tuple[str, str]] = []
+        self.unlisted: list[Problem] = []
+        """The first of the problems that are only counted, and the first error among them."""
+        self.more = 0
 
     def read(self) -> _Found:
         """The one call: all that the file holds."""
@@ -638,12 +651,14 @@ class _File:
                     self._broken(document)
                 elif document.value is not None:
                     self._object(document, (), document.value)
+        if self.more:
+            self.problems.append(_and_more(self.unlisted, self.more, "in this file"))
         return _Found(tuple(self.claims), tuple(self.problems), self.unknown, tuple(self.ignored))
 
     def _too_large(self) -> None:
         if KIND.encode() in self.data or GROUP.encode() in self.data:
             message = f"larger than {MAX_FILE // 1024 // 1024} MiB: split it"
-            self.problems.append(Problem(self.path, 1, 1, None, "", message))
+            self._list(Problem(self.path, 1, 1, None, "", message))
             self.unknown = True
         else:
             self.ignored.append((self.path, "too large, and names no MCPServer"))
@@ -717,7 +732,13 @@ class _File:
             own = {}
         if isinstance(own, dict) and (self.defaults.spec or document.nulls):
             manifest["spec"] = _merge(self.defaults.spec, own)
-        findings += _findings(manifest, key, self.terms.policy, closely=document.fractions)
+        findings += _findings(
+            manifest,
+            key,
+            self.terms.policy,
+            closely=document.fractions,
+            briefly=self._is_full,
+        )
         if isinstance(own, dict):
             findings += rules.unused(own, manifest["spec"])
         return manifest, findings
@@ -784,6 +805,9 @@ class _File:
 
     def _report(self, document: Document, path: Path, finding: Finding, server: str | None) -> None:
         """At its place: in the manifest, or in the group_vars that its value comes from."""
+        if self._is_full:  # nobody will see the place
+            self._add(document.start, server, (), finding.message, finding.severity)
+            return
         wanted = finding.path[:-1] if finding.at == "parent" else finding.path
         key = finding.at != "value"
         if finding.at == "parent" and document.has((*path, *finding.path)):
@@ -806,9 +830,7 @@ class _File:
         line, column = place or Place(1, 1)
         path, message = pointer(finding.path), finding.message
         if Problem(name, line, column, None, path, message) not in self.defaults.problems:
-            self.problems.append(
-                Problem(name, line, column, server, path, message, finding.severity)
-            )
+            self._list(Problem(name, line, column, server, path, message, finding.severity))
 
     def _add(
         self,
@@ -818,7 +840,43 @@ class _File:
         message: str,
         severity: Severity = "error",
     ) -> None:
-        self.problems.append(Problem(self.path, *place, server, pointer(path), message, severity))
+        self._list(Problem(self.path, *place, server, pointer(path), message, severity))
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self.problems) >= MAX_PROBLEMS
+
+    def _list(self, problem: Problem) -> None:
+        """Add a problem, or count it once there are enough."""
+        if not self._is_full:
+            self.problems.append(problem)
+            return
+        self.more += 1
+        known = [one.severity for one in self.unlisted]
+        if not known or (problem.severity == "error" and "error" not in known):
+            self.unlisted.append(problem)
+
+
+def _and_more(unlisted: Sequence[Problem], count: int, where: str) -> Problem:
+    """What stands for ``count`` problems that are not listed, at the place of the first one."""
+    first = unlisted[0]
+    error = any(problem.severity == "error" for problem in unlisted)
+    return Problem(
+        first.file,
+        first.line,
+        first.column,
+        None,
+        "",
+        f"and {count} more problem{'s' if count > 1 else ''} {where}",
+        "error" if error else "warning",
+    )
+
+
+def _listed(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    """Problems in their order, as many as anybody reads."""
+    found = sorted(problems, key=_order)
+    shown, left = found[:MAX_LISTED], found[MAX_LISTED:]
+    return (*shown, _and_more(left, len(left), "in this source")) if left else tuple(shown)
 
 
 # --- one document ---------------------------------------------------------------------------
@@ -922,32 +980,43 @@ def _covered(path: Path, meant: Iterable[Path]) -> bool:
     return any(path[: len(flaw)] == flaw for flaw in meant)
 
 
-def _unknown_nulls(value: Any, path: Path = ()) -> list[Finding]:
+def _unknown_nulls(value: Any) -> list[Finding]:
     """Misspelt keys without a value: dropping their nulls has hidden them."""
+    unknown = filter(None, map(serverschema.unknown_field, _nulls(value, ())))
+    return list(islice(unknown, serverschema.MAX_FINDINGS))
+
+
+def _nulls(value: Any, path: Path) -> Iterator[Path]:
     if isinstance(value, dict):
         steps: Iterable[tuple[str | int, Any]] = value.items()
     elif isinstance(value, list):
         steps = enumerate(value)
     else:
-        return []
-    found: list[Finding] = []
+        return
     for step, child in steps:
         if child is None:
-            unknown = serverschema.unknown_field((*path, step))
-            found += [unknown] if unknown else []
+            yield (*path, step)
         else:
-            found += _unknown_nulls(child, (*path, step))
-    return found
+            yield from _nulls(child, (*path, step))
 
 
 def _findings(
-    manifest: JsonObject, key: ServerKey | None, policy: Policy, *, closely: bool = False
+    manifest: JsonObject,
+    key: ServerKey | None,
+    policy: Policy,
+    *,
+    closely: bool = False,
+    briefly: bool = False,
 ) -> list[Finding]:
     """All that is wrong with a completed manifest. ``closely``: not by the fast validator, which
-    takes 1.0 for a whole number."""
+    takes 1.0 for a whole number. ``briefly``: nobody reads it, only whether there is anything."""
     found: list[Finding] = []
+    if briefly and not serverschema.accepts(manifest):
+        return [Finding((), "not valid")]
     if closely or not serverschema.accepts(manifest):
         found = serverschema.findings(manifest)
+        if len(found) > serverschema.MAX_FINDINGS:
+            return found  # what is left of it is more than the rules may meet
         manifest = _without(manifest, found)
     metadata, spec = manifest.get("metadata"), manifest.get("spec")
     if isinstance(spec, dict):

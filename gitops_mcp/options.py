@@ -587,24 +587,14 @@ def parse_config(text: bytes, name: str, *, allowed: frozenset[str] | None) -> J
     """The mapping that a configuration file holds. The values of options are texts, as in the
     environment. ``allowed`` None: any option, whichever verb has it.
 
-    Raises UsageError for YAML that is none, and for a key that does not exist or is not allowed.
+    Raises UsageError for YAML that is none or that readers read differently, and for a key that
+    does not exist or is not allowed.
     """
-    import yaml
-
-    try:
-        # As texts first: `probes: on` means on, and is no boolean.
-        values = yaml.load(text, Loader=yaml.CBaseLoader)  # noqa: S506 -- makes texts only
-        if isinstance(values, dict) and values.keys() & OWN_KEYS:
-            typed = yaml.load(text, Loader=yaml.CSafeLoader)
-            values |= {key: typed[key] for key in OWN_KEYS if key in typed}
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise UsageError(f"{name}{place}: not valid YAML") from error
-    if values in (None, ""):
-        return {}
-    if not isinstance(values, dict):
-        raise UsageError(f"{name}: expected a mapping of options")
+    # As texts: `probes: on` means on, and is no boolean.
+    values = _mapping(text, name, as_text=True)
+    if values.keys() & OWN_KEYS:
+        typed = _mapping(text, name, below=OWN_KEYS)
+        values |= {key: typed[key] for key in OWN_KEYS if key in typed}
     for key in values:
         if key in SOURCE_KEYS or (allowed is None and key in DECLARED.keys() | OWN_KEYS):
             continue
@@ -621,6 +611,33 @@ def parse_config(text: bytes, name: str, *, allowed: frozenset[str] | None) -> J
                 hint="give it as a flag, in the environment or with --config FILE",
             )
     return {key: value for key, value in values.items() if value not in ("", None)}
+
+
+def _mapping(
+    text: bytes, name: str, *, as_text: bool = False, below: frozenset[str] | None = None
+) -> JsonObject:
+    """The one document of a configuration file. ``below``: only what is wrong under these keys
+    counts. Raises UsageError at the first place that is wrong."""
+    from gitops_mcp import documents  # with PyYAML, which most runs of a verb do without
+
+    content = documents.decode(text)
+    if isinstance(content, str):
+        found = list(itertools.islice(documents.parse(content, as_text=as_text), 2))
+    else:
+        found = [content]
+    for document in found:
+        for flaw in document.flaws:
+            if not flaw.silent and (below is None or not flaw.path or flaw.path[0] in below):
+                line, column = flaw.place
+                raise UsageError(f"{name}:{line}:{column}: {flaw.message}")
+    if len(found) > 1:
+        raise UsageError(f"{name}:{found[1].start.line}: expected one document")
+    value = found[0].value if found else None
+    if value in (None, ""):
+        return {}
+    if not isinstance(value, dict):
+        raise UsageError(f"{name}: expected a mapping of options")
+    return value
 
 
 def _every_option() -> set[str]:

@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import jsonschema_rs
@@ -36,10 +37,17 @@ def accepts(manifest: JsonObject) -> bool:
     return _fast_validator().is_valid(manifest)
 
 
+MAX_FINDINGS = 100
+"""Mistakes of one document. Whoever made more has not meant a server."""
+
+
 def findings(manifest: JsonObject) -> list[Finding]:
-    """What the schema has against a document: one finding a mistake, values never quoted."""
+    """What the schema has against a document: one finding a mistake, values never quoted. One more
+    than MAX_FINDINGS where there are more."""
     found: dict[tuple[Path, str], tuple[int, Finding]] = {}
-    for error in _exact_validator().iter_errors(manifest):
+    for error in islice(_exact_validator().iter_errors(manifest), 10 * MAX_FINDINGS):
+        if len(found) > MAX_FINDINGS:
+            break
         rank = _ORDER.index(error.validator) if error.validator in _ORDER else len(_ORDER)
         finding = _finding(error)
         if error.validator == "required" and "generateName" in error.instance:

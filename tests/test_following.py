@@ -6,7 +6,7 @@ import gc
 import json
 import random
 import tracemalloc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -289,7 +289,7 @@ class Ledger:
             self.git.append((args[0], 0))
             return talk(git, *args, **options)
 
-        def read(text: str, **options: Any) -> list[documents.Document]:
+        def read(text: str, **options: Any) -> Iterator[documents.Document]:
             self.parsed += 1
             return parse(text, **options)
 

@@ -381,7 +381,7 @@ def test_a_second_load_reads_only_what_changed(monkeypatch: pytest.MonkeyPatch) 
     read: list[str] = []
     original = documents.parse
 
-    def counted(text: str, **options: Any) -> list[documents.Document]:
+    def counted(text: str, **options: Any) -> Iterator[documents.Document]:
         read.append(text)
         return original(text, **options)
 

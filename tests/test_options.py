@@ -69,7 +69,7 @@ def test_what_a_verb_lacks_is_ignored(
         ("namespce: ai\n", "no option 'namespce'; did you mean 'namespace'?"),
         ("takeOvr: true\n", "no option 'takeOvr'; did you mean 'takeOver'?"),
         ("- a\n", "expected a mapping of options"),
-        ("a: [\n", ":2:1: not valid YAML"),
+        ("a: [\n", ":1:5: not YAML: did not find expected node content"),
         ("namespace: {a: b}\n", "namespace: expected one value"),
         ("limit: [[a]]\n", "limit: expected one value"),
     ],
