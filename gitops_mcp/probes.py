@@ -264,15 +264,16 @@ def _http_sse(talk: _Talk, refusal: _Answer) -> Handshake:
     with the answers."""
     if refusal.code not in (400, 404, 405):
         raise _failed(f"initialize {refusal.words}")
+    refused = _failed(f"initialize {refusal.words}")
     try:
         stream = talk.listen()
+        kind, data = stream.first()
     except _Ended as end:
-        if end.handshake.reason in ("HandshakeFailed", "Unreachable"):
-            raise _failed(f"initialize {refusal.words}") from None
-        raise
-    kind, data = stream.first()
+        # Silence may be a stream that is late; who refused in MCP's words has none to open.
+        spoke = isinstance(end, _Slow) and refusal.error_code is not None
+        raise (refused if spoke or end.handshake.reason == "HandshakeFailed" else end) from None
     if kind != "endpoint":
-        raise _failed(f"initialize {refusal.words}")
+        raise refused
     endpoint = talk.resolved(data.decode(errors="replace"))
     if endpoint is None:
         raise _failed("HTTP+SSE: its endpoint event names another server")
@@ -339,8 +340,7 @@ def _busy(code: int, retry_after: str) -> Handshake:
     seconds = int(told) if re.fullmatch(r"[0-9]{1,9}", told) else 0
     wait = min(timedelta(seconds=seconds), timedelta(seconds=limits.HANDSHAKE_WAIT_SECONDS))
     words = f", asks to wait {seconds} s" if seconds else ""
-    message = f"too busy to answer ({code}{words}): what it said before stands"
-    return Handshake("Unreachable", message, wait=wait)
+    return Handshake("Unreachable", f"too busy to answer ({code}{words})", wait=wait)
 
 
 def _redirected(answer: _Answer) -> _Ended:
@@ -757,11 +757,8 @@ class _Stream:
         self._next(time.monotonic() + self._limit)
 
     def first(self) -> tuple[str, bytes]:
-        """The first event; of no type where none comes."""
-        try:
-            return self._next(time.monotonic() + self._limit) or ("", b"")
-        except _Ended:
-            return "", b""
+        """The first event; of no type where the stream ends without one."""
+        return self._next(time.monotonic() + self._limit) or ("", b"")
 
     def response(self, request: object) -> JsonObject | None:
         """The response to ``request`` among the events that come."""

@@ -528,8 +528,28 @@ def test_the_older_transport_is_initialized_over_its_endpoint() -> None:
             DENIED,
             "(403)",
         ),
+        (lambda r: Answer(405 if r.method == "POST" else 503, ""), AWAY, "too busy"),
+        (lambda r: Answer(405, "") if r.method == "POST" else hang(r), AWAY, "in time"),
+        (lambda r: Answer(405, "") if r.method == "POST" else endless(r), AWAY, "in time"),
+        (
+            lambda r: error(r, 400, -32602) if r.method == "POST" else endless(r),
+            FAILED,
+            "-32602",
+        ),
     ],
-    ids=["dead", "elsewhere", "evil", "guarded", "silent", "feed", "refused"],
+    ids=[
+        "dead",
+        "elsewhere",
+        "evil",
+        "guarded",
+        "silent",
+        "feed",
+        "refused",
+        "busy",
+        "late",
+        "idle",
+        "refused-in-mcp",
+    ],
 )
 def test_an_endpoint_event_alone_is_no_handshake(
     answer: Callable[[Asked], Answer], reason: str, words: str
