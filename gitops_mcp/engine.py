@@ -36,6 +36,7 @@ from gitops_mcp.errors import (
 )
 from gitops_mcp.model import (
     KIND,
+    OWNERSHIP_POLICY,
     Action,
     Change,
     Contest,
@@ -254,6 +255,8 @@ class Engine:
         self._aim = aim
         self._check = check
         self._dry_run = dry_run
+        self.refused_dry_runs = False
+        """The ownership policy refuses dry-runs: the check is a local comparison."""
         self._may_write = may_write
         self._ask = ask
         self._hooks = cleanup
@@ -868,15 +871,21 @@ class Engine:
         absent = before is None and key.namespace in self._foreseen
         if not self._dry_run or absent:
             return _merged(before, action.body)
-        after = self._kube.apply(
-            action.body,
-            manager=action.manager,
-            force=action.uid is not None,
-            dry_run=True,
-            subresource=action.subresource,
-            uid=action.uid,
-            resource_version=action.resource_version,
-        )
+        try:
+            after = self._kube.apply(
+                action.body,
+                manager=action.manager,
+                force=action.uid is not None,
+                dry_run=True,
+                subresource=action.subresource,
+                uid=action.uid,
+                resource_version=action.resource_version,
+            )
+        except Permanent as error:
+            if OWNERSHIP_POLICY not in error.message:
+                raise
+            self._dry_run, self.refused_dry_runs = False, True
+            return _merged(before, action.body)
         if action.ref in memory.taken:
             return _merged(before, action.body)  # the answer still holds what would be gone
         if before is None:

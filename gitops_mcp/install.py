@@ -21,6 +21,7 @@ from gitops_mcp.model import (
     FINALIZER,
     GROUP,
     LABEL_SOURCE,
+    OWNERSHIP_POLICY,
     PLURAL,
     VERSION,
     JsonObject,
@@ -53,7 +54,6 @@ COLLECTORS = (
 _RBAC = "rbac.authorization.k8s.io"
 _ADMISSION = "admissionregistration.k8s.io/v1"
 _POLICY = f"no-foreground-deletion.{GROUP}"
-_OWNERSHIP = f"ownership.{GROUP}"
 SYNC = "sync"
 """The verb on MCPServers that no request bears: it lets write what says whose a server is."""
 _LONGEST_NAME = 63
@@ -313,7 +313,7 @@ def _ownership(wanted: Installation) -> Iterator[JsonObject]:
     yield {
         "apiVersion": _ADMISSION,
         "kind": "ValidatingAdmissionPolicy",
-        "metadata": {"name": _OWNERSHIP, "labels": {LABEL_APP: APP}},
+        "metadata": {"name": OWNERSHIP_POLICY, "labels": {LABEL_APP: APP}},
         "spec": {
             "failurePolicy": "Fail",
             "matchConstraints": {
@@ -343,7 +343,7 @@ def _ownership(wanted: Installation) -> Iterator[JsonObject]:
             ],
         },
     }
-    yield _binding(wanted, _OWNERSHIP, f"{wanted.name}-ownership")
+    yield _binding(wanted, OWNERSHIP_POLICY, f"{wanted.name}-ownership")
 
 
 def _value(part: str, key: str) -> str:

@@ -29,6 +29,8 @@ SHUTDOWN_MANAGER = "gitops-mcp-shutdown"
 PAUSE_MANAGER = "gitops-mcp-rollout"
 """Field manager of a paused rollout: so it can be given up, and the template's fields stay."""
 FINALIZER = f"{GROUP}/finalizer"
+OWNERSHIP_POLICY = f"ownership.{GROUP}"
+"""The ValidatingAdmissionPolicy that lets only some write as ``gitops-mcp``."""
 
 LABEL_NAME = "app.kubernetes.io/name"
 LABEL_INSTANCE = "app.kubernetes.io/instance"

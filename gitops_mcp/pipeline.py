@@ -678,6 +678,11 @@ class Pass:
         finally:
             watching.stop()
             view.subscribe(lambda _: None)  # else each holds the other until a collection
+        if engine.refused_dry_runs:
+            self.warn(
+                "without the right to sync mcpservers the comparison is local, not a dry-run: an "
+                "admission policy refuses it"
+            )
         report = self._report(engine, keys)
         if not check and not guard.holds_back():
             try:

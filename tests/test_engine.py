@@ -674,6 +674,22 @@ def test_a_header_that_cannot_be_had_is_no_fault_of_the_server(
     assert "s3cret" not in told.message
 
 
+def test_a_dry_run_that_the_ownership_policy_refuses_is_a_local_comparison() -> None:
+    stage = Stage(check=True)
+    stage.stands(cr(server=replace(WEB, spec=WEB.spec | {"image": "old"})))
+
+    def refuse(verb: str, ref: ObjectRef) -> None:
+        if verb == "dry-run" and ref.kind == KIND:
+            raise Permanent("forbidden: ValidatingAdmissionPolicy 'ownership.mcp.example.com'")
+
+    stage.server.refuse = refuse
+    stage.engine.work(KEY)
+    assert stage.engine.refused_dry_runs
+    outcome = stage.engine.outcome(KEY)
+    assert outcome.result == "changed"
+    assert {change.ref.kind for change in outcome.changes} == {KIND, "Deployment", "Service"}
+
+
 # --- fights -----------------------------------------------------------------------------------
 
 DEPLOYMENT = ObjectRef("apps/v1", "Deployment", "ai", "web")
