@@ -124,7 +124,7 @@ _COMPLAINTS: tuple[tuple[str, str, str, type[SourceError]], ...] = (
     (
         r"[Oo]ut of memory|Cannot allocate memory|memory exhausted|bad_alloc",
         f"git needs more than {limits.GIT_MEMORY // limits.MIB} MiB of memory for it",
-        "no list of branches and no manifest is that large: find out who pushed what",
+        "look for a very large file, folder or list of branches in the repository",
         OverLimit,
     ),
     (
@@ -257,7 +257,7 @@ _NOISE = re.compile(
     r"|Add correct host key|Timeout: the command|This private key will be ignored"
 )
 """Lines of git and ssh that say nothing of what goes wrong."""
-_VOLATILE = re.compile(r" after \d+ (?:ms|milliseconds)|\d+(?= bytes? )")
+_VOLATILE = re.compile(r"(?i)request[ -]id:? *\S+| after \d+ (?:ms|milliseconds)|\d+(?= bytes? )")
 """What differs from one time to the next: it would make the same trouble news each time."""
 
 

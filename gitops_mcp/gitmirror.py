@@ -336,11 +336,12 @@ class Mirror:
         return answer
 
     def _tidy(self) -> None:
-        """Now and then, while nothing else is to be done: git's own housekeeping."""
+        """Now and then, while nothing else is to be done: git's own housekeeping. The largest pack
+        stays as it is: there is no room for a second one."""
         if self._talks >= TIDY_AFTER:
             self._talks = 0
             with self._locked(), contextlib.suppress(SourceError):
-                self.git.ask("gc", "--auto", "--quiet")
+                self.git.ask("gc", "--auto", "--quiet", "--keep-largest-pack")
 
     def holds(self, commit: str) -> bool:
         """Whether the commit is here, with all that it consists of."""
