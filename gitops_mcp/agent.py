@@ -26,7 +26,7 @@ from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.base import BaseTrigger
 
-from gitops_mcp import leadership, manifests, masking, pipeline, probes, watches, webhook
+from gitops_mcp import leadership, limits, manifests, masking, pipeline, probes, watches, webhook
 from gitops_mcp.controller import Controller, Leads, Listener
 from gitops_mcp.endpoints import Endpoints
 from gitops_mcp.engine import place_of, utc_now
@@ -83,8 +83,7 @@ UNREAD = 300.0
 """Seconds of failing looks at git after which the agent is not ready; at least three looks."""
 SET_BACK = 2.0
 """Seconds that the wall clock may go back without anybody having to know."""
-POKES = 1.0
-"""Seconds from the start of one poll that was asked for to the next: a webhook may be replayed."""
+POKES = limits.WEBHOOK_SECONDS
 NOTES = timedelta(seconds=3)
 """Between two flushes of the deployment notes."""
 

@@ -21,6 +21,7 @@ from http import HTTPStatus
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
+from gitops_mcp import limits
 from gitops_mcp.errors import UsageError
 from gitops_mcp.masking import scrub
 from gitops_mcp.webhook import MAX_BODY, Verdict
@@ -30,10 +31,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-CONNECTIONS: Final = 64
-"""Open at once. One more ends the oldest, so that a kubelet is answered whoever else holds on."""
-LIFETIME: Final = 10.0
-"""Seconds of a connection, from its acceptance to the last byte of the answer."""
+CONNECTIONS: Final = limits.HTTP_CONNECTIONS
+LIFETIME: Final = limits.HTTP_SECONDS
 STOPPING: Final = 0.4
 """Seconds that a request under way still has when the server is stopped."""
 RETRY: Final = 0.1

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 from gitops_mcp.errors import GitOpsError
+from gitops_mcp.limits import ASKERS, HOOKERS
 from gitops_mcp.model import Decision, Inquiry, ServerKey
 from gitops_mcp.rollout import Rollout, Standing
 from gitops_mcp.workqueue import Queue
@@ -25,11 +26,6 @@ if TYPE_CHECKING:
 
 WORKERS = 8
 """Requests in flight: what an API server takes from one client without queueing."""
-ASKERS = 16
-"""Servers that are asked for a handshake or their sessions at the same time: a silent one takes its
-whole time-out, and must not delay the API requests of others."""
-HOOKERS = 16
-"""Servers whose cleanup hooks are called at the same time: no silent server takes these threads."""
 RETRY_WITHIN = timedelta(seconds=60)
 """How long one pass tries a transient error again."""
 SHORTLY = timedelta(seconds=2)

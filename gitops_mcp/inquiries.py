@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from gitops_mcp import policies, serverschema, transports
+from gitops_mcp import limits, policies, serverschema, transports
 from gitops_mcp.model import (
     ANNOTATION_RECONCILE,
     Context,
@@ -26,17 +26,17 @@ from gitops_mcp.model import (
 EARLIEST, LATEST = datetime(2000, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 HANDSHAKE_INTERVAL = timedelta(seconds=60)
 HANDSHAKE_TIMEOUT = timedelta(seconds=5)
-HANDSHAKE_LONGEST = timedelta(seconds=30)
-"""What a server may ask for: others wait for the same threads."""
-HANDSHAKE_RETRY = timedelta(seconds=10)
+HANDSHAKE_LONGEST = timedelta(seconds=limits.HANDSHAKE_LONGEST_SECONDS)
+HANDSHAKE_RETRY, HANDSHAKE_RETRY_CAP = (
+    timedelta(seconds=seconds) for seconds in limits.HANDSHAKE_RETRY_SECONDS
+)
 """After a handshake that went wrong: a server may take a while to start behind its port. Each
 further failure of the same pods doubles it."""
-HANDSHAKE_RETRY_CAP = timedelta(seconds=160)
 SPREAD = 0.1
 """The share of a wait that is cut off by chance, so that what began together goes apart."""
 COUNT_INTERVAL = timedelta(seconds=2)
 COUNT_TIMEOUT = timedelta(seconds=2)
-CLEANUP_LIMIT = timedelta(seconds=60)
+CLEANUP_LIMIT = timedelta(seconds=limits.HOOKS_SECONDS)
 CLEANUP_HURRIED = timedelta(seconds=10)
 METRICS_PATH = "/metrics"
 REQUEST_LIMIT = 256

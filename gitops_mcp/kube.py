@@ -24,6 +24,7 @@ from urllib.parse import quote
 
 import orjson
 
+from gitops_mcp import limits
 from gitops_mcp.errors import (
     Configuration,
     Conflict,
@@ -61,24 +62,24 @@ Query = dict[str, str]
 Causes = tuple[tuple[str, str, str], ...]
 """Why a body was refused, each ``(reason, field, message)``."""
 
-REQUEST_TIMEOUT: Final = 30.0
+REQUEST_TIMEOUT: Final = limits.API_SECONDS
 """Seconds for one request; the client itself would wait for ever."""
-NOTICES: Final = 256
+NOTICES: Final = limits.API_NOTICES
 """Warnings of the API server that are passed on; who sends more of them is not listened to."""
-PAGE: Final = 500
+PAGE: Final = limits.API_PAGE
 """Objects a LIST page: the API server's memory, and ours, stay flat."""
 WATCH_SECONDS: Final = 300
 """How long the server keeps a watch open before we ask anew."""
-WATCH_SILENCE: Final = 90.0
+WATCH_SILENCE: Final = limits.WATCH_SILENCE_SECONDS
 """Seconds without a byte after which a watch counts as broken: bookmarks come every minute, and a
 server that was stopped leaves its watches silently open."""
 
-CHECK_SECONDS: Final = (600.0, 900.0)
+CHECK_SECONDS: Final = limits.VIEW_CHECK_SECONDS
 """From one list to the next, whatever the watch says: drawn anew each time, so that the lists of
 many kinds and agents do not come together."""
-RECHECK_SECONDS: Final = (60.0, 120.0)
+RECHECK_SECONDS: Final = limits.VIEW_RECHECK_SECONDS
 """From the loss of a stream to the next list, at the latest."""
-PROOF_SECONDS: Final = 5.0
+PROOF_SECONDS: Final = limits.WATCH_PROOF_SECONDS
 """In which the first watch after a loss must bring something: else all is listed."""
 
 WATCH_BACKOFF_CAP: Final = 5.0

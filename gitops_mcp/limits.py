@@ -80,3 +80,43 @@ ANSWER = 1 * MIB
 """One answer of an MCP server, after any compression is undone."""
 COUNT = 256 * KIB
 """One answer that counts sessions."""
+
+HANDSHAKE_LONGEST_SECONDS = 30
+"""What a server may ask for as ``health.timeout``: others wait for the same threads."""
+HANDSHAKE_RETRY_SECONDS = (10, 160)
+"""After a handshake that failed, and after many in a row: each failure doubles the wait."""
+ASKERS = 16
+"""Servers that are asked for a handshake or their sessions at the same time: a silent one takes its
+whole time-out, and must not delay the API requests of others."""
+HOOKERS = 16
+"""Servers whose cleanup hooks are called at the same time: no silent server takes these threads."""
+HOOKS_SECONDS = 60
+"""All cleanup hooks of one server, their wait for a thread included."""
+
+# --- the API server ------------------------------------------------------------------------------
+
+API_SECONDS = 30.0
+"""One request; the client library itself would wait for ever."""
+API_PAGE = 500
+"""Objects of a page of a LIST."""
+WATCH_SILENCE_SECONDS = 90.0
+"""A watch without a byte. Bookmarks come every minute."""
+WATCH_PROOF_SECONDS = 5.0
+"""In which the first watch after a lost connection must bring something: else all is listed."""
+VIEW_CHECK_SECONDS = (600.0, 900.0)
+"""From one list to the next, whatever the watch says."""
+VIEW_RECHECK_SECONDS = (60.0, 120.0)
+"""From a lost connection to the next list."""
+API_NOTICES = 256
+"""Warnings of the API server that are passed on; who sends more of them is not listened to."""
+
+# --- HTTP, to the agent --------------------------------------------------------------------------
+
+HTTP_CONNECTIONS = 64
+"""Open at once. One more ends the oldest, so that a kubelet is answered whoever else holds on."""
+HTTP_SECONDS = 10.0
+"""A connection, from its acceptance to the last byte of the answer."""
+WEBHOOK_BODY = 1 * MIB
+"""A push that touches 5,000 files has half of it; what is larger waits for the interval."""
+WEBHOOK_SECONDS = 1.0
+"""From the start of one poll that a webhook asked for to the next: it may be replayed."""

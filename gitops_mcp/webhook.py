@@ -16,8 +16,9 @@ from typing import Final, NamedTuple
 
 import orjson
 
-MAX_BODY: Final = 1 << 20
-"""Bytes. A push that touches 5,000 files has half of it; what is larger waits for the interval."""
+from gitops_mcp import limits
+
+MAX_BODY: Final = limits.WEBHOOK_BODY
 
 
 class Verdict(enum.Enum):
