@@ -32,7 +32,9 @@ class Idle(Agent):
         self.looks = 0
         self.last: Callable[[], None] = lambda: None
         found = SimpleNamespace(kind="unchanged", error=None)
-        repository = SimpleNamespace(notes=lambda _: None, poll=lambda: found, hurry=lambda: None)
+        repository = SimpleNamespace(
+            notes=lambda *_, **__: None, poll=lambda: found, hurry=lambda: None
+        )
         super().__init__(
             SourceOptions(cluster="test"),
             cast("Any", repository),
