@@ -38,16 +38,21 @@ from gitops_mcp.gitcommand import (
 from gitops_mcp.gitcommand import Credentials as Credentials
 from gitops_mcp.gitmirror import REF_NAME, Absent, Empty, Mirror
 from gitops_mcp.gitnotes import Notes, Place, Upstream
-from gitops_mcp.model import Revision, Snapshot, SourceFile
+from gitops_mcp.model import GROUP, KIND, Revision, Snapshot, SourceFile
 
 CONFIG_FILE = "gitops-mcp.yaml"
 VARS_FOLDER = "group_vars"
 TEMPLATES_FOLDER = "templates"
 SUFFIXES = (".yaml", ".yml", ".json")
+CAPITALS = "not read: only .yaml, .yml and .json in small letters are manifests; rename it"
+OUT_OF_SIGHT = "not read: hidden files and templates/ hold no manifests; move it back, or delete it"
+_MARKS = (GROUP.encode().lower(), KIND.encode().lower())
 
 _PATH = attrgetter("path")
 YOUNG = 100_000_000
 """Nanoseconds. A file system's clock ticks every few milliseconds."""
+PEEKED = 100
+"""Files that are out of sight and looked into at the same time."""
 
 _PLAIN_MODES = ("100644", "100755")
 _ODD_MODES = {"120000": "a symbolic link is not followed", "160000": "a submodule is not read"}
@@ -108,10 +113,16 @@ class _Collector:
         """Bytes of all the files that fitted."""
         self.files: list[SourceFile] = []
         self.skipped: list[tuple[str, str]] = []
+        self.aside: list[tuple[str, str]] = []
+        self._searched = 0
 
     def wants(self, path: str) -> bool:
-        """Whether a plain file of this path is to be read; notes a name that cannot be used."""
-        if not path.endswith(SUFFIXES) or not _in_sight(path, self._below):
+        """Whether a plain file of this path is to be read; notes a name that cannot be used, and
+        what looks like a manifest and is not read."""
+        if not path.lower().endswith(SUFFIXES) or not _in_sight(path, self._below):
+            return False
+        if not path.endswith(SUFFIXES):
+            self.lay_aside(path, CAPITALS)
             return False
         if not path.isprintable():
             self.skip(path, "its name holds characters that are not printable UTF-8")
@@ -123,10 +134,33 @@ class _Collector:
             self.skipped.append((printable(path), reason))
             self.fit(len(self.skipped))
 
-    def fits(self, path: str, size: int) -> bool:
-        """Whether a file may be read into memory; notes one that is too large."""
+    def hides(self, path: str) -> bool:
+        """Whether a file would be one to look for manifests in, were it not out of sight."""
+        return (
+            path.lower().endswith(SUFFIXES)
+            and bool(_inside(path, self._below))
+            and not _in_sight(path, self._below)
+        )
+
+    def peek(self, path: str, data: bytes) -> None:
+        """Note a file that is out of sight where it may be a manifest."""
+        if _mentions_us([data]):
+            self.lay_aside(path, OUT_OF_SIGHT)
+
+    def lay_aside(self, path: str, reason: str) -> None:
+        if len(self.aside) < limits.FILES:
+            self.aside.append((printable(path), reason))
+
+    def fits(self, path: str, size: int, chunks: Callable[[], Iterable[bytes]]) -> bool:
+        """Whether a file may be read into memory. One that is too large is a problem only where its
+        content, which ``chunks`` reads, may be a manifest."""
         if size > limits.FILE:
-            self.skip(path, f"larger than {limits.FILE // limits.MIB} MiB")
+            large = f"larger than {limits.FILE // limits.MIB} MiB"
+            self._searched += size
+            if self._searched > limits.SEARCHED or _mentions_us(chunks()):
+                self.skip(path, large)
+            else:
+                self.lay_aside(path, f"{large}, and names no MCPServer")
             return False
         self.total += size
         if self.total > limits.SNAPSHOT:
@@ -153,7 +187,19 @@ class _Collector:
             files=tuple(sorted(self.files, key=_PATH)),
             skipped=tuple(sorted(set(self.skipped))),
             root=self._root,
+            aside=tuple(sorted(set(self.aside))),
         )
+
+
+def _mentions_us(chunks: Iterable[bytes]) -> bool:
+    """Whether a content may be a manifest of ours."""
+    last = b""
+    for chunk in chunks:
+        text = (last + chunk).lower()
+        if any(mark in text for mark in _MARKS):
+            return True
+        last = text[-max(map(len, _MARKS)) :]
+    return False
 
 
 def _tree(git: Git, commit: str, prefix: str, below: str) -> Iterator[tuple[str, str, str]]:
@@ -205,13 +251,14 @@ class _Taking:
                 there = there or entry[2].startswith(folder)
                 yield entry
 
-        wanted = self._wanted(collector, entries())
+        wanted, hidden = self._wanted(collector, entries())
         if not there:
             raise SourceError(
                 f"{self.root}: no folder {self.prefix + self.below} at {self.commit[:12]}",
                 hint="check --path and --ref",
             )
         self._keep(collector, wanted, self.git.sizes(wanted.values()))
+        self._peek(collector, hidden)
         return _Taken(collector.snapshot(Revision(self.commit), self.branch), collector.total)
 
     def after(self, last: _Taken) -> _Taken | None:
@@ -224,10 +271,11 @@ class _Taking:
         files = list(old.files)
         former = [file for _, _, path in entries if (file := _found(files, path)) is not None]
         collector = _Collector(self.root, self.below)
-        wanted = self._wanted(collector, entries)
+        wanted, hidden = self._wanted(collector, entries)
         sizes = self.git.sizes({*wanted.values(), *(file.blob for file in former)})
         collector.total = last.total - sum(sizes[file.blob] for file in former)
         self._keep(collector, wanted, sizes)
+        self._peek(collector, hidden)
         for file in former:
             del files[bisect_left(files, file.path, key=_PATH)]
         for file in collector.files:
@@ -240,8 +288,11 @@ class _Taking:
         ):
             return None  # the folder may have gone with its last file
         skipped = tuple(sorted({*old.skipped, *collector.skipped}))
+        touched = {printable(path) for _, _, path in entries}
+        kept = (one for one in old.aside if one[0] not in touched)
+        aside = tuple(sorted({*kept, *collector.aside})) if touched else old.aside
         revision = Revision(self.commit)
-        snapshot = Snapshot(revision, self.branch, tuple(files), skipped, self.root)
+        snapshot = Snapshot(revision, self.branch, tuple(files), skipped, self.root, aside)
         return _Taken(snapshot, collector.total)
 
     def _differing(self, old: str) -> list[tuple[str, str, str]] | None:
@@ -268,24 +319,49 @@ class _Taking:
 
     def _wanted(
         self, collector: _Collector, entries: Iterable[tuple[str, str, str]]
-    ) -> dict[str, str]:
-        """The files that are to be read, as path and object id."""
-        wanted = {}
+    ) -> tuple[dict[str, str], dict[str, str]]:
+        """The files that are to be read, as path and object id; and those that are out of sight."""
+        wanted: dict[str, str] = {}
+        hidden: dict[str, str] = {}
         for mode, blob, path in entries:
             if mode in _ODD_MODES:
                 collector.skip(path, _ODD_MODES[mode])
             elif mode in _PLAIN_MODES and collector.wants(path):
                 wanted[path] = blob
                 collector.fit(len(wanted))
-        return wanted
+            elif mode in _PLAIN_MODES and collector.hides(path) and len(hidden) < limits.FILES:
+                hidden[path] = blob
+        return wanted, hidden
 
     def _keep(
         self, collector: _Collector, wanted: Mapping[str, str], sizes: Mapping[str, int]
     ) -> None:
-        fitting = {path: b for path, b in wanted.items() if collector.fits(path, sizes[b])}
+        fitting = {
+            path: blob
+            for path, blob in wanted.items()
+            if collector.fits(path, sizes[blob], functools.partial(self._chunks, blob, sizes[blob]))
+        }
         contents = self.git.blobs({b for path, b in fitting.items() if _is_setting(path)})
         for path, blob in fitting.items():
             collector.keep(SourceFile(path, blob, contents[blob] if _is_setting(path) else None))
+
+    def _peek(self, collector: _Collector, hidden: Mapping[str, str]) -> None:
+        """Look whether manifests were moved out of sight."""
+        sizes = self.git.sizes(hidden.values())
+        total, paths = 0, []
+        for path, blob in hidden.items():
+            total += sizes[blob]
+            if sizes[blob] <= limits.FILE and total <= limits.SEARCHED:
+                paths.append(path)
+        for first in range(0, len(paths), PEEKED):
+            part = paths[first : first + PEEKED]
+            contents = self.git.blobs({hidden[path] for path in part})
+            for path in part:
+                collector.peek(path, contents[hidden[path]])
+
+    def _chunks(self, blob: str, size: int) -> Iterator[bytes]:
+        with self.git.start("cat-file", "blob", blob, most=size + 1) as running:
+            yield from running
 
 
 def _found(files: Sequence[SourceFile], path: str) -> SourceFile | None:
@@ -314,6 +390,27 @@ class _Disk:
             self._plain[path] = known
         return known
 
+    def kind(self, path: str) -> str:
+        """Git's mode of a link or a submodule at this path, "" for anything else."""
+        try:
+            mode = os.lstat(f"{self._folder}/{path}").st_mode
+        except OSError:
+            return ""
+        return "120000" if stat.S_ISLNK(mode) else "160000" if stat.S_ISDIR(mode) else ""
+
+    def content(self, path: str) -> bytes:
+        """The content of a plain file of ordinary size, b"" for anything else."""
+        if not self.is_plain_folder(os.path.dirname(path)):
+            return b""
+        try:
+            handle = os.open(f"{self._folder}/{path}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            return b""
+        with open(handle, "rb") as file:
+            status = os.fstat(handle)
+            fits = stat.S_ISREG(status.st_mode) and status.st_size <= limits.FILE
+            return file.read(limits.FILE) if fits else b""
+
     def read(self, path: str, collector: _Collector) -> str | None:
         """Add one file to the collector; its blob id, None where it is no plain file or gone."""
         if not self.is_plain_folder(os.path.dirname(path)):
@@ -332,7 +429,8 @@ class _Disk:
             if not stat.S_ISREG(status.st_mode):
                 collector.skip(path, "not a plain file")
                 return None
-            if not collector.fits(path, status.st_size):
+            chunks = functools.partial(iter, functools.partial(file.read, limits.MIB), b"")
+            if not collector.fits(path, status.st_size, chunks):
                 return None
             data = file.read(limits.FILE + 1)
         blob = _blob_id(data, self._algorithm)
@@ -413,6 +511,13 @@ def _read_worktree(git: Git, root: str, folder: str, below: str) -> Snapshot:
             elif tag == b"S":
                 sparse.add(path)
                 collector.skip(path, "not checked out (sparse checkout)")
+        elif collector.hides(path):
+            collector.peek(path, disk.content(path))
+        elif not path.lower().endswith(SUFFIXES):
+            # A folder of manifests may have become one of these just now.
+            kind = disk.kind(path)
+            if kind in _ODD_MODES:
+                collector.skip(path, _ODD_MODES[kind])
     head = git.commit("HEAD")
     if not head:
         return collector.snapshot(Revision("", dirty=True), None)

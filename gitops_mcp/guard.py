@@ -15,7 +15,7 @@ from functools import partial
 
 from gitops_mcp import planning, shutdown
 from gitops_mcp.errors import GitOpsError
-from gitops_mcp.model import Context, JsonObject, Loaded, ServerKey
+from gitops_mcp.model import Context, JsonObject, Loaded, Problem, ServerKey
 from gitops_mcp.record import Books
 from gitops_mcp.view import View
 
@@ -88,7 +88,7 @@ class PruneGuard:
         would prune it."""
         cr = self._view.resource(key)
         if cr is None or not (self._selects(key) and self._is_candidate(key, cr)):
-            return ""
+            return "" if cr is None else self._remains(key, cr)
         with self._lock:
             trouble = ""
             if key not in self._held and key not in self._pruned:
@@ -185,7 +185,23 @@ class PruneGuard:
             and planning.prunable(cr, self._context)
             and key in self._books.record.servers
             and not planning.outlives_git(cr)
+            and self._standing(cr) is None
         )
+
+    def _standing(self, cr: JsonObject) -> Problem | None:
+        """What is still in git where the server came from."""
+        return self._loaded.remains.of(planning.file_of(cr))
+
+    def _remains(self, key: ServerKey, cr: JsonObject) -> str:
+        """Why a server is kept that nobody has removed: it is no candidate, and does not count."""
+        problem = self._standing(cr)
+        held = key in self._loaded.servers or key in self._loaded.protected
+        if problem is None or held or planning.outlives_git(cr):
+            return ""
+        if not (self._selects(key) and planning.prunable(cr, self._context)):
+            return ""
+        place = f"{problem.file}:{problem.line}"
+        return f"{place}: {problem.message}; remove the file to have the server removed"
 
     def _ours(self) -> set[ServerKey]:
         """The live servers of the last commit that was enforced to its end."""

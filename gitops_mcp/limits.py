@@ -43,6 +43,8 @@ FILES = 50_000
 """YAML and JSON files of a snapshot."""
 FILE = 1 * MIB
 """A YAML or JSON file. etcd takes no object above 1.5 MiB; a larger file is no manifest."""
+SEARCHED = 256 * MIB
+"""Contents of larger files of a snapshot that are searched for a manifest."""
 SNAPSHOT = 256 * MIB
 """All YAML and JSON files of a snapshot."""
 COMMITS = 100_000

@@ -19,6 +19,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain, islice, takewhile
 from operator import is_
 from typing import Any, NamedTuple
@@ -37,6 +38,7 @@ from gitops_mcp.model import (
     McpServer,
     Policy,
     Problem,
+    Remains,
     ServerKey,
     Severity,
     SourceFile,
@@ -52,6 +54,8 @@ MAX_PROBLEMS = 100
 """Problems listed of one file; the others are counted."""
 MAX_LISTED = 1000
 """Problems listed of all files; the others are counted."""
+
+_SUFFIXES = (".yaml", ".yml", ".json")
 
 CONFIG_FILE = "gitops-mcp.yaml"
 """The source's own settings: not a manifest."""
@@ -75,6 +79,7 @@ def load(
     policy: Policy = _POLICY,
     defaults: JsonObject | None = None,
     skipped: Sequence[tuple[str, str]] = (),
+    aside: Sequence[tuple[str, str]] = (),
     cache: Cache | None = None,
     read: Read | None = None,
 ) -> Loaded:
@@ -84,7 +89,8 @@ def load(
     ``path`` narrows the source to a folder (group_vars of the root still hold);
     ``policy`` says what a manifest may ask for; ``defaults`` lie under all
     group_vars; ``skipped`` are files that could not be read, with the reason: what may have been a
-    manifest is a problem, and its server cannot be told. ``read`` is for files that come without
+    manifest is a problem, and its server cannot be told; ``aside`` are files that no rule reads, as
+    in a Snapshot. ``read`` is for files that come without
     their content. With a ``cache`` that was given to the load before, only what differs from that
     one is read and put together again; the result is the same as without.
     """
@@ -95,7 +101,9 @@ def load(
         policy=policy,
         base=orjson.dumps(defaults or {}, option=orjson.OPT_SORT_KEYS),
     )
-    return (cache or Cache()).load(terms, tuple(files), tuple(skipped), read or _no_content)
+    return (cache or Cache()).load(
+        terms, tuple(files), tuple(skipped), tuple(aside), read or _no_content
+    )
 
 
 def clusters(files: Iterable[SourceFile], *, path: str = "") -> frozenset[str]:
@@ -149,7 +157,7 @@ class _Terms:
     def may_hold_manifests(self, path: str) -> bool:
         """Whether a file is one to look for manifests in."""
         name = path[len(self.prefix) :]
-        if not path.startswith(self.prefix) or not name.endswith((".yaml", ".yml", ".json")):
+        if not path.startswith(self.prefix) or not name.endswith(_SUFFIXES):
             return False
         if "/" not in name:
             return name != CONFIG_FILE
@@ -244,9 +252,13 @@ class _Found(NamedTuple):
     problems: tuple[Problem, ...] = ()
     unknown: bool = False
     ignored: tuple[tuple[str, str], ...] = ()
+    lost: tuple[int, str] | None = None
+    """Why it holds no object at all, and on which line that shows; None: it does."""
 
 
-def _unread(skipped: Sequence[tuple[str, str]], terms: _Terms) -> _Found:
+def _unread(
+    skipped: Sequence[tuple[str, str]], aside: Sequence[tuple[str, str]], terms: _Terms
+) -> _Found:
     """Files that nobody could read, as if they had been."""
     problems: list[Problem] = []
     ignored: list[tuple[str, str]] = []
@@ -255,7 +267,14 @@ def _unread(skipped: Sequence[tuple[str, str]], terms: _Terms) -> _Found:
             problems.append(Problem(path, 1, 1, None, "", f"not read: {reason}"))
         else:
             ignored.append((path, reason))
-    return _Found((), tuple(problems), bool(problems), tuple(ignored))
+    for path, reason in aside:
+        if terms.may_hold_manifests(path.lower()):
+            if path.endswith(_SUFFIXES):
+                ignored.append((path, reason))
+            else:
+                problems.append(Problem(path, 1, 1, None, "", reason, "warning"))
+    unknown = any(problem.severity == "error" for problem in problems)
+    return _Found((), tuple(problems), unknown, tuple(ignored))
 
 
 # --- what is kept ---------------------------------------------------------------------------
@@ -274,6 +293,7 @@ class Cache:
         terms: _Terms,
         files: tuple[SourceFile, ...],
         skipped: tuple[tuple[str, str], ...],
+        aside: tuple[tuple[str, str], ...],
         read: Read,
     ) -> Loaded:
         """See ``load``."""
@@ -289,7 +309,7 @@ class Cache:
             gone, came = [], list(files)
         found = held.read(came, read, self._shared)
         self._held = None  # one that was left half way would be wrong for ever
-        held.take(files, gone, found, skipped)
+        held.take(files, gone, found, skipped, aside)
         self._held = held
         return held.loaded
 
@@ -307,6 +327,8 @@ class _Held:
         self.loaded = Loaded({}, problems=_listed(self._problems), variables=defaults.variables)
         self._defaults = defaults
         self._skipped: tuple[tuple[str, str], ...] = ()
+        self._aside: tuple[tuple[str, str], ...] = ()
+        self._lost: dict[str, tuple[int, str]] = {}
         self._unread = _Found()
         self._found: dict[str, _Found] = {}
         self._claims: dict[ServerKey, tuple[_Claim, ...]] = {}
@@ -328,17 +350,19 @@ class _Held:
         gone: Iterable[SourceFile],
         found: Mapping[str, _Found],
         skipped: tuple[tuple[str, str], ...],
+        aside: tuple[tuple[str, str], ...],
     ) -> None:
         """Put ``found`` in the place of what was found in the files that are gone."""
         self.files = files
-        out = [self._found.pop(file.path) for file in gone if file.path in self._found]
+        left = {file.path for file in gone}
+        out = [self._found.pop(path) for path in left if path in self._found]
         self._found.update(found)
         into = list(found.values())
-        if skipped != self._skipped:
-            unread = _unread(skipped, self.terms)
+        if (skipped, aside) != (self._skipped, self._aside):
+            unread = _unread(skipped, aside, self.terms)
             out.append(self._unread)
             into.append(unread)
-            self._skipped, self._unread = skipped, unread
+            self._skipped, self._aside, self._unread = skipped, aside, unread
         if not out and not into:
             return
         touched = {claim.key for each in (*out, *into) for claim in each.claims}
@@ -351,6 +375,8 @@ class _Held:
             problems.update(each.problems)
         problems.update(self._rivals_among(touched))
         self._unknown += sum(each.unknown for each in into) - sum(each.unknown for each in out)
+        self._lost = {path: lost for path, lost in self._lost.items() if path not in left}
+        self._lost |= {path: each.lost for path, each in found.items() if each.lost is not None}
         self._conclude(touched, self._count(problems), self._all_ignored(gone, found))
 
     def _move_claims(self, out: Iterable[_Found], into: Iterable[_Found]) -> None:
@@ -428,6 +454,7 @@ class _Held:
             unknown=self._unknown > 0,
             variables=old.variables,
             ignored=ignored,
+            remains=Remains(self._lost, self._skipped, self._aside),
         )
         named = {problem.server for problem in turned if problem.server is not None}
         differing = {key for key in touched if _differs(old, new, key)}
@@ -640,10 +667,15 @@ class _File:
         self.unlisted: list[Problem] = []
         """The first of the problems that are only counted, and the first error among them."""
         self.more = 0
+        self.holds_objects = False
+        self.lost = (1, "it holds no document")
 
     def read(self) -> _Found:
         """The one call: all that the file holds."""
-        if len(self.data) > MAX_FILE:
+        wrapped = next((why for head, why in _WRAPPED.items() if self.data.startswith(head)), "")
+        if wrapped:
+            self._lose(1, wrapped, warn=True)
+        elif len(self.data) > MAX_FILE:
             self._too_large()
         else:
             for document in _documents(self.path, self.data):
@@ -653,10 +685,31 @@ class _File:
                     self._object(document, (), document.value)
         if self.more:
             self.problems.append(_and_more(self.unlisted, self.more, "in this file"))
-        return _Found(tuple(self.claims), tuple(self.problems), self.unknown, tuple(self.ignored))
+        kept = self.holds_objects or any(claim.server is not None for claim in self.claims)
+        return _Found(
+            tuple(self.claims),
+            tuple(self.problems),
+            self.unknown,
+            tuple(self.ignored),
+            None if kept else self.lost,
+        )
+
+    @cached_property
+    def _mentions_us(self) -> bool:
+        """Whether our group or kind is anywhere in the file, in UTF-16 too. What cannot be read and
+        has neither is no manifest."""
+        text = self.data.replace(b"\0", b"").lower()
+        return KIND.lower().encode() in text or GROUP.encode() in text
+
+    def _lose(self, line: int, why: str, *, warn: bool = False) -> None:
+        """Note why the file gives no object. ``warn``: it looks as if it was meant to."""
+        self.lost = (line, why)
+        if warn:
+            self._list(Problem(self.path, line, 1, None, "", why, "warning"))
+        self.ignored.append((self.path, why))
 
     def _too_large(self) -> None:
-        if KIND.encode() in self.data or GROUP.encode() in self.data:
+        if self._mentions_us:
             message = f"larger than {MAX_FILE // 1024 // 1024} MiB: split it"
             self._list(Problem(self.path, 1, 1, None, "", message))
             self.unknown = True
@@ -670,33 +723,62 @@ class _File:
         if _is_ours(value):
             key = self._key(document, (), value)
             self._claim(document, (), key, None)
+            if self._in_conflict:
+                document.flaws[-1] = replace(document.flaws[-1], message=_CONFLICT)
             self._flaws(document, (), None if key is None else str(key))
             return
+        end = document.flaws[-1]
+        message = _CONFLICT if self._in_conflict else end.message
+        if not self._mentions_us:
+            self._lose(end.place.line, f"{message}; it names no MCPServer")
+            return
+        self.lost = (end.place.line, message)
         if not _is_foreign(value):
             self.unknown = True
             for index, item in enumerate(_items(value)):
                 if _is_ours(item):
                     path: Path = ("items", index)
                     self._claim(document, path, self._key(document, path, item), None)
-        end = document.flaws[-1]
-        self._add(end.place, None, end.path, end.message)
+        self._add(end.place, None, end.path, message)
+
+    @cached_property
+    def _in_conflict(self) -> bool:
+        return all(mark in b"\n" + self.data for mark in (b"\n<<<<<<< ", b"\n>>>>>>> "))
 
     def _object(self, document: Document, path: Path, value: Any) -> None:
         """One Kubernetes object, or something else."""
         if _is_ours(value):
             self._manifest(document, path, value)
-        elif _identity(path, value) & {flaw.path for flaw in document.flaws}:
+        elif self._mentions_us and _identity(path, value) & {flaw.path for flaw in document.flaws}:
             # It may be ours under another reading: a duplicate kind, an alias for an item.
             self.unknown = True
             self._flaws(document, (), None)
         elif not isinstance(value, dict) or not ("kind" in value or "apiVersion" in value):
-            self.ignored.append((self.path, "no Kubernetes object"))
+            self._no_object(document, value)
         elif value.get("apiVersion") == "v1" and value.get("kind") == "List":
+            self.holds_objects = self.holds_objects or not _items(value)
             for index, item in enumerate(_items(value)):
                 self._object(document, (*path, "items", index), item)
         else:
+            if _is_well_formed(value):
+                self.holds_objects = True
+            elif "sops" in value:
+                self._lose(1, "encrypted with SOPS, which gitops-mcp cannot read", warn=True)
+                return
             kind = f"{value.get('apiVersion', '?')} {value.get('kind', '?')}"
             self.ignored.append((self.path, shown(kind)))
+            self.lost = (document.start.line, f"it holds no object but {shown(kind)}")
+
+    def _no_object(self, document: Document, value: Any) -> None:
+        """Neither a manifest nor anybody's object, though it may have been meant to be one."""
+        line = document.start.line
+        if isinstance(value, list) and any(map(_is_ours, value)):
+            why = "a list of objects is none: separate them with ---, or use a v1 List"
+            self._lose(line, why, warn=True)
+        elif isinstance(value, dict) and _is_ours(_in_small(value)):
+            self._lose(line, "its keys must be spelt apiVersion and kind", warn=True)
+        else:
+            self._lose(line, "no Kubernetes object")
 
     def _manifest(self, document: Document, path: Path, value: JsonObject) -> None:
         """One document of ours: a server, or problems."""
@@ -908,6 +990,41 @@ def _is_ours(value: object) -> bool:
     kind, version = value.get("kind"), value.get("apiVersion")
     return (isinstance(kind, str) and kind.lower() == KIND.lower()) or (
         isinstance(version, str) and version.partition("/")[0] == GROUP
+    )
+
+
+_CONFLICT = "a merge conflict is not resolved here"
+
+_WRAPPED: Mapping[bytes, str] = {
+    b"version https://git-lfs.github.com/spec/": "a Git LFS pointer, not the file: keep manifests "
+    "out of LFS (git lfs untrack)",
+    b"$ANSIBLE_VAULT;": "encrypted with Ansible Vault, which gitops-mcp cannot read: keep what is "
+    "secret in Secrets",
+    b"\0GITCRYPT\0": "encrypted with git-crypt, which gitops-mcp cannot read",
+}
+"""What a file begins with whose content is elsewhere, or locked."""
+
+
+def _in_small(value: JsonObject) -> JsonObject:
+    """The keys that say what an object is, whichever letters are capitals."""
+    names = {"kind": "kind", "apiversion": "apiVersion"}
+    return {names[key.lower()]: child for key, child in value.items() if key.lower() in names}
+
+
+_VERSION = re.compile(r"(?:[a-z0-9][-.a-z0-9]{0,252}/)?v[0-9][a-z0-9]{0,30}")
+_KIND = re.compile(r"[A-Z][A-Za-z0-9]{0,62}")
+
+
+def _is_well_formed(value: JsonObject) -> bool:
+    """Whether this is somebody else's object beyond doubt."""
+    version, kind, metadata = (value.get(key) for key in ("apiVersion", "kind", "metadata"))
+    return (
+        isinstance(version, str)
+        and isinstance(kind, str)
+        and isinstance(metadata, dict)
+        and isinstance(metadata.get("name"), str)
+        and _VERSION.fullmatch(version) is not None
+        and _KIND.fullmatch(kind) is not None
     )
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Literal
 
 JsonObject = dict[str, Any]
@@ -122,7 +124,9 @@ class Snapshot:
 
     ``files`` are the candidates below the source (yaml, yml, json; group_vars and the config file
     included), sorted by path. ``skipped`` names what could not be read as a plain file (symlinks,
-    submodules, too large), each with the reason. ``root`` is the directory or repository as the
+    submodules, too large), each with the reason. ``aside`` names YAML and JSON files that no rule
+    reads (hidden, below ``templates/``, a suffix in capitals, large and no manifest), each with the
+    reason. ``root`` is the directory or repository as the
     user named it, credentials removed.
     """
 
@@ -131,6 +135,7 @@ class Snapshot:
     files: tuple[SourceFile, ...]
     skipped: tuple[tuple[str, str], ...] = ()
     root: str = "."
+    aside: tuple[tuple[str, str], ...] = ()
 
 
 # --- load -----------------------------------------------------------------------------------
@@ -153,6 +158,74 @@ class Problem:
     path: str
     message: str
     severity: Severity = "error"
+
+
+class Remains:
+    """What is in a source at the paths of manifests, and gives no server.
+
+    ``lost`` are files that were read, each with a line and what is wrong; ``unread`` are files and
+    folders that were not (symbolic links, submodules); ``aside`` as in Snapshot.
+    """
+
+    def __init__(
+        self,
+        lost: Mapping[str, tuple[int, str]] = MappingProxyType({}),
+        unread: Iterable[tuple[str, str]] = (),
+        aside: Iterable[tuple[str, str]] = (),
+    ) -> None:
+        self._lost = lost
+        self._unread = dict(unread)
+        self._aside = tuple(aside)
+
+    def of(self, file: str) -> Problem | None:
+        """What is at a manifest's path, or where it was moved to out of sight; None where it is
+        gone, or still gives servers or other objects."""
+        for path in (file, *_folders(file)):
+            if path in self._lost:
+                return self._problem(path, *self._lost[path])
+            if path in self._unread:
+                return self._problem(path, 1, self._unread[path])
+        for form in (file.casefold(), *_with_any_folder(file.casefold())):
+            if form in self._near:
+                return self._problem(*self._near[form])
+        return None
+
+    @cached_property
+    def _near(self) -> Mapping[str, tuple[str, int, str]]:
+        """By what a path may have been before it was moved out of sight, or to capitals."""
+        found = {path.casefold(): (path, line, why) for path, (line, why) in self._lost.items()}
+        for path, why in self._aside:
+            for form in _former(path.casefold()):
+                found.setdefault(form, (path, 1, why))
+        return found
+
+    def _problem(self, path: str, line: int, why: str) -> Problem:
+        return Problem(path, line, 1, None, "", why)
+
+
+def _folders(path: str) -> Iterator[str]:
+    while "/" in path:
+        path = path.rpartition("/")[0]
+        yield path
+
+
+def _with_any_folder(path: str) -> Iterator[str]:
+    """The path with each of its folders' names left open."""
+    *folders, name = path.split("/")
+    for index in range(len(folders)):
+        yield "/".join((*folders[:index], "*", *folders[index + 1 :], name))
+
+
+def _former(path: str) -> Iterator[str]:
+    """What a path that is out of sight may have been: without the dots or folders that hide it, or
+    with another name in the place of such a folder."""
+    parts = path.split("/")
+    hides = [part.startswith(".") or part == "templates" for part in parts[:-1]] + [False]
+    bare = [part.removeprefix(".") for part in parts]
+    yield path
+    yield "/".join(bare)
+    yield "/".join(part for part, hidden in zip(bare, hides, strict=True) if not hidden)
+    yield "/".join("*" if hidden else part for part, hidden in zip(bare, hides, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +253,8 @@ class Loaded:
     ``protected``: servers whose manifest exists but cannot be applied: they are neither changed
     nor pruned. ``unknown``: a broken document's server could not be told, so nothing at all may be
     pruned. ``variables`` are the template variables of group_vars. ``ignored`` are files and
-    documents that are not ours, for ``-v``, each ``(file, reason)``. ``identity`` and ``since``
+    documents that are not ours, for ``-v``, each ``(file, reason)``. ``remains`` are paths whose
+    removal from git nobody meant. ``identity`` and ``since``
     are for ``manifests.changed``: which load this was, and what differs from the one before.
     """
 
@@ -190,6 +264,7 @@ class Loaded:
     unknown: bool = False
     variables: Mapping[str, Any] = field(default_factory=dict)
     ignored: tuple[tuple[str, str], ...] = ()
+    remains: Remains = field(default_factory=Remains, compare=False, repr=False)
     identity: object = field(default_factory=object, init=False, compare=False, repr=False)
     since: tuple[object, frozenset[ServerKey]] | None = field(
         default=None, compare=False, repr=False

@@ -430,6 +430,7 @@ def read(
         policy=options.policy,
         defaults=_defaults({**own, **options.defaults}),
         skipped=snapshot.skipped,
+        aside=snapshot.aside,
         cache=cache,
         read=repository.contents,
     )

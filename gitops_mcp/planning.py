@@ -149,8 +149,12 @@ def outlives_git(cr: JsonObject) -> bool:
 
 def in_scope(cr: JsonObject, context: Context) -> bool:
     """Was ``cr`` applied from a file below this run's path?"""
-    file = (cr["metadata"].get("annotations") or {}).get(ANNOTATION_FILE, "")
-    return within(file, context.path)
+    return within(file_of(cr), context.path)
+
+
+def file_of(cr: JsonObject) -> str:
+    """The file that ``cr`` was applied from, "" for one that git never held."""
+    return str((cr["metadata"].get("annotations") or {}).get(ANNOTATION_FILE, ""))
 
 
 def is_applied(server: McpServer | None, cr: JsonObject | None) -> bool:

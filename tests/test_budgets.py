@@ -117,7 +117,7 @@ def test_the_problems_of_a_file_are_listed_up_to_a_number(text: str) -> None:
 
 
 def test_the_problems_that_are_not_listed_are_counted() -> None:
-    broken = read("a.yaml", "---\n".join(["a: [\n"] * 130_000)[:MIB])
+    broken = read("a.yaml", "---\n".join(["a: [ MCPServer\n"] * 130_000)[:MIB])
     assert broken.unknown
     assert broken.problems[-1].message == (
         f"and {documents.MAX_DOCUMENTS + 1 - manifests.MAX_PROBLEMS} more problems in this file"
@@ -155,7 +155,7 @@ def test_every_broken_manifest_protects_its_server_also_where_its_problem_is_not
 
 def test_what_is_over_the_limits_of_a_file_stops_pruning() -> None:
     """Nobody has read whose manifests the rest holds."""
-    documents_ = "---\n".join(["a: 1\n"] * (documents.MAX_DOCUMENTS + 1))
+    documents_ = "---\n".join(["a: MCPServer\n"] * (documents.MAX_DOCUMENTS + 1))
     assert read("a.yaml", documents_).unknown
     values = f"[{'a,' * documents.MAX_VALUES}]"
     found = read("a.yaml", f"{GOOD}---\n{values}\n---\n{GOOD}")

@@ -262,7 +262,7 @@ def test_deep_nesting_is_refused_and_crashes_nothing(text: str) -> None:
 
 
 def test_deep_json_is_refused() -> None:
-    [problem] = loaded({"a.json": '{"a":' * 100_000}).problems
+    [problem] = loaded({"a.json": '{"kind":"MCPServer","a":' + '{"a":' * 100_000}).problems
     assert "nested too deeply" in problem.message
 
 
@@ -274,7 +274,10 @@ def test_thousands_of_flaws_are_read_in_bounded_memory() -> None:
 
 def test_text_that_is_no_utf8_is_refused_where_it_begins_to_be_none() -> None:
     result = loaded(
-        {"a.yaml": b"a: \xc3\xa9\nb: \xc3\xa9 \xff\n", "b.yaml": "a: 1".encode("utf-16")}
+        {
+            "a.yaml": b"a: \xc3\xa9\nb: \xc3\xa9 \xff\nkind: MCPServer\n",
+            "b.yaml": "kind: MCPServer".encode("utf-16"),
+        }
     )
     assert [line_of(problem) for problem in result.problems] == [
         "a.yaml:2:6 - - not UTF-8 text",
