@@ -45,6 +45,7 @@ VARS_FOLDER = "group_vars"
 TEMPLATES_FOLDER = "templates"
 SUFFIXES = (".yaml", ".yml", ".json")
 CAPITALS = "not read: only .yaml, .yml and .json in small letters are manifests; rename it"
+NO_SUFFIX = "not read: group_vars are files that end in .yaml or .yml; rename it"
 OUT_OF_SIGHT = "not read: hidden files and templates/ hold no manifests; move it back, or delete it"
 _MARKS = (GROUP.encode().lower(), KIND.encode().lower())
 
@@ -79,6 +80,13 @@ def _in_sight(path: str, below: str) -> bool:
     template, neither ours nor a Helm chart's."""
     inside = f"/{_inside(path, below)}"
     return len(inside) > 1 and "/." not in inside and f"/{TEMPLATES_FOLDER}/" not in inside
+
+
+def _is_looked_at(path: str) -> bool:
+    """Whether a path is one that somebody may take for a manifest, or for group_vars."""
+    folder, _, name = path.rpartition("/")
+    is_vars = folder.rpartition("/")[2] == VARS_FOLDER and "." not in name
+    return is_vars or path.lower().endswith(SUFFIXES)
 
 
 def _is_setting(path: str) -> bool:
@@ -119,7 +127,10 @@ class _Collector:
     def wants(self, path: str) -> bool:
         """Whether a plain file of this path is to be read; notes a name that cannot be used, and
         what looks like a manifest and is not read."""
-        if not path.lower().endswith(SUFFIXES) or not _in_sight(path, self._below):
+        if not _is_looked_at(path) or not _in_sight(path, self._below):
+            return False
+        if not path.lower().endswith(SUFFIXES):
+            self.lay_aside(path, NO_SUFFIX)
             return False
         if not path.endswith(SUFFIXES):
             self.lay_aside(path, CAPITALS)
@@ -309,7 +320,7 @@ class _Taking:
                 path = next(fields)[len(self.prefix) :]
                 # Few of a million paths may concern us.
                 odd = mode in _ODD_MODES or former.removeprefix(":") in _ODD_MODES
-                if odd or path.lower().endswith(SUFFIXES):
+                if odd or _is_looked_at(path):
                     entries.append((mode, blob, path))
         except OverLimit:
             raise

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from gitops_mcp import literals, podsecurity, policies, rules, serverschema
+from gitops_mcp import literals, podsecurity, policies, rules, serverschema, transports
 from gitops_mcp.documents import Document, Finding, Path, Place, decode, parse, pointer, shown
 from gitops_mcp.model import (
     API_VERSION,
@@ -193,13 +193,22 @@ def _group_folders(prefix: str) -> Iterable[str]:
 
 
 def _group(path: str, folders: Iterable[str]) -> tuple[str, str] | None:
-    """The place of a group_vars file, whichever group it is for."""
+    """The place of a group_vars file, whichever group it is for: ``all.yaml``, or any file below a
+    folder ``all/``."""
     for folder in folders:
-        if path.startswith(folder):
-            stem, _, extension = path[len(folder) :].rpartition(".")
-            if stem and extension in ("yaml", "yml"):
+        if path.startswith(folder) and path.endswith((".yaml", ".yml")):
+            head, below, _ = path[len(folder) :].partition("/")
+            stem = head if below else head.rpartition(".")[0]
+            if stem:
                 return folder, stem
     return None
+
+
+def _is_vars(path: str, terms: _Terms) -> bool:
+    """Whether a file that no rule reads was meant to be group_vars that count."""
+    meant = path.lower()
+    place = _group(meant if "." in meant else f"{meant}.yaml", _group_folders(terms.prefix))
+    return place is not None and place[1] in ("all", terms.cluster.lower())
 
 
 def _no_content(files: Sequence[SourceFile]) -> Mapping[str, bytes]:
@@ -273,6 +282,8 @@ def _unread(
                 ignored.append((path, reason))
             else:
                 problems.append(Problem(path, 1, 1, None, "", reason, "warning"))
+        elif _is_vars(path, terms):
+            problems.append(Problem(path, 1, 1, None, "", reason, "warning"))
     unknown = any(problem.severity == "error" for problem in problems)
     return _Found((), tuple(problems), unknown, tuple(ignored))
 
@@ -539,26 +550,36 @@ class _Defaults:
         cls, groups: Iterable[Sequence[tuple[SourceFile, bytes]]], base: JsonObject
     ) -> _Defaults:
         """``groups``: the files for one group in one folder each, with their contents, the weakest
-        first; ``base`` lies under them."""
+        first; ``base`` lies under them. As in Ansible, the files of a folder (``all/``) are merged
+        in the order of their names."""
         spec: JsonObject = base
         variables: JsonObject = {}
         sources: list[tuple[str, Document]] = []
         problems: list[Problem] = []
         broken = False
         for group in groups:
-            file, data = group[0]
-            for other, _ in group[1:]:
-                message = f"the same group_vars stand in {file.path}: keep one of the two files"
-                problems.append(Problem(other.path, 1, 1, None, "", message))
-                broken = True
-            document, found, usable = _read_group_vars(file.path, data)
-            problems += found
-            broken = broken or not usable
-            if isinstance(document.value, dict) and usable:
-                sources.insert(0, (file.path, document))
-                spec = _merge(spec, document.value.get("spec") or {})
-                variables |= {k: v for k, v in document.value.items() if k != "spec"}
+            first = group[0][0].path
+            for file, data in group:
+                if _home(file.path) != _home(first):
+                    message = f"the same group_vars stand in {first}: keep one of the two files"
+                    problems.append(Problem(file.path, 1, 1, None, "", message))
+                    broken = True
+                    continue
+                document, found, usable = _read_group_vars(file.path, data)
+                problems += found
+                broken = broken or not usable
+                if isinstance(document.value, dict) and usable:
+                    sources.insert(0, (file.path, document))
+                    spec = _merge(spec, document.value.get("spec") or {})
+                    variables |= {k: v for k, v in document.value.items() if k != "spec"}
         return cls(spec, variables, tuple(sources), tuple(problems), broken)
+
+
+def _home(path: str) -> str:
+    """The file or the folder that a group's variables are in."""
+    before, _, name = path.rpartition("group_vars/")
+    head, below, _ = name.partition("/")
+    return f"{before}group_vars/{head}{below}"
 
 
 _VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*")
@@ -628,6 +649,15 @@ def _merge(base: JsonObject, over: JsonObject) -> JsonObject:
         else:
             merged[key] = _without_nulls(value)
     return merged
+
+
+def _fitting(spec: JsonObject, own: JsonObject) -> JsonObject:
+    """A completed spec without a default for the fleet that its transport cannot have."""
+    most = transports.of_spec(spec).max_replicas
+    wanted = spec.get("replicas")
+    if "replicas" in own or most is None or not isinstance(wanted, int) or wanted <= most:
+        return spec
+    return {name: value for name, value in spec.items() if name != "replicas"}
 
 
 def _without_nulls(value: Any) -> Any:
@@ -743,7 +773,7 @@ class _File:
 
     @cached_property
     def _in_conflict(self) -> bool:
-        return all(mark in b"\n" + self.data for mark in (b"\n<<<<<<< ", b"\n>>>>>>> "))
+        return all(mark in b"\n" + self.data for mark in (b"\nfrom gitops_mcp import literals, podsecurity, policies, rules, serverschema, transports
 
     def _object(self, document: Document, path: Path, value: Any) -> None:
         """One Kubernetes object, or something else."""
@@ -777,6 +807,8 @@ class _File:
             self._lose(line, why, warn=True)
         elif isinstance(value, dict) and _is_ours(_in_small(value)):
             self._lose(line, "its keys must be spelt apiVersion and kind", warn=True)
+        elif "host_vars" in self.path.split("/")[:-1]:
+            self._lose(line, "not read: there are no host_vars, only group_vars", warn=True)
         else:
             self._lose(line, "no Kubernetes object")
 
@@ -813,7 +845,7 @@ class _File:
         if own is None and self.defaults.spec:
             own = {}
         if isinstance(own, dict) and (self.defaults.spec or document.nulls):
-            manifest["spec"] = _merge(self.defaults.spec, own)
+            manifest["spec"] = _fitting(_merge(self.defaults.spec, own), own)
         findings += _findings(
             manifest,
             key,

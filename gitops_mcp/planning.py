@@ -344,7 +344,7 @@ def _refused(facts: Facts, message: str, *, adopt: bool = True) -> Decision:
 
 
 def _first_problem(facts: Facts) -> str:
-    return next((problem.message for problem in facts.problems), "")
+    return next((f"{one.file}:{one.line}: {one.message}" for one in facts.problems), "")
 
 
 def _adopts(server: McpServer | None) -> bool:

@@ -241,6 +241,10 @@ def _mounts(spec: JsonObject) -> Iterator[Finding]:
             yield Finding((*path, "name"), "no volume of this name in volumes")
         if mount.get("subPath") and mount.get("subPathExpr"):
             yield Finding((*path, "subPathExpr"), "subPath and subPathExpr exclude each other")
+        for field in ("subPath", "subPathExpr"):
+            inside = mount.get(field, "")
+            if inside.startswith("/") or ".." in inside.split("/"):
+                yield Finding((*path, field), "must be a path inside the volume, without '..'")
         if mount.get("recursiveReadOnly", "Disabled") != "Disabled" and not mount.get("readOnly"):
             yield Finding((*path, "recursiveReadOnly"), "needs readOnly: true")
         privileged = _get(spec, ("securityContext", "privileged"))

@@ -133,7 +133,7 @@ def test_a_commit_names_what_it_does_not_read(tmp_path: Path) -> None:
             "link.yaml": "/etc/passwd",
             "vendor/lib": inner,
             "run.yaml": "ok",
-            "big.yaml": b"x" * (limits.FILE + 1),
+            "big.yaml": b"kind: MCPServer\n" + b"x" * limits.FILE,
             "bell\a.yaml": "1",
             os.fsdecode(b"latin\xe4.yaml"): "1",
         },
@@ -156,7 +156,7 @@ def test_a_directory_names_what_it_does_not_read(tmp_path: Path, kind: str) -> N
     make(kind, folder, {"ok.yaml": "1"})
     write(tmp_path / "elsewhere", {"secret.yaml": "s"})
     (folder / "link.yaml").symlink_to(tmp_path / "elsewhere/secret.yaml")
-    (folder / "big.yaml").write_bytes(b"x" * (limits.FILE + 1))
+    (folder / "big.yaml").write_bytes(b"kind: MCPServer\n" + b"x" * limits.FILE)
     os.mkfifo(folder / "pipe.yaml")
     snapshot = open_source(str(folder)).snapshot()
     assert paths(snapshot) == ["ok.yaml"]

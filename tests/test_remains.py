@@ -216,3 +216,14 @@ def test_who_is_protected_so_counts_for_no_guard() -> None:
         "",
     ]
     assert guard.held == frozenset()
+
+
+@pytest.mark.parametrize(
+    "path", ["group_vars/all.YAML", "group_vars/all", "group_vars/default.Yml"]
+)
+def test_group_vars_that_no_rule_reads_are_a_warning(tmp_path: Path, path: str) -> None:
+    folder = bare(tmp_path / "source.git")
+    commit(folder, {"a.yaml": manifest("a"), path: "spec: {port: 1}\n", "group_vars/eu": "a: 1\n"})
+    [problem] = read(folder).loaded.problems
+    assert (problem.file, problem.severity) == (path, "warning")
+    assert "rename it" in problem.message
