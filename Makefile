@@ -18,7 +18,7 @@ RUN := $(VENV)/.run-$(call key,requirements/build.txt requirements/run.txt pypro
 DEV := $(VENV)/.dev-$(call key,requirements/*.txt pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulate truth plane servers cluster bench bench-plane bench-agent lint types format build \
+.PHONY: help demo test fuzz simulate truth plane servers cluster bench bench-plane bench-agent lint types format build \
   lock clean
 
 help: ## List the targets
@@ -44,6 +44,10 @@ truth: $(DEV) ## What diff says of generated servers is so: SERVERS=300 SEEDS="7
 simulate: SEEDS := 1000
 simulate: $(DEV) ## Play seeded simulations: SEEDS=1000 of them, or SEED=17 with its trace
 	@PYTHONPATH=tests $(PY) -m simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) $(ARGS)
+
+fuzz: COUNT := 1000000
+fuzz: $(DEV) ## Read COUNT=1000000 files that nobody would write, within a time and memory budget
+	@PYTHONPATH=tests $(PY) -m fuzzing --count $(COUNT) $(ARGS)
 
 plane: $(DEV) ## Build the real control plane that some tests start (Go; five minutes, once)
 	@$(PY) tests/plane.py build

@@ -17,6 +17,7 @@ a broken document that says so.
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -169,10 +170,11 @@ def parse(text: str, *, json_syntax: bool = False, as_text: bool = False) -> Ite
 
 def decode(data: bytes) -> str | Document:
     """The text of a file, without a byte order mark; a broken document where it is not UTF-8."""
+    data = data.removeprefix(codecs.BOM_UTF8)
     try:
-        return data.decode("utf-8-sig")
+        return data.decode()
     except UnicodeDecodeError as exc:
-        before = data[: exc.start].decode("utf-8-sig")
+        before = data[: exc.start].decode()
         return _unreadable(_place_of(before, len(before)), "not UTF-8 text")
 
 

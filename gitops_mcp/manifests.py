@@ -773,7 +773,7 @@ class _File:
 
     @cached_property
     def _in_conflict(self) -> bool:
-        return all(mark in b"\n" + self.data for mark in (b"\nfrom gitops_mcp import literals, podsecurity, policies, rules, serverschema, transports
+        return all(b"\n" + sign * 7 + b" " in b"\n" + self.data for sign in (b"<", b">"))
 
     def _object(self, document: Document, path: Path, value: Any) -> None:
         """One Kubernetes object, or something else."""

@@ -600,9 +600,11 @@ def parse_config(text: bytes, name: str, *, allowed: frozenset[str] | None) -> J
             continue
         known = sorted(SOURCE_KEYS | OWN_KEYS | _every_option())
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, 1)
+            from gitops_mcp.documents import shown
+
+            close = difflib.get_close_matches(str(key)[:100], known, 1)
             raise UsageError(
-                f"{name}: no option {key!r}",
+                f"{name}: no option '{shown(str(key))}'",
                 hint=f"did you mean {close[0]!r}?" if close else "keys are the verbs' options",
             )
         if allowed is not None and key not in allowed:
