@@ -349,7 +349,10 @@ def _text_scalar(text: str) -> tuple[Any, str]:
 
 
 def _json_scalar(text: str) -> tuple[Any, str]:
-    value = json.loads(text)
+    try:
+        value = json.loads(text)
+    except ValueError:  # the YAML reader takes no key of more than 1024 characters for one
+        return text, "not read: a key before it is longer than 1024 characters"
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         return text, "a number too long to be exact: write it in quotes"
     return value, ""

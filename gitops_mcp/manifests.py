@@ -410,7 +410,7 @@ class _Held:
         """Two manifests of one server are a problem in each of them."""
         for key in keys:
             claims = self._claims.get(key, ())
-            for claim in claims if len(claims) > 1 else ():
+            for claim in claims[:MAX_PROBLEMS] if len(claims) > 1 else ():
                 other = claims[0] if claim is not claims[0] else claims[1]
                 where = f"{other.file}:{other.place.line}"
                 message = f"a second manifest of {key}: the other is at {where}"
