@@ -45,6 +45,10 @@ ATOMS: tuple[bytes, ...] = (
 )
 
 
+BREAKS = (b"\n", b"\r", b"\xc2\x85", b"\xe2\x80\xa8", b"\xe2\x80\xa9")
+"""What YAML 1.1 takes for the end of a line."""
+
+
 class Input(NamedTuple):
     """A file as a source holds it."""
 
@@ -111,7 +115,7 @@ def read(one: Input) -> None:
         assert len(said) < 1000, "a message repeats its input"
         return
     loaded = manifests.load([SourceFile(one.path, "0" * 40, one.data)], cluster="default")
-    lines = one.data.count(b"\n") + one.data.count(b"\r") + 2
+    lines = sum(map(one.data.count, BREAKS)) + 2
     assert len(loaded.problems) <= 2 * manifests.MAX_PROBLEMS + 1
     for problem in loaded.problems:
         assert 1 <= problem.line <= lines, "a place outside of the file"

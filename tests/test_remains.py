@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 import pytest
 from commandline import manifest
 from gitfixtures import bare, commit, git, write
-from test_engine import CONTEXT, cr
+from test_engine import CONTEXT, NOW, cr
 
 from gitops_mcp import limits, pipeline
 from gitops_mcp.guard import PruneGuard
 from gitops_mcp.manifests import Cache
 from gitops_mcp.model import ANNOTATION_FILE, Loaded, Remains, ServerKey
 from gitops_mcp.options import SourceOptions
+from gitops_mcp.record import Books, Fingerprint, Identity
 from gitops_mcp.view import View
 
 FILE = "s/c.yaml"
@@ -209,7 +210,12 @@ def test_who_is_protected_so_counts_for_no_guard() -> None:
     lost = {"s/a.yaml": (1, "it holds no document"), "s/b.yaml": (1, "it holds no document")}
     other = ServerKey("ai", "z")
     loaded = Loaded({}, protected=frozenset({other}), remains=Remains(lost))
-    guard = PruneGuard(view, CONTEXT, loaded, selects=lambda _: True, allowed=lambda *_: None)
+    books = Books(None, clock=lambda: NOW)
+    mine = Identity("fleet", Fingerprint("/fleet"), "default")
+    books.open(mine, revision="", live=lambda: dict.fromkeys(keys, "fleet.yaml"))
+    guard = PruneGuard(
+        view, CONTEXT, loaded, books, selects=lambda _: True, allowed=lambda *_: None
+    )
     assert [guard.prune(key) for key in keys] == [
         "s/a.yaml:1: it holds no document; remove the file to have the server removed",
         "s/b.yaml:1: it holds no document; remove the file to have the server removed",
