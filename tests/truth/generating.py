@@ -128,6 +128,7 @@ SAMPLES: dict[str, Sequence[Any]] = {
 MAPS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "config": (("LOG", "ZONE", "_x.y-z", "API_KEY", "SESSION_TIMEOUT", "CORS_ORIGINS"), TEXTS),
     "volumeAttributes": (("a", "b/c"), TEXTS),
+    "match": (("method", "_path"), TEXTS),
 }
 VARIABLES = {"SESSION_TIMEOUT": DURATIONS, "CORS_ORIGINS": ("*", "https://a.example")}
 MANIFEST_ANNOTATIONS = (
