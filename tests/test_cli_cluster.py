@@ -359,6 +359,25 @@ def test_the_prune_guard_is_released_by_the_number_that_it_names(fleet: Fleet) -
     assert fleet.get("Deployment", "server-0") is None
 
 
+def test_a_server_whose_file_became_a_pointer_stays_until_the_file_goes(fleet: Fleet) -> None:
+    quick = {"timeout": "0s"}
+    commit_all(fleet.folder, {"more.yaml": manifest("more", None, drain=quick)})
+    assert fleet("sync").code == 0
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n"
+    commit_all(fleet.folder, {"more.yaml": pointer})
+    kept = fleet("sync")
+    assert kept.code == 1
+    assert kept.out.splitlines()[-1] == "ok=1 changed=0 pruned=0 failed=0 blocked=1 skipped=0"
+    assert "more.yaml:1: a Git LFS pointer" in kept.out
+    assert "remove the file to have the server removed" in kept.out
+    found = fleet("diff", "-o", "json")
+    assert (found.code, found.json["summary"]["blocked"]) == (1, 1)
+    commit_all(fleet.folder, {"more.yaml": None})
+    gone = fleet("sync")
+    assert gone.out.splitlines()[-1] == "ok=1 changed=0 pruned=1 failed=0 blocked=0 skipped=0"
+    assert fleet.get(KIND, "more") is None
+
+
 def test_what_is_outside_the_limit_is_neither_changed_nor_pruned(fleet: Fleet) -> None:
     commit_all(fleet.folder, {"old.yaml": manifest("old", None)})
     assert fleet("sync").code == 0
