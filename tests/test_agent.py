@@ -267,6 +267,28 @@ def test_in_a_pod_a_git_server_that_is_away_at_the_start_is_waited_for(
             until(lambda: place.ready("web") and place.is_ready(), "the server", within=30)
 
 
+def test_a_mirror_that_broke_is_mended_while_it_runs(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "scratch"
+    dead = scratch / "gitops-mcp-dead"
+    dead.mkdir(parents=True)
+    (dead / "owner").touch()  # of a process that was killed
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    place.push(web=manifest("web"))
+    with gitfixtures.GitServer(place.repository.parent) as server:
+        url = f"{server.url}/{place.repository.name}"
+        with agent(place.kubeconfig, place.repository, *place.arguments, url=url):
+            until(lambda: place.ready("web"), "the server")
+            assert not dead.exists()
+            for pack in scratch.glob("*/mirror.git/objects/pack/*.pack"):
+                pack.chmod(0o600)
+                os.truncate(pack, 60)
+            place.push(web=manifest("web", "2.0"))
+            place.wake()
+            until(lambda: place.image("web").endswith(":2.0"), "the push", within=30)
+
+
 def test_in_a_pod_a_commit_that_is_too_large_at_the_start_is_waited_out(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
