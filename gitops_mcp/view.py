@@ -55,6 +55,8 @@ REMEMBERED = 4096
 """Objects that have gone and are remembered: news of one that comes late must not revive it."""
 LEVEL = 3
 """zlib's: the first that looks for a better match; above it time grows faster than it saves."""
+WINDOW = 1 << zlib.MAX_WBITS
+"""Bytes that zlib looks back to."""
 SHARED = 1024
 """Parts of outlines that are kept to be shared, before a new set of them is begun."""
 
@@ -300,9 +302,14 @@ class View:
 # --- what is kept of an object --------------------------------------------------------------
 
 
+_ALIKE, _ALONE = b"d", b"-"
+
+
 class _Packer:
     """Objects as compressed bytes. The first of a kind is the dictionary for all of its kind: it
-    makes nothing wrong, however little like it the others are."""
+    makes nothing wrong, however little like it the others are. One that is larger than what zlib
+    looks back to is no dictionary: all others would gain nothing by it. The first byte tells
+    whether there was one."""
 
     def __init__(self) -> None:
         self._dictionaries: dict[str, bytes] = {}
@@ -310,13 +317,21 @@ class _Packer:
 
     def pack(self, kind: str, body: JsonObject) -> bytes:
         text = orjson.dumps(body)
-        known = self._dictionaries.setdefault(kind, text)
-        packer = zlib.compressobj(LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS, zdict=known)
-        return packer.compress(text) + packer.flush()
+        known = self._dictionaries.get(kind)
+        if known is None and len(text) <= WINDOW:
+            known = self._dictionaries.setdefault(kind, text)
+        if known is None:
+            packer = zlib.compressobj(LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)
+        else:
+            packer = zlib.compressobj(LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS, zdict=known)
+        return (_ALONE if known is None else _ALIKE) + packer.compress(text) + packer.flush()
 
     def unpack(self, kind: str, data: bytes) -> JsonObject:
-        unpacker = zlib.decompressobj(-zlib.MAX_WBITS, self._dictionaries[kind])
-        body: JsonObject = orjson.loads(unpacker.decompress(data))
+        if data[:1] == _ALIKE:
+            unpacker = zlib.decompressobj(-zlib.MAX_WBITS, self._dictionaries[kind])
+        else:
+            unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+        body: JsonObject = orjson.loads(unpacker.decompress(memoryview(data)[1:]))
         return body
 
     def shared(self, outline: JsonObject) -> JsonObject:
