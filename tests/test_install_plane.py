@@ -7,6 +7,7 @@ Pods run no process there: the agent is one of ours, with the token of the print
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from stories import test_stories_converge as converge
 from stories.telling import Asked, Story
 from stories.test_stories_outside import mcp_server
 
-from gitops_mcp import install
+from gitops_mcp import install, record
+from gitops_mcp.errors import Gone
 from gitops_mcp.install import Installation
 from gitops_mcp.kube import Cluster
 from gitops_mcp.model import (
@@ -215,15 +217,23 @@ STORIES: tuple[Callable[[Story], None], ...] = (
 )
 
 VARIANTS = {
-    "cluster-wide": ("--health-gate", "--create-namespace"),
-    "one namespace": ("--health-gate", "--watch-namespace={}"),
+    "cluster-wide": ("--source-id={}", "--health-gate", "--create-namespace"),
+    "one namespace": ("--source-id={}", "--health-gate", "--watch-namespace={}"),
 }
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_printed_rights_are_enough_and_none_is_idle(
-    variant: str, plane: rig.Plane, kubectl: Kubectl, gitops: Run, hand: Cluster, tmp_path: Path
+    variant: str,
+    plane: rig.Plane,
+    kubectl: Kubectl,
+    gitops: Run,
+    hand: Cluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # The pods of a plane are where this process listens: on loopback, as the sandbox's are.
+    monkeypatch.setattr(Cluster, "is_sandbox", True)
     namespace = plane.namespace()
     chosen = (argument.format(namespace) for argument in VARIANTS[variant])
     one = installed(plane, kubectl, gitops, *chosen)
@@ -235,19 +245,29 @@ def test_the_printed_rights_are_enough_and_none_is_idle(
             hand,
             tmp_path / name / "fleet",
             namespace,
+            lease_namespace=one.wanted.namespace,
             watch_namespace=one.wanted.watch_namespace or None,
         )
+
+    def forget() -> None:
+        """The next story has a repository of its own, which would be refused under the same id."""
+        name = record.lease_name(namespace, record.area_of(one.wanted.watch_namespace or None))
+        with contextlib.suppress(Gone):
+            hand.delete(ObjectRef("v1", "ConfigMap", one.wanted.namespace, name), uid=None)
 
     for tell in STORIES:
         told = story(tell.__name__)
         tell(told)
         told.end()
+        forget()
     if one.wanted.create_namespace:
         fresh = story("fresh")
         fresh.namespace += "-new"
         fresh.put("web")
-        assert fresh.sync(create_namespace=True) == {"web": "changed"}
+        source = {"source_id": namespace}  # the only one whose record the account may write
+        assert fresh.sync(create_namespace=True, source=source) == {"web": "changed"}
         fresh.end()
+        forget()
     the_agents_own_day(story("day"), one)
 
     requests = plane.requests(user=one.user)

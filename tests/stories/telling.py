@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import gitfixtures
 import yaml
 
-from gitops_mcp import pipeline, reports
+from gitops_mcp import pipeline, record, reports
 from gitops_mcp.errors import Gone
 from gitops_mcp.kube import Cluster
 from gitops_mcp.model import (
@@ -197,6 +197,7 @@ class Story:
                     line,
                     read.source_id,
                     self.lease_namespace,
+                    area=record.area_of(self.watch_namespace),
                     read_only=bool(wishes.get("check")),
                 )
                 one = pipeline.Pass(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import pytest
 from stories.telling import QUICK, Asked, Story
 
 from gitops_mcp import leadership, pipeline
-from gitops_mcp.errors import LeaseLost
+from gitops_mcp.errors import Gone, LeaseLost
 from gitops_mcp.leadership import Leadership
 from gitops_mcp.model import (
     ANNOTATION_ADOPT,
@@ -175,7 +176,8 @@ def restored(story: Story, manager: str = "velero-server") -> None:
     a new uid, without owners and status, with a label of its own."""
     saved = story.objects()
     for body in saved.values():
-        story.hand.delete(ObjectRef.of(body), uid=None, propagation="Orphan")
+        with contextlib.suppress(Gone):  # with its owner, a moment ago
+            story.hand.delete(ObjectRef.of(body), uid=None)
     story.until(lambda: story.objects() == {}, "the namespace to be empty")
     for body in sorted(saved.values(), key=lambda body: body["kind"] != KIND):
         kept = ("name", "namespace", "labels", "annotations")
