@@ -118,4 +118,4 @@ def test_the_first_object_of_a_kind_makes_all_others_no_larger_however_huge_it_i
         tracemalloc.stop()
         return kept
 
-    assert room(*large_annotations()) < 1.2 * room() + 50_000
+    assert room(*many_conditions()) < room() + 30_000
