@@ -91,7 +91,7 @@ FACTS = {
     "nothing is left to heal": "no changes (12 servers)",
     "a mistake has its place": "servers/ai-tools/gitlab.yaml:8:9: error:",
     "a misspelt key is understood": 'did you mean "replicas"?',
-    "the agent contains it": "failed: ManifestInvalid: ",
+    "the agent contains it": "file=servers/ai-tools/gitlab.yaml line=8 column=9 path=/spec/port",
     "it was repaired": "All twelve are Ready again.",
     "the removed server is pruned": "deleted service/gofetch; deleted mcpserver/gofetch; pruned",
     "the note tells of it": '"event":"pruned","server":"ai-tools/gofetch"',
