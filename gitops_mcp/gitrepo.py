@@ -58,7 +58,6 @@ PEEKED = 100
 _PLAIN_MODES = ("100644", "100755")
 _ODD_MODES = {"120000": "a symbolic link is not followed", "160000": "a submodule is not read"}
 _NARROW = "narrow the source with --path"
-_COUNT = re.compile(r"[0-9]{1,9}")
 _CLUSTER = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?=[A-Za-z0-9]))*")
 
 
@@ -598,11 +597,45 @@ class Poll:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """A commit, as the prune guard asks for it: ``allow_prune`` is its trailer's number."""
+    """A commit, as the prune guard asks for it: the number of its ``Allow-Prune`` trailer, and
+    ``ignored``, lines that look like that trailer and do not count."""
 
     sha: str
     subject: str
     allow_prune: int | None = None
+    ignored: tuple[str, ...] = ()
+
+
+_TRAILER = re.compile(r"[A-Za-z0-9][\w-]*[ \t]*:.*|[ \t].*|-+|See merge request .*")
+"""A line of a paragraph of trailers, and what forges put among them when they squash."""
+_ALLOWS = re.compile(r"allow-prune[ \t]*:[ \t]*([0-9]{1,9})[ \t]*", re.IGNORECASE)
+_LOOKS_SO = re.compile(r"\W*allow[-_ ]?prunes?\b", re.IGNORECASE)
+
+
+def allow_prune(message: str) -> tuple[int | None, tuple[str, ...]]:
+    """The number of a commit's ``Allow-Prune`` trailer, and the lines that look like one and do not
+    count.
+
+    It counts in any paragraph after the subject that holds nothing but trailers: a forge that
+    squashes commits puts its own text after it. Two different numbers count as none.
+    """
+    message = message.replace("\r\n", "\n").strip("\n")
+    counts: set[int] = set()
+    allowing: list[str] = []
+    ignored: list[str] = []
+    for number, paragraph in enumerate(re.split(r"\n(?:[ \t]*\n)+", message)):
+        lines = paragraph.split("\n")
+        trailers = number > 0 and all(map(_TRAILER.fullmatch, lines))
+        for line in lines:
+            found = _ALLOWS.fullmatch(line) if trailers else None
+            if found is not None:
+                counts.add(int(found[1]))
+                allowing.append(line)
+            elif _LOOKS_SO.match(line):
+                ignored.append(line)
+    if len(counts) > 1:
+        counts, ignored = set(), [*allowing, *ignored]
+    return next(iter(counts), None), tuple(printable(line.strip())[:80] for line in ignored[:5])
 
 
 def open_source(
@@ -821,21 +854,19 @@ class Repository:
         git = self._git()
         known = bool(SHA.fullmatch(old)) and git.is_ancestor(old, new)
         span = (f"{old}..{new}",) if known else ("--no-walk", new)
-        trailer = "%(trailers:key=Allow-Prune,valueonly,separator=%x2C)"
-        command = ("rev-list", f"--max-count={limits.COMMITS}", f"--format=%H%x00%s%x00{trailer}")
         listed = git.records(
-            *command,
+            *("rev-list", f"--max-count={limits.COMMITS}", "--format=%H%x00%s%x00%B%x00"),
             *span,
             "--",
-            end=b"\n",
-            most=2 * limits.COMMITS,
+            most=3 * limits.COMMITS + 1,
             longest=limits.MESSAGE,
             cut=True,
         )
-        rows = (line.decode("utf-8", "replace").split("\0") for line in listed)
+        texts = (text.decode("utf-8", "replace") for text in listed)
+        # Before each but the first there is the end of the line before it, and "commit <sha>".
         return tuple(
-            Commit(sha, printable(subject), int(allow) if _COUNT.fullmatch(allow) else None)
-            for sha, subject, allow in ((*row, "")[:3] for row in rows if len(row) > 1)
+            Commit(head.rpartition("\n")[2], printable(subject), *allow_prune(message))
+            for head, subject, message in zip(texts, texts, texts, strict=False)
         )
 
     # -- which repository this is

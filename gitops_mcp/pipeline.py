@@ -28,6 +28,7 @@ from gitops_mcp.errors import GitOpsError, KindAbsent, Permanent, UsageError
 from gitops_mcp.leadership import CLUSTER_SOURCE, Say
 from gitops_mcp.model import (
     ANNOTATION_FILE,
+    ANNOTATION_PRUNE,
     API_VERSION,
     CRD_NAME,
     FINALIZER,
@@ -307,13 +308,22 @@ class Source:
         last = since or self._synced(warn)
         if last == revision.sha:
             return None  # this commit was synced: what it allowed is spent
+        commits = self.repository.commits_between(last, revision.sha)
         allowed = [
             planning.Allowance(commit.allow_prune, f"commit {commit.sha[:12]}", commit.sha)
-            for commit in self.repository.commits_between(last, revision.sha)
+            for commit in commits
             if commit.allow_prune is not None
         ]
         fitting = (one for one in allowed if one.count in (count, count + under_way))
-        return next(fitting, allowed[0] if allowed else None)
+        found = next(fitting, allowed[0] if allowed else None)
+        vain = next((commit for commit in commits if commit.ignored), None)
+        if vain is None:
+            return found
+        remark = (
+            f"commit {vain.sha[:12]} says {vain.ignored[0]!r}, which does not count: it takes a "
+            f"paragraph of trailers with one number, 'Allow-Prune: {count}'"
+        )
+        return replace(found or planning.Allowance(0, ""), remark=remark)
 
     def _synced(self, warn: Say) -> str:
         """The commit that was synced last, as the notes say."""
@@ -499,15 +509,46 @@ def merging(head: Source, base: Source, cluster: str) -> Report:
     broken = {key for key in head.loaded.protected if head.limit.selects(key)} - after.keys()
     outcomes = []
     head.limit.refuse_none(before.keys() | after.keys() | broken)
+    held = _held_back(head, base, before.keys() - after.keys() - broken)
     for key in sorted(before.keys() | after.keys() | broken):
         if key in broken:  # it removes nothing
             outcomes.append(Outcome(key, "failed", message=_mistake(head, key)))
             continue
         if key not in after and not head.limit.selects(key):
             continue
+        if key in held:
+            ref = ObjectRef(API_VERSION, KIND, key.namespace, key.name)
+            change = Change("blocked", key, ref, reason=f"PruneBlocked: {held[key]}")
+            outcomes.append(Outcome(key, "blocked", None, (change,), held[key]))
+            continue
         changes = tuple(_changes(key, before.get(key, ()), after.get(key, ())))
         outcomes.append(Outcome(key, _merged_result(key, after, changes), None, changes))
     return Report(head.snapshot.revision, cluster, True, tuple(outcomes), head.loaded.problems)
+
+
+def _held_back(head: Source, base: Source, gone: Collection[ServerKey]) -> dict[ServerKey, str]:
+    """The removals that the prune guard would hold where ``base`` is what was enforced last."""
+    servers = base.loaded.servers
+    down = {
+        key
+        for key in gone
+        if head.limit.selects(key)
+        and servers[key].annotations.get(ANNOTATION_PRUNE) != "disabled"
+        and servers[key].spec.get("suspend") is not True
+    }
+    if down and head.loaded.unknown:
+        return dict.fromkeys(down, "a manifest whose server cannot be told stops all pruning")
+    guard = partial(
+        planning.prune_guard,
+        down,
+        ours=len(servers),
+        empty=not head.loaded.servers and not head.loaded.protected,
+    )
+    if not guard(allowed=None):
+        return {}
+    allowed = head.allowance(len(down), 0, since=base.snapshot.revision.sha)
+    reason = guard(allowed=allowed)
+    return dict.fromkeys(down, reason) if reason else {}
 
 
 def _mistake(source: Source, key: ServerKey) -> str:

@@ -197,6 +197,8 @@ class Allowance:
     """``--allow-prune`` or the commit whose trailer says so."""
     commit: str = ""
     """The sha of that commit."""
+    remark: str = ""
+    """What looks like an allowance and is none. ``count`` is 0 where there is nothing else."""
 
 
 NAMED = 3
@@ -237,11 +239,10 @@ def prune_guard(
     if count > NAMED:
         named += f" and {count - NAMED} more"
     text = f"pruning {count} server(s) is held back, since {reason}: {named}"
-    if allowed is not None:
-        return f"{text}; {allowed.origin} allows {allowed.count}, not {count}"
-    return (
-        f"{text}; release with the commit trailer 'Allow-Prune: {count}' or --allow-prune={count}"
-    )
+    if allowed is not None and allowed.count:
+        text += f"; {allowed.origin} allows {allowed.count}, not {count}"
+    text += f"; release with the commit trailer 'Allow-Prune: {count}' or --allow-prune={count}"
+    return f"{text}; {allowed.remark}" if allowed is not None and allowed.remark else text
 
 
 # --- decide ---------------------------------------------------------------------------------

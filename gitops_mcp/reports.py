@@ -176,6 +176,10 @@ def diff(
                 "head": _revision(report.revision),
                 "changes": [_change(c) for outcome in report.outcomes for c in _told(outcome)],
                 "problems": [_problem(problem) for problem in report.problems],
+                "skipped": [
+                    {"server": str(outcome.server), "message": outcome.message}
+                    for outcome in _skipped(report)
+                ],
                 "summary": summary(report),
             }
         )
@@ -189,13 +193,22 @@ def diff(
         + (_kept(outcome, style=style) if verbose else "")
         for outcome in report.outcomes
     )
+    shown += "".join(
+        style("dim", _line(f"- {outcome.server}: skipped: {outcome.message}")) + "\n"
+        for outcome in _skipped(report)
+    )
     return f"{shown}{_summary_line(report)}\n"
 
 
+def _skipped(report: Report) -> list[Outcome]:
+    """Servers that are left as they are, whatever git says: suspended, for one."""
+    return [one for one in report.outcomes if _server_action(one) == "skipped"]
+
+
 def summary(report: Report) -> dict[str, int]:
-    """How many servers would be created, updated, … ``blocked``."""
+    """How many servers would be created, updated, … ``blocked``, ``skipped``."""
     actions = Counter(_server_action(outcome) for outcome in report.outcomes)
-    kinds = ("create", "update", "replace", "delete", "unchanged", "blocked")
+    kinds = ("create", "update", "replace", "delete", "unchanged", "blocked", "skipped")
     return {kind: actions[kind] for kind in kinds}
 
 
@@ -270,6 +283,8 @@ def _server_action(outcome: Outcome) -> str:
     ):
         if action in among:
             return action
+    if outcome.result == "skipped" and not actions:
+        return "skipped"
     return "update" if actions else "unchanged"
 
 
@@ -287,6 +302,7 @@ _SUMMARY = {
     "delete": "to delete",
     "unchanged": "unchanged",
     "blocked": "blocked",
+    "skipped": "skipped",
 }
 
 
@@ -309,6 +325,10 @@ def _change(change: Change) -> JsonObject:
 _COMMENT = 60_000
 """Characters of a pull-request comment; GitHub refuses one of more than 65,536."""
 _ROWS = 20_000
+_REASON = 2000
+"""Characters of a reason, whose remedy comes last."""
+_TRAILER = re.compile(r"'(Allow-Prune: \d+)'")
+"""What releases the prune guard, as its reason says."""
 _FIELDS = 5
 """How many fields a row of the table names."""
 
@@ -334,9 +354,23 @@ def _markdown(report: Report, base: str | None) -> str:
         )
         parts.append("\n")
     told = [change for outcome in report.outcomes for change in _told(outcome)]
-    if told:
+    trailers = [found[1] for change in told if (found := _TRAILER.search(change.reason))]
+    if trailers:
+        parts.append(
+            "The prune guard would hold removals back. To release them, end the commit message "
+            f"with this line:\n\n```\n{trailers[0]}\n```\n\n"
+        )
+    skipped = _skipped(report)
+    if told or skipped:
         parts.append("| | Server | Object | Fields |\n|---|---|---|---|\n")
-        parts += _within(_ROWS, (_row(change) for change in told), "objects")
+        rows = [
+            *map(_row, told),
+            *(
+                f"| skipped | {_cell(str(one.server))} | | {_cell(one.message, _REASON)} |\n"
+                for one in skipped
+            ),
+        ]
+        parts += _within(_ROWS, rows, "objects")
         parts.append("\n")
         used = sum(map(len, parts))
         shown = (_details(change, base) for change in told if change.before or change.after)
@@ -364,7 +398,7 @@ def _row(change: Change) -> str:
     if change.action == "update" and len(change.fields) > _FIELDS:
         named.append(f"and {len(change.fields) - _FIELDS} more")
     if change.reason:
-        named.append(_cell(scrub(change.reason)))
+        named.append(_cell(scrub(change.reason), _REASON))
     cells = (
         change.action,
         _cell(str(change.server)),
@@ -385,10 +419,10 @@ def _details(change: Change, base: str | None) -> str:
     )
 
 
-def _code(text: str) -> str:
-    """A code span: nothing in it is markup, a mention or a link."""
+def _code(text: str, room: int = 200) -> str:
+    """A code span: nothing in it is markup, a mention or a link. ``room``: characters."""
     text = _line(text)
-    text = text if len(text) <= 200 else f"{text[:200]}…"
+    text = text if len(text) <= room else f"{text[:room]}…"
     if not text:
         return ""
     fence = "`" * (max(0, *map(len, re.findall("`+", text) or [""])) + 1)
@@ -396,8 +430,8 @@ def _code(text: str) -> str:
     return f"{fence}{pad}{text}{pad}{fence}"
 
 
-def _cell(text: str) -> str:
-    return _code(text).replace("|", "\\|")
+def _cell(text: str, room: int = 200) -> str:
+    return _code(text, room).replace("|", "\\|")
 
 
 # --- sync -------------------------------------------------------------------------------------

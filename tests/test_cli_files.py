@@ -399,6 +399,7 @@ def test_diff_against_a_branch_needs_no_cluster(gitops: Run, branch: Path) -> No
     assert found["head"] == git(branch, "rev-parse", "HEAD")
     assert found["summary"] == {
         "create": 1, "update": 1, "replace": 0, "delete": 1, "unchanged": 1, "blocked": 0,
+        "skipped": 0,
     }  # fmt: skip
     told = {(change["server"], change["action"], change["kind"]) for change in found["changes"]}
     assert told == {
@@ -869,3 +870,21 @@ def test_history_says_why_it_shows_nothing(gitops: Run, tmp_path: Path) -> None:
     empty = gitops("history", tmp_path / "fleet", "--cluster", "nope")
     assert (empty.code, empty.out) == (0, "")
     assert empty.err == "no record for cluster 'nope' in the notes of this source\n"
+
+
+def test_a_diff_of_a_pull_request_says_what_the_prune_guard_would_hold(
+    gitops: Run, tmp_path: Path
+) -> None:
+    names = [f"s{number}" for number in range(10)]
+    worktree(tmp_path, {f"{name}.yaml": manifest(name) for name in names})
+    git(tmp_path, "branch", "base")
+    commit_all(tmp_path, {f"{name}.yaml": None for name in names[:6]}, "Retire six")
+    ended = gitops("diff", tmp_path, "--base", "base", "-o", "json")
+    assert ended.code == 1
+    assert (ended.json["summary"]["blocked"], ended.json["summary"]["delete"]) == (6, 0)
+    assert "this source's 10 servers" in ended.json["changes"][0]["reason"]
+    shown = gitops("diff", tmp_path, "--base", "base", "-o", "markdown").out
+    assert "\nAllow-Prune: 6\n" in shown
+    commit_all(tmp_path, {"README.md": "x"}, "Release\n\nAllow-Prune: 6\n\nSee merge request a!1")
+    summary = gitops("diff", tmp_path, "--base", "base", "-o", "json").json["summary"]
+    assert (summary["blocked"], summary["delete"]) == (0, 6)

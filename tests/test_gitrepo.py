@@ -797,6 +797,42 @@ def test_commits_between_carry_the_prune_trailer(repository: Path) -> None:
     assert opened.commits_between(end, end) == ()
 
 
+SQUASHED = {
+    "github": "Retire search (#12)\n\n* Remove three\n\nAllow-Prune: 3\n\n* Fix a typo\n\n"
+    "---------\n\nCo-authored-by: Ada <ada@example.com>",
+    "github, one commit": "Retire (#12)\n\nAllow-Prune: 3\n\nCo-authored-by: Ada <a@example.com>",
+    "gitlab": "Retire\n\nAllow-Prune: 3\n\nSee merge request ops/fleet!12",
+    "gitlab, one paragraph": "Retire\n\nAllow-Prune: 3\nSee merge request ops/fleet!12",
+    "gitea": "Retire (#12)\n\nAllow-Prune: 3\n---------\n\nCo-authored-by: Ada <ada@example.com>",
+    "crlf and case": "Retire\r\n\r\nWhy.\r\n\r\nallow-PRUNE:3 \r\nSigned-off-by: Ada\r\n",
+    "twice the same": "Retire\n\nAllow-Prune: 3\n\nAllow-Prune: 3",
+}
+
+
+@pytest.mark.parametrize("message", SQUASHED.values(), ids=SQUASHED)
+def test_a_prune_trailer_survives_the_squash_buttons_of_forges(message: str) -> None:
+    assert gitrepo.allow_prune(message) == (3, ())
+
+
+@pytest.mark.parametrize(
+    ("message", "ignored"),
+    [
+        ("Retire\n\nAllow-Prune: 3 servers", ("Allow-Prune: 3 servers",)),
+        ("Retire\n\nAllow-Prune: three", ("Allow-Prune: three",)),
+        ("Retire\n\nAllow Prune: 3", ("Allow Prune: 3",)),
+        ("Retire\n\n* Allow-Prune: 3", ("* Allow-Prune: 3",)),
+        ("Retire\n\nAllow-Prune: 3\nas we said.", ("Allow-Prune: 3",)),
+        ("Allow-Prune: 3", ("Allow-Prune: 3",)),
+        ("Two\n\nAllow-Prune: 3\n\nAllow-Prune: 4", ("Allow-Prune: 3", "Allow-Prune: 4")),
+        ("Retire\n\nWe allow no prune.", ()),
+    ],
+)
+def test_what_only_looks_like_a_prune_trailer_is_named(
+    message: str, ignored: tuple[str, ...]
+) -> None:
+    assert gitrepo.allow_prune(message) == (None, ignored)
+
+
 @pytest.mark.parametrize("old", ["", "0" * 40, "--all", "other"])
 def test_without_a_known_ancestor_only_head_counts(repository: Path, old: str) -> None:
     other = commit(repository, {"a.yaml": "1"}, branch="other", parent="")

@@ -953,6 +953,18 @@ class TestLease:
         assert not mine.acquire()
         assert mine.holder == "other"
 
+    def test_a_record_that_states_68_years_keeps_nobody_out_for_longer(
+        self, cluster: Cluster, pair: tuple[Lease, Lease, list[float]]
+    ) -> None:
+        mine, other, clock = pair
+        assert mine.acquire()
+        cluster.merge_patch(mine.ref, {"spec": {"leaseDurationSeconds": 2147483647}})
+        assert not other.acquire()
+        clock[0] = 9.9
+        assert not other.acquire()
+        clock[0] = 10.0
+        assert other.acquire()
+
     def test_a_renewal_keeps_it(self, pair: tuple[Lease, Lease, list[float]]) -> None:
         mine, other, clock = pair
         assert mine.acquire()

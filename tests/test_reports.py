@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gitops_mcp import reports
+from gitops_mcp import planning, reports
 from gitops_mcp.diffing import between
 from gitops_mcp.model import (
     API_VERSION,
@@ -185,7 +185,7 @@ def test_warnings_alone_are_valid() -> None:
 
 def test_diff_is_one_document_of_the_promised_shape() -> None:
     found = json.loads(reports.diff(REPORT, output="json"))
-    assert list(found) == ["base", "head", "changes", "problems", "summary"]
+    assert list(found) == ["base", "head", "changes", "problems", "skipped", "summary"]
     assert (found["base"], found["head"]) == (None, SHA)
     for one in found["changes"]:
         assert list(one) == ["action", "server", "kind", "namespace", "name", "fields", "reason"]
@@ -202,6 +202,7 @@ def test_diff_is_one_document_of_the_promised_shape() -> None:
         "delete": 1,
         "unchanged": 1,
         "blocked": 2,
+        "skipped": 0,
     }
 
 
@@ -689,3 +690,34 @@ def test_objects_are_a_stream_or_a_list() -> None:
     assert reports.objects(bodies) == text
     listed = json.loads(reports.objects(bodies, output="json"))
     assert listed == {"apiVersion": "v1", "kind": "List", "items": bodies}
+
+
+def test_a_suspended_server_is_skipped_in_every_format_and_counts_as_such() -> None:
+    key = ServerKey("ai", "web")
+    suspended = Outcome(key, "skipped", True, (), "Suspended: suspended")
+    one = Report(Revision("a" * 40), "default", True, (suspended,), ())
+    assert reports.summary(one)["skipped"] == 1
+    assert reports.summary(one)["unchanged"] == 0
+    assert reports.diff(one) == "- ai/web: skipped: Suspended: suspended\n1 skipped\n"
+    found = json.loads(reports.diff(one, output="json"))
+    assert found["skipped"] == [{"server": "ai/web", "message": "Suspended: suspended"}]
+    assert "| skipped | `ai/web` | | `Suspended: suspended` |" in reports.diff(
+        one, output="markdown"
+    )
+
+
+def test_a_comment_names_the_trailer_that_releases_the_prune_guard_and_cuts_no_remedy() -> None:
+    gone = [ServerKey("ai", f"a-server-with-a-rather-long-name-{number}") for number in range(6)]
+    reason = planning.prune_guard(
+        gone, ours=7, empty=False, allowed=planning.Allowance(2, "commit 0123456789ab")
+    )
+    changes = [
+        Change("blocked", key, ObjectRef("v1", "MCPServer", "ai", key.name), reason=reason)
+        for key in gone
+    ]
+    outcomes = tuple(Outcome(c.server, "blocked", None, (c,), reason) for c in changes)
+    text = reports.diff(
+        Report(Revision("a" * 40), "default", True, outcomes, ()), base="b" * 40, output="markdown"
+    )
+    assert "\n```\nAllow-Prune: 6\n```\n" in text
+    assert text.count("--allow-prune=6`") == 6
