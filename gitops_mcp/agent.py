@@ -34,6 +34,7 @@ from gitops_mcp.errors import (
     GitOpsError,
     KindAbsent,
     KubeError,
+    LeaseLost,
     OverLimit,
     Transient,
     Unanswered,
@@ -49,6 +50,7 @@ from gitops_mcp.options import SourceOptions
 from gitops_mcp.pipeline import Source, Wishes
 from gitops_mcp.record import Books
 from gitops_mcp.recorder import Recorder
+from gitops_mcp.sourcestatus import SourceWatch
 from gitops_mcp.view import View
 from gitops_mcp.watches import Place, Versions, Watches
 from gitops_mcp.webhook import Verdict
@@ -84,6 +86,8 @@ UNREAD = 300.0
 SET_BACK = 2.0
 """Seconds that the wall clock may go back without anybody having to know."""
 POKES = limits.WEBHOOK_SECONDS
+STATUS = timedelta(seconds=5)
+"""Between two writes of the source's status, if it has changed."""
 NOTES = timedelta(seconds=3)
 """Between two flushes of the deployment notes."""
 
@@ -325,6 +329,9 @@ class Agent:
                 take_over=take_over,
                 may_write=lambda: self._leader.holds,
             )
+        self._status = SourceWatch(clock=utc_now)
+        if self._books is not None:
+            self._books.status = lambda: self._status.status
         own, all_of_it = (
             leadership.source_lease(
                 cluster, where, leadership.CLUSTER_SOURCE, "agent", area=narrowed
@@ -354,7 +361,13 @@ class Agent:
                 lambda: self._kubectls.holds,
             ),
             wake=self._workers.wake,
-            listeners=(*listeners, metrics.worked, self._journal.heard, self._recorder.heard),
+            listeners=(
+                *listeners,
+                metrics.worked,
+                self._journal.heard,
+                self._recorder.heard,
+                self._status.heard,
+            ),
             settled=self._settled,
             complete=lambda: self._view.complete,
             ask=probes.asking(lambda: cluster.is_sandbox),
@@ -478,7 +491,7 @@ class Agent:
             timezone=UTC,
             executors={
                 name: ThreadPoolExecutor(1)
-                for name in ("poll", "lease", "kubectl", "check", "notes")
+                for name in ("poll", "lease", "kubectl", "check", "notes", "status")
             },
             job_defaults={"misfire_grace_time": None, "coalesce": True},
         )
@@ -488,6 +501,7 @@ class Agent:
             "poll": (self._poll, poll, now + poll),
             "check": (self._check, check, now + check),
             "notes": (self._journal.flush, NOTES, now + NOTES),
+            "status": (self._describe, STATUS, now + STATUS),
             "lease": (self._renew, timedelta(seconds=leadership.STEP), now),
             "kubectl": (self._kubectls.step, timedelta(seconds=leadership.STEP), now),
         }
@@ -555,6 +569,7 @@ class Agent:
                 _log.error(trouble, exc_info=error)
             self._polled.add(trouble)
         self._metrics.polled(result, time.monotonic() - began)
+        self._status.read(message)
         if request:
             source = self._controller.source or self._source
             revision = str(source.snapshot.revision)
@@ -594,7 +609,18 @@ class Agent:
         self._adopted(revision, problems)
         self._metrics.adopted(revision, problems)
         self._journal.adopted(source.snapshot.revision, problems)
+        self._status.adopted(revision, source.loaded)
         self._controller.adopt(source)
+
+    def _describe(self) -> None:
+        """Write the source's status into its record. What cannot be written is tried again."""
+        if self._books is None or not self._leader.holds:
+            return
+        try:
+            self._books.describe()
+        except GitOpsError as error:
+            if not isinstance(error, LeaseLost):
+                self._warn(f"the source's status cannot be written: {error.message}")
 
     def _settled(self, source: Source) -> None:
         self._leader.revision = str(source.snapshot.revision)

@@ -22,6 +22,7 @@ from gitops_mcp import (
     planning,
     serverschema,
     settings,
+    sourcestatus,
     status,
 )
 from gitops_mcp.errors import GitOpsError, KindAbsent, Permanent, UsageError
@@ -726,10 +727,13 @@ class Pass:
                 "admission policy refuses it"
             )
         report = self._report(engine, keys)
-        if not check and not guard.holds_back():
+        if not check:
             try:
-                sees = watches.covers(versions)
-                self.source.enforced(books, view, self.wishes, sees=sees)
+                self._describe(books, report, view)
+                if not guard.holds_back():
+                    sees = watches.covers(versions)
+                    self.source.enforced(books, view, self.wishes, sees=sees)
+                books.describe()
             except GitOpsError as error:
                 self.warn(f"the source record could not be written: {error.message}")
         if self.wishes.foreign:
@@ -749,6 +753,21 @@ class Pass:
             if outcome.ready is False and outcome.result in ("ok", "changed")
         }
         return report
+
+    def _describe(self, books: Books, report: Report, view: View) -> None:
+        """Have the record say what the cluster lacks. A pass with a limit does not know all."""
+        from gitops_mcp.engine import utc_now
+
+        if self.source.limit.wanted or self.source.limit.unwanted:
+            return
+        state = sourcestatus.of_pass(
+            report,
+            invalid=self.source.loaded.protected,
+            at=utc_now(),
+            exists=lambda key: view.resource(key) is not None,
+            before=books.record.status,
+        )
+        books.status = lambda: state
 
     def _bug(self, key: ServerKey, error: Exception) -> None:
         """An unexpected error of one server. Its traceback is written once, however many servers

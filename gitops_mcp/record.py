@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol
 
 import orjson
 
-from gitops_mcp.errors import Conflict, Gone, LeaseLost, UsageError
+from gitops_mcp.errors import Conflict, GitOpsError, Gone, LeaseLost, UsageError
 from gitops_mcp.model import (
     FIELD_MANAGER,
     LABEL_MANAGED_BY,
@@ -31,6 +31,7 @@ from gitops_mcp.model import (
     Revision,
     ServerKey,
 )
+from gitops_mcp.sourcestatus import SourceStatus
 
 PREFIX = "gitops-mcp-"
 """Of the names of Leases and records."""
@@ -130,6 +131,7 @@ class Record:
     at: str = ""
     spent: str = ""
     servers: Mapping[ServerKey, Entry] = field(default_factory=dict)
+    status: SourceStatus = field(default_factory=SourceStatus)
 
     @property
     def commit(self) -> str:
@@ -221,6 +223,7 @@ def body(ref: ObjectRef, source: str, record: Record) -> JsonObject:
             "revision": record.revision,
             "enforcedAt": record.at,
             "spent": record.spent,
+            "status": orjson.dumps(record.status.dump()).decode(),
         },
         "binaryData": {"servers": b64encode(packed).decode()},
     }
@@ -241,6 +244,7 @@ def parse(found: JsonObject) -> Record:
             revision=data["revision"],
             at=data["enforcedAt"],
             spent=data.get("spent", ""),
+            status=SourceStatus.load(orjson.loads(data.get("status") or "{}")),
             servers={
                 ServerKey(namespace, name): Entry(file, bool(flags & 1), bool(flags & 2))
                 for namespace, name, file, flags in orjson.loads(text)
@@ -252,6 +256,18 @@ def parse(found: JsonObject) -> Record:
             hint="use a version of gitops-mcp that is as new as the one that wrote it; or delete "
             "it: it is then made anew from the servers in the cluster",
         ) from error
+
+
+def status_of(api: Api, lease: JsonObject) -> SourceStatus:
+    """What the record beside a Lease says of its source; empty if there is none, or this user may
+    not read it. One GET."""
+    metadata = lease["metadata"]
+    ref = ObjectRef("v1", "ConfigMap", metadata["namespace"], metadata["name"])
+    try:
+        found = api.get(ref)
+        return parse(found).status if found is not None else SourceStatus()
+    except GitOpsError:
+        return SourceStatus()
 
 
 class Api(Protocol):
@@ -309,6 +325,8 @@ class Books:
         take_over: bool = False,
         read_only: bool = False,
     ) -> None:
+        self.status: Callable[[], SourceStatus] | None = None
+        """What each write says of the source; None: what was known before."""
         self._store = store
         self._clock = clock
         self._may_write = may_write
@@ -395,7 +413,15 @@ class Books:
                 record = replace(record, fingerprint=mine.fingerprint)
             self._write(record)
 
+    def describe(self) -> None:
+        """Record the ``status`` of the source if it has changed. Raises KubeError."""
+        with self._lock:
+            if self.is_open:
+                self._write(self.record)
+
     def _write(self, record: Record) -> None:
+        if self.status is not None:
+            record = replace(record, status=self.status())
         if not (self._read_only or self._store is None or record == self._stored):
             self._put(self._store, record)
             self._stored = record

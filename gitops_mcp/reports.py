@@ -848,17 +848,17 @@ def status_heading(
     """
     state = state or SourceStatus()
     parts = [f"source {_line(source)}" + (f" at {_short(_line(revision))}" if revision else "")]
-    if state.since and state.revision == revision:
-        parts[0] += f" for {_age(state.since, now)}"
-    if state.problem_count:
-        parts.append(_plural(state.problem_count, "problem"))
-    if state.missing_count:
-        parts.append(f"{_plural(state.missing_count, 'server')} missing")
     if seen is None:
         parts.append("no agent" if everywhere else "agent unknown (no permission to list leases)")
     else:
         warning = " (stale: does it still run?)" if now - seen > stale else ""
         parts.append(f"agent seen {human_duration(now - seen)} ago{warning}")
+    if state.since and state.revision == revision:
+        parts.append(f"commit read {_age(state.since, now)} ago")
+    if state.problem_count:
+        parts.append(_plural(state.problem_count, "problem"))
+    if state.missing_count:
+        parts.append(f"{_plural(state.missing_count, 'server')} missing")
     lines = [", ".join(parts)]
     if state.trouble:
         since = _age(state.trouble_since, now)
@@ -889,6 +889,11 @@ def source_read(source: str, answer: Mapping[str, str], *, style: Style = PLAIN)
         return f"source {name}: {style('red', 'not read')}: {message}{_line(kept)}\n"
     news = "new" if answer.get("result") == "moved" else "no change"
     return f"source {name}: read {_line(_short(answer.get('revision', '')))} ({news})\n"
+
+
+def missing(one: Missing, *, style: Style = PLAIN) -> str:
+    """A server that the cluster lacks, on a line: ``ai/web Missing: ApplyFailed: forbidden``."""
+    return f"{_line(one.server)} {style('red', 'Missing')}: {one.reason}: {_line(one.message)}\n"
 
 
 def standing(server: JsonObject, *, style: Style = PLAIN, gone: bool = False) -> str:

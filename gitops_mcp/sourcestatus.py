@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -89,14 +89,38 @@ def of_pass(
     invalid: Collection[ServerKey],
     at: datetime,
     exists: Callable[[ServerKey], bool],
+    before: SourceStatus | None = None,
 ) -> SourceStatus:
-    """The status after one pass. ``invalid``: servers whose manifest cannot be applied."""
+    """The status after one pass. ``invalid``: servers whose manifest cannot be applied; ``before``:
+    what the last pass said, whose time stands if it was about the same commit."""
     missing = {
         one.server: _why(one, invalid)
         for one in report.outcomes
         if one.result in ("failed", "blocked") and not exists(one.server)
     }
-    return _status(missing, report.problems, revision=str(report.revision), since=_time(at))
+    revision = str(report.revision)
+    since = before.since if before is not None and before.revision == revision else ""
+    return _status(missing, report.problems, revision=revision, since=since or _time(at))
+
+
+def merged(states: Sequence[SourceStatus]) -> SourceStatus:
+    """The status of a source that several agents run, each a part of it: the last one's, with the
+    problems and missing servers of all."""
+    said = [state for state in states if state != SourceStatus()]
+    if len(said) < 2:
+        return said[0] if said else SourceStatus()
+    newest = max(said, key=lambda state: state.since)
+    problems = tuple(dict.fromkeys(one for state in said for one in state.problems))
+    missing = {one.server: one for state in said for one in state.missing}
+    return replace(
+        newest,
+        trouble=next((state.trouble for state in said if state.trouble), ""),
+        trouble_since=max(state.trouble_since for state in said),
+        problem_count=max(len(problems), *(state.problem_count for state in said)),
+        problems=problems,
+        missing_count=max(len(missing), *(state.missing_count for state in said)),
+        missing=tuple(missing[server] for server in sorted(missing)),
+    )
 
 
 class SourceWatch:

@@ -633,7 +633,7 @@ def test_status_is_a_table_under_a_line_about_source_and_agent(fleet: Fleet) -> 
     heading, titles, row = fleet.run(
         "status", "-n", fleet.name, "--source-id", fleet.name
     ).out.splitlines()
-    assert heading == f"source {fleet.name} at {revision[:12]}, no agent"
+    assert heading.startswith(f"source {fleet.name} at {revision[:12]}, no agent, commit read ")
     assert titles.split() == [
         "NAME", "PHASE", "READY", "REPLICAS", "TRANSPORT", "ENDPOINT", "AGE", "SUSPENDED",
         "REVISION", "MESSAGE",
@@ -645,6 +645,16 @@ def test_status_is_a_table_under_a_line_about_source_and_agent(fleet: Fleet) -> 
     everywhere = fleet.run("status", "-A").out.splitlines()
     assert everywhere[1].split()[0] == "NAMESPACE"
     assert any(line.split()[:2] == [fleet.name, "web"] for line in everywhere)
+
+
+def test_status_after_a_sync_shows_what_the_cluster_lacks(fleet: Fleet) -> None:
+    commit_all(fleet.folder, {"far.yaml": manifest("far", "no-such-place")})
+    assert fleet("sync").code == 1
+    ended = fleet.run("status", "-n", "no-such-place", "--source-id", fleet.name)
+    heading, _, row = ended.out.splitlines()
+    assert (ended.code, row.split()[:2]) == (1, ["far", "Missing"])
+    assert heading.endswith(", 1 server missing")
+    assert fleet.run("status", "-n", fleet.name, "--source-id", fleet.name).code == 0
 
 
 def test_status_lists_objects_for_programs(fleet: Fleet) -> None:

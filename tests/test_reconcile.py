@@ -289,6 +289,42 @@ def test_the_source_is_read_now_not_at_the_next_interval(
         assert f"still enforcing {sha[:12]}" in ended.out
 
 
+def test_what_git_has_and_the_cluster_lacks_is_reported_until_it_is_there(
+    place: Place, sandboxed: Path, tmp_path: Path
+) -> None:
+    ours, late = ("--source-id", place.name), f"{place.name}-late"
+    folder = tmp_path / "fleet"
+    files = {
+        "web.yaml": manifest(namespace=late, transport="stdio"),
+        "bad.yaml": manifest("bad", place.name, prot=1),
+    }
+    worktree(folder, files)
+
+    def shown() -> list[list[str]]:
+        return [row.split() for row in place.run("status", "-A", *ours).out.splitlines()]
+
+    with agent(sandboxed, folder, *ours):
+        until(lambda: [late, "web", "Missing"] in [row[:3] for row in shown()], "a row", within=30)
+        ended = place.run("status", "web", "-n", late, *ours)
+        assert ended.code == 1
+        assert "2 servers missing" in ended.out
+        assert f'namespace "{late}" not found' in ended.out
+        assert 'bad.yaml:10:3: unknown field "prot"' in ended.out
+        listed = place.run("status", "-A", "-o", "json", *ours).json["source"]
+        assert listed["id"] == place.name
+        assert [(one["server"], one["reason"]) for one in listed["missing"]] == [
+            (f"{place.name}/bad", "ManifestInvalid"),
+            (f"{late}/web", "ApplyFailed"),
+        ]
+        ended = place.run("reconcile", "-n", late, *ours)
+        assert ended.code == 1
+        assert ended.out.startswith(f"{late}/web Missing: ApplyFailed: namespace")
+        place.cluster.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": late}})
+        commit_all(folder, {"bad.yaml": None})
+        until(lambda: place.run("status", "-n", late, *ours).code == 0, "all is there", within=40)
+        assert "missing" not in place.run("status", "-A", *ours).out.splitlines()[0]
+
+
 def test_a_source_without_an_agent_or_with_a_silent_one_is_an_error(place: Place) -> None:
     ours = ("--source-id", place.name)
     ended = place.run("reconcile", "--source", *ours)

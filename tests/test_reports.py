@@ -575,7 +575,9 @@ def test_the_heading_says_what_is_wrong_with_the_source() -> None:
     now = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
     heading = reports.status_heading("s", SHA, None, now=now, stale=NOW - NOW, state=state)
     first, trouble, *problems, more = heading.splitlines()
-    assert first == "source s at 1a2b3c4d5e6f for 10m, 7 problems, 1 server missing, no agent"
+    assert first == (
+        "source s at 1a2b3c4d5e6f, no agent, commit read 10m ago, 7 problems, 1 server missing"
+    )
     assert trouble == "  git cannot be read for 60s: the server said no"
     assert problems == [f"  a.yaml:{line}:1: unknown field" for line in range(1, 6)]
     assert more == "  and 2 more problems"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gitops_mcp.errors import GitOpsError
     from gitops_mcp.kube import Cluster
     from gitops_mcp.model import JsonObject
+    from gitops_mcp.sourcestatus import Missing
     from gitops_mcp.terminal import Terminal
 
 MANAGER = "gitops-mcp-reconcile"
@@ -41,7 +42,7 @@ Examples:
   gitops-mcp reconcile --source        read git now, without waiting for the interval
   gitops-mcp reconcile --source -A     read git, then reconcile every server
 \b
-Exit codes: 0 answered, 1 git could not be read, 2 no answer.
+Exit codes: 0 answered, 1 git cannot be read or a server of git is missing, 2 no answer.
 """,
 )
 @click.argument("names", nargs=-1, metavar="[NAME…]")
@@ -49,9 +50,7 @@ Exit codes: 0 answered, 1 git could not be read, 2 no answer.
 @options.namespace
 @options.option("-A", "--all-namespaces", is_flag=True, help="The servers of all namespaces.")
 @options.option("--source", is_flag=True, help="Have the agent read git now, before any servers.")
-@options.option(
-    "--source-id", metavar="ID", help="The source that --source is about  [default: default]"
-)
+@options.option("--source-id", metavar="ID", help="The source that is asked  [default: default]")
 @options.option(
     "--timeout",
     type=options.Duration(),
@@ -76,7 +75,7 @@ def command(
     Failed requests are retried at once and each server gets a new handshake before the agent
     answers. With --source the agent reads git first; without NAME and -A it only reads git.
     """
-    from gitops_mcp import pipeline
+    from gitops_mcp import pipeline, reports
     from gitops_mcp.terminal import Terminal
 
     terminal = Terminal(common)
@@ -86,11 +85,32 @@ def command(
     try:
         if source and not _read_git(cluster, source_id or "default", timeout, terminal):
             return 1
-        if names or all_namespaces or not source:
-            _reconcile(cluster, names, where, timeout, terminal, quiet=common.quiet)
+        if not (names or all_namespaces or not source):
+            return 0
+        missing = _missing(cluster, names, where, source_id or "default")
+        left = set(names) - {one.server.partition("/")[2] for one in missing}
+        if left or not names:
+            _reconcile(cluster, left, where, timeout, terminal, quiet=common.quiet)
+        for one in missing:
+            click.echo(reports.missing(one, style=terminal.style), nl=False)
     finally:
         cluster.close()
-    return 0
+    return 1 if missing else 0
+
+
+def _missing(
+    cluster: Cluster, names: Collection[str], namespace: str | None, source: str
+) -> list[Missing]:
+    """The chosen servers that git holds and the cluster lacks, as the source's record says."""
+    from gitops_mcp import leadership, record
+
+    found: dict[str, Missing] = {}
+    for lease in leadership.find_leases(cluster, source).seen:
+        for one in record.status_of(cluster, lease).missing:
+            home, _, name = one.server.partition("/")
+            if namespace in (None, home) and (not names or name in names):
+                found[one.server] = one
+    return [found[server] for server in sorted(found)]
 
 
 def _read_git(cluster: Cluster, source: str, timeout: timedelta, terminal: Terminal) -> bool:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gitops_mcp.errors import KubeError
     from gitops_mcp.kube import Cluster
     from gitops_mcp.model import JsonObject
+    from gitops_mcp.sourcestatus import Missing, SourceStatus
     from gitops_mcp.terminal import Terminal
 
 EXIT_INTERRUPTED = 130
@@ -31,7 +32,7 @@ Examples:
   gitops-mcp status -A --watch
   gitops-mcp status -o json | jq '.items[].status.phase'
 \b
-Exit codes: 0 done, 1 a named server was not found, 2 could not run.
+Exit codes: 0 done, 1 a server of git is missing or a named one was not found, 2 could not run.
 """,
 )
 @click.argument("names", nargs=-1, metavar="[NAME…]")
@@ -91,6 +92,8 @@ class _Shown:
         self._namespace = namespace
         self._source_id = source_id
         self._output = output
+        self._missing: tuple[Missing, ...] = ()
+        """Servers of this choice that git holds and the cluster lacks."""
 
     def once(self) -> int:
         from gitops_mcp.model import API_VERSION, KIND
@@ -98,13 +101,15 @@ class _Shown:
         servers, _ = self._cluster.list(API_VERSION, KIND, self._namespace)
         found = self._chosen(servers)
         self._print(found)
-        if not servers:
+        if not servers and not self._missing:
             place = f"in namespace {self._namespace}" if self._namespace else "in any namespace"
             self._terminal.say(f"no servers found {place}")
-        missing = set(self._names) - {body["metadata"]["name"] for body in found}
+        told = {body["metadata"]["name"] for body in found}
+        told |= {one.server.partition("/")[2] for one in self._missing}
+        missing = set(self._names) - told
         for name in sorted(missing):
             self._terminal.warn(f'mcpserver "{name}" not found')
-        return 1 if missing else 0
+        return 1 if missing or self._missing else 0
 
     def watch(self) -> int:
         from gitops_mcp.model import API_VERSION, KIND
@@ -149,10 +154,17 @@ class _Shown:
         from gitops_mcp import pipeline, reports
 
         now = pipeline.now()
+        seen, revision, everywhere, state = self._agent()
+        self._missing = tuple(filter(self._shows, state.missing))
         if self._output in ("text", "wide"):
-            seen, revision, everywhere = self._agent()
             heading = reports.status_heading(
-                self._source_id, revision, seen, now=now, stale=STALE, everywhere=everywhere
+                self._source_id,
+                revision,
+                seen,
+                now=now,
+                stale=STALE,
+                everywhere=everywhere,
+                state=state,
             )
             click.echo(heading, nl=False)
         text = reports.status(
@@ -161,27 +173,35 @@ class _Shown:
             output=self._output,
             style=self._terminal.style,
             all_namespaces=self._namespace is None,
+            missing=self._missing,
+            source={"id": self._source_id, "enforced": revision, **state.dump()},
         )
         click.echo(text, nl=False)
 
-    def _agent(self) -> tuple[datetime | None, str, bool]:
-        """The agent's last sign of life, the revision of the last pass, and whether all Leases
-        could be read."""
-        from gitops_mcp import leadership
+    def _shows(self, missing: Missing) -> bool:
+        namespace, _, name = missing.server.partition("/")
+        return self._namespace in (None, namespace) and (not self._names or name in self._names)
+
+    def _agent(self) -> tuple[datetime | None, str, bool, SourceStatus]:
+        """The agent's last sign of life, the revision of the last pass, whether all Leases could be
+        read, and the status of the source."""
+        from gitops_mcp import leadership, record
         from gitops_mcp.errors import KubeError
+        from gitops_mcp.sourcestatus import SourceStatus, merged
 
         try:
             leases, everywhere = leadership.find_leases(self._cluster, self._source_id)
         except KubeError:
-            return None, "", False
+            return None, "", False, SourceStatus()
         seen: datetime | None = None
         revision = ""
+        states = [record.status_of(self._cluster, lease) for lease in leases]
         for lease in sorted(leases, key=_renewed):
             annotations = lease["metadata"].get("annotations") or {}
             revision = annotations.get(leadership.LEASE_REVISION, revision)
             if str(lease.get("spec", {}).get("holderIdentity", "")).startswith("agent-"):
                 seen = _renewed(lease)
-        return seen, revision, everywhere
+        return seen, revision, everywhere, merged(states)
 
 
 def _renewed(lease: JsonObject) -> datetime:
