@@ -26,7 +26,17 @@ from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.base import BaseTrigger
 
-from gitops_mcp import leadership, limits, manifests, masking, pipeline, probes, watches, webhook
+from gitops_mcp import (
+    leadership,
+    limits,
+    manifests,
+    masking,
+    pipeline,
+    probes,
+    sourcestatus,
+    watches,
+    webhook,
+)
 from gitops_mcp.controller import Controller, Leads, Listener
 from gitops_mcp.endpoints import Endpoints
 from gitops_mcp.engine import place_of, utc_now
@@ -50,7 +60,7 @@ from gitops_mcp.options import SourceOptions
 from gitops_mcp.pipeline import Source, Wishes
 from gitops_mcp.record import Books
 from gitops_mcp.recorder import Recorder
-from gitops_mcp.sourcestatus import SourceWatch
+from gitops_mcp.sourcestatus import SourceStatus, SourceWatch
 from gitops_mcp.view import View
 from gitops_mcp.watches import Place, Versions, Watches
 from gitops_mcp.webhook import Verdict
@@ -330,6 +340,8 @@ class Agent:
                 may_write=lambda: self._leader.holds,
             )
         self._status = SourceWatch(clock=utc_now)
+        self._described: SourceStatus | None = None
+        """The status that Events have reported in this term."""
         if self._books is not None:
             self._books.status = lambda: self._status.status
         own, all_of_it = (
@@ -621,6 +633,14 @@ class Agent:
         except GitOpsError as error:
             if not isinstance(error, LeaseLost):
                 self._warn(f"the source's status cannot be written: {error.message}")
+            return
+        if self._books.is_open and self._books.object is not None:
+            ref, uid = self._books.object
+            found, now = self._books.found, self._books.record.status
+            before = self._described or (found.status if found is not None else SourceStatus())
+            self._described = now
+            for one in sourcestatus.news(before, now):
+                self._recorder.about(ref, uid, one.type, one.reason, one.message)
 
     def _settled(self, source: Source) -> None:
         self._leader.revision = str(source.snapshot.revision)
@@ -632,6 +652,7 @@ class Agent:
 
     def _lead(self) -> None:
         self._recorder.begin()
+        self._described = None
         self._journal.recover(self._standing)
         # What the last agent did not write is best found before much is done.
         self._hurry("notes")

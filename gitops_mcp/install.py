@@ -178,12 +178,13 @@ def server_rules(wanted: Installation) -> list[JsonObject]:
     return [*rules, _rule("", "namespaces", *namespaces), definitions]
 
 
-def lease_rules(record_name: str) -> list[JsonObject]:
-    """What being the only writer takes, in the agent's namespace: the Lease, and the record of what
-    was enforced."""
+def lease_rules(wanted: Installation) -> list[JsonObject]:
+    """What being the only writer takes, in the agent's namespace: the Lease, the record of what was
+    enforced, and Events about it, where the cluster-wide role does not allow those already."""
     return [
         _rule("coordination.k8s.io", "leases", "get", "create", "update"),
-        _rule("", "configmaps", "get", "create", "patch", name=record_name),
+        _rule("", "configmaps", "get", "create", "patch", name=wanted.record),
+        *([_rule("", "events", "create", "patch")] if wanted.watch_namespace else []),
     ]
 
 
@@ -196,7 +197,7 @@ def _rights(wanted: Installation) -> Iterator[JsonObject]:
     watched = wanted.watch_namespace
     yield from _role(wanted, server_rules(wanted), namespace=watched, name=wanted.name)
     yield from _role(
-        wanted, lease_rules(wanted.record), namespace=wanted.namespace, name=f"{wanted.name}-lease"
+        wanted, lease_rules(wanted), namespace=wanted.namespace, name=f"{wanted.name}-lease"
     )
 
 

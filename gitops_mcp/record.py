@@ -289,6 +289,11 @@ class Store:
         self._source = source
         self._live: JsonObject | None = None
 
+    @property
+    def object(self) -> tuple[ObjectRef, str] | None:
+        """Its reference and uid, once it was read or written."""
+        return (self.ref, self._live["metadata"]["uid"]) if self._live is not None else None
+
     def read(self) -> Record | None:
         """What it says; None where there is none. One GET. Raises KubeError, UsageError."""
         self._live = self._api.get(self.ref)
@@ -327,6 +332,7 @@ class Books:
     ) -> None:
         self.status: Callable[[], SourceStatus] | None = None
         """What each write says of the source; None: what was known before."""
+        self._found: Record | None = None
         self._store = store
         self._clock = clock
         self._may_write = may_write
@@ -343,6 +349,16 @@ class Books:
         record = self._record
         assert record is not None  # noqa: S101 -- whoever asks has opened the books
         return record
+
+    @property
+    def found(self) -> Record | None:
+        """The record as it was stored when it was opened; None: there was none."""
+        return self._found
+
+    @property
+    def object(self) -> tuple[ObjectRef, str] | None:
+        """The ConfigMap and its uid; None before the first write."""
+        return self._store.object if self._store is not None else None
 
     @property
     def is_open(self) -> bool:
@@ -372,7 +388,7 @@ class Books:
             if not self.is_open:
                 term = self._term
                 self.check(mine)
-                record = self._stored
+                record = self._found = self._stored
                 if record is None:
                     enforced = {key: Entry(file, enforced=True) for key, file in live().items()}
                     record = Record(mine.fingerprint, mine.cluster, revision, servers=enforced)

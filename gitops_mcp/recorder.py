@@ -93,7 +93,7 @@ Type = Literal["Normal", "Warning"]
 class _Fact:
     """What an Event says; equal ones are one Event with a count."""
 
-    server: ServerKey
+    about: ObjectRef
     uid: str
     type: Type
     reason: str
@@ -189,6 +189,11 @@ class Recorder:
             for fact in dict.fromkeys(self._facts(worked)):
                 self._happened(fact, worked.at)
 
+    def about(self, ref: ObjectRef, uid: str, kind: Type, reason: str, note: str) -> None:
+        """Something happened to another object than a server: the record of a source."""
+        with self._lock:
+            self._happened(_Fact(ref, uid, kind, reason, _short(note)), self._clock())
+
     def _facts(self, worked: Worked) -> Iterator[_Fact]:
         known = self._seen.get(worked.server)
         if known is not None and worked.uid != known.uid:
@@ -274,12 +279,12 @@ class Recorder:
             if due is None:
                 return False
             fact, series = due
-            if self._silent(fact.server.namespace, now) or not self._afford(fact.uid, now):
+            if self._silent(fact.about.namespace, now) or not self._afford(fact.uid, now):
                 self._drop(fact, series, now, again=not last)
                 return True
             if not series.name:
                 self._serial = max(self._serial + 1, int(series.first.timestamp() * 1e9))
-                series.name = f"{fact.server.name}.{self._serial:x}"
+                series.name = f"{fact.about.name}.{self._serial:x}"
             count, last_at = series.count, series.last
         try:
             if series.written:
@@ -315,13 +320,13 @@ class Recorder:
         return None
 
     def _create(self, fact: _Fact, name: str, count: int, first: datetime, last: datetime) -> None:
-        namespace = fact.server.namespace
-        about = {"apiVersion": API_VERSION, "kind": KIND, "namespace": namespace}
+        namespace, of = fact.about.namespace, fact.about
+        about = {"apiVersion": of.api_version, "kind": of.kind, "namespace": namespace}
         body = {
             "apiVersion": "v1",
             "kind": "Event",
             "metadata": {"namespace": namespace, "name": name},
-            "involvedObject": about | {"name": fact.server.name, "uid": fact.uid},
+            "involvedObject": about | {"name": of.name, "uid": fact.uid},
             "type": fact.type,
             "reason": fact.reason,
             "message": fact.note,
@@ -336,7 +341,7 @@ class Recorder:
             self._kube.create(body)
 
     def _raise(self, fact: _Fact, name: str, count: int, last: datetime) -> None:
-        ref = ObjectRef("v1", "Event", fact.server.namespace, name)
+        ref = ObjectRef("v1", "Event", fact.about.namespace, name)
         self._kube.merge_patch(ref, {"count": count, "lastTimestamp": _time(last)})
 
     def _refused(self, fact: _Fact, series: _Series, error: KubeError, now: datetime) -> None:
@@ -354,7 +359,7 @@ class Recorder:
                 return
             if isinstance(error, Terminating | Permanent):
                 self._muted = {name: end for name, end in self._muted.items() if now < end}
-                self._muted[fact.server.namespace] = now + MUTED
+                self._muted[fact.about.namespace] = now + MUTED
             series.written = 0
             self._drop(fact, series, now)
         if not isinstance(error, Terminating) and error.reason not in self._warned:
@@ -381,9 +386,13 @@ class Recorder:
 
 
 def _fact(worked: Worked, kind: Type, reason: str, note: str, *, uid: str = "") -> _Fact:
+    about = ObjectRef(API_VERSION, KIND, worked.server.namespace, worked.server.name)
+    return _Fact(about, uid or worked.uid, kind, reason, _short(note))
+
+
+def _short(note: str) -> str:
     text = " ".join(scrub(note).split())
-    short = text.encode("utf-8", "replace")[:LONGEST].decode("utf-8", "ignore")
-    return _Fact(worked.server, uid or worked.uid, kind, reason, short)
+    return text.encode("utf-8", "replace")[:LONGEST].decode("utf-8", "ignore")
 
 
 def _deed(worked: Worked, made: Iterable[Change]) -> _Fact:

@@ -8,10 +8,10 @@ and ``reconcile`` to read. Makes no request.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from gitops_mcp.masking import scrub
 from gitops_mcp.model import Loaded, Outcome, Problem, Report, ServerKey, Worked
@@ -121,6 +121,30 @@ def merged(states: Sequence[SourceStatus]) -> SourceStatus:
         missing_count=max(len(missing), *(state.missing_count for state in said)),
         missing=tuple(missing[server] for server in sorted(missing)),
     )
+
+
+class News(NamedTuple):
+    """Something that changed, as an Event says it."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+
+
+def news(before: SourceStatus, now: SourceStatus) -> Iterator[News]:
+    """What ``now`` says that ``before`` did not, and that git can be read again."""
+    if now.trouble and not before.trouble:
+        yield News("Warning", "SourceNotRead", now.trouble)
+    elif before.trouble and not now.trouble:
+        yield News("Normal", "SourceRead", f"git can be read again, at {now.revision}")
+    for problem in now.problems:
+        if problem not in before.problems:
+            yield News("Warning", "ManifestInvalid", problem)
+    known = {one.server for one in before.missing}
+    for one in now.missing:
+        # A broken manifest has an Event already.
+        if one.server not in known and one.reason != "ManifestInvalid":
+            yield News("Warning", "ServerMissing", f"{one.server}: {one.reason}: {one.message}")
 
 
 class SourceWatch:

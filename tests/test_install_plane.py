@@ -95,10 +95,7 @@ class Installed:
         """Each right as (verb, resource)."""
         return {
             (verb, resource)
-            for rule in (
-                *install.server_rules(self.wanted),
-                *install.lease_rules(self.wanted.record),
-            )
+            for rule in (*install.server_rules(self.wanted), *install.lease_rules(self.wanted))
             for resource in rule["resources"]
             for verb in rule["verbs"]
         }

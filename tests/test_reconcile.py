@@ -316,6 +316,16 @@ def test_what_git_has_and_the_cluster_lacks_is_reported_until_it_is_there(
             (f"{place.name}/bad", "ManifestInvalid"),
             (f"{late}/web", "ApplyFailed"),
         ]
+        lease = ObjectRef("v1", "ConfigMap", "default", leadership.lease_name(place.name))
+        uid = (place.cluster.get(lease) or {})["metadata"]["uid"]
+
+        def events() -> dict[str, str]:
+            listed, _ = place.cluster.list("v1", "Event", "default")
+            found = [each for each in listed if each["involvedObject"].get("uid") == uid]
+            return {each["reason"]: each["message"] for each in found}
+
+        until(lambda: events().keys() == {"ManifestInvalid", "ServerMissing"}, "Events", within=20)
+        assert events()["ServerMissing"].startswith(f"{late}/web: ApplyFailed: namespace")
         ended = place.run("reconcile", "-n", late, *ours)
         assert ended.code == 1
         assert ended.out.startswith(f"{late}/web Missing: ApplyFailed: namespace")

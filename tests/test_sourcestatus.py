@@ -18,6 +18,7 @@ from gitops_mcp.sourcestatus import (
     Missing,
     SourceStatus,
     SourceWatch,
+    news,
     of_pass,
 )
 
@@ -137,3 +138,20 @@ def test_one_pass_tells_the_same() -> None:
         ("ai/web", "ApplyFailed"),
     ]
     assert (found.revision, found.problem_count) == ("c1", 1)
+
+
+def test_each_change_for_the_worse_is_news_once_and_so_is_the_end_of_a_trouble() -> None:
+    well = SourceStatus(revision="c1")
+    bad = replace(
+        well,
+        trouble="no answer",
+        problems=("a.yaml:1:1: unknown field",),
+        missing=(Missing("ai/web", "ApplyFailed", "no"), Missing("ai/b", "ManifestInvalid", "x")),
+    )
+    assert list(news(well, bad)) == [
+        ("Warning", "SourceNotRead", "no answer"),
+        ("Warning", "ManifestInvalid", "a.yaml:1:1: unknown field"),
+        ("Warning", "ServerMissing", "ai/web: ApplyFailed: no"),
+    ]
+    assert list(news(bad, replace(bad, trouble="another"))) == []
+    assert list(news(bad, well)) == [("Normal", "SourceRead", "git can be read again, at c1")]
