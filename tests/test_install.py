@@ -109,14 +109,12 @@ def test_an_agent_of_one_namespace_has_no_right_outside_of_it() -> None:
         "edit.mcp.example.com",
     ]  # of people; nothing binds the agent to them
     assert "ClusterRoleBinding" not in kinds(objects)
-    where = {
-        rule["resources"][0]: body["metadata"]["namespace"]
-        for body in objects
-        if body["kind"] == "Role"
-        for rule in body["rules"]
-    }
-    assert where.pop("leases") == where.pop("configmaps") == "gitops-mcp"
-    assert set(where.values()) == {"team-a"}
+    where: dict[str, set[str]] = {}
+    for body in objects:
+        for rule in body["rules"] if body["kind"] == "Role" else ():
+            where.setdefault(body["metadata"]["namespace"], set()).update(rule["resources"])
+    assert where.pop("gitops-mcp") == {"leases", "configmaps", "events"}
+    assert where.keys() == {"team-a"}
     bindings = [b for b in objects if b["kind"] == "ValidatingAdmissionPolicyBinding"]
     assert len(bindings) == 2
     for binding in bindings:
