@@ -144,6 +144,7 @@ def resource(cluster: Cluster) -> JsonObject:
             "shutdown": {
                 "step": "Draining",
                 "startedAt": "2026-01-01T00:00:00Z",
+                "deadline": "2026-01-01T00:01:00Z",
                 "activeSessions": 0,
             }
         },
