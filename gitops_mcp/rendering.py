@@ -83,7 +83,13 @@ ABSENT: Mapping[str, Any] = MappingProxyType(
         "podLabels": {},
         "podAnnotations": {},
         "service": {"type": "ClusterIP", "annotations": {}, "sessionAffinity": None},
-        "health": {"mode": "handshake", "interval": None, "timeout": "5s", "gate": False},
+        "health": {
+            "mode": "handshake",
+            "interval": None,
+            "timeout": "5s",
+            "gate": False,
+            "headersFrom": [],
+        },
         "drain": {"timeout": None, "url": None, "gauge": None, "preStop": None},
         "suspend": False,
     }
