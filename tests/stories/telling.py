@@ -120,7 +120,7 @@ class Story:
     report: Report = field(init=False)
     """Of the last sync."""
     asked: list[Asked] = field(default_factory=list)
-    """The writing requests of the last sync."""
+    """The writing requests of the last sync, but for the record of the source."""
     watch_namespace: str | None = None
     """Where the syncs know one namespace only."""
     lease_namespace: str = "default"
@@ -223,7 +223,7 @@ class Story:
                     )
         finally:
             line.close()
-            self.asked = line.asked
+            self.asked = [asked for asked in line.asked if asked.kind != "ConfigMap"]
         return {
             outcome.server.name: outcome.result
             for outcome in self.report.outcomes
