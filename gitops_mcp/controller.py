@@ -96,7 +96,7 @@ class Controller:
         """What was looked at to its end, and is not recorded as enforced."""
         self._asked = _NEVER
         """When the record was last asked for in vain."""
-        self._trouble = ""
+        self._trouble = self._left_over = ""
         self._ask = ask
         self._warn = warn
         self._clock = clock
@@ -435,6 +435,7 @@ class Controller:
         if guard.holds_back():
             return True
         try:
+            left_over = source.left_over(self._books, self._view)
             source.enforced(self._books, self._view, self._wishes, sees=self._sees)
         except GitOpsError as error:
             self._tell_trouble(error)
@@ -443,6 +444,9 @@ class Controller:
             if self._owed is source:
                 self._owed = None
         self._trouble = ""
+        if left_over not in ("", self._left_over):
+            self._warn(left_over)
+        self._left_over = left_over
         return True
 
     def _tell_trouble(self, error: GitOpsError) -> None:

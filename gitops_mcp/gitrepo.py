@@ -883,6 +883,17 @@ class Repository:
                 return printable(redact(origin))
         return printable(os.path.realpath(self._location))
 
+    def has_file(self, path: str) -> bool:
+        """Does the source hold a file of this path from its root, whatever part of it is read?"""
+        parts = path.split("/")
+        if not path.isprintable() or ".." in parts or "" in parts:
+            return False
+        if self._is_read_as_it_lies:
+            return os.path.lexists(Path(self._folder(), *parts))
+        git = self._git()
+        blob = f"{self._current()[0]}:{self._prefix(git)}{path}"
+        return git.line("cat-file", "-t", blob) == "blob"
+
     def group_vars_above(self) -> str:
         """The folder of the clone that holds the ``group_vars/`` of a directory below it, which is
         read without them; "" where there is none, or where the directory has its own."""

@@ -238,6 +238,34 @@ class Source:
             remains=remains,
         )
 
+    def left_over(self, books: Books, view: View) -> str:
+        """Names the servers of this source from outside of its path whose manifests git holds no
+        longer: a folder was renamed together with the path. They are never pruned for it. "" where
+        there is none. Raises SourceError."""
+        if self.path.strip("/") in ("", "."):
+            return ""
+        files = {
+            key: entry.file
+            for key, entry in books.record.servers.items()
+            if entry.file
+            and not planning.within(entry.file, self.path)
+            and key not in self.loaded.servers
+            and key not in self.loaded.protected
+            and (cr := view.resource(key)) is not None
+            and planning.owner_of(cr, self.source_id) is planning.Owner.OURS
+        }
+        gone = {file for file in set(files.values()) if not self.repository.has_file(file)}
+        left = sorted(key for key, file in files.items() if file in gone)
+        if not left:
+            return ""
+        named = ", ".join(f"{key} ({files[key]})" for key in left[: planning.NAMED])
+        more = f" and {len(left) - planning.NAMED} more" if len(left) > planning.NAMED else ""
+        return (
+            f"{len(left)} server(s) of this source came from outside of --path {self.path}, and "
+            f"have no manifest there any more: {named}{more}; they are left as they are; a sync "
+            "without --path prunes them"
+        )
+
     def astray(self, books: Books) -> str:
         """Why it is not known what git held before: the commit that was enforced last is not here;
         "" where it is."""
@@ -677,6 +705,8 @@ class Pass:
             unknown=partial(self.source.astray, books),
         )
         self._warn_of_finalizers(view, keys)
+        if left_over := self.source.left_over(books, view):
+            self.warn(left_over)
         watching = Watches(self.cluster, view, versions)
         check = self.wishes.check
         batches = (

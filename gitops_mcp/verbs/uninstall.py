@@ -275,6 +275,8 @@ def _left(leases: list[JsonObject], namespaces: list[str], *, keep: bool) -> Ite
     for lease in leases:
         metadata = lease["metadata"]
         yield f"kubectl delete lease {metadata['name']} --namespace {metadata['namespace']}"
+    # What they recorded of each source, beside its Lease.
+    yield f"kubectl delete configmap --all-namespaces -l {LABEL_MANAGED_BY}={FIELD_MANAGER}"
     for name in namespaces:
         yield f"kubectl delete namespace {name}"
     if not keep:

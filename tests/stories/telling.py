@@ -78,10 +78,15 @@ class Line(Cluster):
         super().__init__(kubeconfig)
         self.is_sandbox = True  # on a plane, too, a story's pods have loopback addresses
         self.asked: Writes = []
+        self.recorded = 0
+        """How often the source's record was written, which is not among ``asked``."""
         self._before, self._after = before, after
 
     def apply(self, body: JsonObject, **options: Any) -> JsonObject:
         if options.get("dry_run"):
+            return super().apply(body, **options)
+        if body["kind"] == "ConfigMap":
+            self.recorded += 1
             return super().apply(body, **options)
         manager = options.get("manager", "")
         asked = Asked(
@@ -121,6 +126,8 @@ class Story:
     """Of the last sync."""
     asked: list[Asked] = field(default_factory=list)
     """The writing requests of the last sync, but for the record of the source."""
+    recorded: int = 0
+    """How often the last sync wrote the source's record."""
     watch_namespace: str | None = None
     """Where the syncs know one namespace only."""
     lease_namespace: str = "default"
@@ -223,7 +230,7 @@ class Story:
                     )
         finally:
             line.close()
-            self.asked = [asked for asked in line.asked if asked.kind != "ConfigMap"]
+            self.asked, self.recorded = line.asked, line.recorded
         return {
             outcome.server.name: outcome.result
             for outcome in self.report.outcomes
@@ -258,7 +265,7 @@ class Story:
     def settled(self) -> bool:
         """Does one more sync find nothing to do?"""
         results = self.sync()
-        return set(results.values()) <= {"ok"} and self.deeds() == []
+        return set(results.values()) <= {"ok"} and self.deeds() == [] and self.recorded == 0
 
     # --- the cluster ---
 

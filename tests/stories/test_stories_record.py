@@ -110,3 +110,16 @@ def test_forged_servers_neither_count_nor_go(story: Story) -> None:
     story.remove("b", "c")
     assert story.sync()["b"] == "blocked"  # two of three
     assert story.find(KIND, "forged-7")
+
+
+def test_servers_that_a_renamed_folder_left_behind_are_named_and_not_pruned(story: Story) -> None:
+    fleet(story, "a", "d")
+    gitfixtures.git(story.repository, "mv", "servers", "fleet")
+    story.commit({"fleet/d.yaml": None}, "Rename the folder, and drop one")
+    story.warnings.clear()
+    assert story.sync(source={"path": "fleet"})["a"] == "changed"
+    (warning,) = story.warnings
+    assert f"{story.namespace}/d (servers/d.yaml)" in warning
+    assert "--path fleet" in warning
+    assert story.find(KIND, "d")
+    assert story.sync()["d"] == "pruned"
