@@ -309,7 +309,8 @@ class Controller:
             return Look(self._clock() + RECORD_RETRY)
         began = self._clock()
         server, cr = source.loaded.servers.get(key), self._view.live(key).cr
-        drift = key not in self._open and planning.is_applied(server, cr)
+        applied = planning.is_applied(server, cr) or engine.contested(key)
+        drift = key not in self._open and applied
         scaled = drift and planning.is_scaled(server, cr)
         try:
             decision = engine.work(key)

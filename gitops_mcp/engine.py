@@ -896,6 +896,12 @@ class Engine:
 
     # --- outcome ---
 
+    def contested(self, key: ServerKey) -> bool:
+        """Did others undo lately what we applied for the server?"""
+        memory, now = self._memories.get(key), self._clock()
+        contests = memory.contests.values() if memory is not None else ()
+        return any(one.undone and now < one.at + planning.STILL for one in contests)
+
     def finished(self, keys: Iterable[ServerKey]) -> list[ServerKey]:
         """Those that were done something about, and wait for nothing more."""
         memories = ((key, self._memories.get(key)) for key in keys)

@@ -752,6 +752,7 @@ def test_a_fight_is_bounded_and_says_with_whom() -> None:
     synced = conditions_of(stage)["Synced"]
     assert (synced["status"], synced["reason"]) == ("False", "RolloutInProgress")
     assert "deployment/web: kustomize-controller keeps undoing" in synced["message"]
+    assert stage.engine.contested(KEY), "what is applied next heals a drift"
     outcome = stage.engine.outcome(KEY)
     assert outcome.result == "failed"
     assert outcome.message.startswith("Contested: deployment/web: kustomize-controller")
