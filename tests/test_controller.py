@@ -9,9 +9,10 @@ from typing import Any, cast
 
 import pytest
 from test_engine import CONTEXT, KEY, NAMESPACE, NOW, RENDERER, WEB, Server, cr
+from test_record import Api
 
 from gitops_mcp import planning
-from gitops_mcp.controller import Controller, Leads
+from gitops_mcp.controller import RECORD_RETRY, Controller, Leads
 from gitops_mcp.errors import Transient, UsageError
 from gitops_mcp.model import (
     ANNOTATION_FILE,
@@ -30,6 +31,7 @@ from gitops_mcp.model import (
 from gitops_mcp.options import SourceOptions
 from gitops_mcp.pipeline import Limit, Source, Wishes
 from gitops_mcp.planning import Allowance
+from gitops_mcp.record import Books, Fingerprint, Identity, Store, parse
 from gitops_mcp.rendering import Renderer
 from gitops_mcp.view import View
 
@@ -259,3 +261,70 @@ def test_who_begins_to_lead_says_itself_when_the_servers_are_to_be_looked_at() -
     assert stage.woken == []
     stage.controller.look_at_all()
     assert stage.woken == [KEY]
+
+
+# --- the record ---------------------------------------------------------------------------------
+
+
+def kept(api: Api, **more: Any) -> Books:
+    store = Store(api, "default", "gitops-mcp-fleet", CONTEXT.source)
+    return Books(store, clock=lambda: NOW, **more)
+
+
+def test_servers_are_in_the_record_before_they_are_applied_and_enforced_once_all_are() -> None:
+    api = Api()
+    stage = Stage(books=kept(api))
+    stage.server.refuse = lambda verb, ref: api.asked.append(f"{verb} {ref.kind}")
+    stage.controller.adopt(source("a", WEB))
+    stage.work()
+    writes = [one for one in api.asked if one.startswith("apply")]
+    assert writes[:2] == ["apply", "apply MCPServer"]
+    assert writes[-1] == "apply"
+    assert api.live is not None
+    record = parse(api.live)
+    assert (record.revision, record.servers[KEY].enforced) == ("a" * 40, True)
+    api.asked.clear()
+    stage.controller.look_at_all()
+    stage.work()
+    assert api.asked == []
+
+
+def test_a_source_of_another_repository_changes_nothing_and_says_so_once() -> None:
+    api, now = Api(), [NOW]
+    warnings: list[str] = []
+    theirs = Identity(CONTEXT.source, Fingerprint("https://git.example.com/a"), CONTEXT.cluster)
+    first = kept(api)
+    first.open(theirs, revision="", live=dict)
+    first.ahead({KEY: "web.yaml"})
+    stage = Stage(books=kept(api), warn=warnings.append, clock=lambda: now[0])
+    stage.controller.adopt(source("a", WEB))
+    for _ in range(2):
+        assert stage.controller.look(KEY).again == now[0] + RECORD_RETRY
+        now[0] += RECORD_RETRY
+    assert stage.server.asked == []
+    (warning,) = warnings
+    assert "belongs to another repository" in warning
+    api.live = None  # somebody deleted the record
+    stage.controller.look(KEY)
+    assert "apply MCPServer" in stage.server.asked
+
+
+def test_a_commit_is_not_adopted_before_its_servers_can_be_recorded() -> None:
+    class Refusing(Api):
+        full = False
+
+        def apply(self, *arguments: Any, **more: Any) -> Any:
+            if self.full:
+                raise Transient("no space left", code=500)
+            return super().apply(*arguments, **more)
+
+    api = Refusing()
+    stage = Stage(books=kept(api))
+    good = source("a", WEB)
+    stage.controller.adopt(good)
+    stage.work()
+    api.full = True
+    other = replace(WEB, key=ServerKey("ai", "other"))
+    with pytest.raises(Transient):
+        stage.controller.adopt(source("b", WEB, other))
+    assert stage.controller.source is good
