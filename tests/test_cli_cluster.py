@@ -390,6 +390,33 @@ def test_what_is_outside_the_limit_is_neither_changed_nor_pruned(fleet: Fleet) -
     assert fleet.get(KIND, "old") is not None
 
 
+def test_a_sandbox_leaves_no_notes_in_a_clone_unless_it_is_told_to(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GITOPS_MCP_NOTES")
+    assert fleet("sync").code == 0
+    assert git(fleet.folder, "for-each-ref", "refs/notes") == ""
+    (fleet.folder / "web.yaml").unlink()
+    assert fleet("sync", "--allow-prune", "--notes", "on").code == 0
+    (fleet.folder / "web.yaml").write_text(manifest(namespace=None))
+    git(fleet.folder, "checkout", "-q", ".")
+    assert fleet("sync", "--notes", "on").code == 0
+    assert "gitops-mcp/default" in git(fleet.folder, "for-each-ref", "refs/notes")
+
+
+def test_another_cluster_name_changes_nothing_until_it_is_said_to_be_a_new_one(
+    fleet: Fleet,
+) -> None:
+    assert fleet("sync", "--cluster", "prod").code == 0
+    for verb in ("sync", "diff"):
+        ended = fleet(verb)
+        assert (ended.code, ended.out) == (2, "")
+        assert "was enforced here with --cluster prod, not default" in ended.err
+    assert fleet("sync", "--take-over").code == 2
+    assert fleet("sync", "--cluster", "production", "--take-over").code == 0
+    assert fleet("diff", "--cluster", "production").code == 0
+
+
 def test_notes_are_pushed_only_when_asked(fleet: Fleet, tmp_path: Path) -> None:
     repository = bare(tmp_path / "served" / "fleet.git")
     git(fleet.folder, "push", "--quiet", str(repository), "main")
