@@ -158,7 +158,7 @@ def test_what_is_no_duration_is_refused(gitops: Run, text: str) -> None:
     "verb",
     ["validate", "render", "diff", "sync", "agent", "install", "status", "reconcile", "suspend"],
 )
-@pytest.mark.parametrize("name", ["Bad_NS", "-x", "a.b", "a" * 64, ""])
+@pytest.mark.parametrize("name", ["Bad_NS", "-x", "a.b", "-".join(["team"] * 13), ""])
 def test_what_is_no_namespace_is_refused_and_drops_no_manifest(
     gitops: Run, verb: str, name: str
 ) -> None:

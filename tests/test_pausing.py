@@ -13,6 +13,7 @@ import yaml
 from gitops_mcp import planning, serverschema
 from gitops_mcp.model import (
     FIELD_MANAGER,
+    LABEL_MANAGED_BY,
     LABEL_SOURCE,
     PAUSE_MANAGER,
     Context,
@@ -85,9 +86,13 @@ def facts_and_context(case: dict[str, Any]) -> tuple[Facts, Context]:
         body["kind"]: body | {"metadata": body["metadata"] | {"uid": "d", "resourceVersion": "7"}}
         for body in RENDERER.children(cr)
     }
+    applied = entry(FIELD_MANAGER, "Apply", 10, template={})
+    applied["fieldsV1"] |= {"f:metadata": {"f:labels": {f"f:{LABEL_MANAGED_BY}": {}}}}
+    for child in children.values():
+        child["metadata"]["managedFields"] = [applied]
     live = children["Deployment"]
     managed = [
-        entry(FIELD_MANAGER, "Apply", 10, template={}),
+        applied,
         entry("kube-controller-manager", "Update", 20),
     ]
     if "paused" in case:

@@ -62,6 +62,7 @@ def command(
             cluster = pipeline.connect(connection, warn=terminal.warn, notice=terminal.notice)
             wishes = pipeline.Wishes(check=True, create_namespace=True, foreign=common.verbose)
             try:
+                pipeline.refuse_old(cluster)
                 (where,) = leadership.lease_namespaces(cluster, (line.source_id,), source.namespace)
                 books = pipeline.books(cluster, line.source_id, where, read_only=True)
                 report = pipeline.Pass(
