@@ -301,7 +301,11 @@ def complaint(err: str, root: str) -> SourceError:
 
 def _clean_environment() -> dict[str, str]:
     """The environment without a hook's GIT_DIR and the like, and with all of git's doors shut."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith("GIT_") or key in _AUTHORITIES
+    }
     return kept | {
         "LC_ALL": "C",
         "LANGUAGE": "C",
@@ -316,6 +320,9 @@ def _clean_environment() -> dict[str, str]:
         "GIT_ALLOW_PROTOCOL": "none",
     }
 
+
+_AUTHORITIES = frozenset({"GIT_SSL_CAINFO", "GIT_SSL_CAPATH", "GIT_PROXY_SSL_CAINFO"})
+"""The operator's certificate authorities: the only settings of git that are taken over."""
 
 _FOREIGN = re.compile(
     r"GIT_(?:DIR|COMMON_DIR|WORK_TREE|IMPLICIT_WORK_TREE|PREFIX|INDEX_FILE|NAMESPACE|SHALLOW_FILE"

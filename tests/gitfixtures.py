@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
+import ssl
 import subprocess
 import threading
 from collections.abc import Iterable, Mapping
@@ -132,10 +133,13 @@ class GitServer:
     With ``password``, requests need it (any user name). ``redirect`` sends every request on to
     another address. ``seen`` lists the requests. While ``trouble`` is a status, requests get that;
     while ``hang`` holds something, a request whose body has it is never answered. ``cut`` is how
-    much of an answer that holds a pack is sent before the connection ends.
+    much of an answer that holds a pack is sent before the connection ends. ``tls`` is a file with a
+    certificate and its key.
     """
 
-    def __init__(self, folder: Path, *, password: str = "", redirect: str = "") -> None:
+    def __init__(
+        self, folder: Path, *, password: str = "", redirect: str = "", tls: Path | None = None
+    ) -> None:
         self.seen: list[Seen] = []
         self.password = password
         self.trouble = 0
@@ -157,6 +161,11 @@ class GitServer:
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        if tls is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(tls)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+            self.url = f"https{self.url.removeprefix('http')}"
 
     def __enter__(self) -> Self:
         self._thread.start()

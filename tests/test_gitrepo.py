@@ -1224,3 +1224,31 @@ def test_a_commit_that_no_branch_holds_is_still_fetched_by_its_id(
     git(repository, "config", "uploadpack.allowAnySHA1InWant", "true")
     with source(ref=gone) as opened:
         assert content(opened) == b"gone"
+
+
+def test_a_private_certificate_authority_is_trusted_where_the_operator_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = bare(tmp_path / "served" / "fleet.git")
+    sha = commit(repository, {"a.yaml": "a"})
+    identity, authority = tmp_path / "server.pem", tmp_path / "ca.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-keyout", str(identity), "-out", str(authority)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    identity.write_text(identity.read_text() + authority.read_text())
+    with GitServer(repository.parent, tls=identity) as server:
+        with (
+            open_source(f"{server.url}/fleet.git") as source,
+            pytest.raises(SourceError, match="TLS certificate is not trusted") as refused,
+        ):
+            source.snapshot()
+        assert "GIT_SSL_CAINFO" in (refused.value.hint or "")
+        monkeypatch.setenv("GIT_SSL_CAINFO", str(authority))
+        with open_source(f"{server.url}/fleet.git") as source:
+            assert source.snapshot().revision.sha == sha
