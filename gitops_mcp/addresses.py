@@ -75,6 +75,11 @@ def foreign(address: Address, *, loopback: Callable[[], bool] = _never) -> str:
     return ""
 
 
+def leads_to(address: Address, place: Address) -> bool:
+    """Is it ``place``, or an IPv6 address that holds it?"""
+    return place in _faces(address)
+
+
 _THIS_NETWORK: Final = ipaddress.IPv4Network("0.0.0.0/8")
 _BROADCAST: Final = ipaddress.IPv4Address("255.255.255.255")
 

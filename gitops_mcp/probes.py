@@ -809,8 +809,10 @@ def _connected(
         parts = urlsplit(url)
         secure = parts.scheme == "https"
         kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        connection = kind(parts.hostname or "", parts.port, timeout=left)
-        connection.sock = _dial(parts, connection.port, left, loopback, connected)
+        # With no port, http.client would take the end of an IPv6 address for one.
+        port = parts.port or kind.default_port
+        connection = kind(parts.hostname or "", port, timeout=left)
+        connection.sock = _dial(parts, port, left, loopback, connected)
         if time.monotonic() >= end:
             raise TimeoutError  # the timer may have found no socket yet
         yield connection, (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
@@ -842,8 +844,10 @@ def _dial(
     ``connected`` before a word is exchanged on it."""
     host = parts.hostname or ""
 
+    api_server = addresses.literal(os.environ.get("KUBERNETES_SERVICE_HOST", ""))
+
     def judge(address: addresses.Address) -> str:
-        if address == addresses.literal(os.environ.get("KUBERNETES_SERVICE_HOST", "")):
+        if api_server is not None and addresses.leads_to(address, api_server):
             return "the API server is not asked"
         return addresses.foreign(address, loopback=loopback)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from scripted import Answer, scripted
@@ -158,6 +158,30 @@ def test_the_api_server_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
         assert probes.sessions(server.url) is None
     assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("host", ["10.96.0.1", "[::ffff:10.96.0.1]", "[64:ff9b::a60:1]"])
+def test_no_notation_of_the_api_servers_address_is_asked(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+    found = probes.probe(f"http://{host}/mcp", host="web.ai.svc:8080", timeout=0.2)
+    assert found.message == "the API server is not asked"
+
+
+def test_an_ipv6_address_without_a_port_is_dialled_at_that_of_its_scheme(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dialled: list[tuple[str, int]] = []
+
+    def refuse(place: tuple[str, int], **_: object) -> NoReturn:
+        dialled.append(place)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    for url in ("http://[2001:db8::1]/mcp", "https://[2001:db8::1]/mcp"):
+        probes.probe(url, host="web.ai.svc:8080")
+    assert dialled == [("2001:db8::1", 80), ("2001:db8::1", 443)]
 
 
 def test_a_pod_with_a_metadata_address_is_not_asked() -> None:
