@@ -104,6 +104,10 @@ def _references(value: Any, path: Path, names: Collection[str]) -> Iterator[Path
                 for name in ("name", "secretName"):
                     if child.get(name) in names:
                         yield (*path, field, name)
+            if field == "imagePullSecrets" and isinstance(child, list):
+                for index, item in enumerate(child):
+                    if isinstance(item, dict) and item.get("name") in names:
+                        yield (*path, field, index, "name")
             yield from _references(child, (*path, field), names)
 
 
