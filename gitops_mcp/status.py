@@ -116,7 +116,7 @@ def body(
         "endpoint": endpoint,
         "observedGeneration": generation,
         "lastTransitionTime": _since(old, facts.now, same=old.get("phase") == phase),
-        "source": _source(facts, old, applied_revision),
+        "source": _source(facts, old, applied_revision, suspended=synced.reason == "Suspended"),
         "lastHandledReconcileAt": _handled(facts, context, old, terminating=terminating),
         "serverInfo": _server_info(facts, old, verified),
         "shutdown": shutdown,
@@ -413,13 +413,13 @@ def _handled(facts: Facts, context: Context, old: JsonObject, *, terminating: bo
     return wanted
 
 
-def _source(facts: Facts, old: JsonObject, applied_revision: str) -> JsonObject:
+def _source(facts: Facts, old: JsonObject, applied_revision: str, *, suspended: bool) -> JsonObject:
     """Where the server comes from; a server that kubectl made has no source."""
     metadata = (facts.cr or {})["metadata"]
     if facts.desired is None and LABEL_SOURCE not in (metadata.get("labels") or {}):
         return {}
     known = old.get("source") or {}
-    if facts.failure is not None and "digest" in known:
+    if (facts.failure is not None or suspended) and "digest" in known:
         # What git says now has not been applied.
         return {key: str(value)[: LONGEST[key]] for key, value in known.items() if key in LONGEST}
     path = (

@@ -483,14 +483,17 @@ def test_a_suspended_server_is_left_alone_until_git_resumes_it(story: Story) -> 
 
 def test_a_person_may_suspend_and_resume_where_git_does_not_say(story: Story) -> None:
     story.created()
+    applied = story.get(KIND)["status"]["source"]
     story.patch(KIND, {"spec": {"suspend": True}}, manager="kubectl-patch")
     story.put("web", image="example.com/web:2")
     assert story.sync() == {"web": "skipped"}
     assert story.get(KIND)["spec"]["image"] == "example.com/web:1"
+    assert story.get(KIND)["status"]["source"] == applied  # the new commit is not applied
     story.patch(KIND, {"spec": {"suspend": False}}, manager="kubectl-patch")
     assert story.sync() == {"web": "changed"}
     assert story.get(KIND)["spec"]["image"] == "example.com/web:2"
     story.until(story.settled)
+    assert story.get(KIND)["status"]["source"] != applied
 
 
 def test_a_suspended_server_is_not_pruned(story: Story) -> None:
