@@ -183,6 +183,8 @@ def refusal(record: Record, mine: Identity, *, take_over: bool = False) -> Usage
         hint = "give this source another --source-id; or take the id over with --take-over"
         if not mine.named:
             hint = "give this source another sourceId, or say --source-id to take it over"
+        if theirs.roots and not mine.fingerprint.roots:
+            hint = f"if it is a shallow clone of that one, fetch its whole history; {hint}"
         return UsageError(
             f"source id {mine.source!r} belongs to another repository in this cluster: "
             f"{theirs}{last}{at}; this one is {mine.fingerprint}",
@@ -426,7 +428,9 @@ class Books:
                 at = self._clock().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
                 record = replace(record, revision=revision, at=at, spent="")
             if record is not self.record:
-                record = replace(record, fingerprint=mine.fingerprint)
+                # A shallow clone does not know the root commits that tell a mirror from a stranger.
+                roots = mine.fingerprint.roots or record.fingerprint.roots
+                record = replace(record, fingerprint=replace(mine.fingerprint, roots=roots))
             self._write(record)
 
     def describe(self) -> None:

@@ -180,6 +180,26 @@ def test_another_repository_with_this_id_changes_nothing_until_it_is_told_to_tak
         books(api).open(MINE, revision="", live=nothing)
 
 
+def test_a_shallow_clone_neither_shows_nor_forgets_the_root_commits() -> None:
+    api = Api()
+    first = books(api)
+    first.open(MINE, revision="", live=nothing)
+    enforce(first, {A: "a.yaml"}, "1" * 40, {A})
+    shallow = replace_fingerprint(replace(HTTPS, roots=frozenset()))
+    second = books(api)
+    second.open(shallow, revision="", live=nothing)
+    second.enforced(
+        shallow, {}, revision="2" * 40, reaches=lambda *_: True, remains=lambda _: False
+    )
+    assert api.live is not None
+    assert parse(api.live).fingerprint == HTTPS
+
+    elsewhere = replace_fingerprint(Fingerprint("/builds/fleet"))
+    with pytest.raises(UsageError) as raised:
+        books(api).open(elsewhere, revision="", live=nothing)
+    assert "whole history" in raised.value.hint
+
+
 def replace_fingerprint(other: Fingerprint) -> Identity:
     return MINE._replace(fingerprint=other)
 
