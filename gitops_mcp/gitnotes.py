@@ -72,6 +72,11 @@ class Notes:
         self.left_out = ""
         """What the last ``read`` left out, in a sentence; "" for nothing."""
 
+    def kept(self) -> bool:
+        """Whether there is a place for notes, and they are wanted. Raises SourceError and what
+        that question raises."""
+        return self._place() is not None
+
     def append(self, records: Sequence[NoteRecord], *, push: bool = False) -> tuple[str, ...]:
         """Write records onto their commits, and push. Returns warnings.
 

@@ -56,6 +56,8 @@ class Ledger(Protocol):
     """Where records are kept; ``gitnotes.Notes`` is the real one. The methods that return texts
     return warnings: none where all went well."""
 
+    def kept(self) -> bool: ...
+
     def pull(self) -> Sequence[str]: ...
 
     def stream(self) -> Iterator[NoteRecord]: ...
@@ -444,6 +446,12 @@ class Journal:
         return False
 
     def _write(self) -> Sequence[str]:
+        if not self._notes.kept():
+            with self._lock:
+                self._pending.clear()
+                self._dropped.clear()
+                self._standing = None
+            return ()
         with self._lock:
             standing = self._standing
         if standing is not None:

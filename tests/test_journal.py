@@ -623,6 +623,25 @@ def test_records_of_a_commit_that_is_not_there_hold_nobody_up(origin: Path, remo
     assert remote.counts["dropped"] == 1
 
 
+def test_where_no_notes_are_kept_none_are_dropped_or_pushed(origin: Path, sha: str) -> None:
+    warnings: list[str] = []
+    counts: list[str] = []
+    journal = Journal(
+        open_source(str(origin)).notes(wanted=lambda: False),
+        cluster="default",
+        source="fleet",
+        clock=lambda: NOW,
+        warn=warnings.append,
+        count=lambda what, _: counts.append(what),
+    )
+    journal.recover(lambda: standing(sha, {}, {}))
+    journal.adopted(Revision(sha), ())
+    journal.heard(look("changed", change(), revision=sha, commit=sha, at=NOW))
+    assert journal.flush()
+    assert (journal.pending, warnings, counts) == (0, [], [])
+    assert told(origin) == []
+
+
 def test_what_is_in_the_notes_already_is_not_pushed_again(origin: Path, remote: Agent) -> None:
     remote.look("changed", change())
     assert remote.flush()
@@ -641,6 +660,9 @@ class Away:
     def __init__(self) -> None:
         self.away = True
         self.lines: list[NoteRecord] = []
+
+    def kept(self) -> bool:
+        return True
 
     def pull(self) -> Sequence[str]:
         return ["away"] if self.away else []
