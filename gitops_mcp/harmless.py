@@ -450,7 +450,7 @@ def reveal_argument(text: str, flag: str) -> str:
 # --- lines ------------------------------------------------------------------------------------
 
 _BLOCK = re.compile(r"-----BEGIN [A-Z0-9 ]*(?:PRIVATE KEY|SECRET|PGP MESSAGE)", re.I)
-_NAMED = re.compile(r"([\w.-]{1,128})[\"']?\s*(?:=>|:=|=|:(?!//))\s*(?=\S)")
+_NAMED = re.compile(r"(?<![\w.-])([\w.-]++)[\"']?\s*(?:=>|:=|=|:(?!//))\s*(?=\S)")
 _SPOKEN_OF = re.compile(
     r"\b(?:password|passwd|passphrase|secret|token|api[ _-]?key|account)\s+(?:is\s+|to\s+)?(?=\S)",
     re.I,
@@ -540,9 +540,10 @@ def _first_named(text: str) -> int | None:
     """Where the first value begins that is a secret by the name before it."""
     found = []
     for match in _NAMED.finditer(text):
-        if secretive(match[1]):
+        name = match[1][-128:]
+        if secretive(name):
             value = re.match(r"[\"']?([^\s\"',;&}]*)", text[match.end() : match.end() + 256])
-            if not (value and allows(match[1], value[1])):
+            if not (value and allows(name, value[1])):
                 found.append(match.end())
                 break
     for match in _SCHEME.finditer(text):
