@@ -27,12 +27,14 @@ RENDERER = Renderer(settings.resource("templates"), source=SOURCE)
 
 @dataclass(frozen=True)
 class Commit:
-    """``files`` are texts by path; ``allow_prune`` is its trailer."""
+    """``files`` are texts by path; ``allow_prune`` is its trailer, ``ignored`` what only looks like
+    one."""
 
     sha: str
     parent: str
     files: tuple[tuple[str, str], ...]
     allow_prune: int | None = None
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass
@@ -110,9 +112,13 @@ class _Repository:
         """Force-pushes leave them as they are."""
         return ("f" * 40,)
 
-    def knows(self, sha: str) -> bool:
-        """Is there such a commit?"""
+    def remembers(self, sha: str) -> bool:
+        """Is there such a commit? A force-push drops none here, as if each had a tag."""
         return sha in self.origin.commits
+
+    def may_hold(self, sha: str) -> bool:
+        """May a server have been applied at this commit?"""
+        return sha in self.origin.commits or not sha
 
     def notes(self, _: str) -> _Notes:
         """The notes of a cluster."""
