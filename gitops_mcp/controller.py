@@ -408,7 +408,7 @@ class Controller:
                 self._books.open(
                     source.identity,
                     revision=self._last(),
-                    live=partial(pipeline.ours, self._view, source.source_id),
+                    live=partial(pipeline.ours, self._view, source),
                 )
                 self._write_ahead(source)
             except GitOpsError as error:

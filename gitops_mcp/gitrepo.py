@@ -934,6 +934,25 @@ class Repository:
             return False
         return self._git().commit(sha) == sha
 
+    def remembers(self, sha: str) -> bool:
+        """Whether a commit of this id is in the history of what is read, or of a branch or tag
+        here. One that a force-push dropped may lie in the object store for as long as git likes."""
+        if not self.knows(sha):
+            return False
+        git = self._git()
+        head = self._head[0] if self._head is not None else git.commit("HEAD")
+        if head and git.is_ancestor(sha, head):
+            return True
+        refs = ("refs/heads", "refs/tags", "refs/remotes")
+        return bool(git.line("for-each-ref", "--count=1", f"--contains={sha}", *refs))
+
+    def may_hold(self, sha: str) -> bool:
+        """Whether a server of this commit may come from this repository: it is known, or there is
+        no telling, since there is no commit or the clone is shallow. Raises SourceError."""
+        if not SHA.fullmatch(sha) or self.knows(sha):
+            return True
+        return self.kind != "plain" and not self.roots()
+
     def notes(
         self, cluster: str = "default", *, wanted: Callable[[], bool] = lambda: True
     ) -> Notes:

@@ -28,7 +28,6 @@ from gitops_mcp import (
 from gitops_mcp.errors import GitOpsError, KindAbsent, Permanent, UsageError
 from gitops_mcp.leadership import CLUSTER_SOURCE, Say
 from gitops_mcp.model import (
-    ANNOTATION_FILE,
     ANNOTATION_PRUNE,
     API_VERSION,
     CRD_NAME,
@@ -270,7 +269,7 @@ class Source:
         """Why it is not known what git held before: the commit that was enforced last is not here;
         "" where it is."""
         record = books.record
-        if not record.commit or self.repository.knows(record.commit):
+        if not record.commit or self.repository.remembers(record.commit):
             return ""
         at = f" at {record.at}" if record.at else ""
         return (
@@ -819,7 +818,7 @@ class Pass:
         from gitops_mcp.engine import utc_now
 
         source, books = self.source, self.books or Books(None, clock=utc_now)
-        live = partial(ours, view, source.source_id)
+        live = partial(ours, view, source)
         try:
             books.open(source.identity, revision=self.last, live=live)
             if not self.wishes.check:
@@ -946,13 +945,24 @@ class Pass:
         )
 
 
-def ours(view: View, source_id: str) -> dict[ServerKey, str]:
-    """The MCPServers in the cluster that are provably this source's, with their files."""
-    return {
-        key: str((cr["metadata"].get("annotations") or {}).get(ANNOTATION_FILE, ""))
-        for key, cr in view.resources()
-        if planning.owner_of(cr, source_id) is planning.Owner.OURS
-    }
+def ours(view: View, source: Source) -> dict[ServerKey, str]:
+    """The MCPServers in the cluster that are provably this source's, with their files. Another
+    repository may have the same id, with a record in another namespace or of another area: what git
+    does not hold counts only if its commit is known here. Raises SourceError."""
+    loaded = source.loaded
+    found: dict[ServerKey, str] = {}
+    known: dict[str, bool] = {}
+    for key, cr in view.resources():
+        if planning.owner_of(cr, source.source_id) is not planning.Owner.OURS:
+            continue
+        if key not in loaded.servers and key not in loaded.protected:
+            commit = _revision(cr).removesuffix("-dirty")
+            if commit not in known:
+                known[commit] = source.repository.may_hold(commit)
+            if not known[commit]:
+                continue
+        found[key] = planning.file_of(cr)
+    return found
 
 
 def survey(

@@ -44,7 +44,10 @@ class _Repository:
     def roots(self) -> tuple[str, ...]:
         return ("f" * 40,)
 
-    def knows(self, _: str) -> bool:
+    def remembers(self, _: str) -> bool:
+        return True
+
+    def may_hold(self, _: str) -> bool:
         return True
 
 

@@ -753,9 +753,13 @@ def test_a_source_says_which_repository_it_is(source: Opener, repository: Path) 
         assert opened.roots() == tuple(sorted((*first, other)))
         assert [opened.knows(each) for each in (merged, other)] == [True, True]
         assert not any(opened.knows(each) for each in ("0" * 40, "main", ""))
+        assert opened.remembers(other)
         alone = commit(repository, {"z.yaml": "1"}, parent="")
         assert opened.poll().forced
         assert opened.roots() == (alone,)
+        assert opened.remembers(alone)
+        assert not any(opened.remembers(each) for each in (merged, "0" * 40))
+        assert [opened.may_hold(each) for each in (alone, "0" * 40, "")] == [True, False, True]
 
 
 def test_a_directory_says_which_repository_it_is(tmp_path: Path, repository: Path) -> None:
@@ -774,10 +778,12 @@ def test_a_clone_without_its_whole_history_has_no_known_roots(
 ) -> None:
     commit(repository, {"x.yaml": "1"})
     git(tmp_path, "clone", "--quiet", "--depth=1", f"file://{repository}", "shallow")
-    assert open_source(str(tmp_path / "shallow")).roots() == ()
+    shallow = open_source(str(tmp_path / "shallow"))
+    assert (shallow.roots(), shallow.may_hold("0" * 40)) == ((), True)
     plain = tmp_path / "plain"
     write(plain, FILES)
     assert (open_source(str(plain)).roots(), open_source(str(plain)).knows("0" * 40)) == ((), False)
+    assert not open_source(str(plain)).may_hold("0" * 40)
     empty = tmp_path / "empty"
     empty.mkdir()
     git(empty, "init", "--quiet")

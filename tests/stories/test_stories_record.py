@@ -9,6 +9,7 @@ import pytest
 from stories.telling import Story
 
 from gitops_mcp.errors import UsageError
+from gitops_mcp.leadership import create_namespace
 from gitops_mcp.model import FIELD_MANAGER, KIND, LABEL_SOURCE
 
 FIVE = ("a", "b", "c", "d", "e")
@@ -62,11 +63,9 @@ def test_a_sync_of_a_part_releases_no_block(story: Story) -> None:
 
 def test_another_repository_under_the_same_id_changes_nothing(story: Story, tmp_path: Path) -> None:
     fleet(story, "mine")
-    other = Story(story.kubeconfig, story.hand, tmp_path / "other", story.namespace)
+    other = another(story, tmp_path / "other")
     other.lease_namespace = story.lease_namespace
     other.watch_namespace = story.watch_namespace
-    # Two commits of one second and one content are the same commit.
-    gitfixtures.git(other.repository, "commit", "-q", "--amend", "-m", "Another fleet")
     other.put("theirs", replicas=0)
     for _ in range(2):
         with pytest.raises(UsageError, match="belongs to another repository"):
@@ -75,6 +74,62 @@ def test_another_repository_under_the_same_id_changes_nothing(story: Story, tmp_
     assert story.find(KIND, "mine")
     assert not story.find(KIND, "theirs")
     assert story.sync() == {"mine": "ok"}
+
+
+def another(story: Story, folder: Path) -> Story:
+    """Another repository under the same source id."""
+    other = Story(story.kubeconfig, story.hand, folder, story.namespace)
+    # Two commits of one second and one content are the same commit.
+    gitfixtures.git(other.repository, "commit", "-q", "--amend", "-m", "Another fleet")
+    return other
+
+
+@pytest.mark.parametrize("ground", ["sandbox"], indirect=True)
+@pytest.mark.parametrize("narrow", [False, True], ids=["in another namespace", "of an area"])
+def test_another_repository_whose_record_is_another_one_prunes_nothing(
+    story: Story, tmp_path: Path, narrow: bool
+) -> None:
+    fleet(story, "mine", "kept")
+    other = another(story, tmp_path / "other")
+    if narrow:
+        other.watch_namespace = story.namespace
+    else:
+        other.lease_namespace = f"{story.namespace}-2"
+        create_namespace(story.hand, other.lease_namespace)
+    other.put("theirs", replicas=0)
+    for _ in range(2):
+        assert other.sync()["mine"] == "skipped"
+    assert "git never held it" in other.outcome("mine").message
+    assert story.find(KIND, "mine")
+    story.remove("mine")
+    assert story.sync()["mine"] == "pruned"
+
+
+@pytest.mark.parametrize("ground", ["sandbox"], indirect=True)
+def test_a_record_that_begins_anew_still_holds_what_this_repository_applied(story: Story) -> None:
+    fleet(story, *FIVE)
+    story.remove("a")
+    story.lease_namespace = f"{story.namespace}-2"
+    create_namespace(story.hand, story.lease_namespace)
+    assert story.sync()["a"] == "pruned"
+
+
+def test_a_commit_that_a_force_push_dropped_stops_all_pruning(story: Story) -> None:
+    fleet(story, *FIVE)
+    gitfixtures.git(story.repository, "checkout", "-q", "--orphan", "anew")
+    story.remove("a")
+    gitfixtures.git(story.repository, "branch", "-D", "main")
+    assert story.sync()["a"] == "blocked"  # its objects are still there
+    assert "force-push" in story.outcome("a").message
+
+
+def test_a_commit_of_another_branch_is_known_here(story: Story) -> None:
+    fleet(story, *FIVE)
+    gitfixtures.git(story.repository, "checkout", "-q", "-b", "feature", "HEAD~1")
+    for name in "bcde":
+        story.write(name, replicas=0)
+    story.commit()
+    assert story.sync()["a"] == "pruned"
 
 
 def test_a_commit_that_is_not_known_here_stops_all_pruning(story: Story) -> None:
