@@ -647,6 +647,8 @@ class Agent:
         self._journal.settled(source.snapshot.revision)
 
     def _stand_by(self) -> None:
+        if self._books is not None:
+            self._books.close()  # whoever leads now writes the record
         self._journal.stand_by()
         self._metrics.stand_by()
 

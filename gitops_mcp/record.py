@@ -450,7 +450,8 @@ class Books:
 
     def _put(self, store: Store, record: Record) -> None:
         for attempt in (1, 2):
-            if not self._may_write():
+            # What another leader wrote since is not overwritten with what was known before.
+            if not (self.is_open and self._may_write()):
                 raise LeaseLost("the lease for this source is not held any more")
             try:
                 store.write(record)

@@ -262,3 +262,21 @@ def test_after_a_change_of_leader_the_record_is_read_again() -> None:
 )
 def test_the_commit_of_a_revision(revision: str, commit: str) -> None:
     assert replace(Record(), revision=revision).commit == commit
+
+
+def test_a_former_term_does_not_overwrite_what_another_leader_wrote() -> None:
+    api = Api()
+    mine, theirs = books(api), books(api)
+    mine.open(MINE, revision="", live=nothing)
+    mine.ahead({A: "a.yaml"})
+    mine.close()
+    theirs.open(MINE, revision="", live=nothing)
+    enforce(theirs, {A: "a.yaml", B: "b.yaml"}, "2" * 40, {A, B})
+    with pytest.raises(LeaseLost):
+        mine.ahead({C: "c.yaml"})
+    with pytest.raises(LeaseLost):
+        mine.release({A}, "1" * 40)
+    assert parse(api.live or {}).revision == "2" * 40
+    assert mine.open(MINE, revision="", live=nothing).servers.keys() == {A, B}
+    mine.ahead({C: "c.yaml"})
+    assert parse(api.live or {}).servers.keys() == {A, B, C}
