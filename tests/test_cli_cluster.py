@@ -604,6 +604,21 @@ def test_a_lease_of_an_agent_stops_a_sync_unless_it_takes_over(fleet: Fleet) -> 
     assert fleet("sync", "--take-over").code == 0
 
 
+def test_another_repository_is_told_so_and_not_only_who_holds_the_lease(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    assert fleet("sync").code == 0
+    lease = leadership.lease_name(fleet.name)
+    ref = ObjectRef("coordination.k8s.io/v1", "Lease", fleet.name, lease)
+    fleet.cluster.delete(ref, uid=None)
+    fleet.lease("agent-there-1")
+    worktree(tmp_path / "other", {"own.yaml": manifest("own", None)})
+    ended = fleet.run("sync", tmp_path / "other", "--source-id", fleet.name, "-n", fleet.name)
+    assert (ended.code, ended.out) == (2, "")
+    assert f"source id '{fleet.name}' belongs to another repository" in ended.error
+    assert "agent-there-1" not in ended.error
+
+
 def test_a_lease_of_another_sync_is_waited_for(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,6 +121,8 @@ def command(
                 if create_namespace:
                     for namespace in sorted({where, everyones}):
                         leadership.create_namespace(cluster, namespace)
+                # Before the Lease: who is told of its holder only may take it for another source.
+                books(where).check(line.identity)
                 with (
                     leadership.only_writer(
                         leadership.source_lease(cluster, where, line.source_id, "sync"),
