@@ -51,6 +51,13 @@ class SourceStatus:
     missing_count: int = 0
     missing: tuple[Missing, ...] = ()
 
+    def without(self, there: Collection[str]) -> SourceStatus:
+        """Without the servers (``namespace/name``) that are there by now: an agent writes its
+        status a while after it has made them."""
+        missing = tuple(one for one in self.missing if one.server not in there)
+        gone = len(self.missing) - len(missing)
+        return replace(self, missing=missing, missing_count=self.missing_count - gone)
+
     def dump(self) -> dict[str, Any]:
         """As a JSON object; empty values are left out."""
         return {_camel(name): value for name, value in asdict(self).items() if value}

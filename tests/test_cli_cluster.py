@@ -26,9 +26,10 @@ import yaml
 from commandline import BROKEN, Ended, Run, manifest, runner
 from gitfixtures import GitServer, bare, commit, commit_all, git, worktree, write
 
-from gitops_mcp import leadership, planning, sandbox
+from gitops_mcp import leadership, planning, record, sandbox
 from gitops_mcp.kube import Cluster
 from gitops_mcp.model import API_VERSION, KIND, Decision, Facts, JsonObject, ObjectRef
+from gitops_mcp.sourcestatus import Missing, SourceStatus
 from gitops_mcp.verbs.sandbox import install_crd
 
 GITOPS = [sys.executable, "-m", "gitops_mcp"]
@@ -697,6 +698,19 @@ def test_status_after_a_sync_shows_what_the_cluster_lacks(fleet: Fleet) -> None:
     assert (ended.code, row.split()[:2]) == (1, ["far", "Missing"])
     assert heading.endswith(", 1 server missing")
     assert fleet.run("status", "-n", fleet.name, "--source-id", fleet.name).code == 0
+
+
+def test_status_shows_a_server_once_that_was_made_since_its_source_was_described(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet("sync")
+    late = SourceStatus(missing_count=1, missing=(Missing(f"{fleet.name}/web", "Gone", "late"),))
+    monkeypatch.setattr(record, "status_of", lambda *_: late)
+    ended = fleet.run("status", "-n", fleet.name, "--source-id", fleet.name)
+    heading, _, row = ended.out.splitlines()
+    assert (ended.code, row.split()[0]) == (0, "web")
+    assert "Missing" not in row
+    assert "missing" not in heading
 
 
 def test_status_lists_objects_for_programs(fleet: Fleet) -> None:

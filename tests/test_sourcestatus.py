@@ -59,6 +59,13 @@ def test_a_server_is_missing_until_it_is_there_or_git_drops_it() -> None:
     assert watched.status.missing_count == 0
 
 
+def test_a_server_that_is_there_by_now_is_not_missing() -> None:
+    missing = (Missing("ai/web", "Forbidden", "no"), Missing("ai/api", "Forbidden", "no"))
+    found = SourceStatus(missing_count=7, missing=missing).without({"ai/web", "ai/other"})
+    assert (found.missing_count, found.missing) == (6, missing[1:])
+    assert SourceStatus().without({"ai/web"}) == SourceStatus()
+
+
 @pytest.mark.parametrize(
     ("worked", "reason"),
     [

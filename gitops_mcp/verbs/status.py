@@ -155,6 +155,7 @@ class _Shown:
 
         now = pipeline.now()
         seen, revision, everywhere, state = self._agent()
+        state = state.without({"/".join(_name(body)) for body in servers})
         self._missing = tuple(filter(self._shows, state.missing))
         if self._output in ("text", "wide"):
             heading = reports.status_heading(
