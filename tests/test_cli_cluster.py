@@ -818,6 +818,8 @@ def test_servers_are_suspended_by_their_whole_name_and_all_at_once(fleet: Fleet)
     assert "several namespaces" in fleet.run("status", whole[0], "ops/x").error
     ended = fleet.run("resume", "--all", "-n", fleet.name)
     assert ended.out == "mcpserver/b resumed\nmcpserver/web resumed\n"
+    ended = fleet.run("suspend", "--all", "-n", "no-such-place")
+    assert (ended.out, ended.err) == ("", "no servers found in namespace no-such-place\n")
 
 
 def test_a_namespace_without_servers_is_told_apart_from_an_empty_table(fleet: Fleet) -> None:

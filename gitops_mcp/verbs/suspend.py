@@ -81,6 +81,8 @@ def set_suspend(
         if everything:
             listed, _ = cluster.list(API_VERSION, KIND, where)
             names = tuple(sorted(body["metadata"]["name"] for body in listed))
+            if not names:
+                terminal.say(f"no servers found in namespace {where}")
         for name in names:
             home, _, name = name.rpartition("/")
             ref = ObjectRef(API_VERSION, KIND, home or where, name)
