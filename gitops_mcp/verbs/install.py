@@ -150,7 +150,7 @@ def command(
     SOURCE is a git URL; without one the agent runs the servers that kubectl made. Nothing is sent
     to a cluster: read it, keep it in git, apply it.
     """
-    from gitops_mcp import install, record, reports
+    from gitops_mcp import install, pipeline, record, reports
     from gitops_mcp.terminal import Terminal
 
     if crd_only and skip_crd:
@@ -158,6 +158,8 @@ def command(
     if crd_only:
         click.echo(reports.objects([install.definition()], output=output), nl=False)
         return
+    if source["source_id"]:
+        pipeline.checked_source_id(source["source_id"])
     server = _server(location, source["ref"], source["branch"])
     if server is not None and server.scheme == "ssh" and not git_secret:
         Terminal(common).warn("an ssh address needs a key: name its Secret with --git-secret")
