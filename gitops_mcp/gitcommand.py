@@ -137,7 +137,7 @@ _COMPLAINTS: tuple[tuple[str, str, str, type[SourceError]], ...] = (
     (
         r"[Pp]assphrase",
         "the git ssh key needs a passphrase",
-        "use a deploy key without one: nobody is asked",
+        "use a deploy key without a passphrase: there is no prompt for it",
         SourceError,
     ),
     (
@@ -160,7 +160,7 @@ _COMPLAINTS: tuple[tuple[str, str, str, type[SourceError]], ...] = (
     ),
     (
         r"(?:HTTP code|HTTP|error:) 407|[Pp]roxy [Aa]uthentication",
-        "the proxy refused the credentials, or wants some",
+        "the proxy refused the credentials, or requires some",
         "check https_proxy; no_proxy names what is asked without it",
         SourceError,
     ),

@@ -151,8 +151,8 @@ class Source:
         folder = self.repository.group_vars_above()
         if folder and not (options.cluster_given and options.cluster == "default"):
             raise UsageError(
-                f"the group_vars of this repository are in {folder}, above SOURCE: nobody reads "
-                "them there",
+                f"the group_vars of this repository are in {folder}, above SOURCE, and would not "
+                "be read",
                 hint=f"use {folder} as SOURCE and --path for the folder below it; or --cluster "
                 "default to leave them out",
             )
@@ -161,7 +161,7 @@ class Source:
             names = ", ".join(sorted(known))
             raise UsageError(
                 f"this source has group_vars for {names}, and no --cluster was given",
-                hint="use --cluster NAME; or --cluster default to apply those of no cluster",
+                hint="use --cluster NAME, or --cluster default to apply group_vars/all alone",
             )
         self.doubts(warn)
 

@@ -319,11 +319,11 @@ def _gate(answer: _Answer) -> None:
         message = (
             "the server does not take the credentials of health.headersFrom (401)"
             if answer.with_credentials
-            else "the server is there and wants credentials (401)"
+            else "the server is running and asks for credentials (401)"
         )
         raise _Ended(Handshake("AuthenticationRequired", message), final=True)
     if code in (401, 403, 407):
-        why = "and asks for no MCP credentials: a policy, a gateway or a login in front of it?"
+        why = "and does not ask for MCP credentials: a policy, a gateway or a login in front of it?"
         if answer.with_credentials:
             why = "with the credentials of health.headersFrom"
         raise _Ended(Handshake("AccessDenied", f"refuses the handshake ({code}) {why}"))

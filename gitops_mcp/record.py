@@ -256,7 +256,7 @@ def parse(found: JsonObject) -> Record:
         raise UsageError(
             f"the source record {ref} in namespace {ref.namespace} cannot be read: {error}",
             hint="use a version of gitops-mcp that is as new as the one that wrote it; or delete "
-            "it: it is then made anew from the servers in the cluster",
+            "it: it is then recreated from the servers in the cluster",
         ) from error
 
 

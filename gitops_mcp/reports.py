@@ -847,7 +847,8 @@ def status_heading(
     there.
     """
     state = state or SourceStatus()
-    parts = [f"source {_line(source)}" + (f" at {_short(_line(revision))}" if revision else "")]
+    commit = f" at {_short(_line(revision))}" if revision not in ("", str(Revision(""))) else ""
+    parts = [f"source {_line(source)}{commit}"]
     if seen is None:
         parts.append("no agent" if everywhere else "agent unknown (no permission to list leases)")
     else:

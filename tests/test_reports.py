@@ -616,6 +616,11 @@ def test_what_came_of_reading_git_fits_on_a_line(answer: dict[str, str], text: s
     assert reports.source_read("s", answer) == text
 
 
+def test_a_folder_without_git_has_no_commit_in_the_heading() -> None:
+    heading = reports.status_heading("s", "none", None, now=NOW, stale=NOW - NOW)
+    assert heading == "source s, no agent\n"
+
+
 def test_an_agent_that_nobody_may_see_is_not_called_absent() -> None:
     heading = reports.status_heading("s", "", None, now=NOW, stale=NOW - NOW, everywhere=False)
     assert heading == "source s, agent unknown (no permission to list leases)\n"

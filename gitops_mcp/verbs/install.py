@@ -34,8 +34,8 @@ Examples:
   gitops-mcp install --crd-only | kubectl apply --server-side -f -
 \b
 The Secrets, in the agent's namespace, hold "password" (a token, for https), or "ssh-privatekey"
-and "known_hosts"; that of the webhook holds "token". Their files are mounted; nobody reads them
-through the API.
+and "known_hosts"; that of the webhook holds "token". They are mounted as files, not read through
+the API.
 """,
 )
 @click.argument("location", metavar="[SOURCE]", default="")

@@ -141,7 +141,7 @@ def _read_git(cluster: Cluster, source: str, timeout: timedelta, terminal: Termi
     if waited:
         raise UsageError(
             f"no answer within {timeout.total_seconds():g}s from the agent of source {source!r}",
-            hint="the request stays: gitops-mcp status shows the agent's last sign of life",
+            hint="the request remains; gitops-mcp status shows when the agent was last seen",
         )
     return read
 
@@ -178,7 +178,7 @@ def _reconcile(
         more = f" and {len(waited) - 8} more" if len(waited) > 8 else ""
         raise UsageError(
             f"no answer within {timeout.total_seconds():g}s from {listed}{more}",
-            hint="the request stands: gitops-mcp status shows the agent's last sign of life",
+            hint="the request remains; gitops-mcp status shows when the agent was last seen",
         )
 
 
