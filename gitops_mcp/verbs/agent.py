@@ -52,7 +52,12 @@ Examples:
     type=options.NAMESPACE,
     help="Run the servers of this namespace only; rights elsewhere are not needed.",
 )
-@options.option("--take-over", is_flag=True, help="Take the lease from whoever holds it.")
+@options.option(
+    "--take-over",
+    is_flag=True,
+    help="Take the lease from whoever holds it, and the source id from another repository or "
+    "cluster name.",
+)
 @options.option(
     "--listen",
     metavar="HOST:PORT",

@@ -42,7 +42,12 @@ with --wait, is not Ready, or the source has problems; 2 could not run.
 )
 @options.serial
 @options.option("--create-namespace", is_flag=True, help="Create namespaces that are missing.")
-@options.option("--take-over", is_flag=True, help="Take the lease from whoever holds it.")
+@options.option(
+    "--take-over",
+    is_flag=True,
+    help="Take the lease from whoever holds it, and the source id from another repository or "
+    "cluster name.",
+)
 @options.option("--allow-prune", metavar="[=N]", help="Let the prune guard pass N removals (any).")
 @options.notes_wanted
 @options.option("--push-notes", is_flag=True, help="Push the deployment notes to the remote.")
