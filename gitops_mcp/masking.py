@@ -171,9 +171,18 @@ _SHAPES: tuple[tuple[str, _Replacement], ...] = (
         rf"\1{MASK}",
     ),
     (_TOKENS, MASK),
+    # Authorization: Basic …, whatever the credentials look like
+    (
+        rf"(?i)(authorization['\"]?\s{{0,8}}[:=]\s{{0,8}}['\"]?(?:{_SCHEMES})\s+)[^\s'\",]+",
+        rf"\1{MASK}",
+    ),
+    # spec.config.DB_PASSWORD: Invalid value: "…", as the API server says it
+    (rf"(?i)(?<![\w.-])({_NAME}\]?: Invalid value: )(?:{_QUOTED}|\S+)", rf"\1{MASK}"),
+    # "--password", "…"
+    (rf"(?i)(['\"]--{_NAME}['\"]\s{{0,8}},\s{{0,8}})(?:{_QUOTED})", rf"\1{MASK}"),
     # token=…, --api-key=…, "password": "…"
     (
-        rf"(?i)(?<![\w.-])(-{{0,2}}{_NAME}(?:\s*=\s*|['\"]\s*:\s*))"
+        rf"(?i)(?<![\w.-])(-{{0,2}}{_NAME}(?:\s*=\s*|['\"]\s*[:=]\s*))"
         rf"(?:{_QUOTED}|[^\s&;,'\"}}]+)",
         rf"\1{MASK}",
     ),
@@ -183,7 +192,7 @@ _SHAPES: tuple[tuple[str, _Replacement], ...] = (
         rf"(?:{_QUOTED}|[^\s&;,'\"}}]+)",
         rf"\1{MASK}",
     ),
-    (rf"(?i)(?<!\S)(--{_NAME}\s+)(?!-)\S+", rf"\1{MASK}"),
+    (rf"(?i)(?<![\w-])(--{_NAME}\s+)(?!-)[^\s\]]+", rf"\1{MASK}"),
     (
         r"(?i)\b((?:password|passwd|passphrase|secret|token|api[ _-]?key)\s+is\s+)"
         r"(?![a-z]{1,20}(?:[\s.,;:)]|\Z))\S+",

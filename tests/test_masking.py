@@ -247,3 +247,30 @@ def test_a_manifest_full_of_long_names_takes_no_time() -> None:
     start = time.process_time()
     masked({"spec": {"config": values}})
     assert time.process_time() - start < 2  # 9 s where each letter may begin a name
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (
+            "invalid header: Authorization: Basic dXNlcjpwYXNz",
+            f"invalid header: Authorization: Basic {MASK}",
+        ),
+        (
+            'spec.config.DB_PASSWORD: Invalid value: "hunter": too short',
+            f"spec.config.DB_PASSWORD: Invalid value: {MASK}: too short",
+        ),
+        (
+            'spec.config[DB_PASSWORD]: Invalid value: "hunter": too short',
+            f"spec.config[DB_PASSWORD]: Invalid value: {MASK}: too short",
+        ),
+        ('args ["serve", "--password", "hunter"]', f'args ["serve", "--password", {MASK}]'),
+        ("args [serve --password hunter]", f"args [serve --password {MASK}]"),
+        ('env "PASSWORD" = hunter', f'env "PASSWORD" = {MASK}'),
+        ('spec.port: Invalid value: "web": not a number', None),
+        ("Authorization: missing", None),
+        ("unknown flag: --password-file", None),
+    ],
+)
+def test_an_error_names_no_secret_that_stands_beside_its_name(text: str, shown: str | None) -> None:
+    assert scrub(text) == (shown if shown is not None else text)
