@@ -213,7 +213,8 @@ _COMPLAINTS: tuple[tuple[str, str, str, type[SourceError]], ...] = (
         r"Failed to connect|Couldn't connect|Operation too slow|No route to host|"
         r"Network is unreachable|unable to connect|early EOF|hung up unexpectedly|"
         r"unexpected disconnect|returned error: 5\d\d|Empty reply|timed out|"
-        r"transfer closed with|RPC failed",
+        r"transfer closed with|RPC failed|GnuTLS (?:recv|send) error|SSL_ERROR_SYSCALL|"
+        r"unexpected eof while reading",
         "the git server does not answer",
         "check the address and the network, then try again",
         Unanswered,

@@ -51,6 +51,13 @@ COMPLAINTS = {
     "fatal: unable to access 'https://h/': The requested URL returned error: 429": "how often",
     "kex_exchange_identification: Connection closed by remote host": "does not answer",
     "fatal: the remote end hung up unexpectedly": "does not answer",
+    "fatal: unable to access 'https://h/': GnuTLS recv error (-110): The TLS connection was "
+    "non-properly terminated.": "does not answer",
+    "fatal: unable to access 'https://h/': OpenSSL SSL_connect: SSL_ERROR_SYSCALL in connection to "
+    "h:443": "does not answer",
+    "error: RPC failed; OpenSSL SSL_read: unexpected eof while reading": "does not answer",
+    "fatal: unable to access 'https://h/': server certificate verification failed. CAfile: none "
+    "CRLfile: none": "not trusted",
     "ssh: connect to host h port 22: Network is unreachable": "does not answer",
     "fatal: repository 'https://h/certificates.git/' not found": "there is no such git repository",
     "fatal: unable to access 'https://h/': The requested URL returned error: 403": "refused",
