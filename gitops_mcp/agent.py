@@ -46,6 +46,7 @@ from gitops_mcp.errors import (
     KubeError,
     LeaseLost,
     OverLimit,
+    SourceError,
     Transient,
     Unanswered,
 )
@@ -144,19 +145,28 @@ def first_source(
     metrics: Metrics,
     warn: Say,
 ) -> Source | None:
-    """What ``read`` reads; None where we are told to end before that. In a pod a git server that
-    does not answer is waited for, and a commit that can be read, since a restart would not help;
-    elsewhere, whoever has typed it is told. Meanwhile we are alive, but not ready."""
+    """What ``read`` reads; None where we are told to end before that. Meanwhile we are alive, but
+    not ready.
+
+    In a pod a git server that does not answer is waited for, and so is a commit that can be read,
+    since a restart would not help: only what git refuses us ends the agent. Elsewhere, whoever has
+    typed it is told.
+    """
 
     def look() -> Source:
         wait = Transient.first_retry
         while True:
             try:
                 return read()
-            except (Unanswered, OverLimit) as error:
-                if not pipeline.in_cluster():
+            except Exception as error:
+                refused = isinstance(error, SourceError)
+                refused = refused and not isinstance(error, Unanswered | OverLimit)
+                if refused or not pipeline.in_cluster():
                     raise
-                warn(f"{error.message}; trying again")
+                if isinstance(error, GitOpsError):
+                    warn(f"{error.message}; trying again")
+                else:  # a commit that meets a bug is mended by the next commit
+                    _log.exception("the commit cannot be read: unexpected error")
                 if ended.wait(wait.total_seconds()):
                     raise
                 wait = min(wait * 2, FIRST_WORDS)
@@ -583,6 +593,8 @@ class Agent:
         self._metrics.polled(result, time.monotonic() - began)
         self._status.read(message)
         if request:
+            if self._controller.trouble:
+                result, message = "failed", masking.scrub(self._controller.trouble)
             source = self._controller.source or self._source
             revision = str(source.snapshot.revision)
             self._leader.answer(request, result=result, revision=revision, message=message)
@@ -612,6 +624,7 @@ class Agent:
             raise GitOpsError(
                 f"the source's id has become {source.source_id!r}: restart the agent to follow it"
             )
+        source.refuse_doubts(self._warn)
         self._adopt(source)
         self._unread = False
         return "moved"
@@ -724,6 +737,8 @@ class Agent:
             return "the cluster is not seen whole"
         if not self._leader.asked:
             return "it is not known yet who leads"
+        if self._leader.holds and self._controller.trouble:
+            return f"nothing is enforced: the source's record: {self._controller.trouble}"
         if self._leader.holds and not self._controller.synced:
             return "not every server was looked at yet"
         unread = time.monotonic() - self._read_at

@@ -450,6 +450,12 @@ class Controller:
         self._left_over = left_over
         return True
 
+    @property
+    def trouble(self) -> str:
+        """Why nothing of the source is changed: its record cannot be read or written, or belongs to
+        another repository; "" if it can."""
+        return self._trouble
+
     def _tell_trouble(self, error: GitOpsError) -> None:
         text = f"{error.message}; {error.hint}" if error.hint else error.message
         if self._trouble != text and not isinstance(error, LeaseLost):

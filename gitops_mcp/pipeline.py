@@ -56,7 +56,7 @@ from gitops_mcp.options import (
     SourceOptions,
     parse_config,
 )
-from gitops_mcp.record import ROOTS, Books, Fingerprint, Identity, Store
+from gitops_mcp.record import ROOTS, TAKEN_OVER, Books, Fingerprint, Identity, Store
 from gitops_mcp.rollout import ALL, DEFAULT, Rollout, Serial
 
 if TYPE_CHECKING:
@@ -269,6 +269,8 @@ class Source:
         """Why it is not known what git held before: the commit that was enforced last is not here;
         "" where it is."""
         record = books.record
+        if record.revision == TAKEN_OVER:
+            return "the source id was taken over from another repository"
         if not record.commit or self.repository.remembers(record.commit):
             return ""
         at = f" at {record.at}" if record.at else ""

@@ -44,6 +44,8 @@ ROOTS = 50
 them."""
 ABSENT = "1"
 """A resourceVersion that no object has: an apply that bears it creates, and never overwrites."""
+TAKEN_OVER = "0" * 40
+"""The revision of a record whose source id another repository took over: git's id of no object."""
 _PORTS = {"22", "80", "443"}
 
 
@@ -178,7 +180,8 @@ def refusal(record: Record, mine: Identity, *, take_over: bool = False) -> Usage
     """Why this source must not change anything under its id, or None."""
     theirs = record.fingerprint
     if not theirs.agrees(mine.fingerprint) and not (take_over and mine.named):
-        last = f", last enforced {record.commit[:12]}" if record.commit else ""
+        known = record.commit and record.revision != TAKEN_OVER
+        last = f", last enforced {record.commit[:12]}" if known else ""
         at = f" at {record.at}" if record.at else ""
         hint = "give this source another --source-id; or take the id over with --take-over"
         if not mine.named:
@@ -395,8 +398,10 @@ class Books:
                     enforced = {key: Entry(file, enforced=True) for key, file in live().items()}
                     record = Record(mine.fingerprint, mine.cluster, revision, servers=enforced)
                 elif not record.fingerprint.agrees(mine.fingerprint):
-                    # Taken over: the former repository's commits say nothing here.
-                    record = replace(record, fingerprint=mine.fingerprint, revision="", spent="")
+                    # What the former repository had is not what this one has dropped.
+                    record = replace(
+                        record, fingerprint=mine.fingerprint, revision=TAKEN_OVER, spent=""
+                    )
                 self._record = replace(record, cluster=mine.cluster)
                 self._opened = term
             return self.record

@@ -311,6 +311,40 @@ def test_in_a_pod_a_commit_that_is_too_large_at_the_start_is_waited_out(
             until(lambda: place.ready("web") and place.is_ready(), "the server", within=60)
 
 
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({"gitops-mcp.yaml": "path: [unclosed"}, "gitops-mcp.yaml"),
+        ({"group_vars/prod.yaml": "spec: {port: 9000}\n"}, "no --cluster was given"),
+    ],
+)
+def test_a_commit_that_cannot_be_enforced_stops_no_agent_and_no_start(
+    files: dict[str, str | None], says: str, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    place.push(web=manifest("web"))
+    with place.agent():
+        until(lambda: place.ready("web") and place.is_ready(), "the server")
+        gitfixtures.commit(place.repository, files)
+        place.wake()
+        until(lambda: says in place.log(), "the refusal")
+        hand = {"spec": {"containers": [{"name": "mcp-server", "image": "evil"}]}}
+        body = {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": {"name": "web", "namespace": NAMESPACE},
+            "spec": {"template": hand},
+        }
+        place.cluster.apply(body, manager="kubectl-set", force=True)
+        until(lambda: place.image("web").endswith(":1.0"), "the drift to be healed")
+    with place.agent():
+        until(lambda: place.log().count("trying again") and place.ask("/healthz")[0] == 200, "wait")
+        assert place.ask("/readyz")[0] == 503
+        gitfixtures.commit(place.repository, dict.fromkeys(files))
+        place.push(web=manifest("web", "2.0"))
+        until(lambda: place.image("web").endswith(":2.0"), "the mended commit", within=40)
+
+
 def test_whoever_waits_for_git_ends_at_once_when_told(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -278,7 +278,7 @@ def test_an_agent_that_could_not_read_git_for_long_is_not_ready() -> None:
     idle._periods = Periods(timedelta(minutes=1), HOUR)
     idle._watches = SimpleNamespace(complete=True)
     idle._leader = SimpleNamespace(asked=True, holds=True, request="")
-    idle._controller = SimpleNamespace(synced="abc", source=None)
+    idle._controller = SimpleNamespace(trouble="", synced="abc", source=None)
     away = SimpleNamespace(kind="failed", error=GitOpsError("no answer"))
     there = SimpleNamespace(kind="unchanged", error=None)
     idle._repository.poll = iter([away, away, there]).__next__

@@ -667,6 +667,24 @@ def test_without_n_the_lease_is_where_the_agent_has_its_own_else_in_default(flee
     )
 
 
+def test_a_source_id_that_is_taken_over_keeps_every_server_until_it_is_released(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    theirs = {f"s{n}.yaml": manifest(f"s{n}", None, replicas=0) for n in range(6)}
+    commit_all(fleet.folder, {"web.yaml": None, **theirs})
+    assert fleet("sync").code == 0
+    other = tmp_path / "other"
+    worktree(other, {name: text for name, text in theirs.items() if name != "s0.yaml"})
+    common = ("-n", fleet.name, "--source-id", fleet.name)
+    assert "belongs to another repository" in fleet.run("sync", other, *common).error
+    for take_over in (("--take-over",), ()):  # one of six: the guard alone would let it go
+        ended = fleet.run("sync", other, *common, *take_over)
+        assert (ended.code, "blocked=1" in ended.out) == (1, True)
+        assert "was taken over from another repository" in ended.out
+    assert fleet.run("sync", other, *common, "--allow-prune=1").code == 0
+    assert fleet.get(KIND, "s0") is None
+
+
 # --- status -------------------------------------------------------------------------------------
 
 

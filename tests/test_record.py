@@ -13,6 +13,7 @@ from gitops_mcp.errors import Conflict, LeaseLost, UsageError
 from gitops_mcp.model import JsonObject, ObjectRef, ServerKey
 from gitops_mcp.record import (
     ABSENT,
+    TAKEN_OVER,
     Books,
     Entry,
     Fingerprint,
@@ -174,7 +175,7 @@ def test_another_repository_with_this_id_changes_nothing_until_it_is_told_to_tak
     taken = books(api, take_over=True)
     taken.open(stranger, revision="", live=nothing)
     assert taken.record.servers == {A: Entry("a.yaml", enforced=True)}
-    assert taken.record.revision == ""
+    assert taken.record.revision == TAKEN_OVER
     taken.ahead({})
     with pytest.raises(UsageError):
         books(api).open(MINE, revision="", live=nothing)

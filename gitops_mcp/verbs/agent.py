@@ -148,7 +148,9 @@ def command(
 
         def read() -> pipeline.Source:
             repository.poll()  # at each try: what could not be read may be pushed away
-            return pipeline.read(source, repository, cache=cache)
+            found = pipeline.read(source, repository, cache=cache)
+            found.refuse_doubts(looks.warn)
+            return found
 
         line = agent.first_source(
             read,
@@ -160,7 +162,6 @@ def command(
         if line is None:
             agent.leave(exit_code())
             return exit_code()
-        line.refuse_doubts(looks.warn)
         cluster = pipeline.connect(
             connection,
             observe=metrics.requested,
