@@ -297,7 +297,8 @@ _HOST: Final = re.compile(
     rb"\b(?:http_)?hosts?\b.{0,80}\b(?:not|isn't|invalid|disallowed|blocked|forbidden|unknown"
     rb"|mismatch|rejected|denied|untrusted|unrecogni[sz]ed)\b"
     rb"|\b(?:not|invalid|bad|disallowed|blocked|forbidden|unknown|rejected|denied|untrusted"
-    rb"|unrecogni[sz]ed|unexpected)\b.{0,40}\b(?:http_)?hosts?\b|allowed_?hosts|dns.rebinding",
+    rb"|unrecogni[sz]ed|unexpected)\b.{0,40}\b(?:http_)?hosts?\b"
+    rb"|allowed_?hosts|disallowedhost|dns.rebinding",
     re.DOTALL,
 )
 """What frameworks and SDKs say to a Host header that is not on their list, in lower case."""

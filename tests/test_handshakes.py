@@ -406,6 +406,7 @@ ROWS = (
         always(400, "DisallowedHost at /mcp: Invalid HTTP_HOST header: 'web'. You may need to add"),
         REJECTED,
     ),
+    Row("django-name", always(400, "<h1>Bad Request (400)</h1> DisallowedHost"), REJECTED),
     # --- it wants to know who asks, or somebody does not want us
     Row("401-bearer", always(401, "", WWW_Authenticate=RESOURCE), AUTH, "credentials (401)"),
     Row("401-bearer-alone", always(401, "", WWW_Authenticate="Bearer"), AUTH),
