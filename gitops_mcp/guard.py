@@ -98,13 +98,20 @@ class PruneGuard:
     def recreate(self, key: ServerKey) -> str:
         """Why the server is not recreated, which counts as a prune; "" where it may be."""
         with self._lock:
-            if key in self._recreated:
+            servers = self._books.record.servers
+            recreated = {each for each, entry in servers.items() if entry.recreated}
+            recreated |= self._recreated
+            if key in recreated:
                 return ""
-            down = {*self._pruned, *self._recreated, key}
+            down = {*self._pruned, *recreated, key}
             # How many they will be nobody knows before the last of them, so what is allowed is
             # enough as long as it is not exceeded.
             reason, _ = self._word(down, len(self._ours() | down), exactly=False)
             if not reason:
+                try:
+                    self._books.recreate(key)  # a restart must not begin to count anew
+                except GitOpsError as error:
+                    return f"the recreate could not be recorded: {error.message}"
                 self._recreated.add(key)
                 self._kept.discard(key)
             else:

@@ -114,11 +114,13 @@ class Identity(NamedTuple):
 
 class Entry(NamedTuple):
     """A server that git has held: the file it came from; whether it belongs to the last commit that
-    was enforced to its end (else it was added since); whether its prune was released."""
+    was enforced to its end (else it was added since); whether its prune was released; whether it
+    was recreated since that commit, which counts as a prune."""
 
     file: str
     enforced: bool = False
     released: bool = False
+    recreated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +155,11 @@ class Record:
         """The record before released prunes begin."""
         released = {key: self.servers[key]._replace(released=True) for key in keys}
         return replace(self, servers={**self.servers, **released}, spent=spent or self.spent)
+
+    def recreating(self, key: ServerKey) -> Record:
+        """The record before a server is recreated."""
+        recreated = self.servers[key]._replace(recreated=True)
+        return replace(self, servers={**self.servers, key: recreated})
 
     def enforced(
         self,
@@ -208,7 +215,7 @@ def refusal(record: Record, mine: Identity, *, take_over: bool = False) -> Usage
 def body(ref: ObjectRef, source: str, record: Record) -> JsonObject:
     """The record as a ConfigMap."""
     rows = [
-        [key.namespace, key.name, entry.file, int(entry.enforced) + 2 * int(entry.released)]
+        [key.namespace, key.name, entry.file, _flags(entry)]
         for key, entry in sorted(record.servers.items())
     ]
     packed = gzip.compress(orjson.dumps(rows), compresslevel=6, mtime=0)
@@ -234,6 +241,10 @@ def body(ref: ObjectRef, source: str, record: Record) -> JsonObject:
     }
 
 
+def _flags(entry: Entry) -> int:
+    return int(entry.enforced) + 2 * int(entry.released) + 4 * int(entry.recreated)
+
+
 def parse(found: JsonObject) -> Record:
     """The record that a ConfigMap holds. Raises UsageError where somebody has changed it."""
     ref = ObjectRef.of(found)
@@ -251,7 +262,9 @@ def parse(found: JsonObject) -> Record:
             spent=data.get("spent", ""),
             status=SourceStatus.load(orjson.loads(data.get("status") or "{}")),
             servers={
-                ServerKey(namespace, name): Entry(file, bool(flags & 1), bool(flags & 2))
+                ServerKey(namespace, name): Entry(
+                    file, bool(flags & 1), bool(flags & 2), bool(flags & 4)
+                )
                 for namespace, name, file, flags in orjson.loads(text)
             },
         )
@@ -415,6 +428,12 @@ class Books:
         """Record that these prunes were released, before they begin. Raises KubeError."""
         with self._lock:
             self._write(self.record.releasing(keys, spent))
+
+    def recreate(self, key: ServerKey) -> None:
+        """Record that a server is recreated, before it is. Raises KubeError."""
+        with self._lock:
+            if key in self.record.servers:
+                self._write(self.record.recreating(key))
 
     def enforced(
         self,

@@ -24,12 +24,13 @@ class Guarded:
         for key in FLEET:
             view.put(cr(name=key.name, uid=key.name))
         loaded = Loaded(dict.fromkeys(FLEET if held else [WEB.key], WEB))
-        books = Books(None, clock=lambda: NOW)
+        books = self.books = Books(None, clock=lambda: NOW)
         mine = Identity("fleet", Fingerprint("/fleet"), "default")
         books.open(mine, revision="", live=lambda: dict.fromkeys(FLEET, "fleet.yaml"))
-        self.guard = PruneGuard(
+        self.again = lambda: PruneGuard(
             view, CONTEXT, loaded, books, selects=lambda _: True, allowed=self._allowed
         )
+        self.guard = self.again()
 
     def _allowed(self, count: int, under_way: int) -> Allowance | None:
         self.asked.append((count, under_way))
@@ -43,6 +44,20 @@ def test_the_first_half_of_a_fleet_is_recreated_and_nobody_is_asked_what_is_allo
     assert guarded.asked == []
     assert "more than half" in guarded.guard.recreate(FLEET[2])
     assert guarded.asked == [(3, 0)]
+
+
+def test_what_was_recreated_counts_until_a_commit_is_enforced_to_its_end() -> None:
+    guarded = Guarded(held=True)
+    assert [guarded.guard.recreate(key) for key in FLEET[:2]] == ["", ""]
+    later = guarded.again()  # of the next commit, or after a restart
+    assert "more than half" in later.recreate(FLEET[2])
+    assert later.recreate(FLEET[0]) == ""
+    whole = dict.fromkeys(FLEET, "fleet.yaml")
+    mine = Identity("fleet", Fingerprint("/fleet"), "default")
+    guarded.books.enforced(
+        mine, whole, revision="c2", reaches=lambda *_: True, remains=lambda _: True
+    )
+    assert guarded.again().recreate(FLEET[2]) == ""
 
 
 @pytest.mark.parametrize(("count", "further"), [(3, 1), (4, 2), (9, 2), (None, 2)])
