@@ -62,7 +62,10 @@ class Place:
     def events(self) -> Counter[tuple[str, str]]:
         items, _ = self.cluster.list("v1", "Event", self.name)
         ours = [one for one in items if one["involvedObject"]["kind"] == KIND]
-        return Counter({(e["involvedObject"]["name"], e["reason"]): e["count"] for e in ours})
+        counted: Counter[tuple[str, str]] = Counter()
+        for each in ours:
+            counted[each["involvedObject"]["name"], each["reason"]] += each["count"]
+        return counted
 
     def get(self, name: str, kind: str = KIND) -> JsonObject:
         version = API_VERSION if kind == KIND else "apps/v1"
@@ -125,6 +128,8 @@ def test_a_day_is_told_in_notes_and_events_and_nothing_twice(place: Place) -> No
         drift(place, "web")
         until(lambda: place.events()["web", "DriftHealed"] == 1, "the drift's Event")
         drift(place, "web")
+        until(lambda: place.events()["web", "DriftHealed"] == 2, "the Event that names who it was")
+        drift(place, "web")
         wrong = manifest("web", None, transport="stdio", image=7)
         removed = commit(place.repository, {"web.yaml": wrong, "api.yaml": None}, "Remove api")
         until(lambda: ("pruned", "api") in place.told(), "the prune's note")
@@ -137,7 +142,7 @@ def test_a_day_is_told_in_notes_and_events_and_nothing_twice(place: Place) -> No
     assert ("pruned", api, "pruned") in told
     assert {event for event, _, _ in told} == {"failed", "pruned", "synced"}
     # What was not worth a write of its own is not lost at the end.
-    assert place.events()["web", "DriftHealed"] == 2
+    assert place.events()["web", "DriftHealed"] == 3
 
     count, before = len(place.told()), place.events()
     with place.agent():

@@ -460,7 +460,9 @@ def test_a_force_push_is_deployed_and_what_cannot_be_read_changes_nothing(
     assert sync(repository).code == 0
     del files["old.yaml"]
     commit(repository, files, parent="")
-    assert sync(repository).code == 0
+    ended = sync(repository)  # what it removed is not known from its history
+    assert (ended.code, "Allow-Prune: 1" in ended.out) == (1, True)
+    assert sync(repository, "--allow-prune=1").code == 0
     assert fleet.get(KIND, "old") is None
     git(repository, "update-ref", "-d", "refs/heads/main")
     for source, arguments in (

@@ -27,10 +27,19 @@ class Guarded:
         books = self.books = Books(None, clock=lambda: NOW)
         mine = Identity("fleet", Fingerprint("/fleet"), "default")
         books.open(mine, revision="", live=lambda: dict.fromkeys(FLEET, "fleet.yaml"))
-        self.again = lambda: PruneGuard(
-            view, CONTEXT, loaded, books, selects=lambda _: True, allowed=self._allowed
-        )
+        self._view, self._loaded = view, loaded
         self.guard = self.again()
+
+    def again(self) -> PruneGuard:
+        """A guard that remembers nothing but the record."""
+        return PruneGuard(
+            self._view,
+            CONTEXT,
+            self._loaded,
+            self.books,
+            selects=lambda _: True,
+            allowed=self._allowed,
+        )
 
     def _allowed(self, count: int, under_way: int) -> Allowance | None:
         self.asked.append((count, under_way))
