@@ -17,8 +17,10 @@ from gitops_mcp.model import Loaded, ServerKey, SourceFile
 MIB = 1 << 20
 SIZE = MIB // 4
 """Characters of each file here: enough to tell what does not grow with the length."""
-SECONDS = 2.0
-"""Of processor time for such a file. It takes about 0.3."""
+SECONDS = 20.0
+"""Of processor time for such a file. It takes about 0.3, under coverage on a busy machine up to 3;
+what grows with the square of the length, or worse, takes minutes to hours. `make fuzz` keeps the
+bar of a second."""
 PART = SIZE // 4
 """What is traced takes ten times as long."""
 MEMORY = 64 * PART + MIB
