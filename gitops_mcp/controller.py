@@ -424,8 +424,11 @@ class Controller:
 
     def _enforced(self, key: ServerKey | None) -> bool:
         """Record that the commit is enforced to its end, once it is; False: that failed."""
+        guard = self._guard
         with self._lock:
-            source, guard = self._owed, self._guard
+            if self._owed is None and guard is not None and guard.recreated:
+                self._owed = self._aimed  # what was recreated since counts until this is recorded
+            source = self._owed
             ended = source is not None and source is self._aimed and not self._open
         if source is None or guard is None or not ended or not self._leads(False):
             return True

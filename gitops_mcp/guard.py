@@ -63,6 +63,11 @@ class PruneGuard:
         with self._lock:
             return frozenset(self._held)
 
+    @property
+    def recreated(self) -> bool:
+        """Was any server recreated since a commit was recorded as enforced to its end?"""
+        return bool(self._recreated) and self._books.recreates
+
     def holds_back(self) -> bool:
         """Is anything held back, or not decided yet, also outside of what the run is about? What
         went since, or was suspended, is not."""

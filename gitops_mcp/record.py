@@ -429,6 +429,13 @@ class Books:
         with self._lock:
             self._write(self.record.releasing(keys, spent))
 
+    @property
+    def recreates(self) -> bool:
+        """Does the record count recreates? Once nothing is held back they count no longer."""
+        return self._record is not None and any(
+            entry.recreated for entry in self._record.servers.values()
+        )
+
     def recreate(self, key: ServerKey) -> None:
         """Record that a server is recreated, before it is. Raises KubeError."""
         with self._lock:
