@@ -545,6 +545,8 @@ def test_a_user_who_may_only_read_gets_a_full_diff(
             {"apiGroups": ["mcp.example.com"], "resources": ["mcpservers"], "verbs": reads},
             {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": reads},
             {"apiGroups": [""], "resources": ["services", "pods", "namespaces"], "verbs": reads},
+            {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get"]},
+            {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": reads},
             {
                 "apiGroups": ["apiextensions.k8s.io"],
                 "resources": ["customresourcedefinitions"],

@@ -11,7 +11,7 @@ from stories.conftest import Ground, ground
 from stories.telling import Story
 from truth import generating
 
-from gitops_mcp import planning
+from gitops_mcp import install, planning
 from gitops_mcp.model import ObjectRef
 
 __all__ = ["ground"]
@@ -34,7 +34,9 @@ def applied(
     namespace = "truth"
     ground.hand.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
     story = Story(ground.kubeconfig, ground.hand, tmp_path_factory.mktemp("fleet"), namespace)
-    if ground.name == "plane":  # else no pod can be made
+    if ground.name == "plane":
+        story.lease_namespace = install.NAMESPACE  # where the agent's account may write
+        # else no pod can be made
         account = ObjectRef("v1", "ServiceAccount", namespace, "default")
         story.until(lambda: ground.hand.get(account), "the namespace's account")
     story.commit(fleet.files)
