@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -92,4 +93,8 @@ def test_servers_are_run_changed_scaled_and_removed_by_kubectl_alone(
     for transport, script in ended.items():
         assert script.returncode == 0, f"{transport}: {script.stdout}{script.stderr}\nagent: {log}"
         assert script.stdout.splitlines()[-1].startswith(f"by-{transport} is gone")
-    assert "warning" not in log
+    # What the script undoes again and again is healed a little later each time: the server may not
+    # be ready meanwhile.
+    lines = [json.loads(line) for line in log.splitlines()]
+    warned = {line["message"] for line in lines if line["level"] in ("warning", "error")}
+    assert warned <= {"no longer ready"}
