@@ -8,7 +8,7 @@ watched, nothing outside of it but the agent's own lease.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from gitops_mcp import crd, serverschema
@@ -245,41 +245,22 @@ def _policy(wanted: Installation) -> Iterator[JsonObject]:
     """Against ``kubectl delete --cascade=foreground``: it takes the children at once, whatever
     finalizers say. One policy for all agents, a binding for each."""
     users = ", ".join(f"'{user}'" for user in COLLECTORS)
-    yield {
-        "apiVersion": _ADMISSION,
-        "kind": "ValidatingAdmissionPolicy",
-        "metadata": {"name": _POLICY, "labels": {LABEL_APP: APP}},
-        "spec": {
-            "failurePolicy": "Fail",
-            "matchConstraints": {
-                "resourceRules": [
-                    {
-                        "apiGroups": [GROUP],
-                        "apiVersions": [VERSION],
-                        "operations": ["DELETE"],
-                        "resources": [PLURAL],
-                        "scope": "Namespaced",
-                    }
-                ]
-            },
-            "matchConditions": [
-                {
-                    "name": "not-the-garbage-collector",
-                    "expression": f"!(request.userInfo.username in [{users}])",
-                }
-            ],
-            "validations": [
-                {
-                    "expression": "!has(request.options.propagationPolicy) || "
-                    "request.options.propagationPolicy != 'Foreground'",
-                    "message": "foreground deletion takes a server's pods before its sessions are "
-                    "drained; delete it in the background (kubectl's default), or with "
-                    "--cascade=orphan to keep it running",
-                    "reason": "Forbidden",
-                }
-            ],
-        },
-    }
+    message = (
+        "foreground deletion takes a server's pods before its sessions are "
+        "drained; delete it in the background (kubectl's default), or with "
+        "--cascade=orphan to keep it running"
+    )
+    background = (
+        "!has(request.options.propagationPolicy) || "
+        "request.options.propagationPolicy != 'Foreground'"
+    )
+    yield _admission_policy(
+        _POLICY,
+        operations=["DELETE"],
+        resources=[PLURAL],
+        applies=("not-the-garbage-collector", f"!(request.userInfo.username in [{users}])"),
+        messages={background: message},
+    )
     yield _binding(wanted, _POLICY, wanted.name)
 
 
@@ -311,10 +292,34 @@ def _ownership(wanted: Installation) -> Iterator[JsonObject]:
     )
     before = f"(oldObject == null ? 0 : ({entries.format('oldObject')}))"
     rules[f"({entries.format('object')}) <= {before}"] = f"an Apply entry of {FIELD_MANAGER}"
-    yield {
+    yield _admission_policy(
+        OWNERSHIP_POLICY,
+        operations=["CREATE", "UPDATE"],
+        resources=[PLURAL, f"{PLURAL}/status"],
+        applies=("not-who-may-sync", f"!{permission}.check('{SYNC}').allowed()"),
+        messages={
+            expression: f"gitops-mcp writes {what}: to do so {hint}"
+            for expression, what in rules.items()
+        },
+    )
+    yield _binding(wanted, OWNERSHIP_POLICY, f"{wanted.name}-ownership")
+
+
+def _admission_policy(
+    name: str,
+    *,
+    operations: list[str],
+    resources: list[str],
+    applies: tuple[str, str],
+    messages: Mapping[str, str],
+) -> JsonObject:
+    """A policy over MCPServers. ``applies`` is the name and the CEL of the condition under which it
+    is asked at all; ``messages`` are what must hold, as CEL, and what is said where it does not."""
+    condition, expression = applies
+    return {
         "apiVersion": _ADMISSION,
         "kind": "ValidatingAdmissionPolicy",
-        "metadata": {"name": OWNERSHIP_POLICY, "labels": {LABEL_APP: APP}},
+        "metadata": {"name": name, "labels": {LABEL_APP: APP}},
         "spec": {
             "failurePolicy": "Fail",
             "matchConstraints": {
@@ -322,29 +327,19 @@ def _ownership(wanted: Installation) -> Iterator[JsonObject]:
                     {
                         "apiGroups": [GROUP],
                         "apiVersions": [VERSION],
-                        "operations": ["CREATE", "UPDATE"],
-                        "resources": [PLURAL, f"{PLURAL}/status"],
+                        "operations": operations,
+                        "resources": resources,
                         "scope": "Namespaced",
                     }
                 ]
             },
-            "matchConditions": [
-                {
-                    "name": "not-who-may-sync",
-                    "expression": f"!{permission}.check('{SYNC}').allowed()",
-                }
-            ],
+            "matchConditions": [{"name": condition, "expression": expression}],
             "validations": [
-                {
-                    "expression": expression,
-                    "message": f"gitops-mcp writes {what}: to do so {hint}",
-                    "reason": "Forbidden",
-                }
-                for expression, what in rules.items()
+                {"expression": must, "message": message, "reason": "Forbidden"}
+                for must, message in messages.items()
             ],
         },
     }
-    yield _binding(wanted, OWNERSHIP_POLICY, f"{wanted.name}-ownership")
 
 
 def _value(part: str, key: str) -> str:
