@@ -127,7 +127,35 @@ class Seen:
     authorization: str | None
 
 
-class GitServer:
+class Serving:
+    """An HTTP server on 127.0.0.1 that lives as long as its ``with``."""
+
+    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+        self.address = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Close the port."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class GitServer(Serving):
     """``git http-backend`` on 127.0.0.1, serving the bare repositories of a folder.
 
     With ``password``, requests need it (any user name). ``redirect`` sends every request on to
@@ -157,30 +185,17 @@ class GitServer:
 
             do_POST = do_GET
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        super().__init__(Handler)
+        self.url = self.address
         if tls is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(tls)
             self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
             self.url = f"https{self.url.removeprefix('http')}"
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def end(self) -> None:
         self._closed.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().end()
 
     def _serve(self, request: BaseHTTPRequestHandler, folder: Path, redirect: str) -> None:
         authorization = request.headers.get("Authorization")
@@ -249,7 +264,7 @@ ADVERTISED = packet("# service=git-upload-pack\n") + b"0000"
 """What a server's list of refs begins with."""
 
 
-class OddServer:
+class OddServer(Serving):
     """A server on 127.0.0.1 that answers each request with ``answer`` in chunks of its own making,
     as ``kind``, until nobody listens."""
 
@@ -280,24 +295,8 @@ class OddServer:
 
             do_POST = do_GET
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/fleet.git"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__init__(Handler)
+        self.url = f"{self.address}/fleet.git"
 
 
 def _body(request: BaseHTTPRequestHandler) -> bytes:
