@@ -557,7 +557,6 @@ class Agent:
     def poke(self) -> None:
         """Look at git now, or ``POKES`` seconds after the last look began; while it is looked at,
         once more after that."""
-        self._repository.hurry()
         wait = self._pokes.ask()
         if wait is not None:
             self._hurry("poll", timedelta(seconds=wait))
@@ -717,6 +716,7 @@ class Agent:
         self._heartbeat = time.monotonic()
         if self._leader.holds and self._leader.request not in ("", self._requested):
             self._requested = self._leader.request
+            self._repository.hurry()
             self.poke()
 
     def _heard(self, place: Place, error: KubeError | None) -> None:
@@ -750,6 +750,7 @@ class Agent:
         verdict = webhook.verify(headers, body, self._webhook_secret())
         self._metrics.webhook(verdict.name)
         if verdict is Verdict.PUSH:
+            self._repository.nudge()  # and no more: it may be replayed for ever
             self.poke()
         return verdict.value
 

@@ -54,13 +54,14 @@ class Empty(Nothing):
 
 class Patience:
     """Keeps a fetch that fails from being tried at each look: the wait doubles each time. What the
-    server offers anew, and ``hurry``, end it."""
+    server offers anew, and ``hurry``, end it; ``nudge`` halves it."""
 
     def __init__(self) -> None:
         self._offer: Mapping[str, str] = {}
         self._error: SourceError | None = None
         self._failures = 0
-        self._until = 0.0
+        self._since = self._until = 0.0
+        self._nudged = False
 
     def check(self, offer: Mapping[str, str]) -> None:
         """Raise the last error again where it is too early for another try."""
@@ -72,11 +73,18 @@ class Patience:
         first, longest = limits.GIT_RETRY_SECONDS
         wait = min(first * 2 ** min(self._failures - 1, 20), longest)
         # Jitter, so that many agents of one server do not come together.
-        self._until = time.monotonic() + wait * random.uniform(0.5, 1)  # noqa: S311 - no secret
-        self._offer, self._error = offer, error
+        self._since = time.monotonic()
+        self._until = self._since + wait * random.uniform(0.5, 1)  # noqa: S311 - no secret
+        self._offer, self._error, self._nudged = offer, error, False
 
     def hurry(self) -> None:
+        """End the wait: for whoever may ask as often as they like."""
         self._until = 0.0
+
+    def nudge(self) -> None:
+        """Halve the wait, once for each failure: for whoever may ask for ever."""
+        if not self._nudged:
+            self._until, self._nudged = (self._since + self._until) / 2, True
 
     def went_well(self) -> None:
         self._error, self._failures = None, 0

@@ -736,6 +736,12 @@ class Repository:
         if self._mirror is not None:
             self._mirror.patience.hurry()
 
+    def nudge(self) -> None:
+        """Have what failed before be tried after half its wait; once for each failure, however
+        often this is called."""
+        if self._mirror is not None:
+            self._mirror.patience.nudge()
+
     def poll(self) -> Poll:
         """Look for a new commit; a URL is asked once and, where it moved, fetched.
 

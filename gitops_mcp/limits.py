@@ -31,7 +31,8 @@ own."""
 GIT_WORDS = 64 * KIB
 """The end of git's and ssh's error output. What comes before that is forgotten."""
 GIT_RETRY_SECONDS = (5.0, 300.0)
-"""The wait after a first failed fetch, doubled by each further one, and its maximum."""
+"""The wait after a first failed fetch, doubled by each further one, and its maximum. A webhook
+halves it, once for each failure."""
 
 MIRROR = 768 * MIB
 """The copy of a URL's repository: as much as a fetch may bring. The agent's volume has 1 GiB."""

@@ -2,8 +2,8 @@
 
 Receives a request's headers and raw body, returns a ``Verdict``. Pure: it opens nothing and says
 nothing. The body of a genuine request is parsed only where its headers do not tell whether it is a
-push, and nothing else in it counts; a push only wakes the next look at git, which makes a replayed
-or belated one harmless.
+push, and nothing else in it counts. A push only wakes the next look at git, and halves the wait
+after a fetch that failed, once for each failure: a replayed or belated one is harmless.
 """
 
 from __future__ import annotations

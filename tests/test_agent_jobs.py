@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -9,12 +10,14 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta, tzinfo
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from gitfixtures import GitServer, bare, commit
 
-from gitops_mcp import agent, endpoints, manifests
+from gitops_mcp import agent, endpoints, gitrepo, limits, manifests
 from gitops_mcp.agent import Agent, Every, Pace, Periods
 from gitops_mcp.errors import GitOpsError, Transient
 from gitops_mcp.metrics import Metrics
@@ -28,22 +31,21 @@ HOUR = timedelta(hours=1)
 class Idle(Agent):
     """Nothing but its looks at git; ``last`` is called at the very end of each."""
 
-    def __init__(self) -> None:
+    def __init__(self, repository: gitrepo.Repository | None = None) -> None:
         self.looks = 0
         self.last: Callable[[], None] = lambda: None
         found = SimpleNamespace(kind="unchanged", error=None)
-        repository = SimpleNamespace(
-            notes=lambda *_, **__: None, poll=lambda: found, hurry=lambda: None
-        )
+        idle = SimpleNamespace(notes=lambda *_, **__: None, poll=lambda: found)
         super().__init__(
             SourceOptions(cluster="test"),
-            cast("Any", repository),
+            cast("Any", repository or idle),
             cast("Any", SimpleNamespace(source_id="default")),
             cast("Any", SimpleNamespace(namespace="context")),
             Wishes(),
             cache=manifests.Cache(),
             periods=Periods(HOUR, HOUR),
             listen=":0",
+            webhook_secret=lambda: b"secret",
             metrics=Metrics(),
         )
         for job in self._scheduler.get_jobs():
@@ -59,6 +61,31 @@ class Idle(Agent):
             self.last()
 
         return run
+
+
+def test_a_webhook_that_is_replayed_does_not_have_a_fetch_that_fails_repeated_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = bare(tmp_path / "fleet.git")
+    commit(repository, {"web.yaml": "kind: Web"})
+    monkeypatch.setattr(limits, "GIT_RETRY_SECONDS", (1.0, 300.0))
+    delivery = {"X-Gitlab-Token": "secret", "X-Gitlab-Event": "Push Hook"}
+    with (
+        GitServer(repository.parent) as server,
+        gitrepo.open_source(f"{server.url}/{repository.name}") as opened,
+    ):
+        opened.poll()
+        commit(repository, {f"{n}.bin": os.urandom(9000) for n in range(200)})
+        server.cut = 0.75
+        agent, fetches, end = Idle(opened), 0, time.monotonic() + 1.0
+        while time.monotonic() < end:
+            server.seen.clear()
+            assert agent._on_webhook(delivery, b"") == 202
+            agent._poll()
+            asked = sum(request.path.endswith("/git-upload-pack") for request in server.seen)
+            fetches += asked > 1  # the first asks what there is
+            time.sleep(0.02)
+    assert 2 <= fetches <= 3  # after 0 s, after 0.25 s at least, and after 0.75 s at least
 
 
 def test_a_push_at_the_very_end_of_a_look_at_git_is_not_lost() -> None:

@@ -271,7 +271,7 @@ def test_a_fetch_that_breaks_leaves_nothing_and_is_not_repeated_at_once(
             fetched = sum(request.path.endswith("/git-upload-pack") for request in server.seen)
             assert (fetched > 2) == (attempt == 0)
             assert leftovers(opened) == []
-        opened.hurry()  # a webhook
+        opened.hurry()  # somebody who asks for it
         server.seen.clear()
         with pytest.raises(Unanswered):
             opened.poll()
@@ -324,6 +324,9 @@ def test_the_wait_after_a_failed_fetch_grows() -> None:
     with pytest.raises(SourceError):
         patience.check({"HEAD": "a"})
     patience.check({"HEAD": "b"})
+    for _ in range(9):
+        patience.nudge()  # a webhook, replayed
+        assert 70 < patience._until - time.monotonic() <= 150
     patience.hurry()
     patience.check({"HEAD": "a"})
 
