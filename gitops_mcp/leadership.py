@@ -18,12 +18,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from gitops_mcp.errors import KubeError, LeaseLost, Permanent
+from gitops_mcp.errors import KubeError, LeaseLost, Permanent, UsageError
 from gitops_mcp.model import (
     ANNOTATION_RECONCILE,
+    API_VERSION,
     FIELD_MANAGER,
     GROUP,
+    KIND,
     LABEL_MANAGED_BY,
+    LABEL_SOURCE,
     JsonObject,
     ObjectRef,
 )
@@ -275,6 +278,37 @@ def find_leases(cluster: Cluster, *source_ids: str, given: str | None = None) ->
                 leases += [lease] if lease is not None else []
     seen = [lease for lease in leases if _source_of(lease["metadata"]["name"]) in source_ids]
     return FoundLeases(seen, everywhere)
+
+
+def belongs_to(server: JsonObject, source_id: str | None) -> bool:
+    """Does the MCPServer bear the label of this source? None stands for every source."""
+    labels = server["metadata"].get("labels") or {}
+    return source_id is None or labels.get(LABEL_SOURCE) == source_id
+
+
+def expect_source(cluster: Cluster, source_id: str) -> None:
+    """Raise UsageError for an id that no Lease and no MCPServer of the cluster bears. Who may not
+    list both everywhere cannot know, and is believed."""
+    known: set[str] = set()
+    try:
+        for version, kind, selector in (
+            ("coordination.k8s.io/v1", "Lease", f"{LABEL_MANAGED_BY}={FIELD_MANAGER}"),
+            (API_VERSION, KIND, LABEL_SOURCE),
+        ):
+            bodies, _ = cluster.list(version, kind, None, label_selector=selector)
+            metadata = [body["metadata"] for body in bodies]
+            known |= (
+                {each["labels"][LABEL_SOURCE] for each in metadata}
+                if kind == KIND
+                else {_source_of(n) for each in metadata if (n := each["name"]).startswith(PREFIX)}
+            )
+            if source_id in known:
+                return
+    except Permanent:
+        return
+    listed = sorted(known - {CLUSTER_SOURCE})
+    hint = f"known are: {', '.join(listed)}" if listed else "no source has written to it yet"
+    raise UsageError(f"the cluster knows no source {source_id!r}", hint=hint)
 
 
 def _source_of(name: str) -> str:

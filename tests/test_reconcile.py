@@ -168,6 +168,51 @@ def test_without_a_name_all_are_asked(place: Place, everywhere: bool) -> None:
     )
 
 
+def test_only_the_servers_of_the_source_are_asked(place: Place) -> None:
+    for name, source in (("web", place.name), ("theirs", f"other-{place.name}")):
+        place.server(name, source)  # nobody runs the other source
+    place.lease()
+    with place.answering(place.answer):
+        ended = place.run("reconcile", "-A", "--source-id", place.name)
+        assert (ended.code, ended.out) == (0, f"{place.name}/web Ready: it is ready\n")
+    assert place.asked("theirs") is None
+    ended = place("theirs", "--source-id", place.name)
+    assert ended.code == 2
+    assert f"mcpserver \"theirs\" of source '{place.name}' not found" in ended.error
+    ended = place("--source-id", "misspelt")
+    assert (ended.code, place.name in ended.error) == (2, True)
+
+
+def test_status_of_a_source_shows_its_servers_only(place: Place) -> None:
+    other = f"other-{place.name}"
+    for name, source in (("web", place.name), ("theirs", other), ("by-hand", "")):
+        place.server(name, source)
+    for where in (["-A"], ["-n", place.name]):
+        heading, *rows = place.run("status", *where, "--source-id", other).out.splitlines()
+        assert heading.startswith(f"source {other}, ")
+        assert ["theirs" in row for row in rows] == [False, True]
+    listed = place.run("status", "-A", "-o", "json", "--source-id", other).json
+    assert [item["metadata"]["name"] for item in listed["items"]] == ["theirs"]
+    assert len(place.run("status", "-n", place.name).out.splitlines()) == 5  # of all sources
+    ended = place.run("status", "web", "-n", place.name, "--source-id", other)
+    assert (ended.code, f"\"web\" of source '{other}' not found" in ended.err) == (1, True)
+    ended = place.run("status", "-n", "no-such-place", "--source-id", other)
+    assert (ended.code, f"no servers of source '{other}' found" in ended.err) == (0, True)
+
+
+def test_a_source_that_the_cluster_does_not_know_is_an_error_that_lists_those_it_knows(
+    place: Place,
+) -> None:
+    place.server("web", f"by-label-{place.name}")
+    place.lease(source=f"by-lease-{place.name}", area="some")
+    for how in ([], ["--watch"], ["-o", "json"]):
+        ended = place.run("status", "-A", "--source-id", "misspelt", *how)
+        assert (ended.code, ended.out) == (2, "")
+        assert "the cluster knows no source 'misspelt'" in ended.error
+        assert f"by-label-{place.name}" in ended.error
+        assert f"by-lease-{place.name}" in ended.error
+
+
 def test_a_server_that_fails_or_goes_has_answered_too(place: Place) -> None:
     for name in ("bad", "gone"):
         place.server(name)

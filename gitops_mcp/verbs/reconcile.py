@@ -41,6 +41,7 @@ Examples:
   gitops-mcp reconcile -A --timeout 5m
   gitops-mcp reconcile --source        read git now, without waiting for the interval
   gitops-mcp reconcile --source -A     read git, then reconcile every server
+  gitops-mcp reconcile -A --source-id team-a     only the servers of this source
 \b
 Exit codes: 0 answered, 1 git cannot be read or a server of git is missing, 2 no answer.
 """,
@@ -50,7 +51,12 @@ Exit codes: 0 answered, 1 git cannot be read or a server of git is missing, 2 no
 @options.namespace
 @options.option("-A", "--all-namespaces", is_flag=True, help="The servers of all namespaces.")
 @options.option("--source", is_flag=True, help="Have the agent read git now, before any servers.")
-@options.option("--source-id", metavar="ID", help="The source that is asked  [default: default]")
+@options.option(
+    "--source-id",
+    metavar="ID",
+    help="Only this source: its servers, and what --source reads  "
+    "[default: all servers; --source reads default]",
+)
 @options.option(
     "--timeout",
     type=options.Duration(),
@@ -75,7 +81,7 @@ def command(
     Failed requests are retried at once and each server gets a new handshake before the agent
     answers. With --source the agent reads git first; without NAME and -A it only reads git.
     """
-    from gitops_mcp import pipeline, reports
+    from gitops_mcp import leadership, pipeline, reports
     from gitops_mcp.terminal import Terminal
 
     terminal = Terminal(common)
@@ -87,10 +93,12 @@ def command(
             return 1
         if not (names or all_namespaces or not source):
             return 0
+        if source_id is not None:
+            leadership.expect_source(cluster, source_id)
         missing = _missing(cluster, names, where, source_id or "default")
         left = set(names) - {one.server.partition("/")[2] for one in missing}
         if left or not names:
-            _reconcile(cluster, left, where, timeout, terminal, quiet=common.quiet)
+            _reconcile(cluster, left, where, source_id, timeout, terminal, quiet=common.quiet)
         for one in missing:
             click.echo(reports.missing(one, style=terminal.style), nl=False)
     finally:
@@ -150,22 +158,26 @@ def _reconcile(
     cluster: Cluster,
     names: Collection[str],
     namespace: str | None,
+    source_id: str | None,
     timeout: timedelta,
     terminal: Terminal,
     *,
     quiet: bool,
 ) -> None:
-    from gitops_mcp import reports
+    """Ask the chosen servers, those of one source if ``source_id`` is given, and print answers."""
+    from gitops_mcp import leadership, reports
     from gitops_mcp.errors import UsageError
     from gitops_mcp.model import API_VERSION, KIND
 
     servers, version = cluster.list(API_VERSION, KIND, namespace)
-    chosen = [body for body in servers if not names or body["metadata"]["name"] in names]
+    ours = (body for body in servers if leadership.belongs_to(body, source_id))
+    chosen = [body for body in ours if not names or body["metadata"]["name"] in names]
+    whose = "" if source_id is None else f" of source {source_id!r}"
     place = f" in namespace {namespace}" if namespace else ""
     if missing := sorted(set(names) - {body["metadata"]["name"] for body in chosen}):
-        raise UsageError(f'mcpserver "{missing[0]}" not found{place}')
+        raise UsageError(f'mcpserver "{missing[0]}"{whose} not found{place}')
     if not chosen:
-        terminal.say(f"no servers found{place}")
+        terminal.say(f"no servers{whose} found{place}")
         return
     _expect_agents(cluster, chosen, terminal)
     request = _request(cluster, chosen)

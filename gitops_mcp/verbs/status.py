@@ -30,6 +30,7 @@ Examples:
   gitops-mcp status -A                                 every server of the cluster
   gitops-mcp status grafana -n ai -o wide
   gitops-mcp status -A --watch
+  gitops-mcp status -A --source-id team-a              the servers of one source only
   gitops-mcp status -o json | jq '.items[].status.phase'
 \b
 Exit codes: 0 done, 1 a server of git is missing or a named one was not found, 2 could not run.
@@ -41,7 +42,10 @@ Exit codes: 0 done, 1 a server of git is missing or a named one was not found, 2
 @options.option("-A", "--all-namespaces", is_flag=True, help="The servers of all namespaces.")
 @options.option("-w", "--watch", is_flag=True, help="Go on, and print the table at each change.")
 @options.option(
-    "--source-id", metavar="ID", help="Whose agent and revision to show  [default: default]"
+    "--source-id",
+    metavar="ID",
+    help="Only the servers of this source, under its agent and revision  "
+    "[default: all servers, under source default]",
 )
 @options.output("wide", "json", "yaml")
 @options.common
@@ -56,15 +60,17 @@ def command(
     common: options.CommonOptions,
 ) -> int:
     """Show the servers of the cluster: phase, replicas, endpoint, revision."""
-    from gitops_mcp import pipeline
+    from gitops_mcp import leadership, pipeline
     from gitops_mcp.terminal import Terminal
 
     terminal = Terminal(common)
     cluster = pipeline.connect(connection, warn=terminal.warn, notice=terminal.notice)
     names, namespace = options.one_namespace(names, namespace)
     where = None if all_namespaces else namespace or cluster.namespace
-    shown = _Shown(cluster, terminal, names, where, source_id or "default", output)
+    shown = _Shown(cluster, terminal, names, where, source_id, output)
     try:
+        if source_id is not None:
+            leadership.expect_source(cluster, source_id)
         return shown.watch() if watch else shown.once()
     except KeyboardInterrupt:
         if not watch:
@@ -83,32 +89,36 @@ class _Shown:
         terminal: Terminal,
         names: tuple[str, ...],
         namespace: str | None,
-        source_id: str,
+        source_id: str | None,
         output: str,
     ) -> None:
         self._cluster = cluster
         self._terminal = terminal
         self._names = names
         self._namespace = namespace
-        self._source_id = source_id
+        self._only = source_id
+        """The source whose servers are shown; None for those of all sources."""
+        self._source_id = source_id or "default"
         self._output = output
         self._missing: tuple[Missing, ...] = ()
         """Servers of this choice that git holds and the cluster lacks."""
 
     def once(self) -> int:
+        from gitops_mcp import leadership
         from gitops_mcp.model import API_VERSION, KIND
 
         servers, _ = self._cluster.list(API_VERSION, KIND, self._namespace)
         found = self._chosen(servers)
         self._print(found)
-        if not servers and not self._missing:
+        whose = "" if self._only is None else f" of source {self._only!r}"
+        if not self._missing and not any(leadership.belongs_to(s, self._only) for s in servers):
             place = f"in namespace {self._namespace}" if self._namespace else "in any namespace"
-            self._terminal.say(f"no servers found {place}")
+            self._terminal.say(f"no servers{whose} found {place}")
         told = {body["metadata"]["name"] for body in found}
         told |= {one.server.partition("/")[2] for one in self._missing}
         missing = set(self._names) - told
         for name in sorted(missing):
-            self._terminal.warn(f'mcpserver "{name}" not found')
+            self._terminal.warn(f'mcpserver "{name}"{whose} not found')
         return 1 if missing or self._missing else 0
 
     def watch(self) -> int:
@@ -147,7 +157,10 @@ class _Shown:
             self._terminal.warn(error.message)
 
     def _chosen(self, servers: list[JsonObject]) -> list[JsonObject]:
-        chosen = [s for s in servers if not self._names or s["metadata"]["name"] in self._names]
+        from gitops_mcp import leadership
+
+        ours = (s for s in servers if leadership.belongs_to(s, self._only))
+        chosen = [s for s in ours if not self._names or s["metadata"]["name"] in self._names]
         return sorted(chosen, key=_name)
 
     def _print(self, servers: list[JsonObject]) -> None:
