@@ -9,18 +9,20 @@ block stands until its number is released or git takes the servers back.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
 from gitops_mcp import planning, shutdown
 from gitops_mcp.errors import GitOpsError
 from gitops_mcp.model import Context, JsonObject, Loaded, Problem, ServerKey
-from gitops_mcp.record import Books
+from gitops_mcp.record import Books, Entry
 from gitops_mcp.view import View
 
 Allowed = Callable[[int, int], planning.Allowance | None]
 """What is allowed, told how many prunes are asked for and how many were begun before."""
+_Servers = Mapping[ServerKey, Entry]
+"""Those of the record, taken once for each judgement: another thread may write the record."""
 
 
 class PruneGuard:
@@ -74,9 +76,10 @@ class PruneGuard:
         with self._lock:
             if any(self._view.resource(key) is not None for key in self._kept):
                 return True
+            servers = self._books.record.servers
             return any(
-                self._is_candidate(key, cr) and key not in self._pruned
-                for key, cr in self._live().items()
+                self._is_candidate(key, cr, servers) and key not in self._pruned
+                for key, cr in self._live(servers).items()
             )
 
     def strange(self, key: ServerKey) -> bool:
@@ -92,12 +95,15 @@ class PruneGuard:
         """Why the server is kept that git no longer holds; "" where it may go, or where nobody
         would prune it."""
         cr = self._view.resource(key)
-        if cr is None or not (self._selects(key) and self._is_candidate(key, cr)):
-            return "" if cr is None else self._remains(key, cr)
+        if cr is None:
+            return ""
+        servers = self._books.record.servers
+        if not (self._selects(key) and self._is_candidate(key, cr, servers)):
+            return self._remains(key, cr)
         with self._lock:
             trouble = ""
             if key not in self._held and key not in self._pruned:
-                trouble = self._judge()
+                trouble = self._judge(servers)
             return trouble or self._held.get(key, "")
 
     def recreate(self, key: ServerKey) -> str:
@@ -111,7 +117,7 @@ class PruneGuard:
             down = {*self._pruned, *recreated, key}
             # How many they will be nobody knows before the last of them, so what is allowed is
             # enough as long as it is not exceeded.
-            reason, _ = self._word(down, len(self._ours() | down), exactly=False)
+            reason, _ = self._word(down, len(self._ours(servers) | down), exactly=False)
             if not reason:
                 try:
                     self._books.recreate(key)  # a restart must not begin to count anew
@@ -123,12 +129,18 @@ class PruneGuard:
                 self._kept.add(key)
             return reason
 
-    def _judge(self) -> str:
+    def _judge(self, servers: _Servers) -> str:
         """The guard's word on all candidates at once: their number counts. Returns why a release
         could not be recorded: it is asked again then."""
         loaded = self._loaded
-        candidates = self._candidates() - self._pruned
-        released = {key for key in candidates if self._books.record.servers[key].released}
+        live = self._live(servers)
+        candidates = {
+            key
+            for key, cr in live.items()
+            if self._selects(key) and self._is_candidate(key, cr, servers)
+        }
+        candidates -= self._pruned
+        released = {key for key in candidates if servers[key].released}
         self._pruned |= released
         candidates -= released
         allowance: planning.Allowance | None = None
@@ -140,12 +152,12 @@ class PruneGuard:
             down = candidates | self._pruned
             under_way = sum(
                 key not in loaded.servers and key not in down and shutdown.under_way(cr)
-                for key, cr in self._live().items()
+                for key, cr in live.items()
             )
             empty = not loaded.servers and not loaded.protected
             reason, allowance = self._word(
                 down,
-                len(self._ours() | down),
+                len(self._ours(servers) | down),
                 empty=empty,
                 under_way=under_way,
                 unknown=self._unknown(),
@@ -186,16 +198,12 @@ class PruneGuard:
             allowed = replace(allowed, count=min(allowed.count, len(down)))
         return guard(allowed=allowed), allowed
 
-    def _candidates(self) -> set[ServerKey]:
-        live = self._live().items()
-        return {key for key, cr in live if self._selects(key) and self._is_candidate(key, cr)}
-
-    def _is_candidate(self, key: ServerKey, cr: JsonObject) -> bool:
+    def _is_candidate(self, key: ServerKey, cr: JsonObject, servers: _Servers) -> bool:
         return (
             key not in self._loaded.servers
             and key not in self._loaded.protected
             and planning.prunable(cr, self._context)
-            and key in self._books.record.servers
+            and key in servers
             and not planning.outlives_git(cr)
             and self._standing(cr) is None
         )
@@ -215,14 +223,12 @@ class PruneGuard:
         place = f"{problem.file}:{problem.line}"
         return f"{place}: {problem.message}; remove the file to have the server removed"
 
-    def _ours(self) -> set[ServerKey]:
+    def _ours(self, servers: _Servers) -> set[ServerKey]:
         """The live servers of the last commit that was enforced to its end."""
-        servers = self._books.record.servers
-        return {key for key in self._live() if servers[key].enforced}
+        return {key for key in self._live(servers) if servers[key].enforced}
 
-    def _live(self) -> dict[ServerKey, JsonObject]:
+    def _live(self, servers: _Servers) -> dict[ServerKey, JsonObject]:
         """The MCPServers in the cluster that git has held for this source, and that are its own."""
-        servers = self._books.record.servers
         return {
             key: cr
             for key, cr in self._view.resources()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from test_engine import CONTEXT, NOW, WEB, cr
 
@@ -19,6 +21,7 @@ class Guarded:
 
     def __init__(self, allowance: Allowance | None = None, *, held: bool) -> None:
         self.asked: list[tuple[int, int]] = []
+        self.selects: Callable[[ServerKey], bool] = lambda _: True
         self._allowance = allowance
         view = View()
         for key in FLEET:
@@ -37,7 +40,7 @@ class Guarded:
             CONTEXT,
             self._loaded,
             self.books,
-            selects=lambda _: True,
+            selects=lambda key: self.selects(key),
             allowed=self._allowed,
         )
 
@@ -81,3 +84,26 @@ def test_prunes_need_their_very_number_allowed(count: int | None, goes: bool) ->
     assert [guarded.guard.prune(key) == "" for key in FLEET] == [goes] * 4
     assert guarded.asked[0] == (4, 0)
     assert guarded.guard.held == (frozenset() if goes else frozenset(FLEET))
+
+
+@pytest.mark.parametrize("moment", range(1, 5))
+def test_a_record_that_is_written_in_the_middle_of_a_judgement_does_not_change_it(
+    moment: int,
+) -> None:
+    guarded = Guarded(held=False)
+    mine = Identity("fleet", Fingerprint("/fleet"), "default")
+    looks = 0
+
+    def selects(_: ServerKey) -> bool:
+        nonlocal looks
+        looks += 1
+        if looks == moment:  # another thread
+            held = {WEB.key: "web.yaml"}
+            guarded.books.enforced(
+                mine, held, revision="c2", reaches=lambda *_: True, remains=lambda _: False
+            )
+        return True
+
+    guarded.selects = selects
+    assert "prune" in guarded.guard.prune(FLEET[0])
+    assert guarded.guard.held == frozenset(FLEET)
