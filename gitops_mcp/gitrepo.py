@@ -38,7 +38,7 @@ from gitops_mcp.gitcommand import (
 from gitops_mcp.gitcommand import Credentials as Credentials
 from gitops_mcp.gitmirror import REF_NAME, Absent, Empty, Mirror
 from gitops_mcp.gitnotes import Notes, Place, Upstream
-from gitops_mcp.model import GROUP, KIND, Revision, Snapshot, SourceFile
+from gitops_mcp.model import GROUP, KIND, LINK, SUBMODULE, Revision, Snapshot, SourceFile
 
 CONFIG_FILE = "gitops-mcp.yaml"
 VARS_FOLDER = "group_vars"
@@ -56,7 +56,7 @@ PEEKED = 100
 """Files that are out of sight and looked into at the same time."""
 
 _PLAIN_MODES = ("100644", "100755")
-_ODD_MODES = {"120000": "a symbolic link is not followed", "160000": "a submodule is not read"}
+_ODD_MODES = {"120000": LINK, "160000": SUBMODULE}
 _NARROW = "narrow the source with --path"
 _CLUSTER = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?=[A-Za-z0-9]))*")
 

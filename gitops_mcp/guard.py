@@ -15,7 +15,7 @@ from functools import partial
 
 from gitops_mcp import planning, shutdown
 from gitops_mcp.errors import GitOpsError
-from gitops_mcp.model import Context, JsonObject, Loaded, Problem, ServerKey
+from gitops_mcp.model import Context, JsonObject, Loaded, ServerKey
 from gitops_mcp.record import Books, Entry
 from gitops_mcp.view import View
 
@@ -205,23 +205,21 @@ class PruneGuard:
             and planning.prunable(cr, self._context)
             and key in servers
             and not planning.outlives_git(cr)
-            and self._standing(cr) is None
+            and not self._kept_by(cr)
         )
 
-    def _standing(self, cr: JsonObject) -> Problem | None:
-        """What is still in git where the server came from."""
-        return self._loaded.remains.of(planning.file_of(cr))
+    def _kept_by(self, cr: JsonObject) -> str:
+        """Why what is still in git where the server came from keeps it, or ""."""
+        return self._loaded.remains.keeps(planning.file_of(cr))
 
     def _remains(self, key: ServerKey, cr: JsonObject) -> str:
         """Why a server is kept that nobody has removed: it is no candidate, and does not count."""
-        problem = self._standing(cr)
         held = key in self._loaded.servers or key in self._loaded.protected
-        if problem is None or held or planning.outlives_git(cr):
+        if held or planning.outlives_git(cr):
             return ""
         if not (self._selects(key) and planning.prunable(cr, self._context)):
             return ""
-        place = f"{problem.file}:{problem.line}"
-        return f"{place}: {problem.message}; remove the file to have the server removed"
+        return self._kept_by(cr)
 
     def _ours(self, servers: _Servers) -> set[ServerKey]:
         """The live servers of the last commit that was enforced to its end."""

@@ -160,6 +160,10 @@ class Problem:
     severity: Severity = "error"
 
 
+LINK = "a symbolic link is not followed"
+SUBMODULE = "a submodule is not read"
+
+
 class Remains:
     """What is in a source at the paths of manifests, and gives no server.
 
@@ -189,6 +193,18 @@ class Remains:
             if form in self._near:
                 return self._problem(*self._near[form])
         return None
+
+    def keeps(self, file: str) -> str:
+        """Why the server of a manifest that gives none any more is kept, and what ends that; ""
+        where nothing of the manifest is left."""
+        problem = self.of(file)
+        if problem is None:
+            return ""
+        # A link or a submodule has no lines.
+        thing = {LINK: "link", SUBMODULE: "submodule"}.get(problem.message, "")
+        place = problem.file if thing else f"{problem.file}:{problem.line}"
+        remedy = f"remove the {thing or 'file'} to have the server removed"
+        return f"{place}: {problem.message}; {remedy}"
 
     @cached_property
     def _near(self) -> Mapping[str, tuple[str, int, str]]:

@@ -163,6 +163,23 @@ def test_what_is_still_in_a_work_tree_is_told(tmp_path: Path, case: Case) -> Non
     check(read(tmp_path).loaded, case)
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("a folder that is a submodule", "s: a submodule is not read; remove the submodule to"),
+        ("a folder that is a symbolic link", "s: a symbolic link is not followed; remove the link"),
+        ("emptied", "s/c.yaml:1: it holds no document; remove the file to have the server removed"),
+        ("removed", ""),
+    ],
+)
+def test_the_remedy_names_what_is_to_be_removed(tmp_path: Path, name: str, told: str) -> None:
+    folder = bare(tmp_path / "source.git")
+    commit(folder, FLEET)
+    commit(folder, CASES[name].files, modes=CASES[name].modes)
+    said = read(folder).loaded.remains.keeps(FILE)
+    assert said.startswith(told) if told else not said
+
+
 WARNED = [
     "a Git LFS pointer",
     "Ansible Vault",
