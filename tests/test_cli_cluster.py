@@ -379,6 +379,89 @@ def test_a_server_whose_file_became_a_pointer_stays_until_the_file_goes(fleet: F
     assert fleet.get(KIND, "more") is None
 
 
+def test_diff_says_the_same_of_a_commit_with_and_without_a_cluster(fleet: Fleet) -> None:
+    """What keeps a server though its manifest is gone, or leaves it alone though it is not."""
+
+    def server(name: str, **spec: object) -> str:
+        return manifest(name, None, **spec)
+
+    start = {
+        f"{name}.yaml": server(name) for name in ("emptied", "pointer", "text", "hidden", "goes")
+    }
+    start |= {"teams/linked.yaml": server("linked")}
+    start |= {
+        f"{name}.yaml": server(name, suspend=True)
+        for name in ("suspended-gone", "suspended-changed", "suspended-left-out")
+    }
+    start |= {"now-suspended.yaml": server("now-suspended")}
+    stays = json.loads(server("handed-over"))
+    stays["metadata"]["annotations"] = {"mcp.example.com/prune": "disabled"}
+    start |= {"handed-over.yaml": json.dumps(stays)}
+    commit_all(fleet.folder, start)
+    assert fleet("sync").code == 0
+    git(fleet.folder, "branch", "base")
+    text = "manifest: |\n" + "".join(f"  {line}\n" for line in server("text").splitlines())
+    lfs = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n"
+    changes: dict[str, str | None] = {"emptied.yaml": "", "pointer.yaml": lfs, "text.yaml": text}
+    changes |= {"hidden.yaml": None, "templates/hidden.yaml": server("hidden")}
+    changes |= dict.fromkeys(("goes.yaml", "suspended-gone.yaml", "handed-over.yaml"))
+    changes |= {"teams/linked.yaml": None}
+    for name, more in (
+        ("suspended-changed", {"suspend": True}),
+        ("suspended-left-out", {}),
+        ("now-suspended", {"suspend": True}),
+        ("suspended-new", {"suspend": True}),
+    ):
+        changes[f"{name}.yaml"] = server(name, port=9000, **more)
+    write(fleet.folder, changes)
+    (fleet.folder / "teams").rmdir()
+    (fleet.folder / "teams").symlink_to("elsewhere")
+    commit_all(fleet.folder, {})
+
+    def told(*more: str) -> dict[str, Any]:
+        found = fleet("diff", "-o", "json", *more)
+        assert found.code == 1, found.err
+        named = ("server", "action", "kind", "reason")
+        answer: dict[str, Any] = found.json
+        removals = {"git no longer holds it": ""}  # git alone needs no reason for one
+        return {
+            "changes": sorted(
+                [*(c[name] for name in named[:3]), removals.get(c["reason"], c["reason"])]
+                for c in answer["changes"]
+            ),
+            "skipped": answer["skipped"],
+            "summary": answer["summary"],
+        }
+
+    without = told("--base", "base")
+    assert without == told()
+    assert without["summary"] == {
+        "create": 1, "update": 2, "replace": 0, "delete": 1, "unchanged": 1, "blocked": 5,
+        "skipped": 3,
+    }  # fmt: skip
+    kept = {
+        "emptied": "emptied.yaml:1: it holds no document; remove the file",
+        "hidden": "templates/hidden.yaml:1: not read: hidden files and templates/ hold no "
+        "manifests; move it back, or delete it; remove the file",
+        "linked": "teams: a symbolic link is not followed; remove the link",
+        "pointer": "pointer.yaml:1: a Git LFS pointer, not the file: keep manifests out of LFS "
+        "(git lfs untrack); remove the file",
+        "text": "text.yaml:1: no Kubernetes object; remove the file",
+    }
+    why = {name: f"{reason} to have the server removed" for name, reason in kept.items()}
+    reasons = {s: reason for s, action, _, reason in without["changes"] if action == "blocked"}
+    assert reasons == {f"{fleet.name}/{n}": f"PruneBlocked: {why[n]}" for n in why}
+    shown = fleet("diff", "--base", "base")
+    comment = fleet("diff", "--base", "base", "-o", "markdown").out
+    for reason in why.values():
+        assert reason in shown.out
+        assert reason in comment
+    skipped = f"- {fleet.name}/suspended-gone: skipped: Suspended: suspended"
+    assert skipped in shown.out.splitlines()
+    assert f"| skipped | `{fleet.name}/suspended-gone` | | `Suspended: suspended` |" in comment
+    assert "Allow-Prune" not in shown.out + comment
+
+
 def test_what_is_outside_the_limit_is_neither_changed_nor_pruned(fleet: Fleet) -> None:
     commit_all(fleet.folder, {"old.yaml": manifest("old", None)})
     assert fleet("sync").code == 0

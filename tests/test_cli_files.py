@@ -461,6 +461,17 @@ def test_a_broken_manifest_removes_nothing_from_a_diff(gitops: Run, branch: Path
     assert "no changes" not in comment
 
 
+def test_a_diff_of_a_narrower_path_removes_nothing_from_outside_of_it(
+    gitops: Run, tmp_path: Path
+) -> None:
+    worktree(tmp_path, {"a/web.yaml": manifest(), "b/old.yaml": manifest("old")})
+    git(tmp_path, "branch", "base")
+    commit_all(tmp_path, {"b/old.yaml": None, "gitops-mcp.yaml": "path: a\n"})
+    found = gitops("diff", tmp_path, "--base", "base", "-o", "json")
+    assert (found.code, found.json["changes"]) == (0, [])
+    assert found.json["skipped"] == [{"server": "ai/old", "message": "outside of a"}]
+
+
 def test_diff_against_what_is_no_commit_is_2(gitops: Run, branch: Path) -> None:
     ended = gitops("diff", branch, "--base", "nope")
     assert ended.code == 2
