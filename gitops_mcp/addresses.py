@@ -11,7 +11,7 @@ import ipaddress
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -142,17 +142,28 @@ def resolve(host: str, port: int, judge: Judge) -> list[Address]:
     return found
 
 
-def connect(host: str, port: int, *, timeout: float, judge: Judge) -> socket.socket:
-    """A TCP connection to one of the host's addresses, within ``timeout`` seconds for all of them
-    (the name server not counted). Raises Refused and OSError."""
-    end = time.monotonic() + timeout
-    trouble: OSError = OSError("the name has no address")
-    for address in resolve(host, port, judge):
+def shares(found: Sequence[Address], end: float) -> Iterator[tuple[Address, float]]:
+    """Each address to dial, in order, and the seconds for it: an equal share of what is left until
+    ``end``, so that one that drops packets leaves time for the next. Raises TimeoutError where none
+    is left."""
+    for index, address in enumerate(found):
         left = end - time.monotonic()
         if left <= 0:
             raise TimeoutError
+        yield address, left / (len(found) - index)
+
+
+def connect(host: str, port: int, *, timeout: float, judge: Judge) -> socket.socket:
+    """A TCP connection to the first of the host's addresses that takes one, within ``timeout``
+    seconds for all of them (the name server not counted). Raises Refused and OSError."""
+    end = time.monotonic() + timeout
+    trouble: OSError = OSError("the name has no address")
+    for address, share in shares(resolve(host, port, judge), end):
         try:
-            return socket.create_connection((str(address), port), timeout=left)
+            connected = socket.create_connection((str(address), port), timeout=share)
         except OSError as error:
             trouble = error
+        else:
+            connected.settimeout(timeout)
+            return connected
     raise trouble

@@ -148,19 +148,7 @@ def _post(hook: Hook, event: JsonObject, timeout: float) -> tuple[str, bool]:
     except ValueError as error:
         return str(error), False
     try:
-        with _pool(hook.url) as pool:
-            answer = pool.request(
-                "POST",
-                _target(hook.url),
-                body=body,
-                headers={**headers, "Host": urlsplit(hook.url).netloc},
-                timeout=timeout,
-                retries=False,
-                redirect=False,
-                preload_content=False,
-            )
-            status = answer.status
-            answer.close()
+        status = _status(hook.url, body, headers, timeout)
     except addresses.Refused as error:
         return str(error), False
     except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
@@ -170,20 +158,51 @@ def _post(hook: Hook, event: JsonObject, timeout: float) -> tuple[str, bool]:
     return f"HTTP {status}", status in (408, 429) or status >= 500
 
 
-def _pool(url: str) -> urllib3.HTTPConnectionPool:
-    """Connections to the address that the URL's host has, once it was judged; TLS is still for the
-    host's name. Private addresses are the operator's own business."""
+def _status(url: str, body: bytes, headers: Mapping[str, str], timeout: float) -> int:
+    """The answer of the first address of the URL's host that takes a connection. All addresses are
+    judged before one is dialled. Raises Refused, OSError, ValueError and urllib3's HTTPError."""
     import urllib3
 
     parts = urlsplit(url)
-    host, secure = parts.hostname or "", parts.scheme == "https"
-    port = parts.port or (443 if secure else 80)
-    address = str(addresses.resolve(host, port, addresses.metadata)[0])
-    if secure:
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    end = time.monotonic() + timeout
+    trouble: Exception = OSError("the name has no address")
+    found = addresses.resolve(parts.hostname or "", port, addresses.metadata)
+    for address, share in addresses.shares(found, end):
+        times = urllib3.Timeout(total=end - time.monotonic(), connect=share)
+        try:
+            with _pool(parts, address, port) as pool:
+                answer = pool.request(
+                    "POST",
+                    _target(url),
+                    body=body,
+                    headers={**headers, "Host": parts.netloc},
+                    timeout=times,
+                    retries=False,
+                    redirect=False,
+                    preload_content=False,
+                )
+                answer.close()
+                return answer.status
+        except (
+            urllib3.exceptions.NewConnectionError,
+            urllib3.exceptions.ConnectTimeoutError,
+        ) as error:
+            trouble = error  # nothing was sent
+    raise trouble
+
+
+def _pool(parts: SplitResult, address: addresses.Address, port: int) -> urllib3.HTTPConnectionPool:
+    """Connections to an address that the URL's host has, once it was judged; TLS is still for the
+    host's name. Private addresses are the operator's own business."""
+    import urllib3
+
+    if parts.scheme == "https":
+        host = parts.hostname or ""
         return urllib3.HTTPSConnectionPool(
-            address, port, server_hostname=host, assert_hostname=host
+            str(address), port, server_hostname=host, assert_hostname=host
         )
-    return urllib3.HTTPConnectionPool(address, port)
+    return urllib3.HTTPConnectionPool(str(address), port)
 
 
 def _target(url: str) -> str:

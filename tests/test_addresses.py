@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
+import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
@@ -137,6 +140,56 @@ def test_what_was_judged_is_dialled(monkeypatch: pytest.MonkeyPatch) -> None:
         assert probes.sessions(f"http://rebinding.ai.svc:{port}/x") == 7
     assert (asked, dialled) == (["rebinding.ai.svc"], ["127.0.0.1"])
     assert server.asked[0].headers["host"] == f"rebinding.ai.svc:{port}"
+
+
+@contextlib.contextmanager
+def _silent(port: int) -> Iterator[str]:
+    """An address that drops what wants to connect: its queue is full."""
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(socket.socket())
+        listening.bind((SILENT, port))
+        listening.listen(0)
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex((SILENT, port))
+        yield SILENT
+
+
+SILENT = "127.0.0.77"
+REFUSING = "127.0.0.78"
+
+
+@pytest.mark.parametrize("asks", ["sessions", "gauge", "hook"])
+def test_of_several_addresses_the_first_that_takes_a_connection_is_asked(
+    asks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _answers(monkeypatch, [REFUSING, SILENT, "127.0.0.1"])
+    with scripted(lambda _: Answer(200, "g 7" if asks == "gauge" else "7")) as server:
+        port = int(server.url.rpartition(":")[2])
+        url = f"http://several.ai.svc:{port}/x"
+        began = time.monotonic()
+        with _silent(port):
+            if asks == "hook":
+                hook = hooks.Hook("dns", url, timeout=timedelta(seconds=1))
+                assert hooks.run([hook], {}, limit=timedelta(seconds=1)) == "1 of 1 hooks done"
+            else:
+                gauge = "g" if asks == "gauge" else ""
+                assert probes.sessions(url, gauge=gauge, timeout=1) == 7
+        assert 0.3 < time.monotonic() - began < 1
+    assert [one.headers["host"] for one in server.asked] == [f"several.ai.svc:{port}"]
+
+
+def test_a_hook_that_no_address_takes_ends_in_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    _answers(monkeypatch, [SILENT, REFUSING])
+    with socket.create_server((REFUSING, 0)) as taken:
+        port = taken.getsockname()[1]
+    with _silent(port):
+        hook = hooks.Hook("dns", f"http://several.ai.svc:{port}/x")
+        began = time.monotonic()
+        said = hooks.run([hook], {}, limit=timedelta(seconds=0.5))
+    assert said == "0 of 1 hooks done; dns: no answer (NewConnectionError)"
+    assert time.monotonic() - began < 0.6
 
 
 @pytest.mark.parametrize(
