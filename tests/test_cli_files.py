@@ -880,7 +880,15 @@ def test_history_says_why_it_shows_nothing(gitops: Run, tmp_path: Path) -> None:
     worktree(tmp_path / "fleet", {"web.yaml": manifest()})
     empty = gitops("history", tmp_path / "fleet", "--cluster", "nope")
     assert (empty.code, empty.out) == (0, "")
-    assert empty.err == "no record for cluster 'nope' in the notes of this source\n"
+    assert empty.err == (
+        "no cluster has written notes into this repository; notes that are kept elsewhere: "
+        "git fetch origin 'refs/notes/*:refs/notes/*'\n"
+    )
+    assert gitops("history", tmp_path / "fleet", "--server", "web", "-o", "json").json == []
+    git(tmp_path / "fleet", "remote", "add", "origin", str(tmp_path / "gone"))
+    unread = gitops("history", tmp_path / "fleet")
+    assert (unread.code, "could not be fetched" in unread.err) == (0, True)
+    assert "no notes are in this repository" in unread.err
 
 
 def test_a_diff_of_a_pull_request_says_what_the_prune_guard_would_hold(

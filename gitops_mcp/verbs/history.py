@@ -8,6 +8,8 @@ import click
 
 from gitops_mcp import options
 
+_FETCH = "git fetch origin 'refs/notes/*:refs/notes/*'"
+
 
 @click.command(
     "history",
@@ -50,8 +52,9 @@ def command(
         if warning:
             terminal.warn(warning)
         found = notes.read()
-        others = sorted(notes.clusters() - {source.cluster}) if not found else []
-        if others:
+        clusters = set() if found else notes.clusters()
+        none = not found and not clusters
+        if others := sorted(clusters - {source.cluster}):
             raise UsageError(
                 f"there are no deployment notes of cluster {source.cluster!r} in this source",
                 hint=f"it has notes of {', '.join(others)}: use --cluster NAME",
@@ -63,7 +66,11 @@ def command(
         oldest = reports.note_time(pipeline.now() - since)
         records = [record for record in records if record.time >= oldest]
     records = records[:max_count]
-    if not records:
+    if none:
+        # Nobody can tell whether the name of the cluster is right: there is none to compare it to.
+        said = "no notes are in" if warning else "no cluster has written notes into"
+        terminal.say(f"{said} this repository; notes that are kept elsewhere: {_FETCH}")
+    elif not records:
         about = f" of {server}" if server is not None else ""
         terminal.say(f"no record{about} for cluster {source.cluster!r} in the notes of this source")
     click.echo(reports.history(records, output=output, style=terminal.style), nl=False)
