@@ -1170,7 +1170,8 @@ def _findings(
     metadata, spec = manifest.get("metadata"), manifest.get("spec")
     if isinstance(spec, dict):
         found += rules.of_spec(spec)
-        found += _forbidden(spec, key, policy, {finding.path for finding in found})
+        wrong = {finding.path for finding in found if finding.severity == "error"}
+        found += _forbidden(spec, key, policy, wrong)
         if isinstance(metadata, dict):
             found += rules.of_metadata(metadata, spec)
             found += literals.of_manifest(metadata, spec)

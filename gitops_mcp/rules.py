@@ -11,6 +11,7 @@ To add a rule: a generator here, its name in ``_RULES``, a case in ``tests/data/
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from decimal import Decimal
@@ -205,6 +206,43 @@ def _variables(spec: JsonObject) -> Iterator[Finding]:
     for index, entry in enumerate(spec.get("envFrom", ())):
         if ("secretRef" in entry) == ("configMapRef" in entry):
             yield Finding(("envFrom", index), "must have exactly one of secretRef and configMapRef")
+
+
+_REFERENCE = re.compile(r"\$\$|\$\(([^)]*)\)")
+"""Kubernetes' ``$(NAME)``; ``$$`` stands for one ``$``, so ``$$(NAME)`` is no reference."""
+
+
+def _references(spec: JsonObject) -> Iterator[Finding]:
+    """The kubelet replaces ``$(NAME)`` by a variable above it only, and leaves any other as it is.
+    The pod's variables are those of env as they stand, then those of config, sorted."""
+    entries: list[tuple[str | None, str | None, Path]] = [
+        (entry.get("name"), entry.get("value"), ("env", index, "value"))
+        for index, entry in enumerate(spec.get("env", ()))
+    ]
+    entries += [
+        (name, value, ("config", name)) for name, value in sorted(spec.get("config", {}).items())
+    ]
+    later = Counter(name for name, _, _ in entries)
+    for name, value, path in entries:
+        for other in dict.fromkeys(_REFERENCE.findall(value or "")):
+            if later[other]:
+                yield Finding(path, _unseen(other, name, path[0], spec), severity="warning")
+        # A name that stands there twice is another mistake: the first one is above the rest.
+        later.pop(name, None)
+
+
+def _unseen(name: str, where: str | None, field: str | int, spec: JsonObject) -> str:
+    """Why a reference to ``name`` from the variable ``where`` of env or config is not replaced."""
+    if name == where:
+        return f"$({name}) stays as it is: a variable cannot refer to itself; write out the value"
+    in_config = name in spec.get("config", {})
+    if field == "config":
+        why, remedy = "config is sorted by name", f"move {name} to env"
+    elif in_config:
+        why, remedy = "config comes after env", f"move {name} to env, above this one"
+    else:
+        why, remedy = "below this one", f"move {name} above it"
+    return f"$({name}) stays as it is: {name} comes later ({why}); {remedy}, or write $$({name})"
 
 
 _KEYED: Mapping[str, str] = {
@@ -492,6 +530,7 @@ _RULES: tuple[Rule, ...] = (
     _replicas,
     _config,
     _variables,
+    _references,
     _duplicates,
     _pod_metadata,
     _mounts,
