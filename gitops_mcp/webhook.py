@@ -81,8 +81,10 @@ _SYSTEM_PUSHES: Final = frozenset({"push", "tag_push", "repository_update"})
 """What GitLab's system hooks call a change of branches or tags."""
 
 _FORGES: Final = (
-    # Gitea and Forgejo come first: they send GitHub's headers, too.
+    # Gitea and Forgejo come first: they send the headers of Gogs and GitHub, too.
     _Forge("x-gitea-signature", _signed, "x-gitea-event", frozenset({"push"})),
+    # After Gitea and Forgejo, which send its headers, too.
+    _Forge("x-gogs-signature", _signed, "x-gogs-event", frozenset({"push"})),
     _Forge("x-hub-signature-256", _signed_by_name, "x-github-event", frozenset({"push"})),
     _Forge(
         "x-gitlab-token",

@@ -66,9 +66,11 @@ class Running:
                     return float(sample.value)
         return None
 
-    def push(self, body: bytes, secret: str) -> int:
+    def push(self, body: bytes, secret: str, forge: str = "GitHub") -> int:
         signature = hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
-        headers = {"X-Hub-Signature-256": f"sha256={signature}", "X-GitHub-Event": "push"}
+        headers = {f"X-{forge}-Event": "push", f"X-{forge}-Signature": signature}
+        if forge == "GitHub":
+            headers = {"X-Hub-Signature-256": f"sha256={signature}", "X-GitHub-Event": "push"}
         return self.ask("/webhook", method="POST", body=body, headers=headers)[0]
 
 
@@ -125,6 +127,9 @@ def test_only_a_push_of_whoever_knows_the_secret_wakes_it(running: Running) -> N
         "the pushed server",
     )
     assert running.metric("git_poll_duration_seconds_count", result="moved") == 1
+    for forge in ("Gitea", "Gogs"):
+        assert running.push(body, "a guess", forge) == 401
+        assert running.push(body, SECRET, forge) == 202
     assert SECRET not in running.log.read_text() + running.ask("/metrics")[1]
 
 

@@ -57,6 +57,15 @@ def gitea(event: str, sent: bytes) -> dict[str, str]:
     }
 
 
+def gogs(event: str, sent: bytes) -> dict[str, str]:
+    return {
+        "X-GitHub-Event": event,
+        "X-Gogs-Delivery": "f6266f16-1bf3-46a5-9ea4-602e06ead473",
+        "X-Gogs-Event": event,
+        "X-Gogs-Signature": signature(sent),
+    }
+
+
 def gitlab(event: str, _: bytes) -> dict[str, str]:
     return {
         "X-Gitlab-Event": event,
@@ -78,6 +87,7 @@ def bitbucket(event: str, sent: bytes) -> dict[str, str]:
 PUSHES = {
     "GitHub": (github, "push", PUSH),
     "Gitea": (gitea, "push", {**PUSH, "compare_url": "http://git.example.com/compare"}),
+    "Gogs": (gogs, "push", {**PUSH, "compare_url": "http://git.example.com/compare"}),
     "GitLab": (gitlab, "Push Hook", GITLAB),
     "GitLab, a tag": (gitlab, "Tag Push Hook", TAG),
     "GitLab's administrator": (gitlab, "System Hook", GITLAB),
@@ -90,6 +100,7 @@ OTHERS = {
     "GitHub's ping": (github, "ping", {"zen": "Keep it logically awesome.", "hook_id": 1}),
     "a GitHub issue": (github, "issues", {"action": "opened"}),
     "a Gitea issue": (gitea, "issues", {"action": "opened"}),
+    "a Gogs issue": (gogs, "issues", {"action": "opened"}),
     "a GitLab merge request": (gitlab, "Merge Request Hook", {"object_kind": "merge_request"}),
     "a new GitLab user": (gitlab, "System Hook", {"event_name": "user_create"}),
     "a GitLab merge request, told to its administrator": (
@@ -159,6 +170,10 @@ BAD: dict[str, dict[str, str]] = {
     "another algorithm": {
         "X-GitHub-Event": "push",
         "X-Hub-Signature-256": f"md5={signature(SENT)}",
+    },
+    "a Gogs signature with its algorithm": {
+        "X-Gogs-Event": "push",
+        "X-Gogs-Signature": f"sha256={signature(SENT)}",
     },
     "an empty signature": {"X-Gitea-Event": "push", "X-Gitea-Signature": ""},
     "half a signature": {"X-Gitea-Event": "push", "X-Gitea-Signature": signature(SENT)[:32]},
