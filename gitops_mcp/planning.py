@@ -859,16 +859,19 @@ def _child_actions(
 ) -> Iterator[Action]:
     """The writes that make the children what was rendered. ``refused`` gets why one is not written,
     ``leaving`` the children that must have gone before they are made anew, ``later`` those that
-    wait for their batch, ``contested`` those that others undid too often."""
+    wait for their batch, ``contested`` those that others undid too often.
+
+    Nothing is made beside what is still somebody else's: that may turn out not to be ours to take.
+    """
     cr = facts.cr
     assert cr is not None  # noqa: S101 -- children are rendered from the CR
     external = _external(cr)
     wanted = {body["kind"]: body for body in children}
     for kind, body in wanted.items():
         live = facts.children.get(kind)
-        refusal = _refusal(live, cr, adopt=_adopts(facts.desired)) if live is not None else ""
-        if refusal:
-            refused.append(refusal)
+        if kind != first and (kind in strange or (live is None and (refused or first))):
+            continue
+        if live is not None and _refusal(live, cr, adopt=_adopts(facts.desired)):
             continue
         if live is not None and ("deletionTimestamp" in live["metadata"] or _orphaned(live, cr)):
             leaving.append(str(ObjectRef.of(live)))
@@ -920,6 +923,11 @@ def _gates(facts: Facts) -> Iterator[Action]:
             "status": {"conditions": [{"type": READINESS_GATE, "status": "True"}]},
         }
         yield Action(
+    standing = [live for kind, live in facts.children.items() if kind in wanted]
+    refused += filter(None, (_refusal(one, cr, adopt=_adopts(facts.desired)) for one in standing))
+    strange = {live["kind"] for live in standing if _is_strange(live)}
+    # A Deployment has what cannot be changed in place: it shows whether the rest may follow.
+    first = "" if refused else next(iter(sorted(strange)), "")
             Verb.APPLY,
             ref,
             "open the readiness gate",
@@ -1091,7 +1099,7 @@ def _strangers(facts: Facts) -> list[str]:
     return [
         str(ObjectRef.of(child))
         for child in facts.children.values()
-        if not _controller(child) and not _looks_rendered(child) and _adopts(facts.desired)
+        if _is_strange(child) and _adopts(facts.desired)
     ]
 
 
@@ -1149,6 +1157,11 @@ def _without_strangers(facts: Facts, *, recreate: bool = False) -> Facts:
     }
     orphaned = "Deployment" in facts.children and "Deployment" not in own
     return replace(facts, children=own, pods=() if orphaned else facts.pods)
+
+
+def _is_strange(child: JsonObject) -> bool:
+    """Is it nobody's of whom we know: only an annotation in git could make it ours?"""
+    return not _controller(child) and not _looks_rendered(child)
 
 
 def _disown(facts: Facts, cr: JsonObject) -> Action:
