@@ -14,7 +14,7 @@ import enum
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, Decimal
 from functools import lru_cache
@@ -169,6 +169,48 @@ def writers(
     if not found and others:
         found = {str(max(others, key=lambda entry: entry.get("time", "")).get("manager", ""))}
     return tuple(sorted(found - {""}))
+
+
+def holders(
+    live: JsonObject, path: Sequence[str | int], *, manager: str = FIELD_MANAGER
+) -> tuple[str, ...]:
+    """The managers but ours that own what stands at ``path``, a path of names and indices, or some
+    part of it."""
+    found = {
+        str(entry.get("manager", ""))
+        for entry in _entries(live)
+        if not entry.get("subresource") and _leads(entry.get("fieldsV1") or {}, live, path)
+    }
+    return tuple(sorted(name for name in found if name and not name.startswith(manager)))
+
+
+def _leads(tree: Any, value: Any, path: Sequence[str | int]) -> bool:
+    """Does a tree of FieldsV1 hold what stands at ``path`` below ``value``?"""
+    for depth, step in enumerate(path):
+        if depth and not tree:
+            return True  # a leaf, and so all below it
+        try:
+            value = value[step]
+        except (KeyError, IndexError, TypeError):
+            return False
+        element = f"f:{step}"
+        if isinstance(step, int):
+            element = next((name for name in tree if _means(name, value)), "")
+        if element not in tree:
+            return False
+        tree = tree[element]
+    return True
+
+
+def _means(element: str, item: Any) -> bool:
+    """Is ``item`` the one of a list that an element of FieldsV1 stands for?"""
+    kind, _, text = element.partition(":")
+    if kind not in ("k", "v"):
+        return False
+    known = json.loads(text)
+    if kind == "v":
+        return bool(known == item)
+    return isinstance(item, dict) and all(item.get(name) == of for name, of in known.items())
 
 
 def _holds(tree: Any, place: FieldPath) -> bool:

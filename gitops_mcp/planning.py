@@ -29,7 +29,7 @@ from gitops_mcp import (
     status,
     transports,
 )
-from gitops_mcp.documents import pointer
+from gitops_mcp.documents import Path, pointer
 from gitops_mcp.errors import GitOpsError
 from gitops_mcp.model import (
     ANNOTATION_ADOPT,
@@ -472,16 +472,24 @@ def _converge(facts: Facts, context: Context, renderer: Renderer, owner: Owner |
             why = facts.failure.message if facts.failure is not None else ""
             message = f"{', '.join(strangers)} cannot be taken over in place: {why}"
             return _at_rest(facts, context, Condition("Synced", "False", "NotOwned", message))
-        return _recreate(facts, context)
+        if not _unallowed(facts, context, renderer, owner, None):
+            return _recreate(facts, context)
     body = None
     if not _left_alone(facts, context, owner):
         body = _cr_body(facts, context, renderer, owner)
     waits = facts.deferred if facts.cr is not None else None
     put_off = False
+    unallowed = ""
     contested: list[ObjectRef] = []
     if body is not None and not paused:
         people = _strict(context, owner)
         actions = _write(facts, people, body, facts.cr, contested)
+        if actions:
+            unallowed = _unallowed(facts, context, renderer, owner, body)
+        if unallowed:
+            # The status needs an MCPServer to stand on. Of one that exists, nothing else changes.
+            bare = _write(facts, people, _bare(body, facts), None, contested)
+            actions = bare if facts.cr is None else []
         if actions and waits is None:
             return Decision("ok", actions=tuple(actions))
         put_off = bool(actions)
@@ -490,6 +498,9 @@ def _converge(facts: Facts, context: Context, renderer: Renderer, owner: Owner |
     if _suspended(facts):
         return _at_rest(facts, context, Condition("Synced", "False", "Suspended", "suspended"))
     invalid = _invalid(facts, context)
+    if unallowed:
+        told = Condition("Synced", "False", "ManifestInvalid", invalid or unallowed)
+        return _at_rest(replace(facts, desired=None), context, told, told.message)
     refused: list[str] = []
     leaving: list[str] = []
     later: list[str] = []
@@ -721,7 +732,52 @@ def _forbidden(
         template = (child.get("spec") or {}).get("template")
         if child["kind"] == "Deployment" and template:
             found += podsecurity.findings(template, spec, policy.pods)
-    return "; ".join(f"{pointer(one.path)}: {one.message}".removeprefix(": ") for one in found)
+    return "; ".join(
+        f"{pointer(one.path)}: {one.message}".removeprefix(": ") + _set_by(facts.cr, one.path)
+        for one in found
+    )
+
+
+def _set_by(cr: JsonObject, path: Path) -> str:
+    """Who but us set the field of a finding, as the end of its message."""
+    by = diffing.holders(cr, path) if len(path) > 1 else ()
+    managers = ", ".join(repr(name) for name in by)
+    return f" (set by the field manager {managers})" if by else ""
+
+
+def _unallowed(
+    facts: Facts,
+    context: Context,
+    renderer: Renderer,
+    owner: Owner | None,
+    body: JsonObject | None,
+) -> str:
+    """Why the server, as it will be once its MCPServer is written (from ``body`` where there is
+    none yet), may not run, or "". A spec that cannot be rendered is told where it is rendered."""
+    if facts.cr is not None:
+        seen = _foreseen(facts, context, renderer, owner)
+    elif body is not None:
+        seen = serverschema.defaulted(body)
+    else:
+        return ""
+    foreseen = replace(facts, cr=seen)
+    invalid = "" if facts.protected else _invalid(foreseen, context)
+    if invalid:
+        return invalid
+    try:
+        children = renderer.children(seen)
+    except GitOpsError:
+        return ""
+    return _forbidden(foreseen, context, owner, children)
+
+
+def _bare(body: JsonObject, facts: Facts) -> JsonObject:
+    """What git says alone: no finalizer, no replicas that we would choose."""
+    spec = dict(body.get("spec") or {})
+    if _carries_replicas(facts):
+        spec.pop("replicas", None)
+    metadata = {name: value for name, value in body["metadata"].items() if name != "finalizers"}
+    return {**body, "metadata": metadata, "spec": spec}
 
 
 def _write(
@@ -867,6 +923,11 @@ def _child_actions(
     assert cr is not None  # noqa: S101 -- children are rendered from the CR
     external = _external(cr)
     wanted = {body["kind"]: body for body in children}
+    standing = [live for kind, live in facts.children.items() if kind in wanted]
+    refused += filter(None, (_refusal(one, cr, adopt=_adopts(facts.desired)) for one in standing))
+    strange = {live["kind"] for live in standing if _is_strange(live)}
+    # A Deployment has what cannot be changed in place: it shows whether the rest may follow.
+    first = "" if refused else next(iter(sorted(strange)), "")
     for kind, body in wanted.items():
         live = facts.children.get(kind)
         if kind != first and (kind in strange or (live is None and (refused or first))):
@@ -923,11 +984,6 @@ def _gates(facts: Facts) -> Iterator[Action]:
             "status": {"conditions": [{"type": READINESS_GATE, "status": "True"}]},
         }
         yield Action(
-    standing = [live for kind, live in facts.children.items() if kind in wanted]
-    refused += filter(None, (_refusal(one, cr, adopt=_adopts(facts.desired)) for one in standing))
-    strange = {live["kind"] for live in standing if _is_strange(live)}
-    # A Deployment has what cannot be changed in place: it shows whether the rest may follow.
-    first = "" if refused else next(iter(sorted(strange)), "")
             Verb.APPLY,
             ref,
             "open the readiness gate",
@@ -1103,6 +1159,11 @@ def _strangers(facts: Facts) -> list[str]:
     ]
 
 
+def _is_strange(child: JsonObject) -> bool:
+    """Is it nobody's of whom we know: only an annotation in git could make it ours?"""
+    return not _controller(child) and not _looks_rendered(child)
+
+
 # --- prune and shutdown ---------------------------------------------------------------------
 
 
@@ -1157,11 +1218,6 @@ def _without_strangers(facts: Facts, *, recreate: bool = False) -> Facts:
     }
     orphaned = "Deployment" in facts.children and "Deployment" not in own
     return replace(facts, children=own, pods=() if orphaned else facts.pods)
-
-
-def _is_strange(child: JsonObject) -> bool:
-    """Is it nobody's of whom we know: only an annotation in git could make it ours?"""
-    return not _controller(child) and not _looks_rendered(child)
 
 
 def _disown(facts: Facts, cr: JsonObject) -> Action:

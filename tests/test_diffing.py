@@ -506,3 +506,42 @@ def test_what_is_compared_as_absent_is_what_the_definition_fills_in() -> None:
         if "default" in field and name != "suspend"
     }
     assert shapes == filled
+
+
+@pytest.mark.parametrize(
+    ("path", "by"),
+    [
+        (("spec", "serviceAccount"), ("tenant",)),
+        (("spec", "volumes", 1, "hostPath", "path"), ("tenant",)),
+        (("spec", "volumes", 0), ("kubectl",)),
+        (("spec", "volumes"), ("kubectl", "tenant")),
+        (("spec", "args", 0), ("kubectl",)),
+        (("spec", "image"), ()),
+        (("spec", "port"), ()),
+        (("spec", "volumes", 7), ()),
+    ],
+)
+def test_who_else_holds_a_field_is_read_from_its_path(
+    path: tuple[str | int, ...], by: tuple[str, ...]
+) -> None:
+    def entry(manager: str, spec: JsonObject) -> JsonObject:
+        return {"manager": manager, "operation": "Apply", "fieldsV1": {"f:spec": spec}}
+
+    second: JsonObject = {'k:{"name":"b"}': {".": {}, "f:name": {}, "f:hostPath": {}}}
+    first: JsonObject = {'k:{"name":"a"}': {".": {}, "f:name": {}}}
+    live: JsonObject = {
+        "metadata": {
+            "managedFields": [
+                entry("gitops-mcp", {"f:image": {}}),
+                entry("tenant", {"f:serviceAccount": {}, "f:volumes": second}),
+                entry("kubectl", {"f:args": {}, "f:volumes": first}),
+            ]
+        },
+        "spec": {
+            "image": "a",
+            "serviceAccount": "x",
+            "args": ["-v"],
+            "volumes": [{"name": "a"}, {"name": "b", "hostPath": {"path": "/"}}],
+        },
+    }
+    assert diffing.holders(live, path) == by

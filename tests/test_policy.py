@@ -4,10 +4,13 @@ the cluster."""
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import gitfixtures
 import pytest
+from agents import agent, until
 from commandline import Run, manifest, runner
 
 from gitops_mcp import options, sandbox
@@ -173,7 +176,10 @@ def test_what_others_add_to_an_mcpserver_is_judged_too(
     }
     cluster.apply(body, manager="tenant")
     assert sync(text=text)["web"]["result"] == "failed"
-    assert synced(cluster, namespace)[0] == "ManifestInvalid"
+    reason, message = synced(cluster, namespace)
+    assert reason == "ManifestInvalid"
+    assert message.startswith("/spec/serviceAccount: ")
+    assert message.endswith("(set by the field manager 'tenant')")
     deployment = read(cluster, namespace, "Deployment")
     assert deployment is not None
     assert "serviceAccountName" not in deployment["spec"]["template"]["spec"]
@@ -193,7 +199,12 @@ def test_a_pod_is_judged_as_the_operators_templates_render_it(
     assert reason == "ManifestInvalid"
     assert "hostNamespaces of the Pod Security profile baseline" in message
     assert "(the pod's /spec/hostNetwork)" in message
+    assert "field manager" not in message  # it is the template's
     assert read(cluster, namespace, "Deployment") is None
+    cr = read(cluster, namespace, KIND)
+    assert cr is not None  # for the status to stand on, with no more than git says
+    assert "replicas" not in cr["spec"]
+    assert "finalizers" not in cr["metadata"]
     assert sync("--templates", templates, "--allow-privileged")["web"]["result"] == "changed"
 
 
@@ -221,6 +232,43 @@ def test_servers_made_with_kubectl_keep_the_same_rules(
         assert word in message
         assert read(cluster, namespace, "Deployment", name) is None
     assert read(cluster, namespace, "Deployment", "good") is not None
+
+
+def test_an_agent_writes_nothing_but_the_status_of_a_server_that_is_refused(
+    cluster: Cluster, kubeconfig: Path, namespace: str, tmp_path: Path
+) -> None:
+    def applied(name: str) -> set[str]:
+        cr = read(cluster, namespace, KIND, name)
+        entries = cr["metadata"]["managedFields"] if cr is not None else ()
+        ours = (one for one in entries if one["manager"] == "gitops-mcp")
+        return {one.get("subresource", "") for one in ours}
+
+    def change(name: str, account: str) -> None:
+        cr = read(cluster, namespace, KIND, name)
+        assert cr is not None
+        body = {"spec": {"serviceAccount": account}}
+        uid = cr["metadata"]["uid"]
+        cluster.merge_patch(ObjectRef.of(cr), body, manager="kubectl-edit", uid=uid)
+
+    made_by_hand(cluster, namespace, "refused", serviceAccount="ci-admin")
+    made_by_hand(cluster, namespace, "adopted", serviceAccount="ci-admin")
+    made_by_hand(cluster, namespace, "ran")
+    git = gitfixtures.bare(tmp_path / "git")
+    body = json.loads(manifest("adopted", namespace))
+    body["metadata"]["annotations"] = {"mcp.example.com/adopt": "true"}
+    gitfixtures.commit(git, {"adopted.json": json.dumps(body)})
+    scope = ("--source-id", namespace, "--namespaces", namespace, "--listen", "127.0.0.1:0")
+    with agent(kubeconfig, git, *scope, "-n", namespace):
+        until(lambda: "" in applied("ran"), "the finalizer of what may run")
+        until(lambda: read(cluster, namespace, "Deployment", "ran"), "its Deployment")
+        for name in ("refused", "adopted"):
+            until(lambda name=name: applied(name), f"the status of {name}")  # type: ignore[misc]
+            assert synced(cluster, namespace, name)[0] == "ManifestInvalid"
+        change("ran", "ci-admin")
+        until(lambda: synced(cluster, namespace, "ran")[0] == "ManifestInvalid", "its refusal")
+        assert applied("refused") == applied("adopted") == {"status"}
+        cluster.delete(ObjectRef(API_VERSION, KIND, namespace, "ran"), uid=None)
+        until(lambda: read(cluster, namespace, KIND, "ran") is None, "the end of its shutdown")
 
 
 def test_servers_made_with_kubectl_can_be_switched_off(
