@@ -51,6 +51,7 @@ from gitops_mcp.errors import (
     Unanswered,
 )
 from gitops_mcp.fleet import Workers
+from gitops_mcp.gitmirror import Absent, Empty, Nothing
 from gitops_mcp.gitrepo import Repository
 from gitops_mcp.journal import Journal, Standing
 from gitops_mcp.kube import Cluster
@@ -148,21 +149,24 @@ def first_source(
     """What ``read`` reads; None where we are told to end before that. Meanwhile we are alive, but
     not ready.
 
-    In a pod a git server that does not answer is waited for, and so is a commit that can be read,
-    since a restart would not help: only what git refuses us ends the agent. Elsewhere, whoever has
-    typed it is told.
+    A first commit is waited for everywhere. In a pod a git server that does not answer is waited
+    for, and so is a branch that is not there, or a commit that can be read, since a restart would
+    not help: only what git refuses us ends the agent. Elsewhere, whoever has typed it is told.
     """
+    lacks = ""
 
     def look() -> Source:
+        nonlocal lacks
         wait = Transient.first_retry
         while True:
             try:
                 return read()
             except Exception as error:
                 refused = isinstance(error, SourceError)
-                refused = refused and not isinstance(error, Unanswered | OverLimit)
-                if refused or not pipeline.in_cluster():
+                refused = refused and not isinstance(error, Unanswered | OverLimit | Nothing)
+                if refused or not (pipeline.in_cluster() or isinstance(error, Empty)):
                     raise
+                lacks = _LACKS.get(type(error), "")
                 if isinstance(error, GitOpsError):
                     warn(f"{error.message}; trying again")
                 else:  # a commit that meets a bug is mended by the next commit
@@ -172,9 +176,19 @@ def first_source(
                 wait = min(wait * 2, FIRST_WORDS)
 
     with Endpoints(
-        listen, alive=lambda: "", ready=lambda: "git was not read yet", metrics=metrics.text
+        listen,
+        alive=lambda: "",
+        ready=lambda: f"git was not read yet{lacks}",
+        metrics=metrics.text,
     ):
         return _unless(ended, look)
+
+
+_LACKS: dict[type[Exception], str] = {
+    Empty: ": there is no commit yet",
+    Absent: ": the branch or ref is not there",
+}
+"""What the source has yet to get, as anybody may read it at ``/readyz``."""
 
 
 def _unless(ended: threading.Event, look: Callable[[], _Found]) -> _Found | None:

@@ -267,6 +267,44 @@ def test_in_a_pod_a_git_server_that_is_away_at_the_start_is_waited_for(
             until(lambda: place.ready("web") and place.is_ready(), "the server", within=30)
 
 
+@pytest.mark.parametrize("how", ["its path", "a server, in a pod"])
+def test_the_first_commit_of_an_empty_repository_is_waited_for(
+    how: str, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with gitfixtures.GitServer(place.repository.parent) as server:
+        url = ""
+        if how != "its path":
+            monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+            url = f"{server.url}/{place.repository.name}"
+        with agent(place.kubeconfig, place.repository, *place.arguments, url=url):
+            until(lambda: "there is no commit yet; trying again" in place.log(), "the wait")
+            assert place.ask("/healthz")[0] == 200
+            assert place.ask("/readyz") == (503, "git was not read yet: there is no commit yet\n")
+            place.push(web=manifest("web"))
+            until(lambda: place.ready("web") and place.is_ready(), "the server", within=40)
+
+
+def test_in_a_pod_a_branch_that_is_not_there_yet_is_waited_for(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.push(web=manifest("web"))
+    typed = subprocess.run(
+        [sys.executable, "-m", "gitops_mcp", "agent", str(place.repository), "--branch", "next"],
+        env=os.environ | {"KUBECONFIG": str(place.kubeconfig)},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (typed.returncode, b"no branch next" in typed.stderr) == (2, True)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    with place.agent("--branch", "next"):
+        until(lambda: "no branch next; trying again" in place.log(), "the wait")
+        assert place.ask("/readyz")[1] == "git was not read yet: the branch or ref is not there\n"
+        gitfixtures.git(place.repository, "branch", "next", "main")
+        until(lambda: place.ready("web") and place.is_ready(), "the server", within=40)
+
+
 def test_a_mirror_that_broke_is_mended_while_it_runs(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
