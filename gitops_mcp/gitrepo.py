@@ -38,7 +38,7 @@ from gitops_mcp.gitcommand import (
 from gitops_mcp.gitcommand import Credentials as Credentials
 from gitops_mcp.gitmirror import REF_NAME, Absent, Empty, Mirror
 from gitops_mcp.gitnotes import Notes, Place, Upstream
-from gitops_mcp.model import GROUP, KIND, LINK, SUBMODULE, Revision, Snapshot, SourceFile
+from gitops_mcp.model import GROUP, KIND, LINK, MISPLACED, SUBMODULE, Revision, Snapshot, SourceFile
 
 CONFIG_FILE = "gitops-mcp.yaml"
 VARS_FOLDER = "group_vars"
@@ -47,6 +47,8 @@ SUFFIXES = (".yaml", ".yml", ".json")
 CAPITALS = "not read: only .yaml, .yml and .json in small letters are manifests; rename it"
 NO_SUFFIX = "not read: group_vars are files that end in .yaml or .yml; rename it"
 OUT_OF_SIGHT = "not read: hidden files and templates/ hold no manifests; move it back, or delete it"
+_PLACEHOLDERS = (b"{{", b"{%")
+"""What a template has, ours or a Helm chart's, and no manifest."""
 _MARKS = (GROUP.encode().lower(), KIND.encode().lower())
 
 _PATH = attrgetter("path")
@@ -155,7 +157,9 @@ class _Collector:
     def peek(self, path: str, data: bytes) -> None:
         """Note a file that is out of sight where it may be a manifest."""
         if _mentions_us([data]):
-            self.lay_aside(path, OUT_OF_SIGHT)
+            template = any(mark in data for mark in _PLACEHOLDERS)
+            hidden = "/." in f"/{_inside(path, self._below)}"
+            self.lay_aside(path, OUT_OF_SIGHT if template or hidden else MISPLACED)
 
     def lay_aside(self, path: str, reason: str) -> None:
         if len(self.aside) < limits.FILES:

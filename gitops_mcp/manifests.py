@@ -32,7 +32,10 @@ from gitops_mcp.model import (
     API_VERSION,
     GROUP,
     KIND,
+    LINK,
+    MISPLACED,
     NAMESPACE_NAME,
+    SUBMODULE,
     JsonObject,
     Loaded,
     McpServer,
@@ -274,10 +277,15 @@ def _unread(
     for path, reason in skipped:
         if terms.may_hold_manifests(path):
             problems.append(Problem(path, 1, 1, None, "", f"not read: {reason}"))
+        elif path.startswith(terms.prefix) and _may_be_folder(path, reason):
+            message = f"{reason}: manifests in it are not applied"
+            problems.append(Problem(path, 1, 1, None, "", message, "warning"))
         else:
             ignored.append((path, reason))
     for path, reason in aside:
-        if terms.may_hold_manifests(path.lower()):
+        if reason == MISPLACED:
+            problems.append(Problem(path, 1, 1, None, "", reason, "warning"))
+        elif terms.may_hold_manifests(path.lower()):
             if path.endswith(_SUFFIXES):
                 ignored.append((path, reason))
             else:
@@ -286,6 +294,13 @@ def _unread(
             problems.append(Problem(path, 1, 1, None, "", reason, "warning"))
     unknown = any(problem.severity == "error" for problem in problems)
     return _Found((), tuple(problems), unknown, tuple(ignored))
+
+
+def _may_be_folder(path: str, reason: str) -> bool:
+    """Whether what was not read may stand where a folder of manifests was. What a link leads to is
+    not looked at: its name says whether it is a file (``AGENTS.md``, ``LICENSE``)."""
+    name = path.rpartition("/")[2]
+    return reason == SUBMODULE or (reason == LINK and "." not in name and name == name.lower())
 
 
 # --- what is kept ---------------------------------------------------------------------------
@@ -698,7 +713,7 @@ class _File:
         """The first of the problems that are only counted, and the first error among them."""
         self.more = 0
         self.holds_objects = False
-        self.lost = (1, "it holds no document")
+        self.lost = (1, _EMPTY)
 
     def read(self) -> _Found:
         """The one call: all that the file holds."""
@@ -707,12 +722,18 @@ class _File:
             self._lose(1, wrapped, warn=True)
         elif len(self.data) > MAX_FILE:
             self._too_large()
+        elif not self.data.strip():
+            self._lose_all()
         else:
             for document in _documents(self.path, self.data):
                 if document.broken:
                     self._broken(document)
                 elif document.value is not None:
                     self._object(document, (), document.value)
+            found = self.claims or self.ignored or self.problems or self.holds_objects
+            if self.lost == (1, _EMPTY) and not found:
+                # Comments that do not speak of us are somebody's notes.
+                self._lose_all(warn=self._mentions_us or b"#" not in self.data)
         if self.more:
             self.problems.append(_and_more(self.unlisted, self.more, "in this file"))
         kept = self.holds_objects or any(claim.server is not None for claim in self.claims)
@@ -737,6 +758,9 @@ class _File:
         if warn:
             self._list(Problem(self.path, line, 1, None, "", why, "warning"))
         self.ignored.append((self.path, why))
+
+    def _lose_all(self, *, warn: bool = True) -> None:
+        self._lose(1, _EMPTY, warn=warn and not _is_of_another_tool(self.path))
 
     def _too_large(self) -> None:
         if self._mentions_us:
@@ -807,6 +831,9 @@ class _File:
             self._lose(line, why, warn=True)
         elif isinstance(value, dict) and _is_ours(_in_small(value)):
             self._lose(line, "its keys must be spelt apiVersion and kind", warn=True)
+        elif self._mentions_us and any(map(_is_written_out, _texts(value))):
+            why = "a manifest inside a block of text is none: take it out of the block"
+            self._lose(line, why, warn=True)
         elif "host_vars" in self.path.split("/")[:-1]:
             self._lose(line, "not read: there are no host_vars, only group_vars", warn=True)
         else:
@@ -1022,6 +1049,43 @@ def _is_ours(value: object) -> bool:
     kind, version = value.get("kind"), value.get("apiVersion")
     return (isinstance(kind, str) and kind.lower() == KIND.lower()) or (
         isinstance(version, str) and version.partition("/")[0] == GROUP
+    )
+
+
+_EMPTY = "it holds no document"
+
+_OF_ANOTHER_TOOL = re.compile(
+    r"(?:.*[-.])?values(?:[-._].*)?|kustomization|chart|requirements|(?:docker-)?compose(?:[-.].*)?"
+)
+"""Names, without ending, of files that are no manifests and may well be empty."""
+
+
+def _is_of_another_tool(path: str) -> bool:
+    name = path.rpartition("/")[2].lower()
+    return _OF_ANOTHER_TOOL.fullmatch(name.rpartition(".")[0]) is not None
+
+
+def _texts(value: object) -> Iterator[str]:
+    """A document that is one text, or those that it has at its top."""
+    values = value.values() if isinstance(value, dict) else value
+    for one in values if not isinstance(values, str) and isinstance(values, Iterable) else [values]:
+        if isinstance(one, str):
+            yield one
+
+
+_FIRST_LINES = re.compile(r"(?:[ \t]*(?:#[^\n]*|---[ \t]*)?\n)*")
+_NAMES_US = re.compile(
+    rf"""^ *["']?(?:kind["']?: ?["']?{KIND}\b|apiVersion["']?: ?["']?{GROUP}/)""",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+def _is_written_out(text: str) -> bool:
+    """Whether a text is a manifest of ours, and not only speaks of one, as a script may."""
+    begin = _FIRST_LINES.match(text)
+    start = text[begin.end() if begin else 0 :].lstrip(" \n\"'{").lower()
+    return start.startswith(("apiversion", "kind", "metadata", "spec")) and bool(
+        _NAMES_US.search(text)
     )
 
 

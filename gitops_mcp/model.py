@@ -162,6 +162,8 @@ class Problem:
 
 LINK = "a symbolic link is not followed"
 SUBMODULE = "a submodule is not read"
+MISPLACED = "not read: templates/ holds no manifests; move it back, or delete it"
+"""Of a file that is no template either."""
 
 
 class Remains:

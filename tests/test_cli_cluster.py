@@ -441,12 +441,13 @@ def test_diff_says_the_same_of_a_commit_with_and_without_a_cluster(fleet: Fleet)
     }  # fmt: skip
     kept = {
         "emptied": "emptied.yaml:1: it holds no document; remove the file",
-        "hidden": "templates/hidden.yaml:1: not read: hidden files and templates/ hold no "
-        "manifests; move it back, or delete it; remove the file",
+        "hidden": "templates/hidden.yaml:1: not read: templates/ holds no manifests; move it back, "
+        "or delete it; remove the file",
         "linked": "teams: a symbolic link is not followed; remove the link",
         "pointer": "pointer.yaml:1: a Git LFS pointer, not the file: keep manifests out of LFS "
         "(git lfs untrack); remove the file",
-        "text": "text.yaml:1: no Kubernetes object; remove the file",
+        "text": "text.yaml:1: a manifest inside a block of text is none: take it out of the block; "
+        "remove the file",
     }
     why = {name: f"{reason} to have the server removed" for name, reason in kept.items()}
     reasons = {s: reason for s, action, _, reason in without["changes"] if action == "blocked"}

@@ -142,6 +142,18 @@ def test_a_file_that_is_not_read_is_a_problem_and_stops_pruning(
         assert pipeline.read(source, repository).loaded.unknown
 
 
+def test_validate_warns_of_what_was_a_manifest_and_ends_with_0(gitops: Run, tmp_path: Path) -> None:
+    worktree(tmp_path, {"web.yaml": manifest(), "gone.yaml": "", "templates/x.yaml": manifest("x")})
+    (tmp_path / "teams").symlink_to("elsewhere")
+    ended = gitops("validate", tmp_path, "-o", "json")
+    assert (ended.code, ended.json["valid"]) == (0, True)
+    told = {(p["file"], p["line"], p["severity"]) for p in ended.json["problems"]}
+    assert told == {(f, 1, "warning") for f in ("gone.yaml", "teams", "templates/x.yaml")}
+    shown = gitops("validate", tmp_path)
+    assert shown.out.splitlines()[0] == "gone.yaml:1:1: warning: it holds no document"
+    assert shown.out.splitlines()[-1] == "1 server: valid (3 warnings)"
+
+
 # --- render -----------------------------------------------------------------------------------
 
 

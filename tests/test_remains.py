@@ -55,7 +55,7 @@ CASES = {
     "git-crypt": Case({FILE: b"\0GITCRYPT\0\xff\xfe"}, "encrypted with git-crypt"),
     "a list": Case({FILE: f"- {INDENTED[2:]}"}, "a list of objects"),
     "a list in JSON": Case({FILE: '[{"kind": "MCPServer"}]'}, "a list of objects"),
-    "wrapped in a text": Case({FILE: f"manifest: |\n{INDENTED}"}, "no Kubernetes object"),
+    "wrapped in a text": Case({FILE: f"manifest: |\n{INDENTED}"}, "inside a block of text"),
     "keys in capitals": Case(
         {FILE: TEXT.replace("apiVersion", "ApiVersion").replace("kind", "Kind")}, "must be spelt"
     ),
@@ -187,6 +187,12 @@ WARNED = [
     "git-crypt",
     "a list",
     "a suffix in capitals",
+    "wrapped in a text",
+    "emptied",
+    "below templates",
+    "templates in its place",
+    "a folder that is a symbolic link",
+    "a folder that is a submodule",
 ]
 
 
@@ -196,10 +202,56 @@ def test_what_looks_like_a_lost_manifest_is_a_warning_without_a_cluster(
 ) -> None:
     case = CASES[name]
     folder = bare(tmp_path / "source.git")
-    commit(folder, {**FLEET, **case.files})
+    commit(folder, {**FLEET, **case.files}, modes=case.modes)
     [problem] = read(folder).loaded.problems
     assert (problem.severity, problem.file) == ("warning", case.where)
     assert case.says in problem.message
+
+
+DEEPER = "".join(f"  {line}\n" for line in INDENTED.splitlines())
+SCRIPT = f"deploy:\n  script: |\n    kubectl apply -f - <<EOF\n{DEEPER}    EOF\n"
+QUIET: dict[str, tuple[str, str | bytes]] = {
+    "values of a chart, all commented out": ("chart/values.yaml", "# kind: MCPServer\n"),
+    "values for one cluster": ("chart/values-eu.yaml", ""),
+    "values with another prefix": ("prod.values.yaml", ""),
+    "a kustomization": ("kustomization.yaml", ""),
+    "notes": ("notes.yaml", "# nothing yet\n---\n"),
+    "a script of CI": ("ci.yaml", SCRIPT),
+    "a text that speaks of manifests": ("faq.yaml", "a: |\n  Each has a\n  kind: MCPServer\n"),
+    "another object that carries one": (
+        "map.yaml",
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: x}\ndata:\n  s: |\n" + DEEPER,
+    ),
+    "a chart's template": (
+        "chart/templates/s.yaml",
+        TEXT.replace('"ai"', '"{{ .Release.Namespace }}"'),
+    ),
+    "an empty list of objects": ("l.yaml", "apiVersion: v1\nkind: List\nitems: []\n"),
+}
+
+
+@pytest.mark.parametrize(("path", "content"), QUIET.values(), ids=QUIET)
+def test_what_was_never_meant_as_a_manifest_is_no_warning(
+    tmp_path: Path, path: str, content: str | bytes
+) -> None:
+    folder = bare(tmp_path / "source.git")
+    commit(folder, {**FLEET, path: content})
+    assert read(folder).loaded.problems == ()
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "AGENTS.md", "docs/latest.txt"])
+def test_a_link_that_is_named_as_a_file_is_no_warning(tmp_path: Path, name: str) -> None:
+    folder = bare(tmp_path / "source.git")
+    commit(folder, {**FLEET, name: "x"}, modes={name: "120000"})
+    loaded = read(folder).loaded
+    assert (loaded.problems, loaded.unknown) == ((), False)
+
+
+def test_a_manifest_that_is_commented_out_is_a_warning(tmp_path: Path) -> None:
+    folder = bare(tmp_path / "source.git")
+    commit(folder, {**FLEET, FILE: "".join(f"# {line}\n" for line in TEXT.splitlines())})
+    [problem] = read(folder).loaded.problems
+    assert (problem.file, problem.severity) == (FILE, "warning")
 
 
 def test_a_large_file_that_names_our_kind_stays_a_problem(tmp_path: Path) -> None:
