@@ -149,14 +149,9 @@ class Source:
         """Raises UsageError where group_vars would be left out because nobody said which cluster it
         is, or because SOURCE lies below them. Warns as ``doubts`` does."""
         options = self.options
-        folder = self.repository.group_vars_above()
-        if folder and not (options.cluster_given and options.cluster == "default"):
-            raise UsageError(
-                f"the group_vars of this repository are in {folder}, above SOURCE, and would not "
-                "be read",
-                hint=f"use {folder} as SOURCE and --path for the folder below it; or --cluster "
-                "default to leave them out",
-            )
+        if above := self._left_out():
+            message, hint = above
+            raise UsageError(message, hint=hint)
         known = manifests.clusters(self.snapshot.files, path=self.path)
         if known and not options.names_cluster and "default" not in known:
             names = ", ".join(sorted(known))
@@ -166,8 +161,24 @@ class Source:
             )
         self.doubts(warn)
 
+    def _left_out(self) -> tuple[str, str] | None:
+        """What is wrong, and what helps, where group_vars lie above SOURCE and nobody said that
+        they are to be left out."""
+        folder = self.repository.group_vars_above()
+        if not folder or (self.options.cluster_given and self.options.cluster == "default"):
+            return None
+        return (
+            f"the group_vars of this repository are in {folder}, above SOURCE, and would not be "
+            "read",
+            f"use {folder} as SOURCE and --path for the folder below it; or --cluster default to "
+            "leave them out",
+        )
+
     def doubts(self, warn: Say) -> None:
-        """Tell of a cluster without group_vars where others have theirs: a name may be misspelt."""
+        """Tell of group_vars that lie above SOURCE, and of a cluster without group_vars where
+        others have theirs: a name may be misspelt."""
+        if above := self._left_out():
+            warn("; ".join(above))
         known = manifests.clusters(self.snapshot.files, path=self.path)
         cluster = self.options.cluster
         if known and cluster not in {*known, "default"}:

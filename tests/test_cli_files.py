@@ -260,6 +260,17 @@ def test_group_vars_of_named_clusters_are_not_left_out_because_nobody_named_one(
         assert "group_vars" not in gitops(verb, *arguments).err
 
 
+def test_validate_warns_of_group_vars_above_the_source(gitops: Run, tmp_path: Path) -> None:
+    worktree(tmp_path, {"servers/web.yaml": manifest(), "group_vars/all.yaml": "{}\n"})
+    ended = gitops("validate", tmp_path / "servers")
+    assert (ended.code, ended.out) == (0, "1 server: valid\n")
+    (said,) = ended.err.splitlines()
+    assert said.startswith(f"warning: the group_vars of this repository are in {tmp_path}, above")
+    assert "--path for the folder below it; or --cluster default" in said
+    assert gitops("validate", tmp_path / "servers", "--cluster", "default").err == ""
+    assert gitops("validate", tmp_path, "--path", "servers").err == ""
+
+
 # --- sources ----------------------------------------------------------------------------------
 
 
