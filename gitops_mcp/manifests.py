@@ -968,7 +968,10 @@ class _File:
     def _add_default(
         self, name: str, place: Place | None, finding: Finding, server: str | None
     ) -> None:
+        """An error is of each server that it breaks; a warning is the same one for all of them."""
         line, column = place or Place(1, 1)
+        if finding.severity == "warning":
+            server = None
         path, message = pointer(finding.path), finding.message
         if Problem(name, line, column, None, path, message) not in self.defaults.problems:
             self._list(Problem(name, line, column, server, path, message, finding.severity))

@@ -480,3 +480,22 @@ def test_a_file_that_could_not_be_read_stops_pruning_if_it_may_hold_a_server() -
     assert {file for file, _ in found.ignored} == {"docs/c.txt", "sub"}
     elsewhere = loaded({"x/a.yaml": f"{HEAD}spec: {{image: a}}\n"}, skipped=skipped, path="x")
     assert not elsewhere.unknown
+
+
+def test_a_secret_in_group_vars_is_warned_of_once_whatever_number_of_servers_gets_it() -> None:
+    shared = {"group_vars/all.yaml": "spec:\n  config:\n    API_TOKEN: hunter2-hunter2\n"}
+    files = {f"{n}.yaml": GOOD.replace("name: web", f"name: web-{n}") for n in range(3)}
+    cache = Cache()
+    for number in (3, 1):
+        found = loaded({**shared, **dict(list(files.items())[:number])}, cache=cache)
+        assert len(found.servers) == number
+        [problem] = found.problems
+        assert (problem.file, problem.line, problem.server) == ("group_vars/all.yaml", 3, None)
+        assert (problem.path, problem.severity) == ("/spec/config/API_TOKEN", "warning")
+    assert loaded(shared, cache=cache).problems == ()
+    own = GOOD.replace("name: web", "name: own") + "  config: {API_TOKEN: hunter2-hunter2}\n"
+    found = loaded({**shared, **files, "own.yaml": own})
+    assert [(one.file, one.server) for one in found.problems] == [
+        ("group_vars/all.yaml", None),
+        ("own.yaml", "default/own"),
+    ]
