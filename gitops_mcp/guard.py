@@ -97,8 +97,10 @@ class PruneGuard:
         cr = self._view.resource(key)
         if cr is None:
             return ""
-        servers = self._books.record.servers
-        if not (self._selects(key) and self._is_candidate(key, cr, servers)):
+        if not (self._selects(key) and self._is_dropped(key, cr)):
+            return self._remains(key, cr)
+        servers = self._books.record.servers  # not before: nobody opens it for kubectl's servers
+        if not self._is_candidate(key, cr, servers):
             return self._remains(key, cr)
         with self._lock:
             trouble = ""
@@ -200,12 +202,18 @@ class PruneGuard:
 
     def _is_candidate(self, key: ServerKey, cr: JsonObject, servers: _Servers) -> bool:
         return (
-            key not in self._loaded.servers
-            and key not in self._loaded.protected
-            and planning.prunable(cr, self._context)
+            self._is_dropped(key, cr)
             and key in servers
             and not planning.outlives_git(cr)
             and not self._kept_by(cr)
+        )
+
+    def _is_dropped(self, key: ServerKey, cr: JsonObject) -> bool:
+        """Would it be pruned, were it in the record?"""
+        return (
+            key not in self._loaded.servers
+            and key not in self._loaded.protected
+            and planning.prunable(cr, self._context)
         )
 
     def _kept_by(self, cr: JsonObject) -> str:
