@@ -149,9 +149,10 @@ def first_source(
     """What ``read`` reads; None where we are told to end before that. Meanwhile we are alive, but
     not ready.
 
-    A first commit is waited for everywhere. In a pod a git server that does not answer is waited
-    for, and so is a branch that is not there, or a commit that can be read, since a restart would
-    not help: only what git refuses us ends the agent. Elsewhere, whoever has typed it is told.
+    The first commit, and its branch, is waited for everywhere. In a pod a git server that does not
+    answer is waited for, and so is a branch that is not there, or a commit that can be read, since
+    a restart would not help: only what git refuses us ends the agent. Elsewhere, whoever has typed
+    it is told.
     """
     lacks = ""
 
@@ -164,7 +165,10 @@ def first_source(
             except Exception as error:
                 refused = isinstance(error, SourceError)
                 refused = refused and not isinstance(error, Unanswered | OverLimit | Nothing)
-                if refused or not (pipeline.in_cluster() or isinstance(error, Empty)):
+                # The first push may come between two questions of one look: then there are commits,
+                # and yet no branch.
+                waited = isinstance(error, Empty) or (lacks and isinstance(error, Absent))
+                if refused or not (pipeline.in_cluster() or waited):
                     raise
                 lacks = _LACKS.get(type(error), "")
                 if isinstance(error, GitOpsError):
