@@ -408,6 +408,7 @@ class Agent:
                 self._recorder.heard,
                 self._status.heard,
             ),
+            adopted=self._tell,
             settled=self._settled,
             complete=lambda: self._view.complete,
             ask=probes.asking(lambda: cluster.is_sandbox),
@@ -444,7 +445,7 @@ class Agent:
         self._metrics.read(self._gauges(self._watches))
         self._view.subscribe(self._workers.wake)
         self._watches.start()
-        self._adopt(self._source)
+        self._controller.adopt(self._source)
         work = threading.Thread(target=self._work, name="work", daemon=True)
         work.start()
         tell = threading.Thread(
@@ -642,17 +643,17 @@ class Agent:
                 f"the source's id has become {source.source_id!r}: restart the agent to follow it"
             )
         source.refuse_doubts(self._warn)
-        self._adopt(source)
+        self._controller.adopt(source)
         self._unread = False
         return "moved"
 
-    def _adopt(self, source: Source) -> None:
+    def _tell(self, source: Source) -> None:
+        """The commit is the one that is aimed at from now on."""
         revision, problems = str(source.snapshot.revision), source.loaded.problems
         self._adopted(revision, problems)
         self._metrics.adopted(revision, problems)
         self._journal.adopted(source.snapshot.revision, problems)
         self._status.adopted(revision, source.loaded)
-        self._controller.adopt(source)
 
     def _describe(self) -> None:
         """Write the source's status into its record. What cannot be written is tried again."""

@@ -51,9 +51,10 @@ class Leads:
 class Controller:
     """Keeps the servers of one source, and those that kubectl made, as they should be.
 
-    ``wake`` is called with the servers that are to be looked at, ``settled`` once every server of
-    a commit has been looked at since it was adopted. Thread-safe, but for ``look``, which must not
-    be called twice for one server at a time.
+    ``wake`` is called with the servers that are to be looked at, ``adopted`` with each commit that
+    is not refused, before a server is looked at for it, ``settled`` once every server of a commit
+    has been looked at since it was adopted. Thread-safe, but for ``look``, which must not be called
+    twice for one server at a time.
 
     ``books`` are the source's record: nothing of the source is changed before its servers are in
     it. ``last`` tells the commit that was enforced last where there is no record, ``sees`` whether
@@ -69,6 +70,7 @@ class Controller:
         leads: Leads,
         wake: Callable[..., None],
         listeners: Sequence[Listener] = (),
+        adopted: Callable[[Source], None] = lambda _: None,
         settled: Callable[[Source], None] = lambda _: None,
         complete: Callable[[], bool] = lambda: True,
         books: Books | None = None,
@@ -85,6 +87,7 @@ class Controller:
         self._leads = leads
         self._wake = wake
         self._listeners = listeners
+        self._adopted = adopted
         self._settled = settled
         self._complete = complete
         self._books = books or Books(None, clock=clock)
@@ -127,6 +130,7 @@ class Controller:
         _ = source.renderer
         if self._leads(False) and self._books.is_open:
             self._write_ahead(source)
+        self._adopted(source)
         with self._adopting:
             changed = self._take(source)
         self._wake(*sorted(changed))

@@ -363,12 +363,13 @@ def test_a_commit_that_cannot_be_enforced_stops_no_agent_and_no_start(
     files: dict[str, str | None], says: str, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
-    place.push(web=manifest("web"))
+    good = place.push(web=manifest("web"))
     with place.agent():
         until(lambda: place.ready("web") and place.is_ready(), "the server")
         gitfixtures.commit(place.repository, files)
         place.wake()
         until(lambda: says in place.log(), "the refusal")
+        assert f'revision="{good}"' in place.ask("/metrics")[1]
         hand = {"spec": {"containers": [{"name": "mcp-server", "image": "evil"}]}}
         body = {
             "apiVersion": "apps/v1",

@@ -80,12 +80,14 @@ class Stage:
         self.server, self.view, self.leads = Server(), View(), True
         self.woken: list[ServerKey] = []
         self.settled: list[str] = []
+        self.adopted: list[str] = []
         self.controller = Controller(
             self.server,
             self.view,
             wishes,
             leads=Leads(lambda: self.leads, lambda: self.leads),
             wake=lambda *keys: self.woken.extend(keys),
+            adopted=lambda one: self.adopted.append(one.snapshot.revision.sha[0]),
             settled=lambda one: self.settled.append(one.snapshot.revision.sha[0]),
             **more,
         )
@@ -331,3 +333,6 @@ def test_a_commit_is_not_adopted_before_its_servers_can_be_recorded() -> None:
     with pytest.raises(Transient):
         stage.controller.adopt(source("b", WEB, other))
     assert stage.controller.source is good
+    with pytest.raises(UsageError):
+        stage.controller.adopt(source("c", WEB, kind=_Broken))
+    assert stage.adopted == ["a"]
