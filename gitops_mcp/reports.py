@@ -14,7 +14,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from types import MappingProxyType
@@ -185,14 +185,14 @@ def diff(
         )
     if output == "markdown":
         return _markdown(report, base)
-    shown = "".join(
-        "".join(
-            change_text(change, style=style, base=base, verbose=verbose)
-            for change in _told(outcome)
-        )
-        + (_kept(outcome, style=style) if verbose else "")
-        for outcome in report.outcomes
-    )
+    shown = ""
+    for why, outcomes in _by_reason(report.outcomes):
+        if why:
+            shown += style("red", f"! {_line(scrub(why))}") + "\n"
+        for outcome in outcomes:
+            for change in _without_reason(outcome) if why else _told(outcome):
+                shown += change_text(change, style=style, base=base, verbose=verbose)
+            shown += _kept(outcome, style=style) if verbose else ""
     shown += "".join(
         style("dim", _line(f"- {outcome.server}: skipped: {outcome.message}")) + "\n"
         for outcome in _skipped(report)
@@ -269,6 +269,33 @@ def _told(outcome: Outcome) -> Sequence[Change]:
         return outcome.changes
     ref = ObjectRef(API_VERSION, KIND, outcome.server.namespace, outcome.server.name)
     return (*outcome.changes, Change("blocked", outcome.server, ref, reason=outcome.message))
+
+
+def _by_reason(outcomes: Iterable[Outcome]) -> Iterator[tuple[str, list[Outcome]]]:
+    """The outcomes in their order, but those that are blocked for the same reason together, with
+    it: the prune guard's word is long, and the same for all servers. "" is with each other one."""
+    whys = [(one, _why_blocked(one)) for one in outcomes]
+    groups: dict[str, list[Outcome]] = {}
+    for one, why in whys:
+        groups.setdefault(why, []).append(one)
+    told = set()
+    for one, why in whys:
+        if not why or len(groups[why]) == 1:
+            yield "", [one]
+        elif why not in told:
+            told.add(why)
+            yield why, groups[why]
+
+
+def _why_blocked(outcome: Outcome) -> str:
+    """Why a server is blocked of which nothing else is to be told, else ""."""
+    told = _told(outcome) if outcome.result == "blocked" else ()
+    plain = len(told) == 1 and told[0].action == "blocked" and not (told[0].before or told[0].after)
+    return told[0].reason if plain else ""
+
+
+def _without_reason(outcome: Outcome) -> list[Change]:
+    return [replace(change, reason="") for change in _told(outcome)]
 
 
 def _server_action(outcome: Outcome) -> str:
@@ -364,7 +391,7 @@ def _markdown(report: Report, base: str | None) -> str:
     if told or skipped:
         parts.append("| | Server | Object | Fields |\n|---|---|---|---|\n")
         rows = [
-            *map(_row, told),
+            *_rows(report.outcomes),
             *(
                 f"| skipped | {_cell(str(one.server))} | | {_cell(one.message, _REASON)} |\n"
                 for one in skipped
@@ -388,6 +415,14 @@ def _within(budget: int, parts: Iterable[str], what: str) -> Iterator[str]:
             left_out += 1
     if left_out:
         yield f"\n_{left_out} more {what} are left out here._\n"
+
+
+def _rows(outcomes: Iterable[Outcome]) -> Iterator[str]:
+    for why, together in _by_reason(outcomes):
+        if why:
+            yield f"| blocked | {len(together)} servers | | {_cell(scrub(why), _REASON)} |\n"
+        for outcome in together:
+            yield from map(_row, _without_reason(outcome) if why else _told(outcome))
 
 
 def _row(change: Change) -> str:
@@ -464,11 +499,16 @@ def sync(
             }
         )
     lines = []
-    for outcome in report.outcomes:
-        if diffs:
-            lines += [change_text(c, style=style, verbose=verbose) for c in outcome.changes]
-        if verbose or outcome.result != "ok" or outcome.message:
-            lines.append(f"{outcome_line(outcome, style=style)}\n")
+    for why, outcomes in _by_reason(report.outcomes):
+        if why:
+            message = _line(scrub(outcomes[0].message or why))
+            lines.append(f"{style(_RESULT_LOOKS['blocked'], 'blocked:')} {message}\n")
+        for one in outcomes:
+            if diffs and not why:
+                lines += [change_text(c, style=style, verbose=verbose) for c in one.changes]
+            if verbose or one.result != "ok" or one.message:
+                outcome = replace(one, message="") if why else one
+                lines.append(f"{outcome_line(outcome, style=style)}\n")
     return "".join(lines) + f"{recap_line(report)}\n"
 
 

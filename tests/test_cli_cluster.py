@@ -345,6 +345,12 @@ def test_the_prune_guard_is_released_by_the_number_that_it_names(fleet: Fleet) -
     blocked = fleet("sync")
     assert blocked.code == 1
     assert blocked.out.splitlines()[-1] == "ok=1 changed=0 pruned=0 failed=0 blocked=3 skipped=0"
+    lines = blocked.out.splitlines()
+    assert lines[0].startswith("blocked: pruning 3 server(s) is held back, since ")
+    assert lines[0].endswith("--allow-prune=3")
+    assert lines[1:-1] == [f"blocked: [{fleet.name}/server-{n}]" for n in range(3)]
+    assert fleet("sync", "--diff").out.count("is held back") == 1
+    assert fleet("sync", "-o", "json").out.count("is held back") == 6  # reason and message of each
     assert fleet("sync", "--allow-prune=2").code == 1
     assert fleet.get(KIND, "server-0") is not None
     found = fleet(

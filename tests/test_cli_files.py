@@ -927,6 +927,14 @@ def test_a_diff_of_a_pull_request_says_what_the_prune_guard_would_hold(
     assert "this source's 10 servers" in ended.json["changes"][0]["reason"]
     shown = gitops("diff", tmp_path, "--base", "base", "-o", "markdown").out
     assert "\nAllow-Prune: 6\n" in shown
+    reason = ended.json["changes"][0]["reason"]
+    assert [c["reason"] for c in ended.json["changes"]] == [reason] * 6
+    assert shown.count(reason) == 1
+    assert "| blocked | `ai/s5` | `MCPServer s5` |  |" in shown.splitlines()
+    lines = gitops("diff", tmp_path, "--base", "base").out.splitlines()
+    assert lines[0] == f"! {reason}"
+    assert lines[1:7] == [f"! ai/s{n}: blocked MCPServer s{n}" for n in range(6)]
+    assert lines[7:] == ["4 unchanged, 6 blocked"]
     commit_all(tmp_path, {"README.md": "x"}, "Release\n\nAllow-Prune: 6\n\nSee merge request a!1")
     summary = gitops("diff", tmp_path, "--base", "base", "-o", "json").json["summary"]
     assert (summary["blocked"], summary["delete"]) == (0, 6)

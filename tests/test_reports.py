@@ -727,4 +727,4 @@ def test_a_comment_names_the_trailer_that_releases_the_prune_guard_and_cuts_no_r
         Report(Revision("a" * 40), "default", True, outcomes, ()), base="b" * 40, output="markdown"
     )
     assert "\n```\nAllow-Prune: 6\n```\n" in text
-    assert text.count("--allow-prune=6`") == 6
+    assert text.count("--allow-prune=6`") == 1  # once for all of them
