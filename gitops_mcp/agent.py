@@ -156,28 +156,21 @@ def first_source(
     """
     lacks = ""
 
-    def look() -> Source:
+    def passes(error: Exception) -> bool:
         nonlocal lacks
-        wait = Transient.first_retry
-        while True:
-            try:
-                return read()
-            except Exception as error:
-                refused = isinstance(error, SourceError)
-                refused = refused and not isinstance(error, Unanswered | OverLimit | Nothing)
-                # The first push may come between two questions of one look: then there are commits,
-                # and yet no branch.
-                waited = isinstance(error, Empty) or (lacks and isinstance(error, Absent))
-                if refused or not (pipeline.in_cluster() or waited):
-                    raise
-                lacks = _LACKS.get(type(error), "")
-                if isinstance(error, GitOpsError):
-                    warn(f"{error.message}; trying again")
-                else:  # a commit that meets a bug is mended by the next commit
-                    _log.exception("the commit cannot be read: unexpected error")
-                if ended.wait(wait.total_seconds()):
-                    raise
-                wait = min(wait * 2, FIRST_WORDS)
+        refused = isinstance(error, SourceError)
+        refused = refused and not isinstance(error, Unanswered | OverLimit | Nothing)
+        # The first push may come between two questions of one look: then there are commits, and
+        # yet no branch.
+        waited = isinstance(error, Empty) or (lacks and isinstance(error, Absent))
+        if refused or not (pipeline.in_cluster() or waited):
+            return False
+        lacks = _LACKS.get(type(error), "")
+        if isinstance(error, GitOpsError):
+            warn(f"{error.message}; trying again")
+        else:  # a commit that meets a bug is mended by the next commit
+            _log.error("the commit cannot be read: unexpected error", exc_info=error)
+        return True
 
     with Endpoints(
         listen,
@@ -185,7 +178,25 @@ def first_source(
         ready=lambda: f"git was not read yet{lacks}",
         metrics=metrics.text,
     ):
-        return _unless(ended, look)
+        return _unless(ended, lambda: _tried(read, ended, passes))
+
+
+def _tried(
+    look: Callable[[], _Found], ended: threading.Event, passes: Callable[[Exception], bool]
+) -> _Found:
+    """What ``look`` finds, tried again with growing waits. ``passes`` is told of each failure: one
+    that does not pass by itself is raised, and so is the last one once we are told to end."""
+    wait = Transient.first_retry
+    while True:
+        try:
+            return look()
+        except Exception as error:
+            if not passes(error):
+                raise
+            asked = error.retry_after if isinstance(error, Transient) else None
+            if ended.wait((asked or wait).total_seconds()):
+                raise
+            wait = min(wait * 2, FIRST_WORDS)
 
 
 _LACKS: dict[type[Exception], str] = {
@@ -474,21 +485,23 @@ class Agent:
     def _surveyed(self) -> Versions:
         """An API server that is only starting, or busy, is no reason to end; on somebody's own
         machine one that does not answer at all is."""
-        wait = Transient.first_retry
-        while True:
-            try:
-                if self._books is not None:
-                    self._books.check(self._source.identity)
-                return pipeline.survey(
-                    self._cluster, self._view, self._source, self._wishes, warn=self._warn
-                )
-            except Transient as error:
-                if isinstance(error, KindAbsent) or not (error.code or pipeline.in_cluster()):
-                    raise
-                self._warn(f"{error.message}; trying again")
-                if self._ended.wait((error.retry_after or wait).total_seconds()):
-                    raise
-                wait = min(wait * 2, FIRST_WORDS)
+
+        def look() -> Versions:
+            if self._books is not None:
+                self._books.check(self._source.identity)
+            return pipeline.survey(
+                self._cluster, self._view, self._source, self._wishes, warn=self._warn
+            )
+
+        def passes(error: Exception) -> bool:
+            if not isinstance(error, Transient) or isinstance(error, KindAbsent):
+                return False
+            if not (error.code or pipeline.in_cluster()):
+                return False
+            self._warn(f"{error.message}; trying again")
+            return True
+
+        return _tried(look, self._ended, passes)
 
     def _work(self) -> None:
         # What a bug raises is known by now; what else is under way ends with the process.
