@@ -1,7 +1,8 @@
 """Fixtures: connections to clusters with all their controllers, the sandbox and a real plane.
 
 A test module takes them with ``pytest_plugins = ["clusters"]``; each of its ``cluster`` tests then
-runs twice, and on the plane only where there is one. ``sandboxed`` is the sandbox alone.
+runs twice, and on the plane only where there is one. ``sandboxed`` and ``kubeconfig`` are of a
+sandbox alone.
 """
 
 from __future__ import annotations
@@ -46,6 +47,16 @@ def cluster(
 @pytest.fixture(scope="module")
 def sandboxed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The kubeconfig of a sandbox that knows MCPServer."""
-    with sandbox.start(speed=20) as started:
+    yield from _sandboxed(20, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The same of one at half that speed, where tests look at what is under way."""
+    yield from _sandboxed(10, tmp_path_factory)
+
+
+def _sandboxed(speed: float, folders: pytest.TempPathFactory) -> Iterator[Path]:
+    with sandbox.start(speed=speed) as started:
         install_crd(started.url)
-        yield started.write_kubeconfig(tmp_path_factory.mktemp("sandbox") / "config")
+        yield started.write_kubeconfig(folders.mktemp("sandbox") / "config")

@@ -26,22 +26,15 @@ import yaml
 from commandline import BROKEN, Ended, Run, manifest, runner
 from gitfixtures import GitServer, bare, commit, commit_all, git, worktree, write
 
-from gitops_mcp import leadership, planning, record, sandbox
+from gitops_mcp import leadership, planning, record
 from gitops_mcp.kube import Cluster
 from gitops_mcp.model import API_VERSION, KIND, Decision, Facts, JsonObject, ObjectRef
 from gitops_mcp.sourcestatus import Missing, SourceStatus
-from gitops_mcp.verbs.sandbox import install_crd
 
+pytest_plugins = ["clusters"]
 GITOPS = [sys.executable, "-m", "gitops_mcp"]
 SECRET = "hunter2-do-not-tell"
 RECAP = re.compile(r"ok=\d+ changed=\d+ pruned=\d+ failed=\d+ blocked=\d+ skipped=\d+")
-
-
-@pytest.fixture(scope="module")
-def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with sandbox.start(speed=10) as cluster:
-        install_crd(cluster.url)
-        yield cluster.write_kubeconfig(tmp_path_factory.mktemp("sandbox") / "config")
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ import pytest
 from agents import agent, until
 from commandline import Run, manifest, runner
 
-from gitops_mcp import options, sandbox
+from gitops_mcp import options
 from gitops_mcp.kube import Cluster
 from gitops_mcp.model import API_VERSION, KIND, JsonObject, ObjectRef
-from gitops_mcp.verbs.sandbox import install_crd
 
+pytest_plugins = ["clusters"]
 TEMPLATES = Path(__file__).parents[1] / "templates"
 _numbers = itertools.count(1)
 
@@ -25,13 +25,6 @@ _numbers = itertools.count(1)
 @pytest.fixture
 def gitops(capsys: pytest.CaptureFixture[str]) -> Run:
     return runner(capsys)
-
-
-@pytest.fixture(scope="module")
-def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with sandbox.start(speed=10) as cluster:
-        install_crd(cluster.url)
-        yield cluster.write_kubeconfig(tmp_path_factory.mktemp("sandbox") / "config")
 
 
 @pytest.fixture(scope="module")
