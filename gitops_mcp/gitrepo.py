@@ -38,7 +38,17 @@ from gitops_mcp.gitcommand import (
 from gitops_mcp.gitcommand import Credentials as Credentials
 from gitops_mcp.gitmirror import REF_NAME, Absent, Empty, Mirror
 from gitops_mcp.gitnotes import Notes, Place, Upstream
-from gitops_mcp.model import GROUP, KIND, LINK, MISPLACED, SUBMODULE, Revision, Snapshot, SourceFile
+from gitops_mcp.model import (
+    CLUSTER_NAME,
+    GROUP,
+    KIND,
+    LINK,
+    MISPLACED,
+    SUBMODULE,
+    Revision,
+    Snapshot,
+    SourceFile,
+)
 
 CONFIG_FILE = "gitops-mcp.yaml"
 VARS_FOLDER = "group_vars"
@@ -60,7 +70,6 @@ PEEKED = 100
 _PLAIN_MODES = ("100644", "100755")
 _ODD_MODES = {"120000": LINK, "160000": SUBMODULE}
 _NARROW = "narrow the source with --path"
-_CLUSTER = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?=[A-Za-z0-9]))*")
 
 
 # --- what a source holds -------------------------------------------------------------------------
@@ -102,7 +111,7 @@ def _pathspecs(prefix: str, below: str, magic: str = "literal") -> tuple[str, ..
     return (f":({magic}){prefix}",) if prefix else ()
 
 
-def _normal(path: str, named: str = "--path") -> str:
+def folder_within(path: str, named: str = "--path") -> str:
     """A ``--path`` as git writes it. Raises UsageError where it leaves the source."""
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if path.startswith("/") or ".." in parts or "\0" in path:
@@ -791,7 +800,7 @@ class Repository:
 
         Of a commit only those settings come with their content; ``contents`` has the rest.
         """
-        below = _normal(path)
+        below = folder_within(path)
         if self._is_read_as_it_lies:
             return self._as_it_lies(below)
         commit, branch = self._current()
@@ -816,7 +825,7 @@ class Repository:
     def check_own_path(self, snapshot: Snapshot, path: str) -> None:
         """Raises what ``snapshot(path)`` would, where the source's own file narrows to ``path`` a
         snapshot that was taken of everything."""
-        below = _normal(path, f"{CONFIG_FILE}: path")
+        below = folder_within(path, f"{CONFIG_FILE}: path")
         if not below or any(file.path.startswith(f"{below}/") for file in snapshot.files):
             return
         if self._is_read_as_it_lies:
@@ -833,7 +842,7 @@ class Repository:
     def base(self, ref: str, path: str = "") -> Snapshot:
         """What ``snapshot`` is compared with: the merge base of ``ref`` and HEAD (or of ``--ref``,
         ``--branch``). Raises SourceError."""
-        below = _normal(path)
+        below = folder_within(path)
         if self.kind == "plain":
             raise SourceError(f"{self.root}: not a git repository, so there is nothing to compare")
         if self._mirror is not None:
@@ -968,7 +977,7 @@ class Repository:
     ) -> Notes:
         """The deployment notes of one cluster; unless they are ``wanted``, there are none and none
         are written. Raises UsageError for a name git cannot hold."""
-        if not _CLUSTER.fullmatch(cluster) or cluster.endswith(".lock"):
+        if not CLUSTER_NAME.fullmatch(cluster):
             raise UsageError(
                 f"--cluster {cluster!r} is no good name",
                 hint="use letters, digits, '-', '_' and single dots",

@@ -55,6 +55,9 @@ ANNOTATION_RECONCILE = f"{GROUP}/reconcile-requested-at"
 NAMESPACE_NAME = re.compile("[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
 """What Kubernetes takes for the name of a namespace: RFC 1123's label."""
 
+CLUSTER_NAME = re.compile(r"(?!.*\.lock$)[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?=[A-Za-z0-9]))*")
+"""What git takes for a part of a ref, and every file system for the name of a file."""
+
 
 # --- identity -------------------------------------------------------------------------------
 

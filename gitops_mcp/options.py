@@ -24,7 +24,14 @@ import durationpy
 from click.core import ParameterSource
 
 from gitops_mcp.errors import UsageError
-from gitops_mcp.model import AGENT_NAMESPACE, NAMESPACE_NAME, JsonObject, PodProfile, Policy
+from gitops_mcp.model import (
+    AGENT_NAMESPACE,
+    CLUSTER_NAME,
+    NAMESPACE_NAME,
+    JsonObject,
+    PodProfile,
+    Policy,
+)
 from gitops_mcp.rollout import Serial
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -91,12 +98,76 @@ NAMESPACE = Name(
     NAMESPACE_NAME,
     "use up to 63 lowercase letters, digits and '-', the first and last no '-'",
 )
+_SUBDOMAIN = re.compile(
+    r"(?=.{1,253}$)[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]*[a-z0-9])?)*"
+)
 DOMAIN = Name(
-    "DNS domain",
-    re.compile(
-        r"(?=.{1,253}$)[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]*[a-z0-9])?)*"
-    ),
-    "use lowercase letters, digits and '-' with single '.' between them",
+    "DNS domain", _SUBDOMAIN, "use lowercase letters, digits and '-' with single '.' between them"
+)
+SECRET = Name(
+    "Secret", _SUBDOMAIN, "use lowercase letters, digits and '-' with single '.' between them"
+)
+CLUSTER = Name(
+    "cluster",
+    CLUSTER_NAME,
+    "use letters, digits, '-', '_' and single dots, and no '.lock' at the end",
+)
+GIT_USER = Name("git user", re.compile(r"[^:\x00-\x1f\x7f]*"), "use no ':' and nothing unprintable")
+
+
+class Listed(click.ParamType[str]):
+    """Values with commas between them, each of one form; empty, there are none."""
+
+    def __init__(self, kind: str, pattern: str, form: str, *, wanted: bool = False) -> None:
+        """``wanted``: without one that is not excluded, nothing would be left."""
+        self.name = kind
+        self._pattern = re.compile(pattern)
+        self._form = form
+        self._wanted = wanted
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text, unchanged."""
+        parts = listed(value)
+        for part in parts:
+            if not self._pattern.fullmatch(part):
+                self.fail(f"{part!r} is no {self.name}: use {self._form}", param, ctx)
+        if self._wanted and all(part.startswith("!") for part in parts):
+            self.fail(f"{value!r} leaves nothing: use {self._form}", param, ctx)
+        return str(value)
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """The values of a text with commas between them."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+_ANY = r"(?:[-a-z0-9{}*?]|\[!?[-a-z0-9{}]+\])+"
+"""A glob of lowercase names that hold more than letters, digits and '-'."""
+_NAMESPACE_GLOB = _ANY.format("", "")
+_ACCOUNT_GLOB = rf"(?:\{{name\}}|{_ANY.format('.', '.')})+"
+_NAMESPACES = Listed(
+    "namespace glob",
+    f"!?{_NAMESPACE_GLOB}",
+    "globs such as team-* or !team-legacy, at least one without '!'",
+    wanted=True,
+)
+_ACCOUNTS = Listed(
+    "service account glob",
+    f"{_NAMESPACE_GLOB}/{_ACCOUNT_GLOB}",
+    "NAMESPACE/NAME, such as team-a/reader or */{name}",
+)
+_HOSTS = Listed(
+    "host glob",
+    rf"(?:{_ANY.format('._', '._')})|(?=.*:.*:)[0-9a-f:.*?]+",
+    "host names such as *.example.com in lowercase, without scheme, port and path",
+)
+_SECRETS = Listed(
+    "name of a Secret",
+    _SUBDOMAIN.pattern,
+    "lowercase letters, digits and '-' with single '.' between them",
+)
+LIMIT = Listed(
+    "pattern of servers", r"!?[^\s/!]+(?:/[^\s/]+)?", "globs on NAME or NAMESPACE/NAME, ! excludes"
 )
 
 
@@ -219,10 +290,6 @@ POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 """The namespace of the pod that this process runs in, if it does."""
 
 
-def _listed(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
 def _own_namespaces(named: str | None) -> frozenset[str]:
     """The agent's. A check elsewhere, in a pull request, does not know it: then what ``install``
     chooses counts, and that of the pod which this is."""
@@ -284,14 +351,14 @@ class SourceOptions(PolicyOptions):
     @property
     def policy(self) -> Policy:
         """What the operator lets servers ask for. Reads where this process runs, in a pod."""
-        pairs = (glob.rpartition("/") for glob in _listed(self.service_accounts))
+        pairs = (glob.rpartition("/") for glob in listed(self.service_accounts))
         return Policy(
-            namespaces=_listed(self.namespaces),
+            namespaces=listed(self.namespaces),
             service_accounts=tuple((namespace or "*", account) for namespace, _, account in pairs),
             own_namespaces=_own_namespaces(self.agent_namespace),
-            own_secrets=frozenset(_listed(self.agent_secrets)),
+            own_secrets=frozenset(listed(self.agent_secrets)),
             pods="privileged" if self.allow_privileged else self.pod_security,
-            drain_hosts=_listed(self.drain_hosts),
+            drain_hosts=listed(self.drain_hosts),
             domain=self.cluster_domain,
             manual=self.manual_servers == "on",
         )
@@ -353,6 +420,7 @@ _location = (
     option(
         "--cluster",
         metavar="NAME",
+        type=CLUSTER,
         default="default",
         help="Picks group_vars/NAME.yaml and the notes ref.",
     ),
@@ -361,6 +429,7 @@ _policy = (
     option(
         "--namespaces",
         metavar="GLOBS",
+        type=_NAMESPACES,
         default="*",
         help="Namespaces that servers may be in, comma-separated, ! excludes; the agent's own and "
         "kube-* only if spelled out  [default: *]",
@@ -368,6 +437,7 @@ _policy = (
     option(
         "--service-accounts",
         metavar="GLOBS",
+        type=_ACCOUNTS,
         default=OWN_ACCOUNT,
         help="Service accounts that servers may use, NAMESPACE/NAME, comma-separated; {name} is "
         "the server's own name  [default: */{name}]",
@@ -383,6 +453,7 @@ _policy = (
     option(
         "--drain-hosts",
         metavar="GLOBS",
+        type=_HOSTS,
         default="",
         help="Hosts that drain.url may name besides Services of the server's own namespace.",
     ),
@@ -399,6 +470,7 @@ _reading = (
     option(
         "--limit",
         metavar="PATTERNS",
+        type=LIMIT,
         default="",
         help="Only these servers: globs on name or ns/name, comma-separated, ! excludes.",
     ),
@@ -424,6 +496,7 @@ _reading = (
     option(
         "--agent-secrets",
         metavar="NAMES",
+        type=_SECRETS,
         default="",
         help="Secrets of the agent, which no server may use in its namespace.",
     ),
@@ -451,6 +524,7 @@ _git = (
     option(
         "--git-username",
         metavar="NAME",
+        type=GIT_USER,
         default="",
         help="User for https (default: that of the URL); most hosts take any with a token.",
     ),

@@ -472,7 +472,9 @@ def read(
     if options.path is None and base is None:  # a change may mend what its base has wrong
         repository.check_own_path(snapshot, path)
     repository.notes(options.cluster)  # a name that git cannot hold is refused before any change
-    source_id = checked_source_id(options.source_id or own.get("sourceId", "default"))
+    source_id = checked_source_id(
+        own.get("sourceId", "default") if options.source_id is None else options.source_id
+    )
     named = options.source_id is not None or "sourceId" not in own
     loaded = manifests.load(
         snapshot.files,

@@ -671,7 +671,7 @@ def test_diff_tells_of_a_shutdown_that_is_under_way(fleet: Fleet) -> None:
 def test_a_cluster_name_that_notes_cannot_bear_changes_nothing(fleet: Fleet) -> None:
     ended = fleet("sync", "--cluster", "a b")
     assert ended.code == 2
-    assert "--cluster 'a b' is no good name" in ended.error
+    assert "'--cluster': 'a b' is no name of a cluster" in ended.error
     assert fleet.get(KIND, "web") is None
 
 

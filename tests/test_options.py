@@ -194,6 +194,56 @@ def test_what_is_no_domain_is_refused(gitops: Run, verb: str, name: str) -> None
     assert f"'--cluster-domain': {name!r} is no name of a DNS domain" in ended.error
 
 
+@pytest.mark.parametrize("verb", ["validate", "agent", "install"])
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("namespaces", "a,*/x", "'*/x' is no namespace glob: use globs such as team-*"),
+        ("namespaces", "[", "'[' is no namespace glob"),
+        ("namespaces", "Team", "'Team' is no namespace glob"),
+        ("namespaces", "!legacy", "'!legacy' leaves nothing: use globs such as team-*"),
+        ("service-accounts", "foo", "'foo' is no service account glob: use NAMESPACE/NAME"),
+        ("service-accounts", "/foo", "'/foo' is no service account glob"),
+        ("service-accounts", "*/{nam}", "'*/{nam}' is no service account glob"),
+        ("drain-hosts", "http://x", "'http://x' is no host glob: use host names such as *.e"),
+        ("drain-hosts", "x:80", "'x:80' is no host glob"),
+        ("drain-hosts", "x/y", "'x/y' is no host glob"),
+        ("limit", "a/b/c", "'a/b/c' is no pattern of servers: use globs on NAME or NAMESPACE/NAME"),
+    ],
+)
+def test_what_could_never_match_is_refused_wherever_it_comes_from(
+    gitops: Run, tmp_path: Path, verb: str, option: str, value: str, told: str
+) -> None:
+    expected = f"Invalid value for '--{option}': {told}"
+    ended = gitops(verb, f"--{option}={value}")
+    assert (ended.code, ended.out) == (2, "")
+    assert expected in ended.error
+    name = "".join(part.title() for part in option.split("-"))
+    config = tmp_path / "operators.yaml"
+    config.write_text(f"{name[0].lower()}{name[1:]}: {value.split(',')!r}\n")
+    ended = gitops(verb, "--config", config)
+    assert (ended.code, ended.out) == (2, "")
+    assert expected in ended.error
+
+
+def test_names_of_the_agents_secrets_are_names(gitops: Run) -> None:
+    assert gitops("validate", "--agent-secrets=a,A b").code == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("namespaces", "*,team-?,!team-[a-c],kube-system"),
+        ("service-accounts", "*/{name},team-*/ci.{name}-[!a]"),
+        ("service-accounts", ""),
+        ("drain-hosts", "*.example.com,127.0.0.1,fd00::1,a_b"),
+        ("limit", "web-*,!ai/*,[ab]/c"),
+    ],
+)
+def test_what_can_match_is_taken(gitops: Run, option: str, value: str) -> None:
+    assert gitops("install", f"--{option}={value}").code == 0
+
+
 @pytest.mark.parametrize(
     "arguments", [["sync", "--wait"], ["agent", "--interval"], ["install", "--interval"]]
 )

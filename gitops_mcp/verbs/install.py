@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
@@ -45,10 +46,13 @@ the API.
 @options.option(
     "--cluster",
     metavar="NAME",
+    type=options.CLUSTER,
     default="default",
     help="Picks group_vars/NAME.yaml and the notes ref.",
 )
-@options.option("--limit", metavar="PATTERNS", default="", help="Only these servers.")
+@options.option(
+    "--limit", metavar="PATTERNS", type=options.LIMIT, default="", help="Only these servers."
+)
 @options.option(
     "--source-id", metavar="ID", help="Whose servers these are in the cluster  [default: default]"
 )
@@ -75,18 +79,22 @@ the API.
     help="The agent's container image.",
 )
 @options.option(
-    "--git-secret", metavar="NAME", default="", help="Secret with the credentials for the source."
+    "--git-secret",
+    metavar="NAME",
+    type=options.SECRET,
+    help="Secret with the credentials for the source.",
 )
 @options.option(
     "--git-username",
     metavar="NAME",
+    type=options.GIT_USER,
     default="",
     help="User for https; most hosts take any with a token.",
 )
 @options.option(
     "--webhook-secret",
     metavar="NAME",
-    default="",
+    type=options.SECRET,
     help="Secret with the token of the forge's webhook, which reaches the agent by a Service.",
 )
 @options.option(
@@ -128,9 +136,9 @@ def command(
     *,
     interval: timedelta | None,
     image: str,
-    git_secret: str,
+    git_secret: str | None,
     git_username: str,
-    webhook_secret: str,
+    webhook_secret: str | None,
     handshake_secrets: bool,
     health_gate: bool,
     replicas: int | None,
@@ -150,7 +158,7 @@ def command(
     SOURCE is a git URL; without one the agent runs the servers that kubectl made. Nothing is sent
     to a cluster: read it, keep it in git, apply it.
     """
-    from gitops_mcp import install, pipeline, record, reports
+    from gitops_mcp import gitrepo, install, pipeline, record, reports
     from gitops_mcp.terminal import Terminal
 
     if crd_only and skip_crd:
@@ -158,7 +166,10 @@ def command(
     if crd_only:
         click.echo(reports.objects([install.definition()], output=output), nl=False)
         return
-    if source["source_id"]:
+    _check_image(image)
+    if source["path"] is not None:
+        gitrepo.folder_within(source["path"])
+    if source["source_id"] is not None:
         pipeline.checked_source_id(source["source_id"])
     server = _server(location, source["ref"], source["branch"])
     if server is not None and server.scheme == "ssh" and not git_secret:
@@ -168,7 +179,7 @@ def command(
             "http sends what --git-secret holds in clear text: use an https or ssh address"
         )
     lives = namespace or install.NAMESPACE
-    if watch_namespace == lives and lives not in policy.namespaces.split(","):
+    if watch_namespace == lives and lives not in options.listed(policy.namespaces):
         Terminal(common).warn(
             f"no server may be in {lives}, the agent's own namespace: open it with "
             f"--namespaces={lives}, or let the agent live elsewhere"
@@ -199,8 +210,8 @@ def command(
         source_id=source["source_id"] or "",
         watch_namespace=watch_namespace or "",
         create_namespace=create_namespace,
-        git_secret=git_secret,
-        webhook_secret=webhook_secret,
+        git_secret=git_secret or "",
+        webhook_secret=webhook_secret or "",
         handshake_secrets=handshake_secrets,
         health_gate=health_gate,
         replicas=replicas,
@@ -210,6 +221,15 @@ def command(
     if skip_crd:
         objects.remove(install.definition())
     click.echo(reports.objects(objects, output=output), nl=False)
+
+
+def _check_image(image: str) -> None:
+    """Raises UsageError for what no kubelet could pull."""
+    from gitops_mcp import serverschema
+
+    rule = serverschema.schema()["properties"]["spec"]["properties"]["image"]
+    if not re.fullmatch(rule["pattern"], image) or len(image) > rule["maxLength"]:
+        raise UsageError(f"--image {image!r} {rule['patternErrorMessage']}")
 
 
 def _allowed(policy: options.PolicyOptions) -> list[str]:
