@@ -250,10 +250,11 @@ def test_an_agent_writes_nothing_but_the_status_of_a_server_that_is_refused(
     body = json.loads(manifest("adopted", namespace))
     body["metadata"]["annotations"] = {"mcp.example.com/adopt": "true"}
     gitfixtures.commit(git, {"adopted.json": json.dumps(body)})
-    scope = ("--source-id", namespace, "--namespaces", namespace, "--listen", "127.0.0.1:0")
+    scope = ("--source-id", namespace, "--watch-namespace", namespace, "--listen", "127.0.0.1:0")
     with agent(kubeconfig, git, *scope, "-n", namespace):
         until(lambda: "" in applied("ran"), "the finalizer of what may run")
         until(lambda: read(cluster, namespace, "Deployment", "ran"), "its Deployment")
+        until(lambda: "status" in applied("ran"), "its status")
         for name in ("refused", "adopted"):
             until(lambda name=name: applied(name), f"the status of {name}")  # type: ignore[misc]
             assert synced(cluster, namespace, name)[0] == "ManifestInvalid"
