@@ -175,6 +175,7 @@ class Controller:
             selects=source.limit.selects,
             allowed=partial(self._allowance, source),
             unknown=partial(source.astray, self._books),
+            strangers=partial(source.is_strangers, books=self._books, view=self._view),
         )
 
     def lead(self) -> None:
@@ -423,7 +424,7 @@ class Controller:
             return True
 
     def _write_ahead(self, source: Source) -> None:
-        self._books.ahead(source.held(self._wishes))
+        self._books.ahead(source.held(self._books, self._view, self._wishes))
         self._ahead = source
 
     def _enforced(self, key: ServerKey | None) -> bool:

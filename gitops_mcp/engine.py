@@ -158,7 +158,7 @@ class Aim:
     ``prune`` is asked, of a server that git no longer holds, why it is kept (""; it may go), and
     ``recreate`` the same of one that only a new object can bring to what git says. ``rollout``
     says whose pods may be replaced now, and is told how each server stands. ``strange`` servers
-    bear this source's label though git never held them.
+    bear this source's label though this repository's git never held what is in the cluster.
     """
 
     loaded: Loaded
@@ -348,7 +348,7 @@ class Engine:
             protected=key in aim.loaded.protected,
             problems=aim.problems.get(str(key), ()),
             held=_held(key, aim, live, memory.failure),
-            strange=live.cr is not None and not _is_held(key, aim) and aim.strange(key),
+            strange=live.cr is not None and aim.strange(key),
             deferred=aim.rollout.waits(key) if aim.rollout is not None else None,
             cr=live.cr,
             children=live.children,

@@ -31,7 +31,8 @@ class PruneGuard:
     ``books`` are open whenever it is asked. ``selects`` says which servers the run is about;
     ``unknown`` why nothing at all may be pruned unless it is allowed ("": nothing is in the way).
     It and ``allowed`` are asked only when the answer matters, and may take their time. What is
-    released by ``allowed`` is recorded before it goes.
+    released by ``allowed`` is recorded before it goes. ``strangers``: is a server that git holds
+    another repository's in the cluster?
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class PruneGuard:
         selects: Callable[[ServerKey], bool],
         allowed: Allowed,
         unknown: Callable[[], str] = lambda: "",
+        strangers: Callable[[ServerKey], bool] = lambda _: False,
     ) -> None:
         self._view = view
         self._context = context
@@ -52,6 +54,7 @@ class PruneGuard:
         self._selects = selects
         self._allowed = allowed
         self._unknown = unknown
+        self._strangers = strangers
         self._lock = threading.Lock()
         self._held: dict[ServerKey, str] = {}
         self._kept: set[ServerKey] = set()
@@ -83,7 +86,10 @@ class PruneGuard:
             )
 
     def strange(self, key: ServerKey) -> bool:
-        """Does the server bear this source's label, proven, though git never held it?"""
+        """Does the server bear this source's label, proven, though git never held it, or though
+        another repository applied the one in the cluster?"""
+        if key in self._loaded.servers or key in self._loaded.protected:
+            return self._strangers(key)
         cr = self._view.resource(key)
         return (
             cr is not None

@@ -57,7 +57,7 @@ from gitops_mcp.options import (
     SourceOptions,
     parse_config,
 )
-from gitops_mcp.record import ROOTS, TAKEN_OVER, Books, Fingerprint, Identity, Store
+from gitops_mcp.record import ROOTS, UNKNOWN, Books, Fingerprint, Identity, Store
 from gitops_mcp.rollout import ALL, DEFAULT, Rollout, Serial
 
 if TYPE_CHECKING:
@@ -216,13 +216,32 @@ class Source:
             return planning.in_scope(cr, context)
         return owner is not planning.Owner.OTHER and wishes.kubectl
 
-    def held(self, wishes: Wishes) -> dict[ServerKey, str]:
-        """The servers that git holds and the run is about, with their files."""
+    def held(self, books: Books, view: View, wishes: Wishes) -> dict[ServerKey, str]:
+        """The servers that git holds and the run is about, with their files; without those of
+        another repository under this id. Raises SourceError."""
         return {
             key: server.file
             for key, server in self.loaded.servers.items()
-            if self.limit.selects(key) and wishes.watch_namespace in (None, key.namespace)
+            if self.limit.selects(key)
+            and wishes.watch_namespace in (None, key.namespace)
+            and not self.is_strangers(key, books, view)
         }
+
+    def is_strangers(self, key: ServerKey, books: Books, view: View) -> bool:
+        """Is the MCPServer another repository's under the same source id, though git holds one of
+        its name here? The record of that one may be in another namespace, or of another area: the
+        commit that was applied is not known here. Raises SourceError."""
+        if books.takes_over or key in books.record.servers:
+            return False
+        cr = view.resource(key)
+        if cr is None or planning.owner_of(cr, self.source_id) is not planning.Owner.OURS:
+            return False
+        return not self.may_hold(cr)
+
+    def may_hold(self, cr: JsonObject) -> bool:
+        """May the commit that an MCPServer was applied from be this repository's? Raises
+        SourceError."""
+        return self.repository.may_hold(_revision(cr).removesuffix("-dirty"))
 
     def enforced(
         self, books: Books, view: View, wishes: Wishes, *, sees: Callable[[str], bool]
@@ -243,7 +262,7 @@ class Source:
         whole = wishes.lasting or not (limit.wanted or limit.unwanted)
         books.enforced(
             self.identity,
-            self.held(wishes),
+            self.held(books, view, wishes),
             revision=str(self.snapshot.revision) if whole else None,
             reaches=reaches,
             remains=remains,
@@ -281,8 +300,8 @@ class Source:
         """Why it is not known what git held before: the commit that was enforced last is not here;
         "" where it is."""
         record = books.record
-        if record.revision == TAKEN_OVER:
-            return "the source id was taken over from another repository"
+        if record.revision in UNKNOWN:
+            return UNKNOWN[record.revision]
         if not record.commit or self.repository.remembers(record.commit):
             return ""
         at = f" at {record.at}" if record.at else ""
@@ -769,6 +788,7 @@ class Pass:
                 warn=self.warn,
             ),
             unknown=partial(self.source.astray, books),
+            strangers=partial(self.source.is_strangers, books=books, view=view),
         )
         self._warn_of_finalizers(view, keys)
         if left_over := self.source.left_over(books, view):
@@ -889,7 +909,7 @@ class Pass:
         try:
             books.open(source.identity, revision=self.last, live=live)
             if not self.wishes.check:
-                books.ahead(source.held(self.wishes))
+                books.ahead(source.held(books, view, self.wishes))
         except Permanent as error:
             if not self.wishes.check:
                 raise UsageError(
@@ -1014,21 +1034,18 @@ class Pass:
 
 def ours(view: View, source: Source) -> dict[ServerKey, str]:
     """The MCPServers in the cluster that are provably this source's, with their files. Another
-    repository may have the same id, with a record in another namespace or of another area: what git
-    does not hold counts only if its commit is known here. Raises SourceError."""
-    loaded = source.loaded
+    repository may have the same id, with a record in another namespace or of another area: a server
+    counts only if its commit is known here. Raises SourceError."""
     found: dict[ServerKey, str] = {}
     known: dict[str, bool] = {}
     for key, cr in view.resources():
         if planning.owner_of(cr, source.source_id) is not planning.Owner.OURS:
             continue
-        if key not in loaded.servers and key not in loaded.protected:
-            commit = _revision(cr).removesuffix("-dirty")
-            if commit not in known:
-                known[commit] = source.repository.may_hold(commit)
-            if not known[commit]:
-                continue
-        found[key] = planning.file_of(cr)
+        commit = _revision(cr)
+        if commit not in known:
+            known[commit] = source.may_hold(cr)
+        if known[commit]:
+            found[key] = planning.file_of(cr)
     return found
 
 

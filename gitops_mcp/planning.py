@@ -254,6 +254,8 @@ def decide(facts: Facts, context: Context, renderer: Renderer) -> Decision:
     owner = _claimant(facts, context, renderer)
     if owner is Owner.OTHER:
         return _other_source(facts)
+    if facts.strange and owner is Owner.OURS and (facts.desired is not None or facts.protected):
+        return _other_repository(facts, context)
     if cr is not None and shutdown.under_way(cr):
         return _shut_down(facts, context)
     if facts.namespace == "Terminating":
@@ -334,6 +336,18 @@ def _other_source(facts: Facts) -> Decision:
     assert facts.cr is not None  # noqa: S101 -- only a CR has a source
     source = facts.cr["metadata"]["labels"][LABEL_SOURCE]
     return _refused(facts, f"mcpserver/{facts.key.name} belongs to source {source!r}", adopt=False)
+
+
+def _other_repository(facts: Facts, context: Context) -> Decision:
+    known = (facts.cr or {}).get("status") or {}
+    commit = str((known.get("source") or {}).get("revision", ""))[:12]
+    return _refused(
+        facts,
+        f"mcpserver/{facts.key.name} was applied from commit {commit}, which is not in this "
+        f"repository: another one has the source id {context.source!r}, too; give one of them "
+        "another source id, or take over with --take-over",
+        adopt=False,
+    )
 
 
 def _refused(facts: Facts, message: str, *, adopt: bool = True) -> Decision:

@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol
 
 import orjson
 
-from gitops_mcp.errors import Conflict, GitOpsError, Gone, LeaseLost, UsageError
+from gitops_mcp.errors import Conflict, GitOpsError, Gone, LeaseLost, OverLimit, UsageError
 from gitops_mcp.model import (
     FIELD_MANAGER,
     LABEL_MANAGED_BY,
@@ -46,6 +46,16 @@ ABSENT = "1"
 """A resourceVersion that no object has: an apply that bears it creates, and never overwrites."""
 TAKEN_OVER = "0" * 40
 """The revision of a record whose source id another repository took over: git's id of no object."""
+BEGUN = "0" * 39 + "1"
+"""The revision of a record that was begun beside servers that stood in the cluster already."""
+UNKNOWN = {
+    TAKEN_OVER: "the source id was taken over from another repository",
+    BEGUN: "the source record is new, and what git held before is not known (it was deleted, or "
+    "an older version applied the servers)",
+}
+"""Why what git held before is not known, by the revision that says so."""
+MAX_PACKED = 900_000
+"""Bytes of the packed inventory: the API server takes 1 MiB of a ConfigMap, the state included."""
 _PORTS = {"22", "80", "443"}
 
 
@@ -139,8 +149,9 @@ class Record:
 
     @property
     def commit(self) -> str:
-        """The sha of ``revision``; "" where there is no git."""
-        return "" if self.revision == str(Revision("")) else self.revision.removesuffix("-dirty")
+        """The sha of ``revision``; "" where there is no git, or it is not known."""
+        unknown = self.revision in UNKNOWN or self.revision == str(Revision(""))
+        return "" if unknown else self.revision.removesuffix("-dirty")
 
     def ahead(self, held: Mapping[ServerKey, str]) -> Record:
         """The record before a commit is applied that holds these servers (key → file)."""
@@ -187,8 +198,7 @@ def refusal(record: Record, mine: Identity, *, take_over: bool = False) -> Usage
     """Why this source must not change anything under its id, or None."""
     theirs = record.fingerprint
     if not theirs.agrees(mine.fingerprint) and not (take_over and mine.named):
-        known = record.commit and record.revision != TAKEN_OVER
-        last = f", last enforced {record.commit[:12]}" if known else ""
+        last = f", last enforced {record.commit[:12]}" if record.commit else ""
         at = f" at {record.at}" if record.at else ""
         hint = "give this source another --source-id; or take the id over with --take-over"
         if not mine.named:
@@ -213,12 +223,19 @@ def refusal(record: Record, mine: Identity, *, take_over: bool = False) -> Usage
 
 
 def body(ref: ObjectRef, source: str, record: Record) -> JsonObject:
-    """The record as a ConfigMap."""
+    """The record as a ConfigMap. Raises OverLimit where the API server would not take it."""
     rows = [
         [key.namespace, key.name, entry.file, _flags(entry)]
         for key, entry in sorted(record.servers.items())
     ]
     packed = gzip.compress(orjson.dumps(rows), compresslevel=6, mtime=0)
+    if len(packed) > MAX_PACKED:
+        raise OverLimit(
+            f"the names and paths of {len(rows)} servers do not fit into the source record: "
+            f"{len(packed)} bytes packed, more than {MAX_PACKED}",
+            hint="shorten the paths of the manifests, or split the source by --path into several "
+            "source ids",
+        )
     return {
         "apiVersion": ref.api_version,
         "kind": ref.kind,
@@ -383,6 +400,11 @@ class Books:
         """Is the record known, and written by nobody else?"""
         return self._opened == self._term
 
+    @property
+    def takes_over(self) -> bool:
+        """Is it to take over what another repository applied under this source id?"""
+        return self._take_over
+
     def close(self) -> None:
         """Somebody else may have written the record: it is read again before it is relied on."""
         self._term += 1
@@ -401,7 +423,8 @@ class Books:
     ) -> Record:
         """Read the record, or begin one: from the servers that are provably this source's
         (``live``, key → file) and the commit that was enforced last as far as is known
-        (``revision``). Raises UsageError, KubeError."""
+        (``revision``). One that is stored and begun beside such servers knows no commit: the loss
+        of a record releases nothing that it held back. Raises UsageError, KubeError."""
         with self._lock:
             if not self.is_open:
                 term = self._term
@@ -409,7 +432,8 @@ class Books:
                 record = self._found = self._stored
                 if record is None:
                     enforced = {key: Entry(file, enforced=True) for key, file in live().items()}
-                    record = Record(mine.fingerprint, mine.cluster, revision, servers=enforced)
+                    begun = BEGUN if enforced and self._store is not None else revision
+                    record = Record(mine.fingerprint, mine.cluster, begun, servers=enforced)
                 elif not record.fingerprint.agrees(mine.fingerprint):
                     # What the former repository had is not what this one has dropped.
                     record = replace(

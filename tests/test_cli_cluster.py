@@ -726,6 +726,10 @@ def test_a_lease_of_another_sync_is_waited_for(
 FREED = {"holderIdentity": ""}
 
 
+def _record(fleet: Fleet) -> ObjectRef:
+    return ObjectRef("v1", "ConfigMap", fleet.name, leadership.lease_name(fleet.name))
+
+
 def _lease(fleet: Fleet, namespace: str = "") -> ObjectRef:
     name = leadership.lease_name(fleet.name)
     return ObjectRef("coordination.k8s.io/v1", "Lease", namespace or fleet.name, name)
@@ -767,6 +771,45 @@ def test_a_source_id_that_is_taken_over_keeps_every_server_until_it_is_released(
         assert (ended.code, "blocked=1" in ended.out) == (1, True)
         assert "was taken over from another repository" in ended.out
     assert fleet.run("sync", other, *common, "--allow-prune=1").code == 0
+    assert fleet.get(KIND, "s0") is None
+
+
+def test_a_repository_whose_record_is_elsewhere_replaces_nothing_of_another_one(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    assert fleet("sync").code == 0
+    other = tmp_path / "other"
+    worktree(
+        other,
+        {
+            "web.yaml": manifest(namespace=fleet.name, image="other"),
+            "new.yaml": manifest("new", fleet.name),
+        },
+    )
+    fleet.lease("", namespace="default")  # given up later than the other one
+    common = ("-n", "default", "--source-id", fleet.name)
+    for _ in range(2):
+        ended = fleet.run("sync", other, *common)
+        assert (ended.code, "blocked=1" in ended.out) == (1, True)
+        assert "which is not in this repository: another one has the source id" in ended.out
+        assert fleet.get(KIND, "new") is not None
+    assert (fleet.get(KIND, "web") or {})["spec"]["image"] != "other"
+    assert fleet.run("sync", other, *common, "--take-over").code == 0
+    assert (fleet.get(KIND, "web") or {})["spec"]["image"] == "other"
+
+
+def test_the_loss_of_the_record_releases_no_prune(fleet: Fleet) -> None:
+    files = {f"s{n}.yaml": manifest(f"s{n}", None, replicas=0) for n in range(4)}
+    commit_all(fleet.folder, {"web.yaml": None, **files})
+    assert fleet("sync").code == 0
+    commit_all(fleet.folder, {"s0.yaml": None})
+    for _ in range(2):
+        fleet.cluster.delete(_record(fleet), uid=None)
+        ended = fleet("sync")  # one of four: with a record the guard would let it go
+        assert (ended.code, "blocked=1" in ended.out) == (1, True)
+        assert "what git held before is not known" in ended.out
+    assert fleet("sync").code == 1
+    assert fleet("sync", "--allow-prune=1").code == 0
     assert fleet.get(KIND, "s0") is None
 
 

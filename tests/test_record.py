@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gitops_mcp.errors import Conflict, LeaseLost, UsageError
+from gitops_mcp.errors import Conflict, LeaseLost, OverLimit, UsageError
 from gitops_mcp.model import JsonObject, ObjectRef, ServerKey
 from gitops_mcp.record import (
     ABSENT,
@@ -281,3 +282,13 @@ def test_a_former_term_does_not_overwrite_what_another_leader_wrote() -> None:
     assert mine.open(MINE, revision="", live=nothing).servers.keys() == {A, B}
     mine.ahead({C: "c.yaml"})
     assert parse(api.live or {}).servers.keys() == {A, B, C}
+
+
+def test_an_inventory_that_no_config_map_holds_is_refused_before_it_is_sent() -> None:
+    rng = random.Random(7)
+    words = (f"{rng.getrandbits(12_000):x}" for _ in range(700))
+    servers = {ServerKey("ai", f"s{n}"): Entry(f"{word}.yaml") for n, word in enumerate(words)}
+    ref = ObjectRef("v1", "ConfigMap", "ai", "gitops-mcp-fleet")
+    with pytest.raises(OverLimit, match="700 servers do not fit into the source record") as caught:
+        body(ref, "fleet", Record(servers=servers))
+    assert "--path" in caught.value.hint
