@@ -556,7 +556,8 @@ class Facts:
     ``desired`` is what git wants (None: nothing, or nothing that can be applied); ``protected``:
     a manifest exists but is broken, ``problems`` are its mistakes; ``held``: why the guard keeps
     a server that git no longer holds; ``strange``: it bears the source's label, but this
-    repository's git never held it; ``deferred``: why its pods are not replaced yet. ``cr``,
+    repository's git never held it; ``moved``: another source id of this repository has it,
+    and it is to be taken from there; ``deferred``: why its pods are not replaced yet. ``cr``,
     ``children`` (by kind: Deployment, Service) and ``pods`` are the live objects, found by the
     names and labels of the server whoever made them; ``namespace`` is the phase of their namespace.
     ``probe`` is the last handshake, ``failure`` what the last request ended with,
@@ -573,6 +574,7 @@ class Facts:
     problems: tuple[Problem, ...] = ()
     held: str = ""
     strange: bool = False
+    moved: bool = False
     deferred: Deferral | None = None
     cr: JsonObject | None = None
     children: Mapping[str, JsonObject] = field(default_factory=dict)

@@ -238,6 +238,14 @@ class Source:
             return False
         return not self.may_hold(cr)
 
+    def is_moved(self, key: ServerKey, view: View) -> bool:
+        """Was the MCPServer of another source id applied from a commit of this repository? Raises
+        SourceError."""
+        cr = view.resource(key)
+        if cr is None or planning.owner_of(cr, self.source_id) is not planning.Owner.OTHER:
+            return False
+        return self.repository.knows(_revision(cr).removesuffix("-dirty"))
+
     def may_hold(self, cr: JsonObject) -> bool:
         """May the commit that an MCPServer was applied from be this repository's? Raises
         SourceError."""
@@ -727,6 +735,8 @@ class Wishes:
     """Nothing outside of this namespace is read or written."""
     serial: Serial | None = None
     """How many servers take a change at the same time; None: the source says."""
+    move: bool = False
+    """Servers that this repository brought under another source id become this one's."""
     lasting: bool = False
     """Each run has the same limit: what it selects is the whole source to the record."""
 
@@ -805,6 +815,7 @@ class Pass:
             prune=guard.prune,
             recreate=guard.recreate,
             strange=guard.strange,
+            moved=lambda key: self.wishes.move and self.source.is_moved(key, view),
             rollout=batches,
         )
         engine = Engine(

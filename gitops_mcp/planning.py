@@ -297,12 +297,12 @@ def _claimant(facts: Facts, context: Context, renderer: Renderer) -> Owner | Non
         return owner
     if owner is Owner.COPIED:
         return owner if _made_from(cr, desired, renderer) else Owner.KUBECTL
-    # Our label was changed or taken off: we applied the rest.
+    # Our label was changed or taken off: we applied the rest. Or we did so under another id.
     labels = cr["metadata"].get("labels") or {}
     relabelled = not (
         LABEL_SOURCE in labels and diffing.owns(cr, "metadata", "labels", LABEL_SOURCE)
     )
-    if relabelled and _applied(cr) and _made_from(cr, desired, renderer):
+    if (relabelled or facts.moved) and _applied(cr) and _made_from(cr, desired, renderer):
         return Owner.COPIED
     return owner
 
@@ -335,7 +335,12 @@ def _other_source(facts: Facts) -> Decision:
         return Decision("skipped", message="belongs to another source")
     assert facts.cr is not None  # noqa: S101 -- only a CR has a source
     source = facts.cr["metadata"]["labels"][LABEL_SOURCE]
-    return _refused(facts, f"mcpserver/{facts.key.name} belongs to source {source!r}", adopt=False)
+    return _refused(
+        facts,
+        f"mcpserver/{facts.key.name} belongs to source {source!r}; if the source id of this "
+        "repository was changed, sync --take-over moves it",
+        adopt=False,
+    )
 
 
 def _other_repository(facts: Facts, context: Context) -> Decision:

@@ -798,6 +798,32 @@ def test_a_repository_whose_record_is_elsewhere_replaces_nothing_of_another_one(
     assert (fleet.get(KIND, "web") or {})["spec"]["image"] == "other"
 
 
+def test_a_changed_source_id_takes_its_servers_along_when_it_is_told_to(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    commit_all(fleet.folder, {"api.yaml": manifest("api", None)})
+    assert fleet("sync").code == 0
+    before = fleet.get(KIND, "web") or {}
+    named = ("-n", fleet.name, "--source-id", f"{fleet.name}-new")
+    ended = fleet.run("sync", fleet.folder, *named)
+    assert (ended.code, "blocked=2" in ended.out) == (1, True)
+    assert "sync --take-over moves it" in ended.out
+    other = tmp_path / "other"  # whose files have the same names
+    worktree(other, {"web.yaml": manifest(namespace=None)}, message="Another one")
+    strange = ("-n", fleet.name, "--source-id", f"{fleet.name}-other", "--take-over")
+    assert "blocked=1" in fleet.run("sync", other, *strange).out
+    assert "changed=2" in fleet.run("sync", fleet.folder, *named, "--take-over").out
+    after = fleet.get(KIND, "web") or {}
+    assert after["metadata"]["uid"] == before["metadata"]["uid"]
+    deployment = fleet.get("Deployment", "web") or {}
+    assert deployment["metadata"]["annotations"]["deployment.kubernetes.io/revision"] == "1"
+    assert after["metadata"]["labels"]["mcp.example.com/source"] == f"{fleet.name}-new"
+    assert fleet.run("diff", fleet.folder, *named).code == 0
+    commit_all(fleet.folder, {"api.yaml": None})
+    assert "pruned=0" in fleet("sync").out  # it is the former id's no longer
+    assert "pruned=1" in fleet.run("sync", fleet.folder, *named).out
+
+
 def test_the_loss_of_the_record_releases_no_prune(fleet: Fleet) -> None:
     files = {f"s{n}.yaml": manifest(f"s{n}", None, replicas=0) for n in range(4)}
     commit_all(fleet.folder, {"web.yaml": None, **files})

@@ -45,8 +45,8 @@ with --wait, is not Ready, or the source has problems; 2 could not run.
 @options.option(
     "--take-over",
     is_flag=True,
-    help="Take the lease from whoever holds it, and the source id from another repository or "
-    "cluster name.",
+    help="Take the lease from whoever holds it, the source id from another repository or cluster "
+    "name, and servers that this repository brought under another source id.",
 )
 @options.option("--allow-prune", metavar="[=N]", help="Let the prune guard pass N removals (any).")
 @options.notes_wanted
@@ -95,6 +95,7 @@ def command(
         wishes = pipeline.Wishes(
             check=check,
             rights=not check,
+            move=take_over,
             ready_within=None if check else wait,
             serial=serial,
             create_namespace=create_namespace,
