@@ -8,6 +8,8 @@ Pods run no process there: the agent is one of ours, with the token of the print
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -42,7 +44,7 @@ from gitops_mcp.model import (
 def plane() -> Iterator[rig.Plane]:
     try:
         started = rig.Plane(
-            users=("ci", "robot", "tenant"),
+            users=("ci", "rescuer", "robot", "tenant"),
             # A pod that a handshake asks has a loopback address, from its first moment on.
             arguments={"kwok": ["--cidr=127.77.0.1/16"]},
         )
@@ -460,6 +462,51 @@ def test_what_says_whose_a_server_is_may_be_written_by_who_may_sync(
         plane.request("DELETE", web, user="tenant"),
     ):
         assert mine[0] == 200, mine
+
+
+def test_servers_of_a_namespace_that_goes_are_released_by_hand_with_the_verb_sync(
+    plane: rig.Plane, kubectl: Kubectl, gitops: Run, hand: Cluster
+) -> None:
+    text = Path(install.__file__).parents[1].joinpath("docs/install.md").read_text()
+    (command,) = re.findall(r"^    (kubectl -n team-a get mcps .*\n.*finalizers.*)$", text, re.M)
+    namespace = plane.namespace("going")
+    installed(plane, kubectl, gitops, f"--watch-namespace={namespace}", "--source-id=going")
+    rules = [{"apiGroups": ["mcp.example.com"], "resources": ["mcpservers"]}]
+    verbs = ["get", "list", "patch"]
+
+    def release(how: str = "") -> subprocess.CompletedProcess[str]:
+        config = str(plane.kubeconfig("rescuer"))
+        return subprocess.run(
+            ["/bin/sh", "-c", command.replace("team-a", namespace) + how],
+            env=os.environ | {"KUBECONFIG": config, "PATH": f"{plane.bin}:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    hand.apply(server("web", namespace, finalizers=[FINALIZER]), manager="kubectl")
+    place, web = (ObjectRef("v1", "Namespace", "", namespace), f"{namespace}/web")
+    assert kubectl("delete", "namespace", namespace, "--wait=false").returncode == 0
+    until(lambda: deleting(hand, namespace, "web"), f"the deletion of {web}")
+    plane.grant("rescuer", [rules[0] | {"verbs": verbs}])
+
+    def refused() -> bool:
+        ended = release(" --dry-run=server")  # before it holds nothing must be released
+        return FINALIZER in ended.stderr and "needs the permission 'sync'" in ended.stderr
+
+    until(refused, "the policy to hold")
+    assert release().returncode != 0
+    role = ("create", "role", "late", "--verb=sync", "--resource=mcpservers.mcp.example.com")
+    late = kubectl(*role, f"--namespace={namespace}")
+    assert "is being terminated" in late.stderr
+    plane.grant("rescuer", [rules[0] | {"verbs": [*verbs, "sync"]}])
+    until(lambda: release().returncode == 0, "the release")
+    until(lambda: hand.get(place) is None, "the namespace to go")
+
+
+def deleting(hand: Cluster, namespace: str, name: str) -> bool:
+    body = hand.get(ObjectRef(API_VERSION, KIND, namespace, name)) or {}
+    return "deletionTimestamp" in body.get("metadata", {})
 
 
 # --- uninstall --------------------------------------------------------------------------------
