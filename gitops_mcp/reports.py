@@ -1065,13 +1065,13 @@ def _line(text: str) -> str:
     return _visible(" ".join(text.splitlines()) if len(text.splitlines()) > 1 else text.strip())
 
 
-_COMMAND = re.compile(r"\A\s+::|##\[")
+_COMMAND = re.compile(r"\A\s+::|##(?:vso)?\[", re.IGNORECASE)
 
 
 def _visible(text: str) -> str:
     """``text`` with its control and direction characters written out: a manifest must not be able
     to move the cursor, to reorder what people read, or to command the workflow that prints it
-    (by a line that begins with ``::``, or by ``##[``)."""
+    (by a line that begins with ``::``, or by ``##[`` or ``##vso[``)."""
     text = _COMMAND.sub(lambda found: found[0].replace(":", r"\x3a").replace("[", r"\x5b"), text)
     if text.isascii() and text.isprintable():
         return text

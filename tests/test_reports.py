@@ -310,6 +310,9 @@ def test_no_line_is_a_command_of_the_workflow_that_prints_it() -> None:
     name = "::stop-commands::x.yaml"
     told = reports.problems([Problem(name, 3, 5, None, "", "bad")])
     assert told == f"./{name}:3:5: error: bad\n"
+    for name in ("##vso[task.setvariable variable=a]b.yaml", "x##VSO[task.complete]y.yaml"):
+        told = reports.problems([Problem(name, 3, 5, None, "", "bad")])
+        assert "vso[" not in told.lower(), told
 
 
 def test_an_annotation_stays_one_command() -> None:
