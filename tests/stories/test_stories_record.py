@@ -106,11 +106,14 @@ def test_another_repository_whose_record_is_another_one_prunes_nothing(
 
 
 @pytest.mark.parametrize("ground", ["sandbox"], indirect=True)
-def test_a_record_that_begins_anew_still_holds_what_this_repository_applied(story: Story) -> None:
+def test_a_record_that_begins_anew_holds_what_this_repository_applied(story: Story) -> None:
     fleet(story, *FIVE)
     story.remove("a")
     story.lease_namespace = f"{story.namespace}-2"
     create_namespace(story.hand, story.lease_namespace)
+    assert story.sync()["a"] == "blocked"
+    assert "what git held before is not known" in story.outcome("a").message
+    story.commit(message="It may go\n\nAllow-Prune: 1")
     assert story.sync()["a"] == "pruned"
 
 
