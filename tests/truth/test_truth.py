@@ -127,7 +127,7 @@ def test_and_kubectl_finds_no_change_in_what_is_rendered(
         pytest.skip("no kubectl on this machine")
     render = [sys.executable, "-m", "gitops_mcp", "render", str(applied.repository)]
     render += ["--cluster", generating.CLUSTER, "--allow-privileged", "-n", applied.namespace]
-    render += ["--service-accounts=*", "--drain-hosts=*"]
+    render += ["--service-accounts=*/*", "--drain-hosts=*"]
     render += ["--source-id", applied.namespace, "--limit", ",".join(running)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
     rendered = subprocess.run(render, env=environment, capture_output=True, check=False)
