@@ -228,12 +228,8 @@ class PruneGuard:
 
     def _remains(self, key: ServerKey, cr: JsonObject) -> str:
         """Why a server is kept that nobody has removed: it is no candidate, and does not count."""
-        held = key in self._loaded.servers or key in self._loaded.protected
-        if held or planning.outlives_git(cr):
-            return ""
-        if not (self._selects(key) and planning.prunable(cr, self._context)):
-            return ""
-        return self._kept_by(cr)
+        dropped = self._selects(key) and self._is_dropped(key, cr)
+        return self._kept_by(cr) if dropped and not planning.outlives_git(cr) else ""
 
     def _ours(self, servers: _Servers) -> set[ServerKey]:
         """The live servers of the last commit that was enforced to its end."""
