@@ -205,7 +205,7 @@ class Source:
         self, key: ServerKey, cr: JsonObject | None, context: Context, wishes: Wishes
     ) -> bool:
         """Is the server, which git may hold and the cluster may have (``cr``), ours to look at?"""
-        if wishes.watch_namespace not in (None, key.namespace) or not self.limit.selects(key):
+        if not self.is_about(key, wishes):
             return False
         if key in self.loaded.servers or key in self.loaded.protected:
             return True
@@ -216,15 +216,17 @@ class Source:
             return planning.in_scope(cr, context)
         return owner is not planning.Owner.OTHER and wishes.kubectl
 
+    def is_about(self, key: ServerKey, wishes: Wishes) -> bool:
+        """Is the server within the run's limit and namespace?"""
+        return wishes.watch_namespace in (None, key.namespace) and self.limit.selects(key)
+
     def held(self, books: Books, view: View, wishes: Wishes) -> dict[ServerKey, str]:
         """The servers that git holds and the run is about, with their files; without those of
         another repository under this id. Raises SourceError."""
         return {
             key: server.file
             for key, server in self.loaded.servers.items()
-            if self.limit.selects(key)
-            and wishes.watch_namespace in (None, key.namespace)
-            and not self.is_strangers(key, books, view)
+            if self.is_about(key, wishes) and not self.is_strangers(key, books, view)
         }
 
     def is_strangers(self, key: ServerKey, books: Books, view: View) -> bool:
@@ -260,8 +262,11 @@ class Source:
         loaded, limit, path = self.loaded, self.limit, self.path
 
         def reaches(key: ServerKey, file: str) -> bool:
-            mine = wishes.watch_namespace in (None, key.namespace) and limit.selects(key)
-            return mine and key not in loaded.protected and planning.within(file, path)
+            return (
+                self.is_about(key, wishes)
+                and key not in loaded.protected
+                and planning.within(file, path)
+            )
 
         def remains(key: ServerKey) -> bool:
             known = key in loaded.servers or key in loaded.protected
