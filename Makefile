@@ -17,6 +17,9 @@ TOOLS := $(VENV)/.tools-$(call key,requirements/build.txt)
 RUN := $(VENV)/.run-$(call key,requirements/build.txt requirements/run.txt pyproject.toml)
 DEV := $(VENV)/.dev-$(call key,requirements/*.txt pyproject.toml)
 
+# Bytecode that nobody keeps makes each of the many Pythons that the tests start compile it anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test fuzz simulate truth plane servers cluster bench bench-plane bench-agent lint types format build \
   lock clean
@@ -59,7 +62,7 @@ cluster: $(DEV) ## Run the real control plane until Ctrl-C; prints what makes ku
 	@$(PY) tests/plane.py run
 
 bench: $(DEV) ## Run the benchmarks and print their tables
-	@set -e; for name in load_render source passes waiting; do \
+	@set -e; for name in verbs load_render source passes waiting; do \
 	  echo "== $$name"; $(PY) benchmarks/$$name.py; done
 
 bench-plane: plane ## Measure 1,000 servers on real control planes, beside kubectl
