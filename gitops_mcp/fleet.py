@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gitops_mcp.errors import GitOpsError
 from gitops_mcp.limits import ASKERS, HOOKERS
-from gitops_mcp.model import Decision, Inquiry, ServerKey
+from gitops_mcp.model import Decision, Inquiry, Progress, ServerKey
 from gitops_mcp.rollout import Rollout, Standing
 from gitops_mcp.workqueue import Queue
 
@@ -34,10 +34,11 @@ SHUTDOWN_MARGIN = timedelta(seconds=60)
 """How long past its own deadline a shutdown is waited for before the server has failed."""
 BATCH_PATIENCE = timedelta(minutes=11)
 """How long a server of a batch may make no progress: past a Deployment's own deadline of 10 min."""
+SETTLED = timedelta(seconds=15)
+"""How long a server must have been Failed before no wait is expected to cure it: longer than the
+pause of 10 s after which a handshake, and a container, is tried again."""
 PROGRESS_INTERVAL = timedelta(seconds=5)
-"""Between two lines that say what is waited for."""
-
-Progress = Callable[[dict[ServerKey, str]], None]
+"""Between two reports of what is waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +263,7 @@ class Fleet:
         watches: Watches | None = None,
         rollout: Rollout | None = None,
         workers: int = WORKERS,
-        progress: Progress = lambda _: None,
+        progress: Callable[[Progress], None] = lambda _: None,
     ) -> None:
         self._engine = engine
         self._rollout = rollout
@@ -280,6 +281,9 @@ class Fleet:
         """Guarded by the workers' ``changed``."""
         self._progressed: dict[ServerKey, tuple[str, datetime]] = {}
         """What a server of the batch under way waits for, and since when."""
+        self._failed: dict[ServerKey, datetime] = {}
+        """Servers that are waited for although their phase is Failed, and since when."""
+        self._total = 0
         self._patience = Patience()
         self._started = self._tell_at = clock()
 
@@ -294,8 +298,15 @@ class Fleet:
         self._started, self._patience = self._clock(), patience
         self._tell_at = self._started + PROGRESS_INTERVAL
         self._open = dict.fromkeys(sorted(keys), "")
+        self._total = len(self._open)
         self._workers.wake(*self._open)
-        self._workers.run(lambda: not self._open, self._look_around)
+        self._workers.run(self._over, self._look_around)
+
+    def _over(self) -> bool:
+        """Nothing is waited for but to be Ready, in vain."""
+        now = self._clock()
+        self._report(now)
+        return all(key in self._failed and now >= self._failed[key] + SETTLED for key in self._open)
 
     def _look(self, key: ServerKey) -> Look:
         if key not in self._open:
@@ -311,18 +322,24 @@ class Fleet:
         patience, now = self._patience, self._clock()
         waiting = patience.outstanding(decision, memory, now, self._started)
         waiting = waiting or self._held_up(key, decision, now)
+        hopeless = decision.phase == "Failed" and not decision.deferred and memory.failure is None
         with self._workers.changed:
             if not waiting:
                 self._open.pop(key, None)
                 return Look()
             self._open[key] = waiting
+            if hopeless and patience.ready_by is not None:
+                self._failed.setdefault(key, now)
+            else:
+                self._failed.pop(key, None)
         if self._watches is not None:
             self._watches.start()
         retry = memory.failure.retry_at if memory.failure is not None else None
-        # Past that time there is nothing to look at again for it: it would be a loop.
-        by = patience.ready_by if patience.ready_by and now < patience.ready_by else None
         late = self._late_at(key) if key in self._progressed else None
-        times = filter(None, (decision.look_again, retry, by, late))
+        given_up = self._failed[key] + SETTLED if key in self._failed else None
+        # Past these two there is nothing to look at again for them: it would be a loop.
+        ends = [at for at in (patience.ready_by, given_up) if at and now < at]
+        times = filter(None, (decision.look_again, retry, late, *ends))
         return Look(min(times, default=None), decision.inquiry)
 
     def _ask(self, key: ServerKey, inquiry: Inquiry) -> None:
@@ -364,6 +381,12 @@ class Fleet:
             waiting = self._patience.outstanding(memory.decision, memory, now, self._started)
             if not waiting and not (self._rollout and self._rollout.holds_up(key)):
                 del self._open[key]
+        self._report(now)
+
+    def _report(self, now: datetime) -> None:
+        """Say how far the pass has come, from time to time."""
         if self._open and now >= self._tell_at:
             self._tell_at = now + PROGRESS_INTERVAL
-            self._progress(dict(self._open))
+            by = self._patience.ready_by
+            left = max(by - now, timedelta(0)) if by is not None else None
+            self._progress(Progress(self._total, dict(self._open), left))

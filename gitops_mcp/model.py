@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 JsonObject = dict[str, Any]
 """A decoded JSON object. Immutable by convention: copy before changing."""
@@ -671,6 +671,17 @@ class Outcome:
     """The last ``status.shutdown`` of a server that was shut down."""
     foreign: tuple[tuple[ObjectRef, FieldChange], ...] = ()
     """Fields of other controllers that stay, where they were asked for."""
+
+
+class Progress(NamedTuple):
+    """How far a pass has come."""
+
+    total: int
+    """How many servers the pass is about."""
+    waiting: dict[ServerKey, str]
+    """Those that it is not done with, and what each waits for ("": for its turn)."""
+    left: timedelta | None = None
+    """For how long it goes on waiting for servers to be Ready; None: it does not."""
 
 
 @dataclass(frozen=True, slots=True)

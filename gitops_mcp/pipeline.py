@@ -45,6 +45,7 @@ from gitops_mcp.model import (
     NoteRecord,
     ObjectRef,
     Outcome,
+    Progress,
     Report,
     Result,
     ServerKey,
@@ -62,7 +63,6 @@ from gitops_mcp.rollout import ALL, DEFAULT, Rollout, Serial
 
 if TYPE_CHECKING:
     from gitops_mcp.engine import Engine
-    from gitops_mcp.fleet import Progress
     from gitops_mcp.hooks import Hook
     from gitops_mcp.kube import Cluster, Observer
     from gitops_mcp.rendering import Renderer
@@ -755,7 +755,7 @@ class Pass:
     options: SourceOptions
     wishes: Wishes
     warn: Say = lambda _: None
-    progress: Progress = lambda _: None
+    progress: Callable[[Progress], None] = lambda _: None
     may_write: Callable[[bool], bool] = lambda _: True
     """Asked right before each write, with True for a server that kubectl made."""
     ready: dict[ServerKey, str] = field(default_factory=dict)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 import click
 
 from gitops_mcp import __version__, reports
-from gitops_mcp.model import Problem, ServerKey
+from gitops_mcp.model import Problem, Progress, ServerKey
 from gitops_mcp.options import CommonOptions
 
 
@@ -72,12 +72,16 @@ class Terminal:
         for file, reason in ignored:
             self.detail(f"{file}: left alone, {reason}")
 
-    def progress(self, waiting: dict[ServerKey, str]) -> None:
-        """What is still waited for."""
-        for key, what in sorted(waiting.items())[:10]:
+    def progress(self, progress: Progress) -> None:
+        """How far a pass has come, and what is still waited for."""
+        total, waiting, left = progress
+        time = f", {reports.human_duration(left)} left" if left is not None else ""
+        self.say(f"{total - len(waiting)}/{total} servers done{time}")
+        named = [(key, what) for key, what in sorted(waiting.items()) if what]
+        for key, what in named[:10]:
             self.say(f"waiting for {key}: {what}")
-        if len(waiting) > 10:
-            self.say(f"… and {len(waiting) - 10} more")
+        if len(named) > 10:
+            self.say(f"… and {len(named) - 10} more")
 
 
 def _coloured(color: str, terminal: bool) -> bool:

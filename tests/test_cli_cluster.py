@@ -300,10 +300,28 @@ def test_a_server_that_does_not_get_ready_fails_only_who_waits(fleet: Fleet) -> 
     assert server["message"].startswith("ImagePullFailed: 0/1 replicas ready: image ")
 
 
-def _unready() -> str:
+def test_a_wait_ends_once_nothing_is_waited_for_but_what_no_wait_cures(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gitops_mcp.fleet.SETTLED", timedelta(0))
+    monkeypatch.setattr("gitops_mcp.fleet.PROGRESS_INTERVAL", timedelta(0))
+    write(fleet.folder, {"bad.yaml": _unready("bad")})
+    ended = fleet("sync", "--wait=1h", "-o", "json")
+    assert ended.code == 1
+    assert {server["server"]: server["ready"] for server in ended.json["servers"]} == {
+        f"{fleet.name}/bad": False,
+        f"{fleet.name}/web": True,
+    }
+    told = f"not ready: [{fleet.name}/bad] ImagePullFailed: "
+    assert [line[: len(told)] for line in ended.err.splitlines()[-1:]] == [told]
+    assert re.search(r"^0/2 servers done, (60m|59m\d*s?|1h) left$", ended.err, re.M)
+    assert re.search(r"^1/2 servers done, (60m|59m\d*s?|1h) left$", ended.err, re.M)
+
+
+def _unready(name: str = "web") -> str:
     """A server whose pods never start."""
     simulated = {"sandbox.mcp.example.com/simulate": "image-pull-failure"}
-    return manifest(namespace=None, podAnnotations=simulated)
+    return manifest(name, namespace=None, podAnnotations=simulated)
 
 
 def test_a_namespace_that_is_missing_is_created_when_asked(fleet: Fleet) -> None:

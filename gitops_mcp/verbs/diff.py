@@ -66,7 +66,7 @@ def command(
                 (where,) = leadership.lease_namespaces(cluster, (line.source_id,), source.namespace)
                 books = pipeline.books(cluster, line.source_id, where, read_only=True)
                 report = pipeline.Pass(
-                    line, cluster, source, wishes, terminal.warn, books=books
+                    line, cluster, source, wishes, terminal.warn, terminal.progress, books=books
                 ).run()
             finally:
                 cluster.close()
