@@ -256,8 +256,11 @@ _NOISE = re.compile(
     r"|and the repository exists|Warning: Permanently added|It is (?:also )?possible that"
     r"|IT IS POSSIBLE THAT|Someone could be eavesdropping|It is required that|Please contact your"
     r"|Add correct host key|Timeout: the command|This private key will be ignored"
+    r"|remove with:|ssh-keygen -"
 )
-"""Lines of git and ssh that say nothing of what goes wrong."""
+"""Lines of git and ssh that say nothing of what goes wrong, or advise to trust a changed key."""
+_LOCKED = re.compile(rb"b3BlbnNzaC1rZXktdjEA(?!AAAABG5vbm)|ENCRYPTED")
+"""An ssh key with a passphrase: OpenSSH's format names a cipher other than `none`, PEM says so."""
 _VOLATILE = re.compile(r"(?i)request[ -]id:? *\S+| after \d+ (?:ms|milliseconds)|\d+(?= bytes? )")
 """What differs from one time to the next: it would make the same trouble news each time."""
 
@@ -782,6 +785,11 @@ def _as_ssh_reads(file: Path, what: str) -> Path:
         raw = file.read_bytes()[: limits.SECRET]
         text = raw.removeprefix(_BOM).replace(b"\r\n", b"\n")
         text += b"\n" if text and not text.endswith(b"\n") else b""
+        if what == "key" and _LOCKED.search(text) and "SSH_AUTH_SOCK" not in os.environ:
+            raise SourceError(  # ssh, which must not ask, offers no such key and does not say why
+                f"the git ssh key {file} needs a passphrase",
+                hint="use a deploy key without a passphrase: there is no prompt for it",
+            )
         if text == raw:
             return file
         folder = _copies().path

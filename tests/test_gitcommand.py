@@ -39,6 +39,8 @@ SHA256:8Ok7YxbyKFxXfoMSfhEJ1mz7nbwbR5Mv3VTWHdFmOhs.\r
 Please contact your system administrator.\r
 Add correct host key in /etc/known to get rid of this message.\r
 Offending ED25519 key in /etc/known:1\r
+  remove with:\r
+  ssh-keygen -f "/etc/known" -R "[127.0.0.1]:2222"\r
 Host key for [127.0.0.1]:2222 has changed and you have requested strict checking.\r
 Host key verification failed.\r
 fatal: Could not read from remote repository.
@@ -95,7 +97,8 @@ def test_a_complaint_of_git_becomes_one_line(err: str, expected: str) -> None:
 
 def test_nobody_is_told_to_trust_a_host_key_that_has_changed() -> None:
     error = gitcommand.complaint(CHANGED_KEY, "SOURCE")
-    assert "known_hosts" not in f"{error} {error.hint}"
+    for advice in ("known_hosts", "ssh-keygen", "remove with"):
+        assert advice not in f"{error} {error.hint}"
     assert "Host key for [127.0.0.1]:2222 has changed" in error.message
 
 
@@ -176,6 +179,21 @@ def test_a_pasted_ssh_key_is_read(key: Path, spoil: Callable[[bytes], bytes]) ->
     assert copy.parent.stat().st_mode & 0o777 == 0o700
     assert key.read_bytes() == spoilt
     key.write_bytes(whole)  # a rotated one
+    assert str(key) in gitcommand._ssh(Credentials(ssh_key=key))["GIT_SSH_COMMAND"]
+
+
+@pytest.mark.parametrize("form", ["RFC4716", "PEM", "PKCS8"])
+def test_a_key_with_a_passphrase_is_named_unless_an_ssh_agent_may_hold_it(
+    tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = tmp_path / "id"
+    make = ["ssh-keygen", "-q", "-t", "rsa", "-m", form, "-N", "secret", "-f", str(key)]
+    subprocess.run(make, check=True)
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    with pytest.raises(SourceError, match=r"/id needs a passphrase") as refused:
+        gitcommand._ssh(Credentials(ssh_key=key))
+    assert "deploy key" in str(refused.value.hint)
+    monkeypatch.setenv("SSH_AUTH_SOCK", "/run/agent")
     assert str(key) in gitcommand._ssh(Credentials(ssh_key=key))["GIT_SSH_COMMAND"]
 
 
