@@ -202,9 +202,9 @@ def spare_the_collector() -> None:
 def main() -> None:
     """The console script. SIGTERM is an interruption like Ctrl-C: what is held is let go."""
     if COMPLETION in os.environ:
-        from click.shell_completion import shell_complete
+        from gitops_mcp import completion
 
-        raise SystemExit(shell_complete(cli, {}, "gitops-mcp", COMPLETION, os.environ[COMPLETION]))
+        raise SystemExit(completion.answer(cli, COMPLETION))
     for number, name in enumerate(("stdout", "stderr"), start=1):
         if getattr(sys, name) is None:  # closed: a file of ours must not get its number
             os.dup2(os.open(os.devnull, os.O_RDONLY), number)

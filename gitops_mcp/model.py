@@ -24,6 +24,8 @@ API_VERSION = f"{GROUP}/{VERSION}"
 KIND = "MCPServer"
 PLURAL = "mcpservers"
 CRD_NAME = f"{PLURAL}.{GROUP}"
+RESOURCE = f"{KIND.lower()}.{GROUP}"
+"""What ``kubectl get -o name`` writes before a name."""
 
 FIELD_MANAGER = "gitops-mcp"
 SHUTDOWN_MANAGER = "gitops-mcp-shutdown"

@@ -28,6 +28,7 @@ from gitops_mcp.model import (
     AGENT_NAMESPACE,
     CLUSTER_NAME,
     NAMESPACE_NAME,
+    RESOURCE,
     JsonObject,
     PodProfile,
     Policy,
@@ -115,6 +116,17 @@ CLUSTER = Name(
 GIT_USER = Name("git user", re.compile(r"[^:\x00-\x1f\x7f]*"), "use no ':' and nothing unprintable")
 
 
+class ServerName(click.ParamType[str]):
+    """NAME or NAMESPACE/NAME, also as ``status -o name`` prints them."""
+
+    name = "server"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name without its kind."""
+        del param, ctx
+        return str(value).removeprefix(f"{RESOURCE}/")
+
+
 class Listed(click.ParamType[str]):
     """Values with commas between them, each of one form; empty, there are none."""
 
@@ -191,6 +203,8 @@ class Verb(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Spell out the values that were left out."""
+        if ctx.resilient_parsing and args and self._wants_a_value(args[-1]):
+            args = args[:-1]  # it is being completed; click would read no argument for its sake
         end = args.index("--") if "--" in args else len(args)
         known = {name for param in self.params for name in param.opts}
         for arg, after in itertools.pairwise(args[:end]):
@@ -209,10 +223,21 @@ class Verb(click.Command):
                 f"no option {error.option_name}", hint=HABITS[error.option_name]
             ) from error
 
+    def _wants_a_value(self, word: str) -> bool:
+        return any(
+            isinstance(param, click.Option) and not param.is_flag and word in param.opts
+            for param in self.params
+        )
+
 
 def _is_a_value(argument: str) -> bool:
     """Whether it must have been meant for the option before it: a source it is not."""
     return re.fullmatch("[0-9][0-9a-z.]*", argument) is not None and not os.path.lexists(argument)
+
+
+def completed(what: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Have the shell complete a value: a key of ``completion.FINDERS`` says with what."""
+    return lambda ctx, _, begun: list(ctx.obj(what, ctx.params, begun))
 
 
 DECLARED: dict[str, str] = {}
@@ -421,6 +446,7 @@ _location = (
         "--cluster",
         metavar="NAME",
         type=CLUSTER,
+        shell_complete=completed("clusters"),
         default="default",
         help="Picks group_vars/NAME.yaml and the notes ref.",
     ),
@@ -471,6 +497,7 @@ _reading = (
         "--limit",
         metavar="PATTERNS",
         type=LIMIT,
+        shell_complete=completed("limit"),
         default="",
         help="Only these servers: globs on name or ns/name, comma-separated, ! excludes.",
     ),
@@ -479,6 +506,7 @@ _reading = (
         "--namespace",
         metavar="NAME",
         type=NAMESPACE,
+        shell_complete=completed("namespaces"),
         help="Where manifests without one go, and our lease  [default: default]",
     ),
     option(
@@ -585,9 +613,21 @@ namespace = option(
     "--namespace",
     metavar="NAME",
     type=NAMESPACE,
+    shell_complete=completed("namespaces"),
     help="Whose servers  [default: the context's]",
 )
 """The namespace of servers that are named: ``namespace: str | None``."""
+
+
+def names(metavar: str) -> Decorator[Any]:
+    """The servers that are meant: ``names: tuple[str, ...]``."""
+    return click.argument(
+        "names",
+        nargs=-1,
+        metavar=metavar,
+        type=ServerName(),
+        shell_complete=completed("servers"),
+    )
 
 
 def output(*formats: str) -> Decorator[Any]:

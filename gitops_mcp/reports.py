@@ -27,6 +27,7 @@ from gitops_mcp.masking import scrub
 from gitops_mcp.model import (
     API_VERSION,
     KIND,
+    RESOURCE,
     Change,
     ChangeAction,
     FieldChange,
@@ -82,6 +83,10 @@ _ACTIONS: Mapping[ChangeAction, tuple[str, Look]] = {
     "replace": ("±", "yellow"),
     "delete": ("-", "red"),
     "blocked": ("!", "red"),
+}
+_STAT_LOOKS: Mapping[str, Look] = {
+    **{action: look for action, (_, look) in _ACTIONS.items()},
+    "skipped": _RESULT_LOOKS["skipped"],
 }
 _PHASE_LOOKS: Mapping[str, Look] = {"Ready": "green", "Failed": "red"}
 
@@ -198,6 +203,23 @@ def diff(
         for outcome in _skipped(report)
     )
     return f"{shown}{_summary_line(report)}\n"
+
+
+def stat(report: Report, *, style: Style = PLAIN) -> str:
+    """``diff --stat``: a line a server that does not stay as git says, with what would be done and
+    how many fields that changes, and the sum of all."""
+    rows, looks, total = [], list[Look](), 0
+    for outcome in report.outcomes:
+        action = _server_action(outcome)
+        if action != "unchanged":
+            changes = [change for change in outcome.changes if change.action != "blocked"]
+            fields = sum(len(change.fields) for change in changes)
+            total += fields
+            rows.append((_line(str(outcome.server)), f"| {action}", str(fields) if fields else ""))
+            looks.append(_STAT_LOOKS[action])
+    lines = _columns(rows, style=style, looks=looks, column=1)
+    counted = f"; {_plural(total, 'field')}" if total else ""
+    return f"{lines}{_summary_line(report)}{counted}\n"
 
 
 def _skipped(report: Report) -> list[Outcome]:
@@ -757,14 +779,21 @@ def status(
     output: str = "text",
     style: Style = PLAIN,
     all_namespaces: bool = False,
+    headers: bool = True,
     missing: Sequence[Missing] = (),
     source: JsonObject | None = None,
 ) -> str:
     """MCPServer objects as a table, with a row for each ``missing`` one that the cluster lacks.
 
     ``output``: text, wide, or json and yaml (a v1 List without managedFields, as kubectl shows it,
-    with the ``source`` beside its items if there is one to show).
+    with the ``source`` beside its items if there is one to show), or name (as kubectl's, with the
+    namespace where ``all_namespaces`` are shown; without what is missing). ``headers``: the table
+    begins with the titles of its columns.
     """
+    if output == "name":
+        kept = ("namespace", "name") if all_namespaces else ("name",)
+        named = ("/".join(server["metadata"][key] for key in kept) for server in servers)
+        return "".join(f"{RESOURCE}/{name}\n" for name in named)
     if output in ("json", "yaml"):
         more = {} if source is None else {"source": source}
         bodies = list(map(_without_managers, servers))
@@ -777,10 +806,9 @@ def status(
     first = 0 if all_namespaces else 1
     looks: list[Look] = ["plain"]
     looks += [_PHASE_LOOKS.get(row[2], "yellow") for row in rows]
-    table = [titles, *rows]
-    return _columns(
-        [tuple(row[first:]) for row in table], style=style, looks=looks, column=2 - first
-    )
+    table = [tuple(row[first:]) for row in (titles, *rows)]
+    skip = 0 if headers else 1
+    return _columns(table[skip:], style=style, looks=looks[skip:], column=2 - first)
 
 
 def _without_managers(body: JsonObject) -> JsonObject:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gitops_mcp import cli
+from gitops_mcp import cli, completion
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,26 @@ def runner(capsys: pytest.CaptureFixture[str]) -> Run:
         return Ended(code, said.out, said.err)
 
     return run
+
+
+def completer(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], list[str]]:
+    """A function that says what the last word of a command line may become, as bash is told it."""
+    monkeypatch.setattr(completion, "PATIENCE", 60)
+
+    def complete(line: str) -> list[str]:
+        monkeypatch.setenv(cli.COMPLETION, "bash_complete")
+        monkeypatch.setenv("COMP_WORDS", line)
+        monkeypatch.setenv("COMP_CWORD", str(len(line.split(" ")) - 1))
+        capsys.readouterr()
+        code = completion.answer(cli.cli, cli.COMPLETION)
+        monkeypatch.delenv(cli.COMPLETION)
+        said = capsys.readouterr()
+        assert (code, said.err) == (0, "")
+        return [word.removeprefix("plain,") for word in said.out.split()]
+
+    return complete
 
 
 def manifest(name: str = "web", namespace: str | None = "ai", **spec: Any) -> str:

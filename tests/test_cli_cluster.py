@@ -23,7 +23,7 @@ from typing import IO, Any
 
 import pytest
 import yaml
-from commandline import BROKEN, Ended, Run, manifest, runner
+from commandline import BROKEN, Ended, Run, completer, manifest, runner
 from gitfixtures import GitServer, bare, commit, commit_all, git, worktree, write
 
 from gitops_mcp import leadership, planning, record
@@ -1206,3 +1206,33 @@ def test_the_sandbox_serves_until_it_is_interrupted(number: signal.Signals) -> N
         process.communicate(timeout=20)
     assert process.returncode == 130
     assert not config.exists()
+
+
+# --- names --------------------------------------------------------------------------------------
+
+
+def test_servers_are_listed_by_name_and_named_so_again(fleet: Fleet) -> None:
+    write(fleet.folder, {"api.yaml": manifest("api", namespace=None)})
+    assert fleet("sync").code == 0
+    names = [f"mcpserver.mcp.example.com/{name}" for name in ("api", "web")]
+    there = fleet.run("status", "-n", fleet.name, "-o", "name")
+    assert (there.code, there.out.splitlines()) == (0, names)
+    everywhere = fleet.run("status", "-A", "--source-id", fleet.name, "-o", "name").out.splitlines()
+    assert everywhere == [f"mcpserver.mcp.example.com/{fleet.name}/{n}" for n in ("api", "web")]
+    assert fleet.run("suspend", *everywhere[:1]).code == 0
+    assert fleet.run("resume", "-n", fleet.name, *names[:1]).code == 0
+    rows = fleet.run("status", "-n", fleet.name, *names[:1], "--no-headers").out.splitlines()
+    assert [row.split()[0] for row in rows] == ["api"]
+
+
+def test_completion_completes_servers_and_namespaces_of_the_cluster(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(fleet.folder, {"api.yaml": manifest("api", namespace=None)})
+    assert fleet("sync").code == 0
+    completions = completer(capsys, monkeypatch)
+    for verb in ("status", "reconcile", "suspend", "resume"):
+        assert completions(f"gitops-mcp {verb} -n {fleet.name} ") == ["api", "web"]
+    assert completions(f"gitops-mcp status {fleet.name}/w") == [f"{fleet.name}/web"]
+    assert completions(f"gitops-mcp suspend -n {fleet.name} web ") == ["api"]
+    assert completions("gitops-mcp status -n kube-sy") == ["kube-system"]

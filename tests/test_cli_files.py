@@ -13,15 +13,16 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from commandline import BROKEN, Run, manifest, runner
+from commandline import BROKEN, Run, completer, manifest, runner
 from gitfixtures import GitServer, bare, commit, commit_all, git, worktree, write
 
-from gitops_mcp import __version__, cli, pipeline, serverschema, settings
+from gitops_mcp import __version__, cli, completion, pipeline, serverschema, settings
 from gitops_mcp.errors import UsageError
 from gitops_mcp.model import KIND
 from gitops_mcp.options import SourceOptions
@@ -462,6 +463,26 @@ def test_diff_as_a_comment_and_as_text(gitops: Run, branch: Path) -> None:
     assert text.splitlines()[-1] == "1 to create, 1 to update, 1 to delete, 1 unchanged"
 
 
+def test_diff_stat_is_a_line_a_server_with_what_json_has_at_length(
+    gitops: Run, branch: Path
+) -> None:
+    ended = gitops("diff", branch, "--base", "main", "--stat")
+    fields: dict[str, int] = {}
+    for change in gitops("diff", branch, "--base", "main", "-o", "json").json["changes"]:
+        fields[change["server"]] = fields.get(change["server"], 0) + len(change["fields"])
+    *lines, total = ended.out.splitlines()
+    assert ended.code == 1
+    assert [line.split() for line in lines] == [
+        ["ai/new", "|", "create", str(fields["ai/new"])],
+        ["ai/old", "|", "delete", str(fields["ai/old"])],
+        ["ai/web", "|", "update", str(fields["ai/web"])],
+    ]
+    counts = "1 to create, 1 to update, 1 to delete, 1 unchanged"
+    assert total == f"{counts}; {sum(fields.values())} fields"
+    assert gitops("diff", branch, "--base", "HEAD", "--stat").out.startswith("no changes")
+    assert "--stat is text" in gitops("diff", branch, "--stat", "-o", "json").error
+
+
 def test_diff_ends_with_0_without_a_change_and_2_with_a_problem(gitops: Run, branch: Path) -> None:
     git(branch, "switch", "--quiet", "main")
     assert gitops("diff", branch, "--base", "main").code == 0
@@ -825,6 +846,18 @@ def test_no_color_is_obeyed_on_a_terminal(tmp_path: Path, no_color: str, coloure
 
 # --- completion ---------------------------------------------------------------------------------
 
+RECORD = json.dumps(
+    {
+        "time": "2026-11-24T12:00:00.123456Z",
+        "cluster": "default",
+        "source": "default",
+        "event": "pruned",
+        "server": "ai/old",
+        "result": "pruned",
+        "message": "",
+    }
+)
+
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_is_printed_for_a_shell(gitops: Run, shell: str) -> None:
@@ -852,6 +885,83 @@ def test_completion_completes_verbs_options_and_values(line: str, completed: str
     )
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.split() == [f"plain,{completed}"]
+
+
+@pytest.fixture
+def completions(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], list[str]]:
+    return completer(capsys, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("verb", "begun", "completed"),
+    [
+        ("validate", "", ["api", "web", "web2"]),
+        ("render", "we", ["web", "web2"]),
+        ("diff", "ai/w", ["ai/web", "ai/web2"]),
+        ("sync", "api,!we", ["api,!web", "api,!web2"]),
+        ("agent", "none", []),
+    ],
+)
+def test_completion_completes_the_servers_of_the_manifests(
+    completions: Callable[[str], list[str]],
+    tmp_path: Path,
+    verb: str,
+    begun: str,
+    completed: list[str],
+) -> None:
+    fleet = {f"{name}.yaml": manifest(name) for name in ("web", "web2")}
+    write(tmp_path, fleet | {"a.yaml": manifest("api", replicas=-1), "b.yaml": "a: [\n"})
+    assert completions(f"gitops-mcp {verb} {tmp_path} --limit {begun}") == completed
+
+
+def test_completion_completes_clusters_and_servers_with_a_history(
+    completions: Callable[[str], list[str]], tmp_path: Path
+) -> None:
+    group_vars = {"group_vars/prod.yaml": "replicas: 2\n", "group_vars/stage.yaml": "{}\n"}
+    worktree(tmp_path / "a", {"web.yaml": manifest()} | group_vars)
+    folder = tmp_path / "a"
+    assert completions(f"gitops-mcp diff {folder} --cluster ") == ["prod", "stage"]
+    git(folder, "notes", "--ref", "refs/notes/gitops-mcp/default", "add", "-m", RECORD)
+    assert completions(f"gitops-mcp history {folder} --server ") == ["old"]
+    assert completions(f"gitops-mcp history {folder} --server ai/") == ["ai/old"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "gitops-mcp validate /nowhere --limit ",
+        "gitops-mcp validate https://127.0.0.1:1/fleet.git --limit ",
+        "gitops-mcp validate --config /nowhere --limit x",
+        "gitops-mcp nothing ",
+        "gitops-mcp status --kubeconfig /nowhere ",
+        "gitops-mcp status -n ",
+    ],
+)
+def test_what_cannot_be_read_completes_nothing_and_says_nothing(
+    completions: Callable[[str], list[str]], line: str
+) -> None:
+    assert completions(line) == []
+
+
+def test_a_cluster_that_does_not_answer_completes_nothing(
+    completions: Callable[[str], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(completion, "PATIENCE", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        server = {"server": f"http://127.0.0.1:{silent.getsockname()[1]}"}
+        config = {
+            "clusters": [{"name": "c", "cluster": server}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+            "users": [{"name": "u", "user": {}}],
+            "current-context": "c",
+        }
+        (tmp_path / "config").write_text(yaml.safe_dump(config))
+        assert completions(f"gitops-mcp status --kubeconfig {tmp_path / 'config'} ") == []
+        silent.settimeout(60)
+        asked, _ = silent.accept()
+        asked.close()
 
 
 def test_bash_takes_the_completion(gitops: Run) -> None:

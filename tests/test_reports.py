@@ -143,6 +143,8 @@ LOADED = Loaded(
         ("diff.txt", reports.diff(REPORT, verbose=True)),
         ("diff.ansi", reports.diff(REPORT, style=ANSI)),
         ("diff-base.txt", reports.diff(REPORT, base="f" * 40)),
+        ("diff-stat.ansi", reports.stat(REPORT, style=ANSI)),
+        ("diff-stat.txt", reports.stat(REPORT)),
         ("diff.json", reports.diff(REPORT, base="f" * 40, output="json")),
         ("diff.md", reports.diff(REPORT, output="markdown")),
         ("diff-base.md", reports.diff(REPORT, base="f" * 40, output="markdown")),
@@ -287,6 +289,7 @@ def hostile_report() -> Report:
     [
         reports.diff(hostile_report(), verbose=True),
         reports.diff(hostile_report(), output="markdown"),
+        reports.stat(hostile_report()),
         reports.sync(hostile_report(), diffs=True),
         reports.not_ready({ServerKey(HOSTILE, HOSTILE): HOSTILE}),
         reports.problems(hostile_report().problems),

@@ -20,6 +20,7 @@ Examples:
   gitops-mcp diff                                      this folder against the current context
   gitops-mcp diff --base origin/main -o markdown       a pull-request comment; needs no cluster
   gitops-mcp diff --limit grafana -v                   with fields that others added and keep
+  gitops-mcp diff --stat                               one line a server, and the sum
 \b
 Exit codes: 0 no change, 1 changes, 2 problems in the source or could not run.
 """,
@@ -29,12 +30,14 @@ Exit codes: 0 no change, 1 changes, 2 problems in the source or could not run.
 @options.option(
     "--base", metavar="REF", help="Compare with the merge base of REF and HEAD, not with a cluster."
 )
+@options.option("--stat", is_flag=True, help="Only a line a server: action and changed fields.")
 @options.output("json", "markdown")
 @options.common
 def command(
     source: options.SourceOptions,
     connection: options.ConnectionOptions,
     base: str | None,
+    stat: bool,
     output: str,
     common: options.CommonOptions,
 ) -> int:
@@ -46,6 +49,8 @@ def command(
     from gitops_mcp import leadership, pipeline, reports
     from gitops_mcp.terminal import Terminal
 
+    if stat and output != "text":
+        raise click.UsageError(f"--stat is text: leave out -o {output}")
     terminal = Terminal(common)
     against: str | None = None
     with pipeline.open_repository(source) as repository:
@@ -70,9 +75,12 @@ def command(
                 ).run()
             finally:
                 cluster.close()
-    text = reports.diff(
-        report, base=against, output=output, style=terminal.style, verbose=common.verbose
-    )
+    if stat:
+        text = reports.stat(report, style=terminal.style)
+    else:
+        text = reports.diff(
+            report, base=against, output=output, style=terminal.style, verbose=common.verbose
+        )
     click.echo(text, nl=False)
     return exit_code(report)
 

@@ -23,7 +23,13 @@ Examples:
 """,
 )
 @options.notes
-@options.option("--server", metavar="NAME", help="Only this server: NAME or NAMESPACE/NAME.")
+@options.option(
+    "--server",
+    metavar="NAME",
+    type=options.ServerName(),
+    shell_complete=options.completed("recorded"),
+    help="Only this server: NAME or NAMESPACE/NAME.",
+)
 @options.option(
     "--max-count", type=click.IntRange(min=1), metavar="N", help="Only the newest N records."
 )

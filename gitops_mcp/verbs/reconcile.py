@@ -46,7 +46,7 @@ Examples:
 Exit codes: 0 answered, 1 git cannot be read or a server of git is missing, 2 no answer.
 """,
 )
-@click.argument("names", nargs=-1, metavar="[NAME…]")
+@options.names("[NAME…]")
 @options.connection
 @options.namespace
 @options.option("-A", "--all-namespaces", is_flag=True, help="The servers of all namespaces.")

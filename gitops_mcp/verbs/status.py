@@ -31,12 +31,13 @@ Examples:
   gitops-mcp status grafana -n ai -o wide
   gitops-mcp status -A --watch
   gitops-mcp status -A --source-id team-a              the servers of one source only
+  gitops-mcp status -o name | xargs gitops-mcp suspend
   gitops-mcp status -o json | jq '.items[].status.phase'
 \b
 Exit codes: 0 done, 1 a server of git is missing or a named one was not found, 2 could not run.
 """,
 )
-@click.argument("names", nargs=-1, metavar="[NAME…]")
+@options.names("[NAME…]")
 @options.connection
 @options.namespace
 @options.option("-A", "--all-namespaces", is_flag=True, help="The servers of all namespaces.")
@@ -47,7 +48,8 @@ Exit codes: 0 done, 1 a server of git is missing or a named one was not found, 2
     help="Only the servers of this source, under its agent and revision  "
     "[default: all servers, under source default]",
 )
-@options.output("wide", "json", "yaml")
+@options.option("--no-headers", is_flag=True, help="The rows alone, without what is over them.")
+@options.output("wide", "json", "yaml", "name")
 @options.common
 def command(
     names: tuple[str, ...],
@@ -56,6 +58,7 @@ def command(
     all_namespaces: bool,
     watch: bool,
     source_id: str | None,
+    no_headers: bool,
     output: str,
     common: options.CommonOptions,
 ) -> int:
@@ -67,7 +70,7 @@ def command(
     cluster = pipeline.connect(connection, warn=terminal.warn, notice=terminal.notice)
     names, namespace = options.one_namespace(names, namespace)
     where = None if all_namespaces else namespace or cluster.namespace
-    shown = _Shown(cluster, terminal, names, where, source_id, output)
+    shown = _Shown(cluster, terminal, names, where, source_id, output, headers=not no_headers)
     try:
         if source_id is not None:
             leadership.expect_source(cluster, source_id)
@@ -91,6 +94,8 @@ class _Shown:
         namespace: str | None,
         source_id: str | None,
         output: str,
+        *,
+        headers: bool,
     ) -> None:
         self._cluster = cluster
         self._terminal = terminal
@@ -100,6 +105,7 @@ class _Shown:
         """The source whose servers are shown; None for those of all sources."""
         self._source_id = source_id or "default"
         self._output = output
+        self._headers = headers
         self._missing: tuple[Missing, ...] = ()
         """Servers of this choice that git holds and the cluster lacks."""
 
@@ -170,7 +176,7 @@ class _Shown:
         seen, revision, everywhere, state = self._agent()
         state = state.without({"/".join(_name(body)) for body in servers})
         self._missing = tuple(filter(self._shows, state.missing))
-        if self._output in ("text", "wide"):
+        if self._headers and self._output in ("text", "wide"):
             heading = reports.status_heading(
                 self._source_id,
                 revision,
@@ -187,6 +193,7 @@ class _Shown:
             output=self._output,
             style=self._terminal.style,
             all_namespaces=self._namespace is None,
+            headers=self._headers,
             missing=self._missing,
             source={"id": self._source_id, "enforced": revision, **state.dump()},
         )

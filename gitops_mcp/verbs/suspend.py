@@ -26,7 +26,7 @@ def decorated(name: str, example: str) -> Callable[[Callable[..., int]], click.C
             options.common,
             options.namespace,
             options.connection,
-            click.argument("names", nargs=-1, metavar="NAME…"),
+            options.names("NAME…"),
             options.option("--all", "everything", is_flag=True, help="All of the namespace."),
             click.command(name, cls=options.Verb, epilog=f"\b\nExamples:\n  {example}"),
         ):
