@@ -453,6 +453,7 @@ class Agent:
         self._watches = Watches(
             self._cluster, self._view, versions, heard=self._heard, crashed=self._workers.crash
         )
+        self._metrics.enforces(self._source.source_id, self._options.cluster)
         self._metrics.read(self._gauges(self._watches))
         self._view.subscribe(self._workers.wake)
         self._watches.start()

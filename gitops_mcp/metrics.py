@@ -134,6 +134,11 @@ class Metrics:
         self._revision = prometheus.Info(
             f"{PREFIX}revision", "The commit that is enforced.", registry=self.registry
         )
+        self._source = prometheus.Info(
+            f"{PREFIX}source",
+            "The source that is enforced, and the name of the cluster that it is read for.",
+            registry=self.registry,
+        )
         self._problems = prometheus.Gauge(
             f"{PREFIX}source_problems",
             "Mistakes in the manifests of the commit that is enforced.",
@@ -175,6 +180,10 @@ class Metrics:
         for value in values:
             made.labels(value)
         return made
+
+    def enforces(self, source: str, cluster: str) -> None:
+        """The agent's source id, and its ``--cluster``."""
+        self._source.info({"source": source, "cluster": cluster})
 
     def text(self) -> bytes:
         """All of it, as Prometheus reads it."""

@@ -215,6 +215,7 @@ def test_its_endpoints_tell_how_it_is(place: Place) -> None:
         assert place.ask("/healthz")[0] == 200
         metrics = place.ask("/metrics")[1]
         assert f'gitops_mcp_revision_info{{revision="{revision}"}} 1.0' in metrics
+        assert 'gitops_mcp_source_info{cluster="default",source="default"} 1.0' in metrics
         assert 'gitops_mcp_api_requests_total{code="201",kind="MCPServer"' in metrics
         assert place.ask("/webhook", b"{}", X_Hub_Signature_256="sha256=00")[0] == 401
         (place.repository.parent / "secret").unlink()

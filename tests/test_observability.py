@@ -28,7 +28,7 @@ TABLE = re.compile(r"(<!-- metrics: [^>]*-->\n)(.*?)(<!-- /metrics -->)", re.S)
 
 TARGET = {"job", "instance", "namespace", "pod"}
 """Labels that Prometheus adds to whatever it scrapes."""
-OPEN = {"action", "code", "kind", "python", "revision", "source", "verb", "version"}
+OPEN = {"action", "cluster", "code", "kind", "python", "revision", "source", "verb", "version"}
 """Labels of which not every value is known here."""
 
 
@@ -38,6 +38,7 @@ def families() -> list[Metric]:
     counted = Metrics()
     counted.read(Gauges(leads=lambda: {"default": True}))
     counted.adopted("c1")
+    counted.enforces("default", "default")
     counted.requested("get", "Pod", 200)
     counted.worked(look("changed", change()))
     return list(counted.registry.collect())
@@ -211,15 +212,24 @@ def test_the_panels_have_room_and_numbers_of_their_own() -> None:
         taken |= cells
 
 
-def test_every_panel_asks_the_chosen_prometheus_for_the_chosen_jobs() -> None:
+CHOSEN = (
+    " and on (job, instance) "
+    'gitops_mcp_source_info{job=~"$job", cluster=~"$cluster", source=~"$source"}'
+)
+"""Keeps the agents of the chosen clusters and sources: the only metric that names both."""
+
+
+def test_every_panel_asks_the_chosen_prometheus_for_the_chosen_agents() -> None:
     variables = {each["name"] for each in dashboard()["templating"]["list"]}
-    assert variables == {"datasource", "job"}
+    assert variables == {"datasource", "job", "cluster", "source"}
     for panel in panels():
         assert panel["datasource"]["uid"] == "${datasource}"
         for target in panel["targets"]:
             assert target["datasource"] == panel["datasource"]
             for selector in selectors(target["expr"].replace("$__rate_interval", "5m")):
                 assert 'job=~"$job"' in str(selector), target["expr"]
+            kept = re.findall(rf"[)}}]{re.escape(CHOSEN)}", target["expr"])
+            assert len(kept) * 2 == len(re.findall(r"\w\{", target["expr"])), target["expr"]
 
 
 def test_a_metric_that_nobody_looks_at_is_none() -> None:
