@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 ARGS :=
+TEST = $(PY) -m pytest
 SEEDS := 1
 SERVERS := 300
 CHANGES := 1
@@ -21,7 +22,7 @@ DEV := $(VENV)/.dev-$(call key,requirements/*.txt pyproject.toml)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz simulate truth plane servers cluster bench bench-plane bench-agent lint types format build \
+.PHONY: help demo test coverage fuzz simulate truth plane servers cluster bench bench-plane bench-agent lint types format build \
   lock clean
 
 help: ## List the targets
@@ -32,11 +33,14 @@ help: ## List the targets
 demo: $(RUN) ## From git push to Ready, healed and pruned, on an embedded cluster
 	@$(PY) -m gitops_mcp demo
 
-test: $(DEV) ## Run the tests on all cores and report the coverage
-	@rm -f .coverage .coverage.*
-	@$(PY) -m coverage run -m pytest -n auto --dist loadfile $(ARGS) || { \
+test: $(DEV) ## Run the tests on all cores
+	@$(TEST) -n auto --dist loadfile $(ARGS) || { \
 	  echo "== What failed, once more and alone: real clusters keep their own time"; \
-	  $(PY) -m coverage run -m pytest --last-failed --last-failed-no-failures none $(ARGS); }
+	  $(TEST) --last-failed --last-failed-no-failures none $(ARGS); }
+
+coverage: $(DEV) ## Run the tests, and report what they and the processes they start ran of the code
+	@rm -f .coverage .coverage.*
+	@$(MAKE) --no-print-directory test TEST="$(PY) -m coverage run -m pytest"
 	@$(PY) -m coverage combine --quiet && $(PY) -m coverage report
 
 truth: $(DEV) ## What diff says of generated servers is so: SERVERS=300 SEEDS="7 8"
