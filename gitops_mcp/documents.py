@@ -149,7 +149,7 @@ _COLUMN_MASK, _PLACE_MASK = (1 << _COLUMN_BITS) - 1, (1 << _PLACE_BITS) - 1
 
 def parse(text: str, *, json_syntax: bool = False, as_text: bool = False) -> Iterator[Document]:
     """The documents of a file, one by one. ``json_syntax``: it is JSON, and must be. ``as_text``:
-    every scalar is text, ``on`` and ``007`` included."""
+    every scalar is text, ``on`` and ``007`` included; one that is left out is None."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     bad = _UNPRINTABLE.search(text)
     if bad:
@@ -345,7 +345,7 @@ def _yaml_scalar(text: str) -> tuple[Any, str]:
 
 
 def _text_scalar(text: str) -> tuple[Any, str]:
-    return text, ""
+    return text or None, ""
 
 
 _json_value = json.JSONDecoder().raw_decode

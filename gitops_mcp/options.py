@@ -128,7 +128,7 @@ class ServerName(click.ParamType[str]):
 
 
 class Listed(click.ParamType[str]):
-    """Values with commas between them, each of one form; empty, there are none."""
+    """Values with commas between them, each of one form, and at least one."""
 
     def __init__(self, kind: str, pattern: str, form: str, *, wanted: bool = False) -> None:
         """``wanted``: without one that is not excluded, nothing would be left."""
@@ -143,6 +143,8 @@ class Listed(click.ParamType[str]):
         for part in parts:
             if not self._pattern.fullmatch(part):
                 self.fail(f"{part!r} is no {self.name}: use {self._form}", param, ctx)
+        if not parts:
+            self.fail(f"{value!r} names nothing: use {self._form}", param, ctx)
         if self._wanted and all(part.startswith("!") for part in parts):
             self.fail(f"{value!r} leaves nothing: use {self._form}", param, ctx)
         return str(value)
@@ -177,6 +179,9 @@ _SECRETS = Listed(
     "name of a Secret",
     _SUBDOMAIN.pattern,
     "lowercase letters, digits and '-' with single '.' between them",
+)
+_MANAGERS = Listed(
+    "name of a field manager", r"[^\x00-\x1f\x7f]{1,128}", "names such as kubectl-edit"
 )
 LIMIT = Listed(
     "pattern of servers", r"!?[^\s/!]+(?:/[^\s/]+)?", "globs on NAME or NAMESPACE/NAME, ! excludes"
@@ -419,7 +424,8 @@ def _gathered(value: type[Any], name: str, *decorators: Decorator[Any]) -> Decor
         @wraps(command)
         def gathering(**arguments: Any) -> Any:
             fields = value.__dataclass_fields__.keys()
-            given = {each: arguments.pop(each) for each in fields if each in arguments}
+            said = {each: arguments.pop(each) for each in fields if each in arguments}
+            given = {each: value for each, value in said.items() if value is not None}
             if "cluster_given" in fields:
                 given["cluster_given"] = was_given("cluster")
             if "defaults" in fields:
@@ -480,7 +486,6 @@ _policy = (
         "--drain-hosts",
         metavar="GLOBS",
         type=_HOSTS,
-        default="",
         help="Hosts that drain.url may name besides Services of the server's own namespace.",
     ),
     option(
@@ -498,7 +503,6 @@ _reading = (
         metavar="PATTERNS",
         type=LIMIT,
         shell_complete=completed("limit"),
-        default="",
         help="Only these servers: globs on name or ns/name, comma-separated, ! excludes.",
     ),
     option(
@@ -525,13 +529,12 @@ _reading = (
         "--agent-secrets",
         metavar="NAMES",
         type=_SECRETS,
-        default="",
         help="Secrets of the agent, which no server may use in its namespace.",
     ),
     option(
         "--kubectl-managers",
         metavar="NAMES",
-        default="",
+        type=_MANAGERS,
         help="Field managers whose additions are drift, comma-separated  [default: kubectl's]",
     ),
     option(
@@ -726,7 +729,7 @@ def parse_config(text: bytes, name: str, *, allowed: frozenset[str] | None) -> J
                 f"{name}: {key} may not be set by the source itself",
                 hint="give it as a flag, in the environment or with --config FILE",
             )
-    return {key: value for key, value in values.items() if value not in ("", None)}
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _mapping(
@@ -749,7 +752,7 @@ def _mapping(
     if len(found) > 1:
         raise UsageError(f"{name}:{found[1].start.line}: expected one document")
     value = found[0].value if found else None
-    if value in (None, ""):
+    if value is None:
         return {}
     if not isinstance(value, dict):
         raise UsageError(f"{name}: expected a mapping of options")

@@ -56,6 +56,7 @@ from gitops_mcp.options import (
     SOURCE_KEYS,
     ConnectionOptions,
     SourceOptions,
+    listed,
     parse_config,
 )
 from gitops_mcp.record import ROOTS, UNKNOWN, Books, Fingerprint, Identity, Store
@@ -187,7 +188,7 @@ class Source:
 
     def context(self, wishes: Wishes) -> Context:
         """What holds for every server."""
-        managers = frozenset(filter(None, self.options.kubectl_managers.split(",")))
+        managers = frozenset(listed(self.options.kubectl_managers))
         return Context(
             source=self.source_id,
             cluster=self.options.cluster,
@@ -442,7 +443,7 @@ class Limit:
     @classmethod
     def parse(cls, text: str) -> Limit:
         """From the option's value; "" selects everything."""
-        patterns = [part.strip() for part in text.split(",") if part.strip()]
+        patterns = listed(text)
         unwanted = tuple(part[1:] for part in patterns if part.startswith("!"))
         return cls(tuple(part for part in patterns if not part.startswith("!")), unwanted)
 

@@ -191,7 +191,6 @@ def test_render_prints_what_is_valid_and_tells_of_the_rest(gitops: Run, tmp_path
         ("!ai/*", ["db"]),
         ("data/*", ["db"]),
         ("ai/web,db", ["web", "db"]),
-        ("", ["web", "web-canary", "db"]),
     ],
 )
 def test_the_limit_is_ansibles(

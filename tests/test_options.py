@@ -209,6 +209,11 @@ def test_what_is_no_domain_is_refused(gitops: Run, verb: str, name: str) -> None
         ("drain-hosts", "x:80", "'x:80' is no host glob"),
         ("drain-hosts", "x/y", "'x/y' is no host glob"),
         ("limit", "a/b/c", "'a/b/c' is no pattern of servers: use globs on NAME or NAMESPACE/NAME"),
+        *(
+            (option, value, f"{value!r} names nothing: use ")
+            for option in ("namespaces", "service-accounts", "drain-hosts", "limit")
+            for value in ("", ",")
+        ),
     ],
 )
 def test_what_could_never_match_is_refused_wherever_it_comes_from(
@@ -226,8 +231,25 @@ def test_what_could_never_match_is_refused_wherever_it_comes_from(
     assert expected in ended.error
 
 
-def test_names_of_the_agents_secrets_are_names(gitops: Run) -> None:
-    assert gitops("validate", "--agent-secrets=a,A b").code == 2
+@pytest.mark.parametrize("value", ["a,A b", "", ","])
+def test_names_of_the_agents_secrets_are_names(gitops: Run, value: str) -> None:
+    assert gitops("validate", f"--agent-secrets={value}").code == 2
+
+
+@pytest.mark.parametrize("value", ["", ",", "a\tb", "x" * 129])
+def test_names_of_field_managers_are_names(gitops: Run, value: str) -> None:
+    assert gitops("diff", f"--kubectl-managers={value}").code == 2
+
+
+@pytest.mark.parametrize("value", ['""', '","', "[]", '[""]'])
+def test_a_list_that_names_nothing_is_refused_in_the_file(
+    gitops: Run, tmp_path: Path, value: str
+) -> None:
+    config = tmp_path / "operators.yaml"
+    config.write_text(f"limit: {value}\n")
+    ended = gitops("render", "--config", config)
+    assert (ended.code, ended.out) == (2, "")
+    assert "names nothing: use globs" in ended.error
 
 
 @pytest.mark.parametrize(
@@ -235,7 +257,6 @@ def test_names_of_the_agents_secrets_are_names(gitops: Run) -> None:
     [
         ("namespaces", "*,team-?,!team-[a-c],kube-system"),
         ("service-accounts", "*/{name},team-*/ci.{name}-[!a]"),
-        ("service-accounts", ""),
         ("drain-hosts", "*.example.com,127.0.0.1,fd00::1,a_b"),
         ("limit", "web-*,!ai/*,[ab]/c"),
     ],

@@ -50,9 +50,7 @@ the API.
     default="default",
     help="Picks group_vars/NAME.yaml and the notes ref.",
 )
-@options.option(
-    "--limit", metavar="PATTERNS", type=options.LIMIT, default="", help="Only these servers."
-)
+@options.option("--limit", metavar="PATTERNS", type=options.LIMIT, help="Only these servers.")
 @options.option(
     "--source-id", metavar="ID", help="Whose servers these are in the cluster  [default: default]"
 )
