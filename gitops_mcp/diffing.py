@@ -713,13 +713,16 @@ class _At(NamedTuple):
     pointer: str = ""
     fields: FieldPath = ()
     sight: Sight = OPEN
+    name: str = ""
+    """Of the list's item that it is in."""
 
     def key(self, name: str, one: JsonObject, two: JsonObject) -> _At:
         sight = stricter(self.sight.below(one, name), self.sight.below(two, name))
-        return _At(f"{self.pointer}/{escaped(name)}", (*self.fields, f"f:{name}"), sight)
+        place = f"{self.pointer}/{escaped(name)}"
+        return _At(place, (*self.fields, f"f:{name}"), sight, self.name)
 
-    def item(self, index: int, element: str) -> _At:
-        return _At(f"{self.pointer}/{index}", (*self.fields, element), self.sight)
+    def item(self, index: int, element: str, name: Any = "") -> _At:
+        return _At(f"{self.pointer}/{index}", (*self.fields, element), self.sight, str(name))
 
 
 class _Child(NamedTuple):
@@ -777,7 +780,7 @@ class _Walk:
         if owners and all(owner is not _Owner.OURS for owner, _ in owners):
             self.drifted.append(at.pointer)
         before, after = mask_pair(live, desired, at.sight)
-        self.fields.append(FieldChange(at.pointer, before, after))
+        self.fields.append(FieldChange(at.pointer, before, after, at.name))
         self.found.append(live)
         self.places.append(at.fields)
         return before, after
@@ -1019,7 +1022,8 @@ def _children(
         for key, position in index.items():
             element = elements.get(key) or _item_element(names, key)
             below = _below(owners, element, whole=whole)
-            yield _Child(position, value[position], shape.item, at.item(position, element), below)
+            place = at.item(position, element, value[position].get("name", ""))
+            yield _Child(position, value[position], shape.item, place, below)
 
 
 def _owned(value: Any, shape: _Shape, at: _At, owners: _Owners) -> Any:

@@ -204,7 +204,7 @@ _SUSPECT = re.compile(r"[@=\s'\"]|://|[\w-]{12}")
 """Without any of these no shape matches: most values are let through by one look."""
 _LONG = re.compile(r"(?<![\w/.+-])[A-Za-z0-9_+=.-]{20,512}(?![\w/])")
 _RUNS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[_+=.-]+")
-_IN_QUOTES = re.compile(r"(?<!\w)(?:\"([^\"\n]{2,512})\"|'([^'\s]{8,512})')(?!\w)")
+_IN_QUOTES = re.compile(r"(?<!\w)(?<!field )(?:\"([^\"\n]{2,512})\"|'([^'\s]{8,512})')(?!\w)")
 _SETTING = re.compile(r"(?<![\w.-])([\w.-]{1,128})=([^\s;,'\"&}]+)")
 _NAME_OF_POD = re.compile(r"([a-z][a-z0-9.-]{0,200}?)(?:-[bcdfghjklmnpqrstvwxz2456789]{5,10}){1,2}")
 """With the suffixes that Kubernetes makes up."""
@@ -272,7 +272,8 @@ def _judge_setting(found: re.Match[str]) -> str:
 
 
 def _judge_quoted(found: re.Match[str]) -> str:
-    """A quoted value; names of objects are what messages quote all the time."""
+    """A quoted value; names of objects are what messages quote all the time. The name of a field
+    is none, and stays: only what is the shape of a secret anywhere is hidden in it."""
     from gitops_mcp.harmless import reveal
 
     value = found[1] or found[2]

@@ -46,6 +46,9 @@ APP_NAME = "mcp-server"
 AGENT_NAMESPACE = "gitops-mcp"
 """Where ``install`` puts an agent, unless it is told otherwise."""
 
+CLUSTER_SOURCE = "cluster"
+"""The pseudo-source of servers that kubectl made."""
+
 ANNOTATION_SHUTDOWN = f"{GROUP}/graceful-shutdown"
 ANNOTATION_FILE = f"{GROUP}/file"
 ANNOTATION_PRUNE = f"{GROUP}/prune"
@@ -395,11 +398,13 @@ ChangeAction = Literal["create", "update", "replace", "delete", "blocked"]
 @dataclass(frozen=True, slots=True)
 class FieldChange:
     """One field that differs: ``before`` is the live (or base) value, ``after`` the desired one;
-    absent is None. Secret-like values are masked already."""
+    absent is None. Secret-like values are masked already. ``item``: the name of the list's item
+    that the field belongs to, such as that of a variable."""
 
     path: str
     before: Any
     after: Any
+    item: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,7 +115,8 @@ def problems(found: Iterable[Problem], *, style: Style = PLAIN) -> str:
     lines = []
     for problem in found:
         look: Look = "red" if problem.severity == "error" else "yellow"
-        place = " ".join(_line(part) for part in (problem.server, problem.path) if part)
+        parts = (problem.server, _pointer(problem.path))
+        place = " ".join(_line(part) for part in parts if part)
         lines.append(
             style("bold", f"{_file(problem.file)}:{problem.line}:{problem.column}: ")
             + style(look, f"{problem.severity}: ")
@@ -125,13 +126,18 @@ def problems(found: Iterable[Problem], *, style: Style = PLAIN) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
+def _pointer(path: str) -> str:
+    """A JSON pointer, whose keys people choose: a token that became one is hidden."""
+    return "/".join(map(scrub, path.split("/")))
+
+
 def _problem(problem: Problem) -> JsonObject:
     return {
         "file": problem.file,
         "line": problem.line,
         "column": problem.column,
         "server": problem.server,
-        "path": problem.path,
+        "path": _pointer(problem.path),
         "message": scrub(problem.message),
         "severity": problem.severity,
     }
@@ -142,7 +148,7 @@ def _annotation(problem: Problem) -> str:
         text = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
         return _visible(text)
 
-    title = " ".join(part for part in (problem.server, problem.path) if part)
+    title = " ".join(part for part in (problem.server, _pointer(problem.path)) if part)
     values = {
         "file": problem.file,
         "line": str(problem.line),
@@ -263,7 +269,9 @@ def _kept(outcome: Outcome, *, style: Style) -> str:
 
 
 def _of_others(kept: FieldChange, style: Style) -> str:
-    return style("dim", f"  kept, of another controller: {_line(kept.path)}: {_value(kept.after)}")
+    return style(
+        "dim", f"  kept, of another controller: {_line(_pointer(kept.path))}: {_value(kept.after)}"
+    )
 
 
 _DIFF_LOOKS: Mapping[str, Look] = {"+": "green", "-": "red", "@": "cyan"}
@@ -363,7 +371,8 @@ def _change(change: Change) -> JsonObject:
         "namespace": change.ref.namespace,
         "name": change.ref.name,
         "fields": [
-            {"path": one.path, "from": one.before, "to": one.after} for one in change.fields
+            {"path": _pointer(one.path), "from": one.before, "to": one.after}
+            for one in change.fields
         ],
         "reason": scrub(change.reason),
     }
@@ -449,7 +458,8 @@ def _rows(outcomes: Iterable[Outcome]) -> Iterator[str]:
 
 def _row(change: Change) -> str:
     named = [
-        f"{_cell(one.path)} {_cell(_value(one.before))} → {_cell(_value(one.after))}"
+        f"{_cell(_pointer(one.path) + (f' ({one.item})' if one.item else ''))} "
+        f"{_cell(_value(one.before))} → {_cell(_value(one.after))}"
         for one in (change.fields[:_FIELDS] if change.action == "update" else ())
     ]
     if change.action == "update" and len(change.fields) > _FIELDS:

@@ -734,3 +734,44 @@ def test_a_comment_names_the_trailer_that_releases_the_prune_guard_and_cuts_no_r
     )
     assert "\n```\nAllow-Prune: 6\n```\n" in text
     assert text.count("--allow-prune=6`") == 1  # once for all of them
+
+
+def test_a_changed_item_of_a_list_is_named() -> None:
+    """Which variable ``/spec/env/1/value`` is nobody could tell."""
+    before, after = (
+        deployment("web", template={"spec": {"containers": [{"name": "mcp", "env": variables}]}})
+        for variables in (
+            [{"name": "MODE", "value": "fast"}, {"name": "LOG_LEVEL", "value": "info"}],
+            [{"name": "MODE", "value": "fast"}, {"name": "LOG_LEVEL", "value": "debug"}],
+        )
+    )
+    one = change("update", WEB, before, after)
+    report = Report(Revision(SHA), "c", True, (Outcome(WEB, "changed", True, (one,)),), ())
+    path = "/spec/template/spec/containers/0/env/1/value"
+    assert f"`{path} (LOG_LEVEL)`" in reports.diff(report, output="markdown")
+    (told,) = json.loads(reports.diff(report, output="json"))["changes"][0]["fields"]
+    assert told["path"] == path
+
+
+@pytest.mark.parametrize("output", ["text", "json", "github"])
+def test_a_token_that_became_a_key_is_hidden_and_other_keys_are_shown(output: str) -> None:
+    token = "ghp_" + "a1B2" * 9
+    found = tuple(
+        Problem("a.yaml", 1, 1, "ai/web", f"/spec/{key}", f'unknown field "{key}"')
+        for key in (token, "externalIPs", "clusterIPs", "secretToken", "hunter2")
+    )
+    text = reports.validation(Loaded({}, problems=found), count=1, output=output)
+    assert token not in text
+    assert "/spec/***" in text
+    for key in ("externalIPs", "clusterIPs", "secretToken", "hunter2"):
+        assert f"/spec/{key}" in text
+        assert f'unknown field "{key}"' in text.replace('\\"', '"')
+
+
+@pytest.mark.parametrize("output", ["text", "json", "markdown"])
+def test_a_token_that_became_a_key_of_a_change_is_hidden(output: str) -> None:
+    token = "ghp_" + "a1B2" * 9
+    paths = (FieldChange(f"/spec/config/{token}", "a", "b"),)
+    one = Change("update", WEB, ObjectRef.of(cr("web")), paths, foreign=paths)
+    report = Report(Revision(SHA), "c", True, (Outcome(WEB, "changed", True, (one,)),), ())
+    assert token not in reports.diff(report, output=output, verbose=True)
