@@ -143,7 +143,10 @@ def run(arguments: list[str]) -> int:
         return 0
     except click.UsageError as error:
         where = f"{error.ctx.command_path} --help" if error.ctx else "gitops-mcp --help"
-        return _fail(f"{error.format_message().rstrip('.')}; see {where}", EXIT_USAGE)
+        said = error.format_message()
+        # The name of an option does not make a secret of its value: --git-secret takes a name.
+        about = said.removesuffix(error.message) if isinstance(error, click.BadParameter) else ""
+        return _fail(f"{said[len(about) :].rstrip('.')}; see {where}", EXIT_USAGE, about)
     except GitOpsError as error:
         hint = f"; {error.hint}" if error.hint else ""
         return _fail(f"{error.message}{hint}", EXIT_USAGE)
@@ -180,11 +183,11 @@ def _give_up(stream: TextIO) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _fail(message: str, code: int) -> int:
-    """Say it on one line that no server's answer can break out of."""
+def _fail(message: str, code: int, about: str = "") -> int:
+    """Say it, after what it is ``about``, on one line that no server's answer can break out of."""
     from gitops_mcp.masking import scrub
 
-    line = " ".join(scrub(message).split())
+    line = " ".join(f"{scrub(about)}{scrub(message)}".split())
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
     try:
         click.echo(f"error: {shown}", err=True)

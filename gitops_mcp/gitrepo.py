@@ -36,7 +36,7 @@ from gitops_mcp.gitcommand import (
     why,
 )
 from gitops_mcp.gitcommand import Credentials as Credentials
-from gitops_mcp.gitmirror import REF_NAME, Absent, Empty, Mirror
+from gitops_mcp.gitmirror import Absent, Empty, Mirror
 from gitops_mcp.gitnotes import Notes, Place, Upstream
 from gitops_mcp.model import (
     CLUSTER_NAME,
@@ -109,6 +109,31 @@ def _pathspecs(prefix: str, below: str, magic: str = "literal") -> tuple[str, ..
     if below:
         return tuple(f":({magic}){prefix}{path}" for path in (below, CONFIG_FILE, VARS_FOLDER))
     return (f":({magic}){prefix}",) if prefix else ()
+
+
+def checked_branch(name: str) -> str:
+    """A branch's name, unchanged. Raises UsageError for one that git would not take."""
+    if name.startswith(("-", "refs/heads/")) or not _is_ref(name):
+        raise UsageError(f"{name!r} is no branch name", hint="--ref takes expressions")
+    return name
+
+
+_EXPRESSION = re.compile(r"[~^:]|@\{")
+"""Where the name in an expression ends: ``main~2``, ``v1^{commit}``, ``main@{1}``."""
+
+
+def checked_ref(text: str) -> str:
+    """A ref, a commit id or an expression that names one commit, unchanged. Raises UsageError for
+    what git could not read as one."""
+    name = _EXPRESSION.split(text, maxsplit=1)[0]
+    if name.startswith("-") or not text.isprintable() or not (_is_ref(name) if name else text):
+        raise UsageError(f"{text!r} names no commit", hint="use a branch, a tag or a commit id")
+    return text
+
+
+def _is_ref(name: str) -> bool:
+    """Git's own rule for the names of refs."""
+    return not Git("", "-C", "/").ask("check-ref-format", f"refs/heads/{name}").status
 
 
 def folder_within(path: str, named: str = "--path") -> str:
@@ -670,11 +695,8 @@ def open_source(
     addresses. Without ``history`` a URL's commit comes alone, until ``base`` is asked for: ancestry
     (``roots``, ``commits_between``, ``Poll.forced``) is unknown. Raises UsageError or SourceError.
     """
-    for option, value in (("SOURCE", location), ("--ref", ref), ("--branch", branch)):
-        if value is not None and (not value.strip() or not value.isprintable()):
-            raise UsageError(f"{option} {value!r} is empty or holds unprintable characters")
-    if branch is not None and not REF_NAME.fullmatch(branch):
-        raise UsageError(f"--branch {branch!r} is no branch name", hint="--ref takes expressions")
+    if not location.strip() or not location.isprintable():
+        raise UsageError(f"SOURCE {location!r} is empty or holds unprintable characters")
     if ref is not None and branch is not None:
         raise UsageError("--ref and --branch exclude each other", hint="use one of them")
     server = server_of(location, credentials or Credentials(), allow_file)

@@ -30,6 +30,7 @@ from gitops_mcp.model import (
     JsonObject,
     ObjectRef,
 )
+from gitops_mcp.model import CLUSTER_SOURCE as CLUSTER_SOURCE
 from gitops_mcp.record import PREFIX
 from gitops_mcp.record import area_of as area_of
 from gitops_mcp.record import lease_name as lease_name
@@ -46,8 +47,6 @@ LEASE_REVISION = f"{GROUP}/revision"
 LEASE_READ = f"{GROUP}/last-read"
 """The Lease's annotation with the answer to a reconcile request for the source: a JSON object with
 ``request``, ``result`` (moved, unchanged or failed), ``revision`` and ``message``."""
-CLUSTER_SOURCE = "cluster"
-"""The pseudo-source of servers that kubectl made."""
 
 Say = Callable[[str], None]
 

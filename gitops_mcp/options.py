@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar
@@ -26,7 +26,10 @@ from click.core import ParameterSource
 from gitops_mcp.errors import UsageError
 from gitops_mcp.model import (
     AGENT_NAMESPACE,
+    API_VERSION,
     CLUSTER_NAME,
+    CLUSTER_SOURCE,
+    KIND,
     NAMESPACE_NAME,
     RESOURCE,
     JsonObject,
@@ -35,6 +38,7 @@ from gitops_mcp.model import (
 )
 from gitops_mcp.rollout import Serial
 
+T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 Decorator = Callable[[F], F]
 
@@ -94,6 +98,61 @@ class Name(click.ParamType[str]):
         return str(value)
 
 
+class Checked(click.ParamType[Any]):
+    """What ``check`` makes of a text. It raises UsageError where that cannot be."""
+
+    def __init__(self, kind: str, check: Callable[[str], Any]) -> None:
+        self.name = kind
+        self._check = check
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The result of ``check``."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._check(value)
+        except UsageError as error:
+            self.fail("; ".join(filter(None, (error.message, error.hint))), param, ctx)
+
+
+def _ref(text: str) -> str:
+    from gitops_mcp.gitrepo import checked_ref
+
+    return checked_ref(text)
+
+
+def _branch(text: str) -> str:
+    from gitops_mcp.gitrepo import checked_branch
+
+    return checked_branch(text)
+
+
+_SOURCE_ID = re.compile(r"(?=.{1,52}$)[a-z0-9]+(?:[-.][a-z0-9]+)*")
+
+
+def checked_source_id(name: str) -> str:
+    """``name``, which becomes a label's value and part of a Lease's name. Raises UsageError."""
+    if name == CLUSTER_SOURCE:
+        raise UsageError(f"source id {name!r} is taken: it stands for kubectl's servers")
+    if not _SOURCE_ID.fullmatch(name):
+        raise UsageError(
+            f"source id {name!r} is no good name",
+            hint="use up to 52 lowercase letters, digits and single '-' or '.' between them",
+        )
+    return name
+
+
+def _folder(text: str) -> str:
+    from gitops_mcp.gitrepo import folder_within
+
+    folder_within(text, "folder")
+    return text
+
+
+FOLDER = Checked("folder", _folder)
+REF = Checked("ref", _ref)
+BRANCH = Checked("branch", _branch)
+SOURCE_ID = Checked("source id", checked_source_id)
 NAMESPACE = Name(
     "namespace",
     NAMESPACE_NAME,
@@ -227,12 +286,26 @@ class Verb(click.Command):
             raise UsageError(
                 f"no option {error.option_name}", hint=HABITS[error.option_name]
             ) from error
+        except click.BadParameter as error:
+            error.param_hint = _origin(ctx, error.param) or error.param_hint
+            raise
 
     def _wants_a_value(self, word: str) -> bool:
         return any(
             isinstance(param, click.Option) and not param.is_flag and word in param.opts
             for param in self.params
         )
+
+
+def _origin(ctx: click.Context, param: click.Parameter | None) -> str:
+    """Where a value comes from that the command line does not show, else ""."""
+    origin = ctx.get_parameter_source(param.name) if param and param.name else None
+    if origin is ParameterSource.ENVIRONMENT:
+        return f"{param.envvar}" if param else ""
+    if origin is not ParameterSource.DEFAULT_MAP or param is None:
+        return ""
+    key = next(key for key, name in DECLARED.items() if name == param.name)
+    return f"{key!r} in {ctx.meta[_CONFIG_PATH]}"
 
 
 def _is_a_value(argument: str) -> bool:
@@ -429,7 +502,11 @@ def _gathered(value: type[Any], name: str, *decorators: Decorator[Any]) -> Decor
             if "cluster_given" in fields:
                 given["cluster_given"] = was_given("cluster")
             if "defaults" in fields:
-                given["defaults"] = {k: v for k in DEFAULTS if (v := configured(k)) is not None}
+                given["defaults"] = {
+                    key: one
+                    for key in DEFAULTS
+                    if (one := configured(key, partial(_default, key))) is not None
+                }
             return command(**arguments, **{name: value(**given)})
 
         return _stack(*decorators)(gathering)
@@ -445,9 +522,15 @@ _location = (
     option(
         "--ref",
         metavar="REF",
+        type=REF,
         help="Read this branch, tag, full ref or commit, not the files here.",
     ),
-    option("--branch", metavar="NAME", help="The branch of a URL or bare repository (its HEAD)."),
+    option(
+        "--branch",
+        metavar="NAME",
+        type=BRANCH,
+        help="The branch of a URL or bare repository (its HEAD).",
+    ),
     option(
         "--cluster",
         metavar="NAME",
@@ -497,7 +580,7 @@ _policy = (
     ),
 )
 _reading = (
-    option("--path", metavar="FOLDER", help="Read only this folder of the source."),
+    option("--path", metavar="FOLDER", type=FOLDER, help="Read only this folder of the source."),
     option(
         "--limit",
         metavar="PATTERNS",
@@ -516,6 +599,7 @@ _reading = (
     option(
         "--source-id",
         metavar="ID",
+        type=SOURCE_ID,
         help="Whose servers these are in the cluster  [default: default]",
     ),
     *_policy,
@@ -606,7 +690,7 @@ connection = _gathered(
 serial = option(
     "--serial",
     metavar="20%|N|off",
-    callback=lambda _, __, text: None if text is None else Serial.parse(text),
+    type=Checked("serial", Serial.parse),
     help="Servers whose pods are replaced at a time, where 10 or more would be  [default: 20%]",
 )
 """How a change is rolled out: ``serial: Serial | None``; None: the source says."""
@@ -659,6 +743,10 @@ OWN_KEYS = frozenset({"health", "drain", "hooks"})
 """Keys of the file that are no option of a verb, and whose values are more than a text."""
 
 
+_CONFIG, _CONFIG_PATH = "gitops_mcp.config", "gitops_mcp.config.path"
+"""Keys of the context's ``meta``: what ``--config FILE`` says, and FILE."""
+
+
 def read_config(ctx: click.Context, path: Path | None) -> None:
     """Make the values of ``--config FILE`` the defaults of the command's options."""
     if path is None:
@@ -668,7 +756,7 @@ def read_config(ctx: click.Context, path: Path | None) -> None:
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror}") from error
     values = parse_config(text, str(path), allowed=None)
-    ctx.meta["gitops_mcp.config"] = values
+    ctx.meta[_CONFIG], ctx.meta[_CONFIG_PATH] = values, path
     ctx.default_map = {
         DECLARED[key]: _plain(
             key, value, f"{path}: {key}", OPTIONAL_VALUES.get(f"--{_dashed(key)}")
@@ -678,9 +766,38 @@ def read_config(ctx: click.Context, path: Path | None) -> None:
     }
 
 
-def configured(key: str) -> Any:
-    """What ``--config FILE`` says of a key that is no option; None where it says nothing."""
-    return click.get_current_context().meta.get("gitops_mcp.config", {}).get(key)
+def configured(key: str, check: Callable[[Any], T]) -> T | None:
+    """What ``check`` makes of a key of ``--config FILE`` that is no option; None where the file
+    says nothing. Raises UsageError, which names the file."""
+    meta = click.get_current_context().meta
+    if (value := meta.get(_CONFIG, {}).get(key)) is None:
+        return None
+    try:
+        return check(value)
+    except UsageError as error:
+        raise UsageError(f"{meta[_CONFIG_PATH]}: {error.message}", hint=error.hint) from error
+
+
+def checked_defaults(configured: Mapping[str, Any]) -> JsonObject:
+    """The configured defaults of all manifests. Raises UsageError where they are wrong."""
+    from gitops_mcp import serverschema
+
+    spec = {key: configured[key] for key in DEFAULTS if key in configured}
+    whole = {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": "any"},
+        "spec": {"image": "any", **spec},
+    }
+    if spec and not serverschema.accepts(whole):
+        found = serverschema.findings(whole)[0]
+        place = ".".join(str(part) for part in found.path[1:])
+        raise UsageError(f"{place}: {found.message}")
+    return spec
+
+
+def _default(key: str, value: Any) -> Any:
+    return checked_defaults({key: value})[key]
 
 
 def _plain(key: str, value: Any, place: str, alone: str | None) -> str:

@@ -5,9 +5,9 @@ Each verb is a prefix of it. Here the rooms are put together; what they do stand
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import os
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -26,7 +26,7 @@ from gitops_mcp import (
     status,
 )
 from gitops_mcp.errors import GitOpsError, KindAbsent, Permanent, UsageError
-from gitops_mcp.leadership import CLUSTER_SOURCE, Say
+from gitops_mcp.leadership import Say
 from gitops_mcp.model import (
     ANNOTATION_PRUNE,
     API_VERSION,
@@ -52,10 +52,11 @@ from gitops_mcp.model import (
     Snapshot,
 )
 from gitops_mcp.options import (
-    DEFAULTS,
     SOURCE_KEYS,
     ConnectionOptions,
     SourceOptions,
+    checked_defaults,
+    checked_source_id,
     listed,
     parse_config,
 )
@@ -101,7 +102,6 @@ MAKE_NAMESPACES = (Right("create", "", "namespaces"), Right("patch", "", "namesp
 """Besides, where a namespace is to be made: an apply of what is not there asks for both."""
 OLDEST_KUBERNETES = (1, 30)
 """The first with a native preStop sleep switched on."""
-_SOURCE_ID = re.compile(r"(?=.{1,52}$)[a-z0-9]+(?:[-.][a-z0-9]+)*")
 
 
 # --- source, load, render -------------------------------------------------------------------
@@ -505,9 +505,12 @@ def read(
     if options.path is None and base is None:  # a change may mend what its base has wrong
         repository.check_own_path(snapshot, path)
     repository.notes(options.cluster)  # a name that git cannot hold is refused before any change
-    source_id = checked_source_id(
-        own.get("sourceId", "default") if options.source_id is None else options.source_id
-    )
+    source_id = options.source_id
+    with _named_in_own_file():
+        if source_id is None:
+            source_id = checked_source_id(own.get("sourceId", "default"))
+        defaults = checked_defaults({**own, **options.defaults})
+        serial = Serial.parse(own["serial"]) if "serial" in own else DEFAULT
     named = options.source_id is not None or "sourceId" not in own
     loaded = manifests.load(
         snapshot.files,
@@ -515,14 +518,13 @@ def read(
         namespace=options.namespace or "default",
         path=path,
         policy=options.policy,
-        defaults=_defaults({**own, **options.defaults}),
+        defaults=defaults,
         skipped=snapshot.skipped,
         aside=snapshot.aside,
         cache=cache,
         read=repository.contents,
     )
     limit = Limit.parse(options.limit)
-    serial = _serial(own)
     lent = None
     if former is not None and options.templates is None:  # the operator's own may have changed
         theirs = (former.options, former.source_id, former.loaded.variables)
@@ -533,40 +535,13 @@ def read(
     )
 
 
-def _serial(own: Mapping[str, Any]) -> Serial:
-    """What the source's own file says. Raises UsageError where that is wrong."""
+@contextlib.contextmanager
+def _named_in_own_file() -> Iterator[None]:
+    """What is wrong here is so in the source's own file: the message names it."""
     try:
-        return Serial.parse(own["serial"]) if "serial" in own else DEFAULT
+        yield
     except UsageError as error:
-        raise UsageError(f"{gitrepo.CONFIG_FILE}: {error.message}") from error
-
-
-def _defaults(configured: Mapping[str, Any]) -> JsonObject:
-    """The configured defaults of all manifests. Raises UsageError where they are wrong."""
-    spec = {key: configured[key] for key in DEFAULTS if key in configured}
-    whole = {
-        "apiVersion": API_VERSION,
-        "kind": KIND,
-        "metadata": {"name": "any"},
-        "spec": {"image": "any", **spec},
-    }
-    if spec and not serverschema.accepts(whole):
-        found = serverschema.findings(whole)[0]
-        place = ".".join(str(part) for part in found.path[1:])
-        raise UsageError(f"{gitrepo.CONFIG_FILE}: {place}: {found.message}")
-    return spec
-
-
-def checked_source_id(name: str) -> str:
-    """``name``, which becomes a label's value and part of a Lease's name."""
-    if name == CLUSTER_SOURCE:
-        raise UsageError(f"source id {name!r} is taken: it stands for kubectl's servers")
-    if not _SOURCE_ID.fullmatch(name):
-        raise UsageError(
-            f"source id {name!r} is no good name",
-            hint="use up to 52 lowercase letters, digits and single '-' or '.' between them",
-        )
-    return name
+        raise UsageError(f"{gitrepo.CONFIG_FILE}: {error.message}", hint=error.hint) from error
 
 
 def _own_config(snapshot: Snapshot) -> Mapping[str, Any]:
@@ -1215,8 +1190,6 @@ def connect(
 
 def cleanup_hooks(configured: object) -> tuple[Hook, ...]:
     """The operator's hooks, from the configuration's ``hooks``. Raises UsageError."""
-    if configured is None:
-        return ()
     from gitops_mcp import hooks
 
     return hooks.parse(configured)

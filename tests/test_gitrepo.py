@@ -546,7 +546,7 @@ def test_options_that_make_no_sense_together_are_refused(tmp_path: Path, reposit
     with pytest.raises(SourceError, match="--ref has no meaning"):
         open_source(str(tmp_path / "plain"), ref="b")
     with pytest.raises(UsageError, match="unprintable"):
-        open_source(str(repository), ref="a\nb")
+        open_source("a\nb")
     with pytest.raises(SourceError, match="no such directory"):
         open_source(str(tmp_path / "nowhere"))
 

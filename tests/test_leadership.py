@@ -14,7 +14,7 @@ from gitops_mcp.errors import Transient, UsageError
 from gitops_mcp.kube import Cluster, Lease
 from gitops_mcp.leadership import STEP, Leadership, area_of, covers, lease_name
 from gitops_mcp.model import JsonObject, ObjectRef
-from gitops_mcp.pipeline import checked_source_id
+from gitops_mcp.options import checked_source_id
 
 
 @pytest.fixture(scope="module")

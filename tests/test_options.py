@@ -225,10 +225,11 @@ def test_what_could_never_match_is_refused_wherever_it_comes_from(
     assert expected in ended.error
     name = "".join(part.title() for part in option.split("-"))
     config = tmp_path / "operators.yaml"
-    config.write_text(f"{name[0].lower()}{name[1:]}: {value.split(',')!r}\n")
+    key = f"{name[0].lower()}{name[1:]}"
+    config.write_text(f"{key}: {value.split(',')!r}\n")
     ended = gitops(verb, "--config", config)
     assert (ended.code, ended.out) == (2, "")
-    assert expected in ended.error
+    assert f"Invalid value for '{key}' in {config}: {told}" in ended.error
 
 
 @pytest.mark.parametrize("value", ["a,A b", "", ","])
@@ -347,3 +348,91 @@ def test_a_wrong_serial_is_refused_before_anything_is_done(gitops: Run, verb: st
     ended = gitops(verb, "--serial", "0%")
     assert ended.code == 2
     assert "serial '0%': expected a number of servers" in ended.error
+
+
+@pytest.mark.parametrize(
+    ("verb", "text", "told"),
+    [
+        ("validate", "health: {timeout: 3y}", "health.timeout: must be a duration"),
+        ("validate", "drain: [a]", "drain: must be a map, not a list"),
+        ("validate", "sourceId: A B", "source id 'A B' is no good name"),
+        ("validate", "path: ../..", "folder '../..' leads out of the source"),
+        ("validate", "ref: a..b", "'a..b' names no commit"),
+        ("sync", "serial: foo", "serial 'foo': expected a number of servers"),
+        ("sync", "allowPrune: foo", "'foo' is not a number of servers"),
+        ("agent", "interval: 1y", "'1y' is no duration"),
+        ("install", "image: A B", "'A B' must be a container image"),
+        ("install", "gitSecret: A B", "'A B' is no name of a Secret"),
+    ],
+)
+def test_what_is_wrong_in_the_operators_file_names_the_file(
+    gitops: Run, tmp_path: Path, verb: str, text: str, told: str
+) -> None:
+    config = tmp_path / "operators.yaml"
+    config.write_text(f"{text}\n")
+    ended = gitops(verb, "--config", config)
+    assert (ended.code, ended.out) == (2, "")
+    assert f" {config}: {told}" in ended.error
+
+
+def test_what_is_wrong_in_the_environment_names_the_variable(
+    gitops: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITOPS_MCP_LIMIT", ",")
+    assert "Invalid value for GITOPS_MCP_LIMIT: ',' names nothing" in gitops("render").error
+    monkeypatch.setenv("GITOPS_MCP_LIMIT", "")
+    assert gitops("render").code == 0
+
+
+def test_a_hook_that_is_wrong_names_the_operators_file(gitops: Run, tmp_path: Path) -> None:
+    config = tmp_path / "operators.yaml"
+    config.write_text("hooks: 3\n")
+    ended = gitops("agent", "--config", config)
+    assert (ended.code, f"{config}: hooks: expected a list" in ended.err) == (2, True)
+
+
+@pytest.mark.parametrize("option", ["git-secret", "webhook-secret"])
+def test_the_name_of_a_secret_is_shown_and_a_token_in_its_place_is_not(
+    gitops: Run, option: str
+) -> None:
+    assert f"'--{option}': 'A B' is no name" in gitops("install", f"--{option}=A B").error
+    token = "ghp_" + "a1B2" * 9
+    assert token not in gitops("install", f"--{option}={token}").error
+
+
+@pytest.mark.parametrize("verb", ["validate", "diff", "sync", "agent", "install", "history"])
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [
+        *(
+            ("branch", name)
+            for name in ("a..b", "a.lock", "/a", "a//b", "-a", "a b", "a~1", "@{", "")
+        ),
+        *(("ref", name) for name in ("a..b", "a.lock", "/a", "a/", "-a", "a b", "a\tb", "", " ")),
+    ],
+)
+def test_what_git_takes_for_no_ref_is_refused(
+    gitops: Run, verb: str, option: str, name: str
+) -> None:
+    ended = gitops(verb, "https://git.invalid/fleet.git", f"--{option}={name}")
+    assert (ended.code, ended.out) == (2, "")
+    told = "is no branch name" if option == "branch" else "names no commit"
+    assert f"'--{option}': {name!r} {told}" in ended.error
+
+
+@pytest.mark.parametrize(
+    "ref",
+    [
+        "main",
+        "v1.0",
+        "refs/heads/a/b",
+        "HEAD~2",
+        "v1^{commit}",
+        "main@{1}",
+        ":/fix",
+        "@",
+        "a1" * 20,
+    ],
+)
+def test_what_names_a_commit_is_taken(ref: str) -> None:
+    assert options.REF.convert(ref, None, None) == ref

@@ -117,7 +117,7 @@ def command(
         create_namespace=create_namespace,
         finalizer=True,
         probes=pipeline.probing(probes),
-        hooks=pipeline.cleanup_hooks(options.configured("hooks")),
+        hooks=options.configured("hooks", pipeline.cleanup_hooks) or (),
         watch_namespace=watch_namespace,
         serial=serial,
         lasting=True,

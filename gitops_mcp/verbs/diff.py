@@ -28,7 +28,10 @@ Exit codes: 0 no change, 1 changes, 2 problems in the source or could not run.
 @options.source
 @options.connection
 @options.option(
-    "--base", metavar="REF", help="Compare with the merge base of REF and HEAD, not with a cluster."
+    "--base",
+    metavar="REF",
+    type=options.REF,
+    help="Compare with the merge base of REF and HEAD, not with a cluster.",
 )
 @options.option("--stat", is_flag=True, help="Only a line a server: action and changed fields.")
 @options.output("json", "markdown")

@@ -21,6 +21,16 @@ _PASSED = ("branch", "ref", "path", "cluster", "limit", "source_id", "cluster_do
 _DEFAULTS = {"cluster": "default", "cluster_domain": "cluster.local"}
 
 
+def _image(text: str) -> str:
+    """An image that a kubelet could pull. Raises UsageError."""
+    from gitops_mcp import serverschema
+
+    rule = serverschema.schema()["properties"]["spec"]["properties"]["image"]
+    if not re.fullmatch(rule["pattern"], text) or len(text) > rule["maxLength"]:
+        raise UsageError(f"{text!r} {rule['patternErrorMessage']}")
+    return text
+
+
 @click.command(
     "install",
     cls=options.Verb,
@@ -40,9 +50,16 @@ the API.
 """,
 )
 @click.argument("location", metavar="[SOURCE]", default="")
-@options.option("--branch", metavar="NAME", help="The branch to read (the repository's HEAD).")
-@options.option("--ref", metavar="REF", help="Read this tag or commit.")
-@options.option("--path", metavar="FOLDER", help="Read only this folder of the source.")
+@options.option(
+    "--branch",
+    metavar="NAME",
+    type=options.BRANCH,
+    help="The branch to read (the repository's HEAD).",
+)
+@options.option("--ref", metavar="REF", type=options.REF, help="Read this tag or commit.")
+@options.option(
+    "--path", metavar="FOLDER", type=options.FOLDER, help="Read only this folder of the source."
+)
 @options.option(
     "--cluster",
     metavar="NAME",
@@ -52,7 +69,10 @@ the API.
 )
 @options.option("--limit", metavar="PATTERNS", type=options.LIMIT, help="Only these servers.")
 @options.option(
-    "--source-id", metavar="ID", help="Whose servers these are in the cluster  [default: default]"
+    "--source-id",
+    metavar="ID",
+    type=options.SOURCE_ID,
+    help="Whose servers these are in the cluster  [default: default]",
 )
 @options.option(
     "--cluster-domain",
@@ -72,6 +92,7 @@ the API.
 @options.option(
     "--image",
     metavar="IMAGE",
+    type=options.Checked("image", _image),
     default=f"gitops-mcp:{__version__}",
     show_default=True,
     help="The agent's container image.",
@@ -156,7 +177,7 @@ def command(
     SOURCE is a git URL; without one the agent runs the servers that kubectl made. Nothing is sent
     to a cluster: read it, keep it in git, apply it.
     """
-    from gitops_mcp import gitrepo, install, pipeline, record, reports
+    from gitops_mcp import install, record, reports
     from gitops_mcp.terminal import Terminal
 
     if crd_only and skip_crd:
@@ -164,11 +185,6 @@ def command(
     if crd_only:
         click.echo(reports.objects([install.definition()], output=output), nl=False)
         return
-    _check_image(image)
-    if source["path"] is not None:
-        gitrepo.folder_within(source["path"])
-    if source["source_id"] is not None:
-        pipeline.checked_source_id(source["source_id"])
     server = _server(location, source["ref"], source["branch"])
     if server is not None and server.scheme == "ssh" and not git_secret:
         Terminal(common).warn("an ssh address needs a key: name its Secret with --git-secret")
@@ -219,15 +235,6 @@ def command(
     if skip_crd:
         objects.remove(install.definition())
     click.echo(reports.objects(objects, output=output), nl=False)
-
-
-def _check_image(image: str) -> None:
-    """Raises UsageError for what no kubelet could pull."""
-    from gitops_mcp import serverschema
-
-    rule = serverschema.schema()["properties"]["spec"]["properties"]["image"]
-    if not re.fullmatch(rule["pattern"], image) or len(image) > rule["maxLength"]:
-        raise UsageError(f"--image {image!r} {rule['patternErrorMessage']}")
 
 
 def _allowed(policy: options.PolicyOptions) -> list[str]:

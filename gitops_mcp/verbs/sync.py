@@ -11,11 +11,22 @@ from typing import TYPE_CHECKING
 import click
 
 from gitops_mcp import options
+from gitops_mcp.errors import UsageError
 
 if TYPE_CHECKING:
     from gitops_mcp.model import Report
     from gitops_mcp.planning import Allowance
     from gitops_mcp.rollout import Serial
+
+
+def _allowance(text: str) -> Allowance:
+    from gitops_mcp.planning import Allowance
+
+    if text == options.EVERYTHING:
+        return Allowance(None, "--allow-prune")
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise UsageError(f"{text!r} is not a number of servers")
+    return Allowance(int(text), "--allow-prune")
 
 
 @click.command(
@@ -48,7 +59,12 @@ with --wait, is not Ready, or the source has problems; 2 could not run.
     help="Take the lease from whoever holds it, the source id from another repository or cluster "
     "name, and servers that this repository brought under another source id.",
 )
-@options.option("--allow-prune", metavar="[=N]", help="Let the prune guard pass N removals (any).")
+@options.option(
+    "--allow-prune",
+    metavar="[=N]",
+    type=options.Checked("number", _allowance),
+    help="Let the prune guard pass N removals (any).",
+)
 @options.notes_wanted
 @options.option("--push-notes", is_flag=True, help="Push the deployment notes to the remote.")
 @options.option(
@@ -68,7 +84,7 @@ def command(
     serial: Serial | None,
     create_namespace: bool,
     take_over: bool,
-    allow_prune: str | None,
+    allow_prune: Allowance | None,
     notes: str | None,
     push_notes: bool,
     probes: str | None,
@@ -85,7 +101,6 @@ def command(
     from gitops_mcp.terminal import Terminal
 
     terminal = Terminal(common)
-    allowed = allowance(allow_prune)
     with pipeline.open_repository(source) as repository:
         line = pipeline.read(source, repository)
         line.refuse_doubts(terminal.warn)
@@ -99,9 +114,9 @@ def command(
             ready_within=None if check else wait,
             serial=serial,
             create_namespace=create_namespace,
-            allow_prune=allowed,
+            allow_prune=allow_prune,
             probes=pipeline.probing(probes),
-            hooks=pipeline.cleanup_hooks(options.configured("hooks")),
+            hooks=options.configured("hooks", pipeline.cleanup_hooks) or (),
         )
         wanted = not check and pipeline.notes_wanted(cluster, notes)
         note = partial(
@@ -179,19 +194,6 @@ def command(
     )
     click.echo(text, nl=False)
     return exit_code(report, waited=waited)
-
-
-def allowance(text: str | None) -> Allowance | None:
-    """``--allow-prune`` as a value."""
-    from gitops_mcp.planning import Allowance
-
-    if text is None:
-        return None
-    if text == options.EVERYTHING:
-        return Allowance(None, "--allow-prune")
-    if not re.fullmatch("[0-9]{1,9}", text):
-        raise click.UsageError(f"--allow-prune={text}: not a number of servers")
-    return Allowance(int(text), "--allow-prune")
 
 
 def exit_code(report: Report, *, waited: bool) -> int:
