@@ -7,7 +7,6 @@ is counted against it, so no pass can change the count by what it creates itself
 
 from __future__ import annotations
 
-import binascii
 import gzip
 import hashlib
 import re
@@ -164,11 +163,15 @@ class Record:
 
     def releasing(self, keys: Collection[ServerKey], spent: str) -> Record:
         """The record before released prunes begin."""
-        released = {key: self.servers[key]._replace(released=True) for key in keys}
+        # One that the record lacks was taken out of it by hand, or by another leader.
+        entries = {key: self.servers.get(key, Entry("")) for key in keys}
+        released = {key: entry._replace(released=True) for key, entry in entries.items()}
         return replace(self, servers={**self.servers, **released}, spent=spent or self.spent)
 
     def recreating(self, key: ServerKey) -> Record:
-        """The record before a server is recreated."""
+        """The record before a server is recreated; unchanged where it lacks the server."""
+        if key not in self.servers:
+            return self
         recreated = self.servers[key]._replace(recreated=True)
         return replace(self, servers={**self.servers, key: recreated})
 
@@ -262,6 +265,23 @@ def _flags(entry: Entry) -> int:
     return int(entry.enforced) + 2 * int(entry.released) + 4 * int(entry.recreated)
 
 
+_REVISION = re.compile(r"|none|[0-9a-f]{40}(?:[0-9a-f]{24})?(?:-dirty)?")
+
+
+def _revision(text: str) -> str:
+    if not _REVISION.fullmatch(text):
+        raise ValueError("a revision is no commit id")
+    return text
+
+
+def _server(row: object) -> tuple[ServerKey, Entry]:
+    match row:
+        case [str(namespace), str(name), str(file), int(flags)]:
+            entry = Entry(file, bool(flags & 1), bool(flags & 2), bool(flags & 4))
+            return ServerKey(namespace, name), entry
+    raise ValueError("a server is no namespace, name, file and flags")
+
+
 def parse(found: JsonObject) -> Record:
     """The record that a ConfigMap holds. Raises UsageError where somebody has changed it."""
     ref = ObjectRef.of(found)
@@ -274,18 +294,13 @@ def parse(found: JsonObject) -> Record:
         return Record(
             Fingerprint(data["address"], frozenset(data["roots"].split())),
             cluster=data["cluster"],
-            revision=data["revision"],
+            revision=_revision(data["revision"]),
             at=data["enforcedAt"],
-            spent=data.get("spent", ""),
+            spent=_revision(data.get("spent", "")),
             status=SourceStatus.load(orjson.loads(data.get("status") or "{}")),
-            servers={
-                ServerKey(namespace, name): Entry(
-                    file, bool(flags & 1), bool(flags & 2), bool(flags & 4)
-                )
-                for namespace, name, file, flags in orjson.loads(text)
-            },
+            servers=dict(map(_server, orjson.loads(text))),
         )
-    except (KeyError, TypeError, ValueError, zlib.error, binascii.Error) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, zlib.error) as error:
         raise UsageError(
             f"the source record {ref} in namespace {ref.namespace} cannot be read: {error}",
             hint="use a version of gitops-mcp that is as new as the one that wrote it; or delete "
@@ -463,8 +478,7 @@ class Books:
     def recreate(self, key: ServerKey) -> None:
         """Record that a server is recreated, before it is. Raises KubeError."""
         with self._lock:
-            if key in self.record.servers:
-                self._write(self.record.recreating(key))
+            self._write(self.record.recreating(key))
 
     def enforced(
         self,

@@ -955,7 +955,7 @@ _SHOWN = 5
 def _age(time: str, now: datetime) -> str:
     try:
         return human_duration(now - datetime.fromisoformat(time))
-    except ValueError:
+    except (ValueError, TypeError):  # TypeError: a time without its zone
         return "<unknown>"
 
 

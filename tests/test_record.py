@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
+import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pytest
@@ -98,6 +102,25 @@ def test_the_record_survives_its_config_map_and_5000_servers_are_small() -> None
     assert len(str(found)) < 100_000
 
 
+SPOILT_ROWS: list[Any] = [
+    5,
+    ["abcd"],
+    [[]],
+    [["ai", "web", "web.yaml"]],
+    [["ai", "web", None, 1]],
+    [[1, "web", "web.yaml", 1]],
+    [["ai", ["web"], "web.yaml", 1]],
+    [["ai", "web", "web.yaml", "1"]],
+    [["ai", "web", "web.yaml", 1.5]],
+    {"abcd": 1},
+]
+
+
+def spoil_servers(found: Any, rows: Any) -> None:
+    packed = gzip.compress(json.dumps(rows).encode())
+    found["binaryData"]["servers"] = base64.b64encode(packed).decode()
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -105,6 +128,15 @@ def test_the_record_survives_its_config_map_and_5000_servers_are_small() -> None
         lambda found: found["data"].update(format="2"),
         lambda found: found["binaryData"].update(servers="bm90IGd6aXA="),
         lambda found: found.pop("binaryData"),
+        lambda found: found.pop("data"),
+        lambda found: found.update(data=None),
+        lambda found: found.update(binaryData={}),
+        lambda found: found["binaryData"].update(servers="*"),
+        lambda found: found["data"].update(status="{"),
+        lambda found: found["data"].update(revision="--output=/tmp/x"),
+        lambda found: found["data"].update(spent="main"),
+        lambda found: found["data"].update(roots=None),
+        *(partial(spoil_servers, rows=rows) for rows in SPOILT_ROWS),
     ],
 )
 def test_a_record_that_somebody_spoilt_says_what_to_do(spoil: Callable[[Any], Any]) -> None:
@@ -292,3 +324,14 @@ def test_an_inventory_that_no_config_map_holds_is_refused_before_it_is_sent() ->
     with pytest.raises(OverLimit, match="700 servers do not fit into the source record") as caught:
         body(ref, "fleet", Record(servers=servers))
     assert "--path" in caught.value.hint
+
+
+def test_what_the_record_lacks_is_released_and_recreated_without_it() -> None:
+    """Somebody, or another leader, may have taken a server out of it meanwhile."""
+    one = books(Api())
+    one.open(MINE, revision="", live=nothing)
+    one.recreate(A)
+    assert one.record.servers == {}
+    one.release({A}, "1" * 40)
+    assert one.record.servers == {A: Entry("", released=True)}
+    assert one.record.spent == "1" * 40

@@ -775,3 +775,10 @@ def test_a_token_that_became_a_key_of_a_change_is_hidden(output: str) -> None:
     one = Change("update", WEB, ObjectRef.of(cr("web")), paths, foreign=paths)
     report = Report(Revision(SHA), "c", True, (Outcome(WEB, "changed", True, (one,)),), ())
     assert token not in reports.diff(report, output=output, verbose=True)
+
+
+@pytest.mark.parametrize("since", ["", "yesterday", "2026-05-01T11:50:00", "9999-12-31T23:59:59Z"])
+def test_a_time_of_the_source_that_somebody_wrote_by_hand_is_no_error(since: str) -> None:
+    state = SourceStatus(revision=SHA, since=since, trouble="x", trouble_since=since)
+    heading = reports.status_heading("s", SHA, None, now=NOW, stale=NOW - NOW, state=state)
+    assert heading.startswith("source s at 1a2b3c4d5e6f")
