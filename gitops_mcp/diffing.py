@@ -186,20 +186,20 @@ def holders(
 
 def _leads(tree: Any, value: Any, path: Sequence[str | int]) -> bool:
     """Does a tree of FieldsV1 hold what stands at ``path`` below ``value``?"""
-    for depth, step in enumerate(path):
-        if depth and not tree:
-            return True  # a leaf, and so all below it
+    place: list[str | _Item] = []
+    for step in path:
         try:
             value = value[step]
         except (KeyError, IndexError, TypeError):
             return False
-        element = f"f:{step}"
-        if isinstance(step, int):
-            element = next((name for name in tree if _means(name, value)), "")
-        if element not in tree:
-            return False
-        tree = tree[element]
-    return True
+        place.append(f"f:{step}" if isinstance(step, str) else _Item(value))
+    return _holds(tree, place)
+
+
+class _Item(NamedTuple):
+    """An item of a list, as a step of a place: whichever element means it."""
+
+    value: Any
 
 
 def _means(element: str, item: Any) -> bool:
@@ -213,13 +213,15 @@ def _means(element: str, item: Any) -> bool:
     return isinstance(item, dict) and all(item.get(name) == of for name, of in known.items())
 
 
-def _holds(tree: Any, place: FieldPath) -> bool:
-    for element in place:
-        if not tree:
+def _holds(tree: Any, place: Sequence[str | _Item]) -> bool:
+    for depth, step in enumerate(place):
+        if depth and not tree:
             return True  # a leaf, and so all below it
-        if element not in tree:
+        if isinstance(step, _Item):
+            step = next((name for name in tree if _means(name, step.value)), "")
+        if step not in tree:
             return False
-        tree = tree[element]
+        tree = tree[step]
     return True
 
 

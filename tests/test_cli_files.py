@@ -1013,7 +1013,8 @@ def test_history_says_why_it_shows_nothing(gitops: Run, tmp_path: Path) -> None:
     empty = gitops("history", tmp_path / "fleet", "--cluster", "nope")
     assert (empty.code, empty.out) == (0, "")
     assert empty.err == (
-        "no cluster has written notes into this repository; notes that are kept elsewhere: "
+        "no cluster has written notes into this repository (a sandbox writes them only "
+        "with --notes=on); notes that are kept elsewhere: "
         "git fetch origin 'refs/notes/*:refs/notes/*'\n"
     )
     assert gitops("history", tmp_path / "fleet", "--server", "web", "-o", "json").json == []

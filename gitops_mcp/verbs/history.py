@@ -65,7 +65,8 @@ def command(
                 f"there are no deployment notes of cluster {source.cluster!r} in this source",
                 hint=f"it has notes of {', '.join(others)}: use --cluster NAME",
             )
-        records = [r for r in found if server is None or _is(r.server, server)]
+        wanted = options.one_namespace((server,), None) if server is not None else None
+        records = [r for r in found if wanted is None or _is_one(r.server, *wanted)]
         if notes.left_out:
             terminal.warn(notes.left_out)
     if since is not None:
@@ -75,7 +76,10 @@ def command(
     if none:
         # Nobody can tell whether the name of the cluster is right: there is none to compare it to.
         said = "no notes are in" if warning else "no cluster has written notes into"
-        terminal.say(f"{said} this repository; notes that are kept elsewhere: {_FETCH}")
+        terminal.say(
+            f"{said} this repository (a sandbox writes them only with --notes=on); notes that are "
+            f"kept elsewhere: {_FETCH}"
+        )
     elif not records:
         about = f" of {server}" if server is not None else ""
         terminal.say(f"no record{about} for cluster {source.cluster!r} in the notes of this source")
@@ -83,7 +87,6 @@ def command(
     return 0
 
 
-def _is(recorded: str | None, wanted: str) -> bool:
-    if recorded is None:
-        return False
-    return recorded == wanted if "/" in wanted else recorded.split("/", 1)[1] == wanted
+def _is_one(server: str | None, names: tuple[str, ...], namespace: str | None) -> bool:
+    home, _, name = (server or "").partition("/")
+    return name in names and namespace in (None, home)
