@@ -42,6 +42,7 @@ from gitops_mcp.masking import scrub
 from gitops_mcp.model import (
     API_VERSION,
     FIELD_MANAGER,
+    INSTALL_CRD,
     KIND,
     LABEL_MANAGED_BY,
     PLURAL,
@@ -292,11 +293,9 @@ def translate(
     if rule.error is KindAbsent and ref is not None:
         cause = f"the API server serves no {ref.api_version} {ref.kind}"
         if own:
-            hint = "install the CRD: gitops-mcp install --crd-only | kubectl apply -f -"
+            hint = INSTALL_CRD
     elif own and code == 500 and rule.error is Configuration and "not declared" in cause:
-        hint = (
-            "the CRD is older than this version: gitops-mcp install --crd-only prints the new one"
-        )
+        hint = f"the CRD is older than this version: {INSTALL_CRD}"
     return rule.error(
         f"{_place(operation, ref)}: {cause}",
         code=code,

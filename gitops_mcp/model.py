@@ -24,6 +24,8 @@ API_VERSION = f"{GROUP}/{VERSION}"
 KIND = "MCPServer"
 PLURAL = "mcpservers"
 CRD_NAME = f"{PLURAL}.{GROUP}"
+INSTALL_CRD = "gitops-mcp crd | kubectl apply --server-side -f -"
+"""What helps where the cluster lacks the CRD, or has an older one."""
 RESOURCE = f"{KIND.lower()}.{GROUP}"
 """What ``kubectl get -o name`` writes before a name."""
 

@@ -33,6 +33,7 @@ from gitops_mcp.model import (
     CRD_NAME,
     FINALIZER,
     GROUP,
+    INSTALL_CRD,
     KIND,
     KUBECTL_MANAGERS,
     Change,
@@ -1064,14 +1065,14 @@ def survey(
     except KindAbsent as error:
         raise UsageError(
             f"the cluster does not know {KIND} ({API_VERSION})",
-            hint="gitops-mcp crd | kubectl apply --server-side -f -",
+            hint=INSTALL_CRD,
         ) from error
     ours = crd.custom_resource_definition(serverschema.schema())
     missing = crd.missing(definition, ours) if definition is not None else ()
     if missing:
         raise UsageError(
             f"the CRD in the cluster is older than this version: it lacks {missing[0]}",
-            hint="gitops-mcp crd | kubectl apply --server-side -f -",
+            hint=INSTALL_CRD,
         )
     return versions
 

@@ -27,6 +27,7 @@ from gitops_mcp.masking import scrub
 from gitops_mcp.model import (
     API_VERSION,
     KIND,
+    LABEL_SOURCE,
     RESOURCE,
     Change,
     ChangeAction,
@@ -811,8 +812,9 @@ def status(
     wide = output == "wide"
     rows = [_status_row(server, now, wide=wide) for server in servers]
     if missing:
-        rows = sorted([*rows, *(_missing_row(one, wide=wide) for one in missing)])
-    titles = [*_STATUS_COLUMNS, *(("REASON", "VERIFIED") if wide else ())]
+        whose = str((source or {}).get("id", ""))
+        rows = sorted([*rows, *(_missing_row(one, whose, wide=wide) for one in missing)])
+    titles = [*_STATUS_COLUMNS, *(_WIDE_COLUMNS if wide else ())]
     first = 0 if all_namespaces else 1
     looks: list[Look] = ["plain"]
     looks += [_PHASE_LOOKS.get(row[2], "yellow") for row in rows]
@@ -839,6 +841,7 @@ _STATUS_COLUMNS = (
     "REVISION",
     "MESSAGE",
 )
+_WIDE_COLUMNS = ("SOURCE", "REASON", "VERIFIED")
 _MESSAGE_WIDTH = 72
 """Characters of a message in the table; ``-o wide`` shows the whole of it."""
 
@@ -849,6 +852,7 @@ def _status_row(server: JsonObject, now: datetime, *, wide: bool) -> list[str]:
     created = metadata.get("creationTimestamp")
     conditions = {one.get("type"): one for one in said.get("conditions", ())}
     verified = conditions.get("Verified", {}).get("reason", "")
+    source = (metadata.get("labels") or {}).get(LABEL_SOURCE, "")
     cells = [
         metadata.get("namespace", ""),
         metadata["name"],
@@ -861,15 +865,15 @@ def _status_row(server: JsonObject, now: datetime, *, wide: bool) -> list[str]:
         spec.get("suspend") is True,
         _short(said.get("source", {}).get("revision", "")),
         _message(conditions, wide=wide),
-        *([", ".join(_held_back(conditions)), verified] if wide else ()),
+        *([source, ", ".join(_held_back(conditions)), verified] if wide else ()),
     ]
     return [_line(str(cell)) for cell in cells]
 
 
-def _missing_row(one: Missing, *, wide: bool) -> list[str]:
+def _missing_row(one: Missing, source: str, *, wide: bool) -> list[str]:
     namespace, _, name = one.server.partition("/")
     cells = [namespace, name, "Missing", *[""] * 7, _clipped(one.message, wide=wide)]
-    return [_line(cell) for cell in [*cells, *([one.reason, ""] if wide else ())]]
+    return [_line(cell) for cell in [*cells, *([source, one.reason, ""] if wide else ())]]
 
 
 def _message(conditions: Mapping[str, JsonObject], *, wide: bool) -> str:

@@ -20,7 +20,7 @@ from scripted import Answer, Asked, Scripted, scripted
 
 from gitops_mcp import errors, kube
 from gitops_mcp.kube import Cluster, Lease
-from gitops_mcp.model import JsonObject, ObjectRef
+from gitops_mcp.model import INSTALL_CRD, JsonObject, ObjectRef
 
 pytest_plugins = ["clusters"]
 
@@ -851,7 +851,7 @@ class TestServer:
         ours = ObjectRef("mcp.example.com/v1alpha1", "MCPServer", "default", "web")
         with pytest.raises(errors.KindAbsent) as absent:
             cluster.get(ours)
-        assert "install --crd-only" in absent.value.hint
+        assert INSTALL_CRD in absent.value.hint
 
     def test_a_namespace_that_is_going_is_no_failure(self, cluster: Cluster, name: str) -> None:
         space = cluster.apply(

@@ -562,6 +562,19 @@ def test_a_server_that_the_cluster_lacks_has_a_row(output: str) -> None:
     assert api.index("xx") == title.index("MESSAGE")
 
 
+def test_the_wide_table_says_whose_each_server_is() -> None:
+    server = live("web", "ai", timedelta(days=3), phase="Ready")
+    server["metadata"]["labels"] = {"mcp.example.com/source": "team-a"}
+    missing = [Missing("ai/api", "NamespaceNotFound", "x")]
+    source = {"id": "team-b"}
+    found = reports.status([server], now=NOW, output="wide", missing=missing, source=source)
+    title, *rows = found.splitlines()
+    assert [row[title.index("SOURCE") : title.index("REASON")].strip() for row in rows] == [
+        "team-b",
+        "team-a",
+    ]
+
+
 def test_programs_get_the_state_of_the_source_beside_the_servers() -> None:
     source = {"id": "default", "revision": SHA}
     found = json.loads(reports.status([], now=NOW, output="json", source=source))
