@@ -36,6 +36,8 @@ from gitops_mcp.scratch import Scratch
 
 TIDY_AFTER = 50
 """Commands that talked to the server: so many bring a few packs at most."""
+TIDY_BUSY = 500
+"""The same, where each look brings something, so that no look has time to spare."""
 REF_NAME = re.compile(r"[^\s:*?\[~^\\-][^\s:*?\[~^\\]*")
 """What may stand in a refspec."""
 
@@ -178,7 +180,7 @@ class Mirror:
         the mirror up to date. Returns the answer; Absent or Empty where nothing is there."""
         found = self._look()
         if found == seen and os.path.isdir(self.folder):
-            self._tidy()
+            self._tidy(TIDY_AFTER)
             return found
         self.patience.check(found)
         try:
@@ -189,6 +191,7 @@ class Mirror:
             self.patience.failed(found, error)
             raise
         self.patience.went_well()
+        self._tidy(TIDY_BUSY)
         return found
 
     @property
@@ -343,10 +346,10 @@ class Mirror:
             shutil.rmtree(fresh, ignore_errors=True)
         return answer
 
-    def _tidy(self) -> None:
-        """Now and then, while nothing else is to be done: git's own housekeeping. The largest pack
-        stays as it is: there is no room for a second one."""
-        if self._talks >= TIDY_AFTER:
+    def _tidy(self, talks: int) -> None:
+        """Git's own housekeeping, after so many commands that talked to the server. The largest
+        pack stays as it is: there is no room for a second one."""
+        if self._talks >= talks:
             self._talks = 0
             with self._locked(), contextlib.suppress(SourceError):
                 self.git.ask("gc", "--auto", "--quiet", "--keep-largest-pack")

@@ -22,7 +22,7 @@ from gitfixtures import (
     write,
 )
 
-from gitops_mcp import gitrepo, limits
+from gitops_mcp import gitmirror, gitrepo, limits
 from gitops_mcp.errors import SourceError, UsageError
 from gitops_mcp.gitrepo import Credentials, Repository, open_source
 from gitops_mcp.model import Revision, Snapshot
@@ -1220,6 +1220,31 @@ def test_a_temporary_mirror_is_removed(repository: Path) -> None:
         assert folder.is_dir()
         opened.close()
         assert not folder.parent.exists()
+
+
+@pytest.mark.parametrize("pushes", [0, 1], ids=["idle", "busy"])
+def test_a_mirror_is_tidied_also_where_every_look_brings_a_commit(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, pushes: int
+) -> None:
+    monkeypatch.setattr(gitmirror, "TIDY_BUSY" if pushes else "TIDY_AFTER", 12)
+    with (
+        GitServer(repository.parent) as server,
+        open_source(f"{server.url}/{repository.name}") as opened,
+    ):
+        opened.poll()
+        assert opened._mirror is not None
+        mirror = Path(opened._mirror.folder)
+        for setting in ("gc.autoPackLimit=2", "gc.autoDetach=false", "fetch.unpackLimit=1"):
+            git(mirror, "config", *setting.split("="))
+        for number in range(4):
+            commit(repository, {"web.yaml": f"{number}"})
+            opened.poll()
+        assert len([*mirror.glob("objects/pack/*.pack")]) > 3
+        for number in range(12):
+            if pushes:
+                commit(repository, {"web.yaml": f"again {number}"})
+            opened.poll()
+        assert len([*mirror.glob("objects/pack/*.pack")]) < 12
 
 
 def test_a_commit_that_no_branch_holds_is_still_fetched_by_its_id(
