@@ -277,7 +277,7 @@ class Engine:
         """All servers whose last request failed; some that did so before may be among them."""
         self._refusals: dict[tuple[Verb, str, str], dict[ServerKey, None]] = {}
         """The rights that some servers were refused."""
-        self._foreseen: set[str] = set()
+        self.foreseen: set[str] = set()
         """Namespaces that a check would have made."""
 
     def aim(self, aim: Aim) -> set[ServerKey]:
@@ -402,7 +402,7 @@ class Engine:
         known = self._namespaces.get(key.namespace)
         if not needed and (known is None or known[0] != "Terminating"):
             return "Active"
-        if key.namespace in self._foreseen:
+        if key.namespace in self.foreseen:
             return "Active"
         active = live.cr is None and known is not None and known[0] == "Active"
         return self._phase(key.namespace, ACTIVE_HOLDS if active else NAMESPACE_HOLDS)
@@ -839,7 +839,7 @@ class Engine:
 
     def _hidden(self, overlay: Live, ref: ObjectRef) -> bool:
         """Is there a child that the view's selector hides, since somebody took its label away?"""
-        if ref.kind in (KIND, "Namespace") or ref.namespace in self._foreseen:
+        if ref.kind in (KIND, "Namespace") or ref.namespace in self.foreseen:
             return False
         found = self._kube.get(ref)
         if found is not None:
@@ -864,14 +864,14 @@ class Engine:
         self, key: ServerKey, memory: Memory, action: Action, before: JsonObject | None
     ) -> JsonObject:
         if action.ref.kind == "Namespace":
-            self._foreseen.add(key.namespace)
+            self.foreseen.add(key.namespace)
             return action.body
         if action.verb is Verb.JSON_PATCH and before is not None:
             gone = (
                 (f.path for f in action.change.fields if f.after is None) if action.change else ()
             )
             return diffing.without(before, gone)
-        absent = before is None and key.namespace in self._foreseen
+        absent = before is None and key.namespace in self.foreseen
         if not self._dry_run or absent:
             return _merged(before, action.body)
         try:

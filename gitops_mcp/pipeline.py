@@ -46,6 +46,7 @@ from gitops_mcp.model import (
     NoteRecord,
     ObjectRef,
     Outcome,
+    Problem,
     Progress,
     Report,
     Result,
@@ -738,6 +739,8 @@ class Pass:
     ready: dict[ServerKey, str] = field(default_factory=dict)
     """Servers that turned Ready in this pass, each with the commit that brought what is Ready; "":
     the commit of this pass took away what was in the way."""
+    foreseen: frozenset[str] = frozenset()
+    """Namespaces that a check found missing, and went on as if they were made."""
     unready: dict[ServerKey, str] = field(default_factory=dict)
     """Servers that nothing went wrong with and that are not Ready, each with the reason."""
     _bugs: set[tuple[str, str]] = field(default_factory=set)
@@ -836,6 +839,7 @@ class Pass:
                 "admission policy refuses it"
             )
         report = self._report(engine, keys)
+        self.foreseen = frozenset(engine.foreseen)
         if not check:
             try:
                 self._describe(books, report, view)
@@ -1013,6 +1017,24 @@ class Pass:
             return replace(outcome, foreign=tuple(found))
 
         return replace(report, outcomes=tuple(map(told, report.outcomes)))
+
+    def homeless(self) -> Iterator[Problem]:
+        """A warning for each namespace that is missing, at the first server that is to be in it."""
+        for namespace in sorted(self.foreseen):
+            server = next(
+                one
+                for key, one in sorted(self.source.loaded.servers.items())
+                if key.namespace == namespace
+            )
+            yield Problem(
+                server.file,
+                server.line,
+                1,
+                str(server.key),
+                "/metadata/namespace",
+                f'namespace "{namespace}" not found: create it, or sync with --create-namespace',
+                "warning",
+            )
 
     def _report(self, engine: Engine, keys: Collection[ServerKey]) -> Report:
         outcomes = [engine.outcome(key) for key in sorted(keys)]

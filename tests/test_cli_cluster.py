@@ -327,12 +327,20 @@ def _unready(name: str = "web") -> str:
 def test_a_namespace_that_is_missing_is_created_when_asked(fleet: Fleet) -> None:
     there = f"{fleet.name}-new"
     write(fleet.folder, {"web.yaml": manifest(namespace=there)})
+    told = f'namespace "{there}" not found: create it, or sync with --create-namespace'
+    shown = fleet("diff")
+    assert (shown.code, "1 to create" in shown.out) == (1, True)
+    assert f"warning: {told} [{there}/web /metadata/namespace]" in shown.err
+    (problem,) = fleet("diff", "-o", "json").json["problems"]
+    assert (problem["severity"], problem["message"]) == ("warning", told)
+    assert f"| warning: `{told}` |" in fleet("diff", "-o", "markdown").out
     refused = fleet("sync")
     assert refused.code == 1
-    assert "--create-namespace" in refused.out
+    assert f'namespace "{there}" not found: create it, or use --create-namespace' in refused.out
     ended = fleet("sync", "--create-namespace")
     assert ended.code == 0, ended.out
     assert fleet.cluster.get(ObjectRef("v1", "Namespace", "", there)) is not None
+    assert "not found" not in fleet("diff").err
 
 
 def test_n_may_name_a_namespace_that_is_still_to_be_created(fleet: Fleet) -> None:

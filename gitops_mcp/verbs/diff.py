@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -73,11 +74,16 @@ def command(
                 pipeline.refuse_old(cluster)
                 (where,) = leadership.lease_namespaces(cluster, (line.source_id,), source.namespace)
                 books = pipeline.books(cluster, line.source_id, where, read_only=True)
-                report = pipeline.Pass(
+                one = pipeline.Pass(
                     line, cluster, source, wishes, terminal.warn, terminal.progress, books=books
-                ).run()
+                )
+                report = one.run()
             finally:
                 cluster.close()
+            homeless = tuple(one.homeless())
+            report = replace(report, problems=(*report.problems, *homeless))
+            if output == "text":
+                terminal.problems(homeless)
     if stat:
         text = reports.stat(report, style=terminal.style)
     else:
