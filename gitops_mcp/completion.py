@@ -1,4 +1,4 @@
-"""What a shell may complete a word to: servers, namespaces and clusters.
+"""What a shell may complete a word to: servers, namespaces, contexts and clusters.
 
 Receives what is to be completed, the values that the command line has so far and the word that was
 begun; returns words. Reads the cluster or the source for a moment only, never a remote repository.
@@ -17,12 +17,12 @@ from typing import Any
 import click
 from click.shell_completion import shell_complete
 
-from gitops_mcp import manifests, pipeline
+from gitops_mcp import kube, manifests, pipeline
 from gitops_mcp.model import API_VERSION, KIND
 from gitops_mcp.options import ConnectionOptions, SourceOptions
 
 PATIENCE = 2.0
-"""Seconds after which whoever pressed the key gets nothing."""
+"""Seconds after which there is nothing to complete."""
 
 Given = Mapping[str, Any]
 """The parameters of the verb, as far as they were written."""
@@ -71,6 +71,11 @@ def _namespaces(given: Given, begun: str) -> Iterable[str]:
             "v1", "Namespace", None, narrowed=lambda body: str(body["metadata"]["name"])
         )
     return listed
+
+
+def _contexts(given: Given, begun: str) -> Iterable[str]:
+    del begun
+    return kube.contexts(given.get("kubeconfig"))
 
 
 def _connection(given: Given) -> ConnectionOptions:
@@ -126,6 +131,7 @@ FINDERS: Mapping[str, Callable[[Given, str], Iterable[str]]] = MappingProxyType(
     {
         "servers": _servers,
         "namespaces": _namespaces,
+        "contexts": _contexts,
         "limit": _limit,
         "clusters": _clusters,
         "recorded": _recorded,

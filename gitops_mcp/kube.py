@@ -370,6 +370,27 @@ def _loader(library: Any, merged: Any, context: str | None) -> Any:
     return Loader(merged, active_context=context, config_base_path=None)
 
 
+def _paths(kubeconfig: str | None) -> str:
+    """The kubeconfig, or several as kubectl takes them; "" for none."""
+    paths = kubeconfig or os.environ.get("KUBECONFIG") or ""
+    if not paths and os.path.exists(os.path.expanduser(_DEFAULT_KUBECONFIG)):
+        paths = _DEFAULT_KUBECONFIG
+    return paths
+
+
+def _contexts(merged: Any) -> list[str]:
+    return [str(item["name"]) for item in merged["contexts"].value]
+
+
+def contexts(kubeconfig: str | None) -> list[str]:
+    """The contexts that a kubeconfig has. Raises what the library raises: nobody but a shell that
+    completes a word asks for them."""
+    from kubernetes.config import kube_config
+
+    in_file: Any = kube_config
+    return _contexts(in_file.KubeConfigMerger(_paths(kubeconfig)).config)
+
+
 def _configure(
     kubeconfig: str | None, context: str | None, pool_size: int
 ) -> tuple[ClientConfiguration, str]:
@@ -383,16 +404,14 @@ def _configure(
     in_pod: Any = incluster_config  # neither module is typed
     in_file: Any = kube_config
     configuration = ClientConfiguration()
-    paths = kubeconfig or os.environ.get("KUBECONFIG") or ""
-    if not paths and os.path.exists(os.path.expanduser(_DEFAULT_KUBECONFIG)):
-        paths = _DEFAULT_KUBECONFIG
+    paths = _paths(kubeconfig)
     try:
         if paths:
             merged = in_file.KubeConfigMerger(paths).config
             if merged is None:
                 raise UsageError(f"no kubeconfig at {paths}", hint=_NO_CLUSTER_HINT)
             if context is not None:
-                known = [item["name"] for item in merged["contexts"].value]
+                known = _contexts(merged)
                 if context not in known:
                     raise UsageError(
                         f"no context {context!r} in {paths}",

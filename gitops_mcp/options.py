@@ -683,7 +683,12 @@ connection = _gathered(
     ConnectionOptions,
     "connection",
     option("--kubeconfig", metavar="FILE", help="The kubeconfig  [default: as kubectl]"),
-    option("--context", metavar="NAME", help="The kubeconfig's context to use."),
+    option(
+        "--context",
+        metavar="NAME",
+        shell_complete=completed("contexts"),
+        help="The kubeconfig's context to use.",
+    ),
 )
 """Which cluster: ``connection: ConnectionOptions``."""
 

@@ -1244,3 +1244,4 @@ def test_completion_completes_servers_and_namespaces_of_the_cluster(
     assert completions(f"gitops-mcp status {fleet.name}/w") == [f"{fleet.name}/web"]
     assert completions(f"gitops-mcp suspend -n {fleet.name} web ") == ["api"]
     assert completions("gitops-mcp status -n kube-sy") == ["kube-system"]
+    assert completions("gitops-mcp status --context ") == ["sandbox"]
