@@ -34,11 +34,10 @@ MAX_DEPTH = 64
 """Levels of nesting. A Kubernetes object needs about 20."""
 MAX_FLAWS = 100
 """Flaws of one document. One with more is not read to its end: a file could hold a million."""
-MAX_VALUES = 500_000
-"""Keys and values of one file, a map or list counted twice. The densest MiB of manifests has about
-as many."""
+MAX_VALUES = 100_000
+"""Keys and values of one file, a map or list counted twice: 6,000 of the smallest manifests."""
 MAX_DOCUMENTS = 20_000
-"""Documents of one file. A MiB of the smallest manifests has some 10,000."""
+"""Documents of one file: more than MAX_VALUES leaves room for, but for empty ones."""
 MAX_NUMBER = 400
 """Characters. No number that a YAML reader holds is longer: 1.8e308 has 309 digits."""
 
@@ -133,7 +132,7 @@ def _holds(value: Any, step: str | int) -> bool:
 
 _Mark = int | list["_Mark"]
 """Of a scalar: the place of its key (of the value itself in a list), then that of the value, in one
-number: a file may hold half a million. Of a map or a list: its own, then those of its children, in
+number: a file may hold 100,000. Of a map or a list: its own, then those of its children, in
 their order."""
 
 
@@ -349,7 +348,7 @@ def _text_scalar(text: str) -> tuple[Any, str]:
 
 
 _json_value = json.JSONDecoder().raw_decode
-"""What ``json.loads`` comes to, at a quarter of its cost: a file may hold 500,000 numbers."""
+"""What ``json.loads`` comes to, at a quarter of its cost: a file may hold 100,000 numbers."""
 
 
 def _json_scalar(text: str) -> tuple[Any, str]:

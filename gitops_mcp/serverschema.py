@@ -13,7 +13,7 @@ import difflib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import islice
 from typing import Any
 
@@ -93,6 +93,12 @@ def _fast_validator() -> jsonschema_rs.Draft202012Validator:
     return jsonschema_rs.Draft202012Validator(schema())
 
 
+@cache
+def _fast_part(part: str) -> jsonschema_rs.Draft202012Validator:
+    """That of a part of the schema, which is JSON."""
+    return jsonschema_rs.Draft202012Validator({"$defs": schema()["$defs"], **json.loads(part)})
+
+
 @lru_cache(maxsize=1)
 def _exact_validator() -> Any:
     """Says what is wrong. Imported late: most runs have nothing to say, and it takes 0.2 s."""
@@ -111,20 +117,53 @@ def _exact_validator() -> Any:
             yield from (error(name) for name in names if name not in instance)
 
     def additional(validator: Any, allowed: Any, instance: Any, schema: Any) -> Iterator[Any]:
-        if allowed is not False:
-            yield from base.VALIDATORS["additionalProperties"](validator, allowed, instance, schema)
-        elif isinstance(instance, dict):
-            yield from (error(key) for key in instance if key not in schema["properties"])
+        if not isinstance(instance, dict):
+            return
+        more = [key for key in instance if key not in schema.get("properties", ())]
+        if allowed is False:
+            yield from (error(key) for key in more)
+        else:
+            yield from each(validator, allowed, ((key, instance[key]) for key in more))
+
+    def items(validator: Any, allowed: Any, instance: Any, _: Any) -> Iterator[Any]:
+        if isinstance(instance, list):
+            yield from each(validator, allowed, enumerate(instance))
+
+    def names(validator: Any, allowed: Any, instance: Any, _: Any) -> Iterator[Any]:
+        if isinstance(instance, dict):
+            yield from each(validator, allowed, ((None, key) for key in instance))
+
+    def each(validator: Any, allowed: Any, values: Iterable[tuple[Any, Any]]) -> Iterator[Any]:
+        # A list may hold 100,000 values, and most are right: only what is wrong is read closely.
+        fast = _fast_part(json.dumps(allowed))
+        for step, value in values:
+            if _is_fractional(value) or not fast.is_valid(value):
+                yield from validator.descend(value, allowed, path=step)
 
     def is_integer(_: Any, value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
 
     kind = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
         base,
-        {"pattern": pattern, "required": required, "additionalProperties": additional},
+        {
+            "pattern": pattern,
+            "required": required,
+            "additionalProperties": additional,
+            "items": items,
+            "propertyNames": names,
+        },
         type_checker=base.TYPE_CHECKER.redefine("integer", is_integer),
     )
     return kind(schema())
+
+
+def _is_fractional(value: Any) -> bool:
+    """Whether a number with a fraction is in it: the fast validator takes 1.0 for a whole one."""
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list):
+        return isinstance(value, float)
+    return any(map(_is_fractional, value))
 
 
 def _finding(error: Any) -> Finding:

@@ -3,16 +3,17 @@ wrong as files can be. Each was slow, or large, at some time."""
 
 from __future__ import annotations
 
+import sys
 import time
 import tracemalloc
 from functools import partial
 
 import pytest
 
-from gitops_mcp import documents, manifests, options
+from gitops_mcp import documents, manifests, options, serverschema
 from gitops_mcp.errors import UsageError
 from gitops_mcp.manifests import load
-from gitops_mcp.model import Loaded, ServerKey, SourceFile
+from gitops_mcp.model import JsonObject, Loaded, ServerKey, SourceFile
 
 MIB = 1 << 20
 SIZE = MIB // 4
@@ -176,6 +177,45 @@ def test_what_is_over_the_limits_of_a_file_stops_pruning() -> None:
     found = read("a.yaml", f"{GOOD}---\n{values}\n---\n{GOOD}")
     assert found.unknown
     assert [str(key) for key in found.servers] == ["default/web"]
+
+
+def test_a_fleet_of_a_thousand_servers_fits_into_one_file() -> None:
+    full_ = SHAPES["manifests"].split("---\n")[0]
+    text = "---\n".join(full_.replace("web-0", f"web-{n}") for n in range(1_000))
+    found = read("a.yaml", text)
+    assert (len(found.servers), found.problems) == (1_000, ())
+
+
+@pytest.mark.parametrize(
+    "holds",
+    [
+        {"args": ["a"] * 1_000},
+        {"config": {f"A{n}": "a" for n in range(1_000)}},
+        {"env": [{"name": f"A{n}", "value": "a"} for n in range(1_000)]},
+    ],
+    ids=lambda holds: next(iter(holds)),
+)
+def test_only_what_is_wrong_is_read_closely(holds: JsonObject) -> None:
+    manifest = {
+        "apiVersion": "mcp.example.com/v1alpha1",
+        "kind": "MCPServer",
+        "metadata": {"name": "web"},
+        "spec": {"image": "a", "ports": 1, **holds},
+    }
+    serverschema.findings(manifest)  # what is imported and compiled once
+    calls = 0
+
+    def count(_: object, event: str, __: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count)
+    try:
+        found = serverschema.findings(manifest)
+    finally:
+        sys.setprofile(None)
+    assert ("spec", "ports") in [finding.path for finding in found]
+    assert calls < 10 * 1_000
 
 
 BOMB = "x: &a0 [a, a, a, a, a, a, a, a, a, a]\n" + "".join(
