@@ -455,7 +455,7 @@ class Agent:
         )
         self._metrics.enforces(self._source.source_id, self._options.cluster)
         self._metrics.read(self._gauges(self._watches))
-        self._view.subscribe(self._workers.wake)
+        self._view.subscribe(self._workers.hear)
         self._watches.start()
         self._controller.adopt(self._source)
         work = threading.Thread(target=self._work, name="work", daemon=True)

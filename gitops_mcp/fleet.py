@@ -164,6 +164,13 @@ class Workers:
                 self.queue.add(key, now)
             self.changed.notify()
 
+    def hear(self, key: ServerKey) -> None:
+        """There is news of the server in the cluster: look at it, though a flood of news only every
+        ``NEWS_SECONDS``."""
+        with self.changed:
+            self.queue.hear(key, self._clock())
+            self.changed.notify()
+
     def waiting(self) -> tuple[int, timedelta]:
         """How many servers wait for their turn, and the first of them for how long."""
         with self.changed:
@@ -291,6 +298,11 @@ class Fleet:
         """Something about a server changed: look at it again, if this pass is not done with it."""
         if key in self._open:
             self._workers.wake(key)
+
+    def hear(self, key: ServerKey) -> None:
+        """The same where it is news in the cluster, which may be a flood."""
+        if key in self._open:
+            self._workers.hear(key)
 
     def run(self, keys: Iterable[ServerKey], patience: Patience) -> None:
         """Work until the pass is done with every key. Raises GitOpsError, and

@@ -110,6 +110,10 @@ VIEW_CHECK_SECONDS = (600.0, 900.0)
 """From one list to the next, whatever the watch says."""
 VIEW_RECHECK_SECONDS = (60.0, 120.0)
 """From a lost connection to the next list."""
+NEWS_SECONDS = 1.0
+"""From one reconcile of a server for news about it to the next: anybody may annotate it."""
+NEWS_AT_ONCE = 10
+"""Reconciles before that pace holds: a rollout brings that much within a second."""
 API_NOTICES = 256
 """Warnings of the API server that are passed on; who sends more of them is not listened to."""
 

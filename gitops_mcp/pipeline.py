@@ -822,7 +822,7 @@ class Pass:
             rollout=batches,
             progress=self.progress,
         )
-        view.subscribe(runner.wake)
+        view.subscribe(runner.hear)
         within = self.wishes.ready_within
         patience = fleet.Patience(utc_now() + within if within is not None else None)
         try:

@@ -24,6 +24,7 @@ from gitops_mcp.model import (
     API_VERSION,
     APP_NAME,
     FIELD_MANAGER,
+    GROUP,
     KIND,
     LABEL_INSTANCE,
     LABEL_MANAGED_BY,
@@ -151,7 +152,8 @@ class View:
         self._complete: Callable[[], bool] = lambda: True
 
     def subscribe(self, changed: Callable[[ServerKey], None]) -> None:
-        """Call ``changed`` with a server's key after each change, outside of any lock."""
+        """Call ``changed`` with a server's key after each change that a decision may read, outside
+        of any lock."""
         self._changed = changed
 
     def kept_by(self, complete: Callable[[], bool]) -> None:
@@ -226,7 +228,11 @@ class View:
             server[new.slot] = held
             if new.outline is not None:
                 self._outlines[new.key] = new.outline
-        self._changed(new.key)
+        if known is None or self._read(new.slot, known) != self._read(new.slot, held):
+            self._changed(new.key)
+
+    def _read(self, slot: Slot, held: _Held) -> JsonObject:
+        return read_of(self._packer.unpack(slot.kind, held.data))
 
     def _late(self, new: Packed, *, asked: bool) -> bool:
         """Is it news of an object that has gone? One that only left the selection, since somebody
@@ -385,6 +391,26 @@ def outline(cr: JsonObject) -> JsonObject:
         if one.get("type") == "Ready"
     ]
     return found
+
+
+def read_of(body: JsonObject) -> JsonObject:
+    """An object without what no decision reads, though it may change all the time: its version,
+    when a manager wrote, and the values of annotations that are neither of our group nor set by
+    us. Who has set which annotation is kept."""
+    metadata = {k: v for k, v in body["metadata"].items() if k != "resourceVersion"}
+    managers = metadata.get("managedFields") or ()
+    metadata["managedFields"] = [{k: v for k, v in m.items() if k != "time"} for m in managers]
+    ours = {
+        name.removeprefix("f:")
+        for manager in managers
+        if manager.get("manager") == FIELD_MANAGER
+        for name in manager.get("fieldsV1", {}).get("f:metadata", {}).get("f:annotations", {})
+    }
+    metadata["annotations"] = {
+        name: value if name in ours or name.startswith(f"{GROUP}/") else ""
+        for name, value in (metadata.get("annotations") or {}).items()
+    }
+    return {**body, "metadata": metadata}
 
 
 def _copies(source: JsonObject, paths: Iterable[tuple[str, ...]]) -> JsonObject:

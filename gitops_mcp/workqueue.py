@@ -1,8 +1,9 @@
 """Which servers are to be looked at: those that are due, those being worked on, and timers.
 
 Whatever happens only names a server: a name that comes twice before its turn is looked at once, one
-that comes while it is being worked on is looked at once more after that. Nothing here starts a
-thread, reads a clock or takes a lock: whoever drives the queue does.
+that comes while it is being worked on is looked at once more after that. News from outside is
+gathered, so that a flood of it costs a reconcile a second. Nothing here starts a thread, reads a
+clock or takes a lock: whoever drives the queue does.
 """
 
 from __future__ import annotations
@@ -10,9 +11,15 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import Counter
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 
+from gitops_mcp.limits import NEWS_AT_ONCE, NEWS_SECONDS
 from gitops_mcp.model import ServerKey
+
+_PACE = timedelta(seconds=NEWS_SECONDS)
+_AHEAD = _PACE * (NEWS_AT_ONCE - 1)
+"""How far ahead of its pace the news of one server may be."""
 
 
 class Queue:
@@ -25,33 +32,41 @@ class Queue:
         self._due: dict[str, dict[ServerKey, datetime]] = {}
         self._running: set[ServerKey] = set()
         self._busy: Counter[str] = Counter()
-        self._timers: dict[ServerKey, tuple[datetime, int]] = {}
-        self._heap: list[tuple[datetime, int, ServerKey]] = []
-        self._order = itertools.count()
+        self._timers = _Timers()
+        self._gathered = _Timers()
+        """Servers of which there was too much news: when they are due for it."""
+        self._paced: dict[ServerKey, datetime] = {}
+        """Until when the news of a server is at its pace, the latest news last."""
 
     def add(self, key: ServerKey, now: datetime) -> None:
         """The server is due."""
         self._due.setdefault(key.namespace, {}).setdefault(key, now)
 
+    def hear(self, key: ServerKey, now: datetime) -> None:
+        """There is news of the server, which anybody may cause as often as they like: it is due,
+        at once the first ``NEWS_AT_ONCE`` times, then every ``NEWS_SECONDS``."""
+        if self._gathered.at(key) is not None or key in self._due.get(key.namespace, ()):
+            return
+        # Never longer than the pace allows: the clock may have been set back.
+        paced = min(self._paced.pop(key, now), now + _AHEAD + _PACE)
+        self._paced[key] = max(paced, now) + _PACE
+        while (first := next(iter(self._paced))) != key and self._paced[first] <= now:
+            del self._paced[first]
+        if paced <= now + _AHEAD:
+            self.add(key, now)
+        else:
+            self._gathered.set(key, paced - _AHEAD)
+
     def schedule(self, key: ServerKey, at: datetime | None) -> None:
         """The server is due at that time, unless something happens before; None: only then. One
         timer a server: the last word counts."""
-        if at is None:
-            self._timers.pop(key, None)
-            return
-        number = next(self._order)
-        self._timers[key] = at, number
-        heapq.heappush(self._heap, (at, number, key))
-        if len(self._heap) > 2 * len(self._timers) + 64:  # mostly timers that were set anew
-            self._heap = [(at, number, key) for key, (at, number) in self._timers.items()]
-            heapq.heapify(self._heap)
+        self._timers.set(key, at)
 
     def take(self, now: datetime) -> ServerKey | None:
         """The next server to work on, until ``done``; None: none is due that may be taken."""
-        while (first := self._first_timer()) is not None and first[0] <= now:
-            heapq.heappop(self._heap)
-            del self._timers[first[2]]
-            self.add(first[2], first[0])
+        for timers in (self._timers, self._gathered):
+            for ended, at in timers.ended(now):
+                self.add(ended, at)
         for namespace, due in self._due.items():
             if not self._has_share(namespace):
                 continue
@@ -71,6 +86,7 @@ class Queue:
         del due[key]
         if due:
             self._due[key.namespace] = due  # at the end: it is the others' turn
+        self._gathered.set(key, None)  # what was heard until now is seen
         self._running.add(key)
         self._busy[key.namespace] += 1
 
@@ -81,18 +97,9 @@ class Queue:
         if not self._busy[key.namespace]:
             del self._busy[key.namespace]
 
-    def _first_timer(self) -> tuple[datetime, int, ServerKey] | None:
-        while self._heap:
-            at, number, key = self._heap[0]
-            if self._timers.get(key) == (at, number):
-                return self._heap[0]
-            heapq.heappop(self._heap)
-        return None
-
     def next_at(self) -> datetime | None:
         """When the next timer ends."""
-        first = self._first_timer()
-        return first[0] if first is not None else None
+        return min(filter(None, (self._timers.next_at(), self._gathered.next_at())), default=None)
 
     @property
     def running(self) -> int:
@@ -108,3 +115,44 @@ class Queue:
         """How long the first of them has waited."""
         since = min((next(iter(due.values())) for due in self._due.values()), default=now)
         return max(now - since, timedelta(0))
+
+
+class _Timers:
+    """One timer a server."""
+
+    def __init__(self) -> None:
+        self._at: dict[ServerKey, tuple[datetime, int]] = {}
+        self._heap: list[tuple[datetime, int, ServerKey]] = []
+        self._order = itertools.count()
+
+    def at(self, key: ServerKey) -> datetime | None:
+        """When that of a server ends."""
+        return self._at[key][0] if key in self._at else None
+
+    def set(self, key: ServerKey, at: datetime | None) -> None:
+        """End at that time, and not at another; None: not at all."""
+        if at is None:
+            self._at.pop(key, None)
+            return
+        number = next(self._order)
+        self._at[key] = at, number
+        heapq.heappush(self._heap, (at, number, key))
+        if len(self._heap) > 2 * len(self._at) + 64:  # mostly timers that were set again
+            self._heap = [(at, number, key) for key, (at, number) in self._at.items()]
+            heapq.heapify(self._heap)
+
+    def ended(self, now: datetime) -> Iterator[tuple[ServerKey, datetime]]:
+        """Those that end by now, each once."""
+        while (at := self.next_at()) is not None and at <= now:
+            key = heapq.heappop(self._heap)[2]
+            del self._at[key]
+            yield key, at
+
+    def next_at(self) -> datetime | None:
+        """When the first of them ends."""
+        while self._heap:
+            at, number, key = self._heap[0]
+            if self._at.get(key) == (at, number):
+                return at
+            heapq.heappop(self._heap)
+        return None

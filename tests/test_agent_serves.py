@@ -27,6 +27,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gitops_mcp import install, sandbox
 from gitops_mcp.kube import Cluster
+from gitops_mcp.limits import NEWS_AT_ONCE
+from gitops_mcp.metrics import RESULTS
+from gitops_mcp.model import ANNOTATION_RECONCILE, ObjectRef
 
 SECRET = "a-secret-of-the-forge"
 
@@ -65,6 +68,10 @@ class Running:
                 if sample.name == f"gitops_mcp_{name}" and sample.labels == labels:
                     return float(sample.value)
         return None
+
+    def reconciles(self) -> float:
+        found = (self.metric("reconcile_duration_seconds_count", result=r) for r in RESULTS)
+        return sum(count or 0 for count in found)
 
     def push(self, body: bytes, secret: str, forge: str = "GitHub") -> int:
         signature = hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
@@ -152,6 +159,41 @@ def test_a_replayed_push_has_git_asked_once_a_second_and_the_last_push_is_not_lo
     until(lambda: running.metric("revision_info", revision=head) == 1, "the last push")
     assert sent > 20
     assert polls() - before <= 2 + time.monotonic() - began
+
+
+WEB = ObjectRef("mcp.example.com/v1alpha1", "MCPServer", "ai", "web")
+
+
+def _annotate(running: Running, hand: Cluster, name: str, times: int) -> tuple[float, float]:
+    """Write an annotation so often; the reconciles and the seconds until the agent has answered the
+    request that follows it."""
+
+    def write(name: str, value: str) -> None:
+        body = {"metadata": {"annotations": {name: value}}}
+        hand.merge_patch(WEB, body, manager="kubectl-annotate")
+
+    began, before = time.monotonic(), running.reconciles()
+    for number in range(times):
+        write(name, str(number))
+    last = f"after {times} of {name}"
+    write(ANNOTATION_RECONCILE, last)
+    until(
+        lambda: ((hand.get(WEB) or {})["status"]).get("lastHandledReconcileAt") == last,
+        "the answer to the last request",
+    )
+    return running.reconciles() - before, time.monotonic() - began
+
+
+def test_a_flood_of_writes_to_a_server_costs_a_reconcile_a_second_and_none_if_nobody_reads_them(
+    running: Running,
+) -> None:
+    until(lambda: running.metric("servers", phase="Ready"), "a server that is Ready")
+    with closing(Cluster(str(running.proxy.kubeconfig))) as hand:
+        _annotate(running, hand, "example.com/note", 1)  # who owns it is news
+        unread, seconds = _annotate(running, hand, "example.com/note", 200)
+        assert unread <= 4 + seconds / 10
+        flood, seconds = _annotate(running, hand, ANNOTATION_RECONCILE, 200)
+        assert 1 <= flood <= NEWS_AT_ONCE + 1 + seconds
 
 
 def test_a_hanging_api_server_holds_up_no_answer_and_is_no_reason_to_restart(

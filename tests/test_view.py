@@ -198,8 +198,46 @@ def test_what_is_known_already_is_no_news() -> None:
     view.put(service("a", 6))
     view.replace("Service", [view.pack(service("a", 7))], "9")
     assert changed == [WEB]
-    view.put(service("a", 8))
+    view.put(service("a", 8) | {"spec": {}})
     assert changed == [WEB, WEB]
+
+
+def annotated(version: int, manager: str = "kubectl-annotate", **annotations: str) -> JsonObject:
+    body = server()
+    body["metadata"]["resourceVersion"] = str(version)
+    body["metadata"]["annotations"] = annotations
+    fields: JsonObject = {f"f:{name}": {} for name in annotations}
+    body["metadata"]["managedFields"] = [
+        {
+            "manager": manager,
+            "time": f"2026-01-01T00:00:{version:02}Z",
+            "fieldsV1": {"f:metadata": {"f:annotations": fields}},
+        }
+    ]
+    return body
+
+
+def test_what_no_decision_reads_wakes_nobody_and_is_held_all_the_same() -> None:
+    view, changed = View(), list[ServerKey]()
+    view.put(annotated(10, note="0"))
+    view.subscribe(changed.append)
+    for version in range(11, 20):
+        view.put(annotated(version, note=str(version)))
+    assert not changed
+    assert view.live(ServerKey("ai", "web-0")).cr == annotated(19, note="19")
+    view.put(annotated(20, note="19", other="1"))  # somebody owns another field
+    assert len(changed) == 1
+
+
+@pytest.mark.parametrize(
+    ("manager", "name"), [("kubectl-annotate", ANNOTATION_PRUNE), ("gitops-mcp", "note")]
+)
+def test_an_annotation_of_ours_wakes(manager: str, name: str) -> None:
+    view, changed = View(), list[ServerKey]()
+    view.put(annotated(10, manager, **{name: "0"}))
+    view.subscribe(changed.append)
+    view.put(annotated(11, manager, **{name: "1"}))
+    assert changed == [ServerKey("ai", "web-0")]
 
 
 class TestReplace:

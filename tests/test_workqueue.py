@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+from gitops_mcp.limits import NEWS_AT_ONCE
 from gitops_mcp.model import ServerKey
 from gitops_mcp.workqueue import Queue
 
@@ -57,7 +58,7 @@ def test_timers_that_are_set_anew_again_and_again_take_no_room() -> None:
     queue = Queue()
     for number in range(10_000):
         queue.schedule(A, NOW + number * SECOND)
-    assert len(queue._heap) < 200
+    assert len(queue._timers._heap) < 200
     assert queue.next_at() == NOW + 9_999 * SECOND
 
 
@@ -101,3 +102,63 @@ def test_the_oldest_says_how_long_the_queue_is_behind() -> None:
     assert queue.oldest(NOW + 5 * SECOND) == 5 * SECOND
     queue.take(NOW)
     assert queue.oldest(NOW + 5 * SECOND) == 4 * SECOND
+
+
+def flood(queue: Queue, seconds: int, often: int) -> list[datetime]:
+    """When a server is taken of which there is news so often a second, and for ten more seconds."""
+    takes = []
+    for number in range((seconds + 10) * often):
+        now = NOW + number * SECOND / often
+        if number < seconds * often:
+            queue.hear(A, now)
+        if queue.take(now) is not None:
+            takes.append(now)
+            queue.done(A)
+    return takes
+
+
+def test_a_flood_of_news_is_gathered_and_the_last_of_it_is_seen() -> None:
+    takes = flood(Queue(), 20, 50)
+    assert takes[0] == NOW
+    assert len(takes) <= NEWS_AT_ONCE + 20
+    assert takes[-1] >= NOW + 20 * SECOND - SECOND / 50
+    assert takes[-1] <= NOW + 21 * SECOND
+
+
+def test_news_is_answered_at_once_again_after_a_flood() -> None:
+    queue = Queue()
+    flood(queue, 20, 50)
+    later = NOW + 60 * SECOND
+    queue.hear(A, later)
+    assert queue.take(later) == A
+
+
+def test_a_flood_about_one_server_holds_up_neither_another_nor_what_is_asked_of_it() -> None:
+    queue = Queue()
+    for _ in range(NEWS_AT_ONCE + 5):
+        queue.hear(A, NOW)
+        taken(queue)
+        queue.done(A)
+    queue.hear(A, NOW)
+    assert queue.take(NOW) is None
+    assert queue.next_at() == NOW + SECOND
+    queue.hear(B, NOW)
+    assert taken(queue) == [B]
+    queue.add(A, NOW)
+    assert taken(queue) == [A]
+    assert queue.next_at() is None  # what was heard before has been seen
+
+
+def test_news_waits_no_longer_where_the_clock_was_set_back() -> None:
+    queue = Queue()
+    flood(queue, 20, 50)
+    now = NOW - timedelta(days=1)
+    queue.hear(A, now)
+    assert taken(queue, now + 2 * SECOND) == [A]
+
+
+def test_only_servers_of_which_there_was_news_lately_are_paced() -> None:
+    queue = Queue()
+    for number in range(1_000):
+        queue.hear(ServerKey("ai", f"web-{number}"), NOW + number * SECOND)
+    assert len(queue._paced) < 10

@@ -137,7 +137,7 @@ class Agent:
         except KubeError:
             self.later(1.0, self._begin)
             return
-        self.view.subscribe(self.wake)
+        self.view.subscribe(self.hear)
         self._poll()
         self.later(FULL, self._full)
 
@@ -170,6 +170,11 @@ class Agent:
         """Something about these servers changed."""
         for key in keys:
             self._queue.add(key, self._world.clock())
+        self._pump()
+
+    def hear(self, key: ServerKey) -> None:
+        """There is news of the server in the cluster."""
+        self._queue.hear(key, self._world.clock())
         self._pump()
 
     def _pump(self) -> None:
@@ -238,10 +243,12 @@ class Agent:
         try:
             for key in sorted(self.controller.servers()):
                 engine._namespaces = dict(namespaces)  # what one is told is no news for others
-                aim, timer = engine._aim, self._queue._timers.get(key)
+                aim, queue = engine._aim, self._queue
+                timers = (queue._timers.at(key), queue._gathered.at(key))
+                timer = min(filter(None, timers), default=None)
                 facts = engine.facts(key)
                 decision = planning.decide(facts, aim.context, aim.renderer)
-                if timer is not None and timer[0] <= now + SOON:
+                if timer is not None and timer <= now + SOON:
                     continue
                 if engine.memory(key).failure is not None:
                     if timer is None:
