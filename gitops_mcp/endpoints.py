@@ -79,18 +79,21 @@ class Endpoints:
     def __enter__(self) -> Self:
         taken = self._bind()
         self.url = _url(*taken.getsockname()[:2])
-        loop, stop = asyncio.new_event_loop(), asyncio.Event()
+        loop, stop, begun = asyncio.new_event_loop(), asyncio.Event(), threading.Event()
 
         def run() -> None:
             try:
                 with asyncio.Runner(loop_factory=lambda: loop) as runner:
-                    runner.run(self._serve(taken, stop))
+                    runner.run(self._serve(taken, stop, begun))
             except Exception:
                 _log.exception("the HTTP endpoints have died")
+            finally:
+                begun.set()
 
         thread = threading.Thread(target=run, name="endpoints", daemon=True)
 
         def end() -> None:
+            begun.wait()  # its imports take a while, and the address is ours until they are done
             with contextlib.suppress(RuntimeError):  # it has died: the loop is closed
                 loop.call_soon_threadsafe(stop.set)
             thread.join(2 * STOPPING)
@@ -122,7 +125,9 @@ class Endpoints:
 
     # --- serving ---
 
-    async def _serve(self, taken: socket.socket, stop: asyncio.Event) -> None:
+    async def _serve(
+        self, taken: socket.socket, stop: asyncio.Event, begun: threading.Event
+    ) -> None:
         from aiohttp import web
 
         silent = logging.Logger("aiohttp.server", logging.CRITICAL + 1)
@@ -138,6 +143,7 @@ class Endpoints:
         await runner.setup()
         assert runner.server is not None  # noqa: S101 -- setup has made it
         door = _Door(taken, runner.server)
+        begun.set()
         try:
             await stop.wait()
         finally:

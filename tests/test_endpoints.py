@@ -68,6 +68,20 @@ def is_over(client: socket.socket) -> bool:
         return True
 
 
+def test_an_address_is_free_again_however_soon_they_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    serving = Endpoints._serve
+
+    async def late(self: Endpoints, *given: Any) -> None:
+        time.sleep(3 * endpoints.STOPPING)  # as a first import of the HTTP library may take
+        await serving(self, *given)
+
+    monkeypatch.setattr(Endpoints, "_serve", late)
+    with Endpoints(LOCAL, alive=str, ready=str, metrics=bytes) as first:
+        taken = port(first)
+    with Endpoints(f"127.0.0.1:{taken}", alive=str, ready=str, metrics=bytes) as second:
+        assert port(second) == taken
+
+
 # --- what is answered -----------------------------------------------------------------------------
 
 
