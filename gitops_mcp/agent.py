@@ -145,9 +145,10 @@ def first_source(
     listen: str,
     metrics: Metrics,
     warn: Say,
+    waits: Say = lambda _: None,
 ) -> Source | None:
     """What ``read`` reads; None where we are told to end before that. Meanwhile we are alive, but
-    not ready.
+    not ready. ``waits`` hears, after each try, what is waited for.
 
     The first commit, and its branch, is waited for everywhere. In a pod a git server that does not
     answer is waited for, and so is a branch that is not there, or a commit that can be read, since
@@ -168,8 +169,10 @@ def first_source(
         lacks = _LACKS.get(type(error), "")
         if isinstance(error, GitOpsError):
             warn(f"{error.message}; trying again")
+            waits(masking.scrub(error.message))
         else:  # a commit that meets a bug is mended by the next commit
             _log.error("the commit cannot be read: unexpected error", exc_info=error)
+            waits(f"unexpected {type(error).__name__}")
         return True
 
     with Endpoints(
@@ -625,10 +628,11 @@ class Agent:
         self._metrics.polled(result, time.monotonic() - began)
         self._status.read(message)
         if request:
-            if self._controller.trouble:
-                result, message = "failed", masking.scrub(self._controller.trouble)
             source = self._controller.source or self._source
             revision = str(source.snapshot.revision)
+            if self._controller.trouble:  # then no commit is in force
+                result, message = "failed", masking.scrub(self._controller.trouble)
+                revision = ""
             self._leader.answer(request, result=result, revision=revision, message=message)
         if result == "failed":
             if self._behind and not self._pokes.asked:
@@ -679,6 +683,11 @@ class Agent:
             if not isinstance(error, LeaseLost):
                 self._warn(f"the source's status cannot be written: {error.message}")
             return
+        source = self._controller.source
+        if self._books.is_open and source is not None:
+            synced = str(source.snapshot.revision)
+            if self._controller.synced == synced:  # before this term, it may be
+                self._leader.revision = synced
         if self._books.is_open and self._books.object is not None:
             ref, uid = self._books.object
             found, now = self._books.found, self._books.record.status
@@ -688,7 +697,8 @@ class Agent:
                 self._recorder.about(ref, uid, one.type, one.reason, one.message)
 
     def _settled(self, source: Source) -> None:
-        self._leader.revision = str(source.snapshot.revision)
+        if not self._controller.trouble:  # else nothing is enforced
+            self._leader.revision = str(source.snapshot.revision)
         self._journal.settled(source.snapshot.revision)
 
     def _stand_by(self) -> None:
@@ -722,11 +732,9 @@ class Agent:
         """We know what git says: enforce it, as far as it has come. An older commit would take back
         what was pushed since, and prune it: rather than that, the source's servers are left as they
         are until git answers."""
-        begun, source = self._begun, self._controller.source
+        begun = self._begun
         if begun == self._caught_up:
             return
-        if source is not None and self._controller.synced == str(source.snapshot.revision):
-            self._leader.revision = self._controller.synced  # nobody will come to say it again
         self._controller.lead()
         self._caught_up = begun
         self._controller.look_at_all()  # what was woken before that was not looked at
@@ -745,6 +753,7 @@ class Agent:
         )
 
     def _renew(self) -> None:
+        self._leader.troubled(masking.scrub(self._controller.trouble))
         self._leader.step()
         self._heartbeat = time.monotonic()
         if self._leader.holds and self._leader.request not in ("", self._requested):

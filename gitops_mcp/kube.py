@@ -1228,7 +1228,7 @@ class Lease:
         self.ref = ObjectRef("coordination.k8s.io/v1", "Lease", namespace, name)
         self.timing = timing
         self.annotations: dict[str, str] = {}
-        """What the next write says besides who holds it."""
+        """What the next write says besides who holds it; "" takes an annotation away."""
         self.term = 0
         """Counts up when we come to hold it, also when nobody held it in between."""
         self._api = api
@@ -1247,6 +1247,11 @@ class Lease:
     def holder(self) -> str:
         """Who held it when we last looked; empty: nobody."""
         return str(self._record.get("holderIdentity") or "")
+
+    @property
+    def transitions(self) -> int:
+        """How often it has changed hands, as of our last read or write."""
+        return int(self._record.get("leaseTransitions") or 0)
 
     @property
     def _record(self) -> JsonObject:
@@ -1292,6 +1297,12 @@ class Lease:
         if not self.taken() or take_over:
             return self._written(self._claim()) or self.holds
         return False
+
+    def annotate(self) -> None:
+        """Write the annotations alone, whoever holds it: two requests. What somebody else writes in
+        between stands. Raises KubeError."""
+        self.look()
+        self._put(self._record)
 
     def taken(self) -> bool:
         """Does somebody else hold it who is alive? One GET. Raises KubeError."""
@@ -1344,7 +1355,8 @@ class Lease:
             },
         }
         metadata = body["metadata"]
-        annotations = {**(metadata.get("annotations") or {}), **self.annotations}
+        merged = {**(metadata.get("annotations") or {}), **self.annotations}
+        annotations = {key: text for key, text in merged.items() if text}
         body = {**body, "metadata": {**metadata, "annotations": annotations}, "spec": record}
         write = self._api.create if self._live is None else self._api.update
         try:

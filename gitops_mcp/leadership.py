@@ -14,8 +14,9 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 from gitops_mcp.errors import KubeError, LeaseLost, Permanent, UsageError
@@ -31,7 +32,7 @@ from gitops_mcp.model import (
     ObjectRef,
 )
 from gitops_mcp.model import CLUSTER_SOURCE as CLUSTER_SOURCE
-from gitops_mcp.record import PREFIX
+from gitops_mcp.record import PREFIX, Record, parse
 from gitops_mcp.record import area_of as area_of
 from gitops_mcp.record import lease_name as lease_name
 
@@ -42,11 +43,23 @@ STEP = 1.0
 """Seconds between two steps: within so much a stand-by sees that the lease is free."""
 LEASE_PATIENCE = 15.0
 """Seconds that a sync waits for another sync's lease."""
+STALE = timedelta(seconds=30)
+"""Of a sign of life: an agent renews its lease every two seconds, and says every 15 seconds what it
+waits for."""
+SECOND_LOOK = 4.0
+"""Seconds after which a living agent has renewed its lease, whatever the clocks say."""
 LEASE_REVISION = f"{GROUP}/revision"
 """The Lease's annotation that bears the fleet's revision."""
 LEASE_READ = f"{GROUP}/last-read"
 """The Lease's annotation with the answer to a reconcile request for the source: a JSON object with
 ``request``, ``result`` (moved, unchanged or failed), ``revision`` and ``message``."""
+LEASE_TROUBLE = f"{GROUP}/trouble"
+"""The Lease's annotation that says why its holder enforces nothing."""
+LEASE_WAITS = f"{GROUP}/waits"
+"""The Lease's annotation of an agent that has no commit yet and so leads nothing: a JSON object
+with ``at`` (RFC 3339) and ``message``."""
+WAITS = 300
+"""Characters of that message."""
 
 Say = Callable[[str], None]
 
@@ -86,11 +99,14 @@ class Leadership:
         self._stepping = threading.RLock()
         self._term = 0
         """The lease's term that ``gained`` was called for; 0: none is open."""
+        self._transitions = 0
+        """Of the lease, when that term began."""
         self._ended = False
         self._failing = False
         self._told = ""
         self.asked = False
         """Has it been found out, at least once, who leads?"""
+        lease.annotations[LEASE_TROUBLE] = ""  # what was in another holder's way is not in ours
 
     @property
     def holds(self) -> bool:
@@ -119,6 +135,11 @@ class Leadership:
     def revision(self, revision: str) -> None:
         if self.holds:
             self._lease.annotations[LEASE_REVISION] = revision
+
+    def troubled(self, trouble: str) -> None:
+        """Say with the next renewal why nothing is enforced ("": it is), if we hold the lease."""
+        if self.holds:
+            self._lease.annotations[LEASE_TROUBLE] = trouble
 
     @property
     def request(self) -> str:
@@ -185,21 +206,69 @@ class Leadership:
             self._term = 0
             for annotation in (LEASE_REVISION, LEASE_READ):
                 lease.annotations.pop(annotation, None)
+            lease.annotations[LEASE_TROUBLE] = ""
             self._ended = not self._again
             if lease.holder not in ("", lease.identity):
                 self._say(f"{lease} was lost to {lease.holder}")
+            elif lease.transitions > self._transitions:
+                self._say(f"{lease} was taken by another process, which has given it up since")
             elif lease.holder:
                 self._say(f"{lease} was not renewed in time")
             self._lost()
         if lease.holds and not self._term and not self._ended:
-            self._term = lease.term
+            self._term, self._transitions = lease.term, lease.transitions
             self._told = ""
             self._gained()
 
 
+class Waiting:
+    """An agent that waits for the first commit of a source, as it says so in the source's Lease. It
+    does not hold it meanwhile: another agent may be able to read a commit."""
+
+    def __init__(self, lease: Lease) -> None:
+        self._lease = lease
+        self._said = False
+
+    def say(self, message: str) -> None:
+        """Say what is waited for. Say it again at each try: status believes it for some seconds
+        only. Never raises KubeError."""
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        self._write(json.dumps({"at": at, "message": message[:WAITS]}))
+
+    def end(self) -> None:
+        """Take back what was said."""
+        if self._said:
+            self._write("")
+
+    def _write(self, text: str) -> None:
+        self._lease.annotations[LEASE_WAITS] = text
+        with suppress(KubeError):  # the log says it, too
+            self._lease.annotate()
+            self._said = True
+
+
+def waiting(cluster: Cluster, given: str | None, source_id: str) -> Waiting:
+    """An agent without a commit, of this source; no request yet."""
+    return Waiting(source_lease(cluster, home(cluster, given), source_id, "agent"))
+
+
+def waiting_in(leases: Iterable[JsonObject], *, now: datetime) -> str | None:
+    """What an agent waits for that has no commit yet, as one of the Leases says; None where there
+    is no such agent, or no sign of it for ``STALE``."""
+    for said in (_annotated(lease, LEASE_WAITS) for lease in leases):
+        with suppress(KeyError, ValueError, TypeError):
+            if now - datetime.fromisoformat(said["at"]) <= STALE:
+                return said["message"]
+    return None
+
+
 def answer_of(lease: JsonObject) -> dict[str, str]:
     """The answer to a reconcile request that a Lease has; empty without one that can be read."""
-    text = (lease.get("metadata", {}).get("annotations") or {}).get(LEASE_READ, "")
+    return _annotated(lease, LEASE_READ)
+
+
+def _annotated(lease: JsonObject, annotation: str) -> dict[str, str]:
+    text = (lease.get("metadata", {}).get("annotations") or {}).get(annotation, "")
     try:
         answer = json.loads(text) if text else {}
     except ValueError:
@@ -279,10 +348,60 @@ def find_leases(cluster: Cluster, *source_ids: str, given: str | None = None) ->
     return FoundLeases(seen, everywhere)
 
 
+def find_records(
+    cluster: Cluster, source_id: str, *, areas: Collection[str] = ()
+) -> dict[ObjectRef, Record]:
+    """The records of a source and of its areas. If listing all namespaces is forbidden: those
+    beside its Leases, of the whole source and of these ``areas``. Raises KubeError, and UsageError
+    for one that cannot be read."""
+    selector = f"{LABEL_MANAGED_BY}={FIELD_MANAGER},{LABEL_SOURCE}={source_id}"
+    try:
+        bodies, _ = cluster.list("v1", "ConfigMap", None, label_selector=selector)
+    except Permanent:
+        leases = find_leases(cluster, source_id).seen
+        places = {lease["metadata"]["namespace"] for lease in leases}
+        names = [lease_name(source_id, area) for area in ("", *areas)]
+        refs = [ObjectRef("v1", "ConfigMap", *each) for each in itertools.product(places, names)]
+        bodies = [body for body in map(cluster.get, refs) if body is not None]
+    found = {ObjectRef.of(body): body for body in bodies}
+    named = {ref: body for ref, body in found.items() if ref.name.startswith(PREFIX)}
+    return {ref: parse(body) for ref, body in named.items() if _source_of(ref.name) == source_id}
+
+
+def living(cluster: Cluster, leases: Iterable[JsonObject]) -> tuple[ObjectRef, str] | None:
+    """One of these Leases that is held and renewed, and its holder; None where there is none. Where
+    somebody holds one, this takes ``SECOND_LOOK`` seconds at most. Raises KubeError."""
+    held = {ObjectRef.of(lease): lease["spec"] for lease in leases if _holder(lease)}
+    until = time.monotonic() + SECOND_LOOK
+    while held and time.monotonic() < until:
+        time.sleep(STEP / 4)
+        for ref in tuple(held):
+            lease = cluster.get(ref) or {}
+            if not _holder(lease):
+                del held[ref]
+            elif lease["spec"] != held[ref]:
+                return ref, _holder(lease)
+    return None
+
+
+def _holder(lease: JsonObject) -> str:
+    return str((lease.get("spec") or {}).get("holderIdentity") or "")
+
+
+def agents(lease: JsonObject) -> bool:
+    """Does an agent hold the Lease, alive or not, as far as one object can say?"""
+    return _holder(lease).startswith("agent-")
+
+
+def source_of(server: JsonObject) -> str | None:
+    """The source id that the MCPServer bears as a label."""
+    label = (server["metadata"].get("labels") or {}).get(LABEL_SOURCE)
+    return None if label is None else str(label)
+
+
 def belongs_to(server: JsonObject, source_id: str | None) -> bool:
     """Does the MCPServer bear the label of this source? None stands for every source."""
-    labels = server["metadata"].get("labels") or {}
-    return source_id is None or labels.get(LABEL_SOURCE) == source_id
+    return source_id is None or source_of(server) == source_id
 
 
 def expect_source(cluster: Cluster, source_id: str) -> None:
@@ -351,8 +470,11 @@ def only_writer(
     not for an agent: LeaseLost says who has it."""
     until = time.monotonic() + LEASE_PATIENCE
     told = False
-    while not lease.acquire(take_over=take_over):
-        hint = "stop it, or use --take-over"
+    while not lease.acquire():
+        hint, holder = "stop it, or use --take-over", lease.holder
+        if take_over and lease.acquire(take_over=True):
+            say(f"{lease} was taken from {holder}")
+            break
         if lease.holder.startswith("agent-"):
             raise LeaseLost(f"{lease} is held by {lease.holder}", hint=hint)
         if time.monotonic() >= until:

@@ -205,7 +205,10 @@ def refusal(record: Record, mine: Identity, *, take_over: bool = False) -> Usage
         at = f" at {record.at}" if record.at else ""
         hint = "give this source another --source-id; or take the id over with --take-over"
         if not mine.named:
-            hint = "give this source another sourceId, or say --source-id to take it over"
+            hint = (
+                "give this source another sourceId; or take the id over with "
+                f"--source-id {mine.source} --take-over"
+            )
         if theirs.roots and not mine.fingerprint.roots:
             hint = f"if it is a shallow clone of that one, fetch its whole history; {hint}"
         return UsageError(

@@ -920,18 +920,23 @@ def status_heading(
     stale: timedelta,
     everywhere: bool = True,
     state: SourceStatus | None = None,
+    waits: str | None = None,
+    trouble: str = "",
 ) -> str:
     """The lines over the table. First ``source default at 1a2b3c4d5e6f, agent seen 12s ago``, with
     the age of the commit and the number of problems and missing servers, as far as its ``state`` is
     known; then what is wrong with the source, a line each.
 
     ``everywhere``: the Leases of all namespaces were read, so an agent that was not seen is not
-    there.
+    there. ``waits``: what an agent waits for that has no commit yet; ``trouble``: why the one that
+    was seen enforces nothing.
     """
     state = state or SourceStatus()
     commit = f" at {_short(_line(revision))}" if revision not in ("", str(Revision(""))) else ""
     parts = [f"source {_line(source)}{commit}"]
-    if seen is None:
+    if waits is not None and seen is None:
+        parts.append(_WAITS)
+    elif seen is None:
         parts.append("no agent" if everywhere else "agent unknown (no permission to list leases)")
     else:
         warning = " (stale: does it still run?)" if now - seen > stale else ""
@@ -943,6 +948,11 @@ def status_heading(
     if state.missing_count:
         parts.append(f"{_plural(state.missing_count, 'server')} missing")
     lines = [", ".join(parts)]
+    if trouble:
+        lines.append(f"  the agent enforces nothing: {_line(scrub(trouble))}")
+    if waits is not None:
+        who = "" if seen is None else "another agent waits for the first commit: "
+        lines.append(f"  {who}{_line(scrub(waits))}")
     if state.trouble:
         since = _age(state.trouble_since, now)
         lines.append(f"  git cannot be read for {since}: {_line(scrub(state.trouble))}")
@@ -964,14 +974,26 @@ def _age(time: str, now: datetime) -> str:
 
 
 def source_read(source: str, answer: Mapping[str, str], *, style: Style = PLAIN) -> str:
-    """What came of reading git, on a line: ``source default: read 1a2b3c4d5e6f (new)``."""
+    """What came of reading git, on a line: ``source default: read 1a2b3c4d5e6f (new)``. One that
+    failed and has no ``revision`` found the source's record in the way."""
     name = _line(source)
     if answer.get("result") == "failed":
-        kept = f"; still enforcing {_short(answer.get('revision', ''))}"
+        revision = answer.get("revision", "")
+        failed = "not read" if revision else "nothing is enforced"
+        kept = f"; still enforcing {_short(revision)}" if revision else ""
         message = _line(scrub(answer.get("message", "")))
-        return f"source {name}: {style('red', 'not read')}: {message}{_line(kept)}\n"
+        return f"source {name}: {style('red', failed)}: {message}{_line(kept)}\n"
     news = "new" if answer.get("result") == "moved" else "no change"
     return f"source {name}: read {_line(_short(answer.get('revision', '')))} ({news})\n"
+
+
+def source_waits(source: str, message: str, *, style: Style = PLAIN) -> str:
+    """An agent that has no commit yet, on a line."""
+    waits = f"{style('yellow', _WAITS)}: {_line(scrub(message))}"
+    return f"source {_line(source)}: {waits}\n"
+
+
+_WAITS = "the agent waits for the first commit"
 
 
 def missing(one: Missing, *, style: Style = PLAIN) -> str:

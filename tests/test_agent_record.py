@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 
 import gitfixtures
+import pytest
 from agents import until
+from commandline import runner
 from test_agent import Place, manifest, place
 
-from gitops_mcp.model import KIND
+from gitops_mcp import leadership
+from gitops_mcp.model import KIND, ObjectRef
 
 __all__ = ["place"]
 
@@ -69,3 +72,74 @@ def test_another_repository_that_chose_this_id_does_not_get_an_agent(
     assert "source id 'team-a' belongs to another repository in this cluster" in ended.stderr
     assert place.get(KIND, "web")["status"]["phase"] == "Ready"
     assert not place.get(KIND, "own")
+
+
+def test_an_agent_whose_source_id_is_taken_over_says_what_it_lost_and_no_more(
+    place: Place,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(place.kubeconfig))
+    run = runner(capsys)
+    place.push(web=manifest("web"))
+    other = tmp_path / "other"
+    files = {name: manifest(name) for name in ("web", "own", "more")}
+    gitfixtures.worktree(other, {f"{name}.yaml": text for name, text in files.items()})
+    theirs = gitfixtures.git(other, "rev-parse", "HEAD")
+    refused = "source id 'default' belongs to another repository"
+
+    def status() -> str:
+        return run("status", "-A").out.partition("NAMESPACE")[0]
+
+    with place.agent():
+        until(lambda: place.ready("web") and place.is_ready(), "the first commit")
+        taken = run("sync", other, "--take-over")
+        assert (taken.code, "was taken from agent-" in taken.err) == (0, True), taken.err
+        assert "from another repository" in taken.err
+        until(lambda: "nothing is enforced" in place.ask("/readyz")[1], "the agent to notice")
+        until(lambda: f"the agent enforces nothing: {refused}" in status(), "the agent to say so")
+        ended = run("reconcile", "--source")
+        assert ended.code == 1
+        assert f"source default: nothing is enforced: {refused}" in ended.out
+        assert "still enforcing" not in ended.out
+        gitfixtures.commit(place.repository, {"README.md": "Talk"}, "Talk")
+        assert run("reconcile", "--source").code == 1
+        heading = status()
+        assert heading.startswith(f"source default at {theirs[:12]}, agent seen ")
+        assert f"the agent enforces nothing: {refused}" in heading
+        source = run("status", "-A", "-o", "json").json["source"]
+        assert (source["enforced"], refused in source["agentTrouble"]) == (theirs, True)
+    log = place.log()
+    assert "was taken by another process" in log or "was lost to sync-" in log
+    assert "not renewed in time" not in log
+    advised = [line for line in log.splitlines() if "delete it with kubectl" in line]
+    assert all("unless it is another repository's" in line for line in advised)
+    assert run("sync", other).code == 0
+    assert "enforces nothing" not in status()  # nobody is left whom it was about
+
+
+def test_an_agent_that_waits_for_the_first_commit_says_so_in_the_cluster(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(place.kubeconfig))
+    run = runner(capsys)
+    waits = "source team-a, the agent waits for the first commit\n"
+    why = f"{place.repository}: there is no commit yet"
+    chosen = ("--source-id", "team-a")
+    with place.agent(*chosen):
+        until(lambda: "there is no commit yet; trying again" in place.log(), "the wait")
+        until(lambda: run("status", "-A", *chosen).out.startswith(waits), "its word")
+        assert why in run("status", "-A", *chosen).out
+        found = run("status", "-A", *chosen, "-o", "json").json["source"]
+        assert found == {"id": "team-a", "enforced": "", "agentWaits": why}
+        ended = run("reconcile", "--source", *chosen)
+        assert (ended.code, ended.err) == (1, "")
+        assert ended.out == f"source team-a: the agent waits for the first commit: {why}\n"
+        place.push(web=manifest("web"))
+        until(lambda: place.ready("web") and place.is_ready(), "the server")
+        until(lambda: run("reconcile", "--source", *chosen).code == 0, "an answer")
+        assert "waits" not in run("status", "-A", *chosen).out
+    name = leadership.lease_name("team-a")
+    lease = place.cluster.get(ObjectRef("coordination.k8s.io/v1", "Lease", "default", name))
+    assert leadership.LEASE_WAITS not in (lease or {})["metadata"]["annotations"]

@@ -12,7 +12,7 @@ import pytest
 from gitops_mcp import sandbox
 from gitops_mcp.errors import Transient, UsageError
 from gitops_mcp.kube import Cluster, Lease
-from gitops_mcp.leadership import STEP, Leadership, area_of, covers, lease_name
+from gitops_mcp.leadership import LEASE_TROUBLE, STEP, Leadership, area_of, covers, lease_name
 from gitops_mcp.model import JsonObject, ObjectRef
 from gitops_mcp.options import checked_source_id
 
@@ -230,6 +230,35 @@ def test_a_take_over_is_done_once(world: World) -> None:
         f"lease default/{world.name} was lost to agent-2",
         f"waiting for agent-2, which holds lease default/{world.name}",
     ]
+
+
+def test_a_lease_that_was_taken_and_given_up_is_not_called_one_that_was_not_renewed(
+    world: World,
+) -> None:
+    one = world.agent("agent-1")
+    world.steps(4)
+    sync = world.lease(Api(world), "sync-1", world.name)
+    assert sync.acquire(take_over=True)
+    sync.release()
+    world.steps(4)
+    assert one.told == ["gained", "lost", "gained"]
+    assert one.said == [
+        f"lease default/{world.name} was taken by another process, which has given it up since"
+    ]
+
+
+def test_what_is_in_the_way_of_one_holder_is_not_said_of_the_next(world: World) -> None:
+    one, two = world.agent("agent-1"), world.agent("agent-2")
+    world.steps(2)
+    one.leadership.troubled("the record cannot be read")
+    two.leadership.troubled("says a stand-by")
+    world.steps(2)
+    annotations = world.live()["metadata"]["annotations"]
+    assert annotations[LEASE_TROUBLE] == "the record cannot be read"
+    one.leadership.release()
+    world.steps(4, two)
+    assert two.holds()
+    assert LEASE_TROUBLE not in (world.live()["metadata"].get("annotations") or {})
 
 
 def test_what_was_lost_stays_lost_where_that_is_wanted(world: World) -> None:

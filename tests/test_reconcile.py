@@ -124,7 +124,7 @@ def place(
     sandboxed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Place]:
     monkeypatch.setenv("KUBECONFIG", str(sandboxed))
-    monkeypatch.setattr(reconcile, "SECOND_LOOK", 0.3)
+    monkeypatch.setattr(leadership, "SECOND_LOOK", 0.3)
     cluster = Cluster(str(sandboxed))
     name = f"test-{next(_numbers)}"
     cluster.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})

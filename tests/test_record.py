@@ -203,7 +203,7 @@ def test_another_repository_with_this_id_changes_nothing_until_it_is_told_to_tak
 
     with pytest.raises(UsageError, match="belongs to another") as raised:  # chosen by its own file
         books(api, take_over=True).open(stranger._replace(named=False), revision="", live=nothing)
-    assert "--source-id" in raised.value.hint
+    assert f"--source-id {stranger.source} --take-over" in raised.value.hint
 
     taken = books(api, take_over=True)
     taken.open(stranger, revision="", live=nothing)

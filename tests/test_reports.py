@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -628,6 +629,10 @@ def test_servers_are_listed_as_kubectl_lists_them() -> None:
             {"result": "failed", "revision": SHA, "message": "git\nhttps://u:pw@host says no"},
             "source s: not read: git https://***@host says no; still enforcing 1a2b3c4d5e6f\n",
         ),
+        (
+            {"result": "failed", "revision": "", "message": "it is another repository's"},
+            "source s: nothing is enforced: it is another repository's\n",
+        ),
         ({}, "source s: read  (no change)\n"),
     ],
 )
@@ -638,6 +643,19 @@ def test_what_came_of_reading_git_fits_on_a_line(answer: dict[str, str], text: s
 def test_a_folder_without_git_has_no_commit_in_the_heading() -> None:
     heading = reports.status_heading("s", "none", None, now=NOW, stale=NOW - NOW)
     assert heading == "source s, no agent\n"
+
+
+def test_what_keeps_an_agent_from_its_work_stands_below_the_heading() -> None:
+    heading = partial(reports.status_heading, "s", "", now=NOW, stale=timedelta(minutes=1))
+    waits = "there is no\ncommit yet"
+    assert heading(None, waits=waits) == (
+        "source s, the agent waits for the first commit\n  there is no commit yet\n"
+    )
+    assert heading(NOW, waits=waits, trouble="https://u:pw@host") == (
+        "source s, agent seen 0s ago\n"
+        "  the agent enforces nothing: https://***@host\n"
+        "  another agent waits for the first commit: there is no commit yet\n"
+    )
 
 
 def test_an_agent_that_nobody_may_see_is_not_called_absent() -> None:

@@ -106,7 +106,7 @@ def command(
     The agent holds the source's lease and places the finalizer, so that a server deleted with
     kubectl is shut down gracefully too. Without SOURCE it runs only the servers that kubectl made.
     """
-    from gitops_mcp import agent, logs, manifests, pipeline
+    from gitops_mcp import agent, leadership, logs, manifests, pipeline
     from gitops_mcp.errors import GitOpsError
     from gitops_mcp.gitcommand import read_secret
     from gitops_mcp.metrics import Metrics
@@ -152,23 +152,26 @@ def command(
             found.refuse_doubts(looks.warn)
             return found
 
-        line = agent.first_source(
-            read,
-            ended,
-            listen=listen,
-            metrics=metrics,
-            warn=looks.warn,
-        )
-        if line is None:
-            agent.leave(exit_code())
-            return exit_code()
         cluster = pipeline.connect(
             connection,
             observe=metrics.requested,
             warn=looks.warn,
             notice=(lambda _: None) if common.quiet else looks.warn,
         )
+        waiting = leadership.waiting(cluster, source.namespace, source.source_id or "default")
         try:
+            line = agent.first_source(
+                read,
+                ended,
+                listen=listen,
+                metrics=metrics,
+                warn=looks.warn,
+                waits=waiting.say,
+            )
+            if line is None:
+                agent.leave(exit_code())
+                return exit_code()
+            waiting.end()
             agent.Agent(
                 source,
                 repository,

@@ -27,8 +27,6 @@ AT_ONCE = 8
 """Annotations that are written at the same time."""
 ASK_AGAIN = 0.25
 """Seconds between two requests for the answer of a source."""
-SECOND_LOOK = 4.0
-"""Seconds after which a living agent has renewed its lease, whatever the clocks say."""
 
 
 @click.command(
@@ -123,15 +121,20 @@ def _missing(
 
 def _read_git(cluster: Cluster, source: str, timeout: timedelta, terminal: Terminal) -> bool:
     """Ask the source's agents to read git and print each answer; False if one of them cannot read
-    it. Raises UsageError without an agent, or without an answer in time."""
-    from gitops_mcp import leadership, reports
+    it, or waits for a first commit. Raises UsageError without an agent, or without an answer in
+    time."""
+    from gitops_mcp import leadership, pipeline, reports
     from gitops_mcp.errors import UsageError
     from gitops_mcp.model import ANNOTATION_RECONCILE, ObjectRef
 
     found = leadership.find_leases(cluster, source)
-    held = [ObjectRef.of(lease) for lease in found.seen if _alive(lease)]
+    held = [ObjectRef.of(lease) for lease in found.seen if leadership.agents(lease)]
     if not held:
-        raise _no_agent(f"source {source!r}", seen=found.everywhere)
+        waiting = leadership.waiting_in(found.seen, now=pipeline.now())
+        if waiting is None:
+            raise _no_agent(f"source {source!r}", seen=found.everywhere)
+        click.echo(reports.source_waits(source, waiting, style=terminal.style), nl=False)
+        return False
     request = _stamp()
     annotated = {"metadata": {"annotations": {ANNOTATION_RECONCILE: request}}}
     for lease in held:
@@ -200,10 +203,9 @@ def _name(body: JsonObject) -> tuple[str, str]:
 
 def _expect_agents(cluster: Cluster, servers: Collection[JsonObject], terminal: Terminal) -> None:
     """Refuse, before anything is written, where nobody would answer."""
-    from gitops_mcp import pipeline
+    from gitops_mcp import leadership, pipeline
     from gitops_mcp.leadership import CLUSTER_SOURCE
     from gitops_mcp.model import LABEL_SOURCE
-    from gitops_mcp.verbs import status
 
     found = (body["metadata"] for body in servers)
     wanted = {
@@ -211,11 +213,11 @@ def _expect_agents(cluster: Cluster, servers: Collection[JsonObject], terminal: 
         for each in found
     }
     renewals, everywhere = _renewals(cluster, wanted)
-    oldest = (pipeline.now() - status.STALE).isoformat()
+    oldest = (pipeline.now() - leadership.STALE).isoformat()
     silent = {each for each in wanted if renewals.get(each, "") < oldest}
     if silent & renewals.keys():
         # Our clock may be wrong: have they renewed their lease meanwhile?
-        time.sleep(SECOND_LOOK)
+        time.sleep(leadership.SECOND_LOOK)
         later, _ = _renewals(cluster, silent)
         silent = {each for each in silent if later.get(each) == renewals.get(each)}
     if silent:
@@ -226,23 +228,23 @@ def _expect_agents(cluster: Cluster, servers: Collection[JsonObject], terminal: 
             # Who may not read the agent's Lease cannot know: the wait for the answer tells.
             terminal.warn(f"no permission to list leases: is an agent of {whose} alive?")
             return
-        raise _no_agent(whose, seen=True)
+        leases = leadership.find_leases(cluster, source).seen
+        raise _no_agent(whose, seen=True, waits=leadership.waiting_in(leases, now=pipeline.now()))
 
 
-def _no_agent(whose: str, *, seen: bool) -> GitOpsError:
-    """``seen``: this user may list the Leases, so there is none."""
+def _no_agent(whose: str, *, seen: bool, waits: str | None = None) -> GitOpsError:
+    """``seen``: this user may list the Leases, so there is none; or one ``waits`` for a commit."""
     from gitops_mcp.errors import UsageError
 
+    if waits is not None:
+        return UsageError(
+            f"the agent of {whose} waits for the first commit, so nobody would answer: {waits}"
+        )
     if not seen:
         hint = "permission to list leases.coordination.k8s.io tells whether one is alive"
         return UsageError(f"no agent of {whose} is visible to this user", hint=hint)
     hint = "start one, or use gitops-mcp sync"
     return UsageError(f"no agent of {whose} is alive, so nobody would answer", hint=hint)
-
-
-def _alive(lease: JsonObject) -> bool:
-    """Was the Lease renewed by an agent, as far as one object can say?"""
-    return str((lease.get("spec") or {}).get("holderIdentity") or "").startswith("agent-")
 
 
 def _renewals(
@@ -254,7 +256,7 @@ def _renewals(
 
     renewals: dict[tuple[str, str], str] = {}
     found = leadership.find_leases(cluster, *{source for source, _ in wanted})
-    for lease in filter(_alive, found.seen):
+    for lease in filter(leadership.agents, found.seen):
         for each in wanted:
             if leadership.covers(lease["metadata"]["name"], *each):
                 renewed = (lease.get("spec") or {}).get("renewTime") or ""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from gitops_mcp import options
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from gitops_mcp.errors import KubeError
     from gitops_mcp.kube import Cluster
     from gitops_mcp.model import JsonObject
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
     from gitops_mcp.terminal import Terminal
 
 EXIT_INTERRUPTED = 130
-STALE = timedelta(seconds=30)
-"""An agent renews its lease every two seconds."""
 
 
 @click.command(
@@ -170,23 +170,29 @@ class _Shown:
         return sorted(chosen, key=_name)
 
     def _print(self, servers: list[JsonObject]) -> None:
-        from gitops_mcp import pipeline, reports
+        from gitops_mcp import leadership, pipeline, reports
 
         now = pipeline.now()
-        seen, revision, everywhere, state = self._agent()
-        state = state.without({"/".join(_name(body)) for body in servers})
+        found = self._agent(now)
+        state = found.state.without({"/".join(_name(body)) for body in servers})
         self._missing = tuple(filter(self._shows, state.missing))
-        if self._headers and self._output in ("text", "wide"):
+        concerns = self._concerns(found, state, servers)
+        if self._headers and concerns and self._output in ("text", "wide"):
             heading = reports.status_heading(
                 self._source_id,
-                revision,
-                seen,
+                found.revision,
+                found.seen,
                 now=now,
-                stale=STALE,
-                everywhere=everywhere,
+                stale=leadership.STALE,
+                everywhere=found.everywhere,
                 state=state,
+                waits=found.waits,
+                trouble=found.trouble,
             )
             click.echo(heading, nl=False)
+        more = {"agentWaits": found.waits, "agentTrouble": found.trouble}
+        source = {"id": self._source_id, "enforced": found.revision, **state.dump()}
+        source |= {name: text for name, text in more.items() if text}
         text = reports.status(
             servers,
             now=now,
@@ -195,17 +201,29 @@ class _Shown:
             all_namespaces=self._namespace is None,
             headers=self._headers,
             missing=self._missing,
-            source={"id": self._source_id, "enforced": revision, **state.dump()},
+            source=source if concerns else None,
         )
         click.echo(text, nl=False)
+
+    def _concerns(
+        self, found: _Found, state: SourceStatus, servers: Collection[JsonObject]
+    ) -> bool:
+        """Is there anything to say of the source? One that nobody asked for, that has no agent and
+        whose servers were all moved to other source ids is none any more."""
+        from gitops_mcp import leadership
+
+        sources = {leadership.source_of(server) for server in servers} - {None}
+        chosen = self._only is not None or self._namespace is not None or bool(self._names)
+        if chosen or not sources or self._source_id in sources:
+            return True
+        speaks = (state.trouble, state.problem_count, state.missing_count)
+        return found.seen is not None or found.waits is not None or any(speaks)
 
     def _shows(self, missing: Missing) -> bool:
         namespace, _, name = missing.server.partition("/")
         return self._namespace in (None, namespace) and (not self._names or name in self._names)
 
-    def _agent(self) -> tuple[datetime | None, str, bool, SourceStatus]:
-        """The agent's last sign of life, the revision of the last pass, whether all Leases could be
-        read, and the status of the source."""
+    def _agent(self, now: datetime) -> _Found:
         from gitops_mcp import leadership, record
         from gitops_mcp.errors import KubeError
         from gitops_mcp.sourcestatus import SourceStatus, merged
@@ -213,16 +231,34 @@ class _Shown:
         try:
             leases, everywhere = leadership.find_leases(self._cluster, self._source_id)
         except KubeError:
-            return None, "", False, SourceStatus()
+            return _Found(SourceStatus(), everywhere=False)
         seen: datetime | None = None
-        revision = ""
+        revision = trouble = ""
         states = [record.status_of(self._cluster, lease) for lease in leases]
         for lease in sorted(leases, key=_renewed):
             annotations = lease["metadata"].get("annotations") or {}
             revision = annotations.get(leadership.LEASE_REVISION, revision)
-            if str(lease.get("spec", {}).get("holderIdentity", "")).startswith("agent-"):
+            if leadership.agents(lease):
                 seen = _renewed(lease)
-        return seen, revision, everywhere, merged(states)
+                trouble = annotations.get(leadership.LEASE_TROUBLE, "")
+        waits = leadership.waiting_in(leases, now=now)
+        return _Found(merged(states), everywhere, seen, revision, waits, trouble)
+
+
+class _Found(NamedTuple):
+    """What the Leases and the records of a source say."""
+
+    state: SourceStatus
+    everywhere: bool
+    """All Leases could be read."""
+    seen: datetime | None = None
+    """The agent's last sign of life."""
+    revision: str = ""
+    """That was enforced last."""
+    waits: str | None = None
+    """What an agent waits for that has no commit yet."""
+    trouble: str = ""
+    """Why the agent enforces nothing."""
 
 
 def _renewed(lease: JsonObject) -> datetime:
