@@ -44,6 +44,7 @@ from gitops_mcp.model import (
     Decision,
     Facts,
     Failure,
+    Former,
     Inquiry,
     JsonObject,
     Loaded,
@@ -159,7 +160,7 @@ class Aim:
     ``recreate`` the same of one that only a new object can bring to what git says. ``rollout``
     says whose pods may be replaced now, and is told how each server stands. ``strange`` servers
     bear this source's label though this repository's git never held what is in the cluster;
-    ``moved`` ones are to be taken from another source id of this repository.
+    ``former`` tells of those that are to be moved from another source id of this repository.
     """
 
     loaded: Loaded
@@ -168,7 +169,7 @@ class Aim:
     prune: Callable[[ServerKey], str] = lambda _: ""
     recreate: Callable[[ServerKey], str] = lambda _: ""
     strange: Callable[[ServerKey], bool] = lambda _: False
-    moved: Callable[[ServerKey], bool] = lambda _: False
+    former: Callable[[ServerKey], Former | None] = lambda _: None
     rollout: Rollout | None = None
     problems: Mapping[str, tuple[Problem, ...]] = field(init=False)
     """The mistakes of each manifest, by ``namespace/name``."""
@@ -351,7 +352,7 @@ class Engine:
             problems=aim.problems.get(str(key), ()),
             held=_held(key, aim, live, memory.failure),
             strange=live.cr is not None and aim.strange(key),
-            moved=live.cr is not None and aim.moved(key),
+            former=aim.former(key) if live.cr is not None else None,
             deferred=aim.rollout.waits(key) if aim.rollout is not None else None,
             cr=live.cr,
             children=live.children,

@@ -558,6 +558,14 @@ class Contest:
 Namespace = Literal["Active", "Terminating", "Absent"]
 
 
+class Former(NamedTuple):
+    """The source id under which a commit of this repository was applied to a server that is now to
+    be moved. ``holder`` is the other repository that holds the server there by now ("": none)."""
+
+    source: str
+    holder: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """All that ``planning.decide`` is told about one server: values, never handles.
@@ -565,8 +573,8 @@ class Facts:
     ``desired`` is what git wants (None: nothing, or nothing that can be applied); ``protected``:
     a manifest exists but is broken, ``problems`` are its mistakes; ``held``: why the guard keeps
     a server that git no longer holds; ``strange``: it bears the source's label, but this
-    repository's git never held it; ``moved``: another source id of this repository has it,
-    and it is to be taken from there; ``deferred``: why its pods are not replaced yet. ``cr``,
+    repository's git never held it; ``former``: the source id that it is to be moved from, where it
+    bears another one; ``deferred``: why its pods are not replaced yet. ``cr``,
     ``children`` (by kind: Deployment, Service) and ``pods`` are the live objects, found by the
     names and labels of the server whoever made them; ``namespace`` is the phase of their namespace.
     ``probe`` is the last handshake, ``failure`` what the last request ended with,
@@ -583,7 +591,7 @@ class Facts:
     problems: tuple[Problem, ...] = ()
     held: str = ""
     strange: bool = False
-    moved: bool = False
+    former: Former | None = None
     deferred: Deferral | None = None
     cr: JsonObject | None = None
     children: Mapping[str, JsonObject] = field(default_factory=dict)

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gitops_mcp import (
@@ -25,7 +25,7 @@ from gitops_mcp import (
     sourcestatus,
     status,
 )
-from gitops_mcp.errors import GitOpsError, KindAbsent, Permanent, UsageError
+from gitops_mcp.errors import GitOpsError, KindAbsent, LeaseLost, Permanent, UsageError
 from gitops_mcp.leadership import Say
 from gitops_mcp.model import (
     ANNOTATION_PRUNE,
@@ -36,10 +36,12 @@ from gitops_mcp.model import (
     INSTALL_CRD,
     KIND,
     KUBECTL_MANAGERS,
+    LABEL_SOURCE,
     Change,
     ChangeAction,
     Context,
     Facts,
+    Former,
     JsonObject,
     Loaded,
     McpServer,
@@ -62,7 +64,7 @@ from gitops_mcp.options import (
     listed,
     parse_config,
 )
-from gitops_mcp.record import ROOTS, UNKNOWN, Books, Fingerprint, Identity, Store
+from gitops_mcp.record import PREFIX, ROOTS, UNKNOWN, Books, Fingerprint, Identity, Store
 from gitops_mcp.rollout import ALL, DEFAULT, Rollout, Serial
 
 if TYPE_CHECKING:
@@ -104,6 +106,8 @@ MAKE_NAMESPACES = (Right("create", "", "namespaces"), Right("patch", "", "namesp
 """Besides, where a namespace is to be made: an apply of what is not there asks for both."""
 OLDEST_KUBERNETES = (1, 30)
 """The first with a native preStop sleep switched on."""
+COMMITS = 1024
+"""Of how many commits git's answer is kept: servers name them, so they are not all ours."""
 
 
 # --- source, load, render -------------------------------------------------------------------
@@ -135,6 +139,15 @@ class Source:
         return Identity(
             self.source_id, fingerprint, options.cluster, self.named, options.names_cluster
         )
+
+    @cached_property
+    def _knows(self) -> Callable[[str], bool]:
+        """``Repository.knows``, asked once for each commit: git takes milliseconds to answer."""
+        return lru_cache(COMMITS)(self.repository.knows)
+
+    @cached_property
+    def _may_hold(self) -> Callable[[str], bool]:
+        return lru_cache(COMMITS)(self.repository.may_hold)
 
     @cached_property
     def renderer(self) -> Renderer:
@@ -238,23 +251,29 @@ class Source:
         commit that was applied is not known here. Raises SourceError."""
         if books.takes_over or key in books.record.servers:
             return False
+        return self.is_others(key, view)
+
+    def is_others(self, key: ServerKey, view: View) -> bool:
+        """Was the MCPServer, which bears this source id, applied from a commit of another
+        repository? Raises SourceError."""
         cr = view.resource(key)
         if cr is None or planning.owner_of(cr, self.source_id) is not planning.Owner.OURS:
             return False
         return not self.may_hold(cr)
 
-    def is_moved(self, key: ServerKey, view: View) -> bool:
-        """Was the MCPServer of another source id applied from a commit of this repository? Raises
-        SourceError."""
+    def former_id(self, key: ServerKey, view: View) -> str:
+        """The other source id under which a commit of this repository was applied to the MCPServer;
+        "" where there is none. Raises SourceError."""
         cr = view.resource(key)
         if cr is None or planning.owner_of(cr, self.source_id) is not planning.Owner.OTHER:
-            return False
-        return self.repository.knows(_revision(cr).removesuffix("-dirty"))
+            return ""
+        known = self._knows(_revision(cr).removesuffix("-dirty"))
+        return str(cr["metadata"]["labels"][LABEL_SOURCE]) if known else ""
 
     def may_hold(self, cr: JsonObject) -> bool:
         """May the commit that an MCPServer was applied from be this repository's? Raises
         SourceError."""
-        return self.repository.may_hold(_revision(cr).removesuffix("-dirty"))
+        return self._may_hold(_revision(cr).removesuffix("-dirty"))
 
     def enforced(
         self, books: Books, view: View, wishes: Wishes, *, sees: Callable[[str], bool]
@@ -734,6 +753,7 @@ class Pass:
     wishes: Wishes
     warn: Say = lambda _: None
     progress: Callable[[Progress], None] = lambda _: None
+    say: Say = lambda _: None
     may_write: Callable[[bool], bool] = lambda _: True
     """Asked right before each write, with True for a server that kubectl made."""
     ready: dict[ServerKey, str] = field(default_factory=dict)
@@ -743,6 +763,8 @@ class Pass:
     """Namespaces that a check found missing, and went on as if they were made."""
     unready: dict[ServerKey, str] = field(default_factory=dict)
     """Servers that nothing went wrong with and that are not Ready, each with the reason."""
+    _taken: dict[ServerKey, str] = field(default_factory=dict)
+    """From whom servers are taken over, as it is told of each."""
     _bugs: set[tuple[str, str]] = field(default_factory=set)
     """The unexpected errors that were reported, each by its type and place."""
     books: Books | None = None
@@ -766,7 +788,9 @@ class Pass:
         keys = self._keys(view, context)
         if self.wishes.rights:
             self._ask_rights(view, keys)
+        former = self._former(view, keys)
         books = self._opened(view)
+        self._taken = self._tell_taken(books, view, keys, former)
         before = {key for key, cr in view.resources() if _is_ready(cr)}
         refused = {key for key in keys - before if _is_refused(view.live(key).cr)}
         record = books.record
@@ -800,7 +824,7 @@ class Pass:
             prune=guard.prune,
             recreate=guard.recreate,
             strange=guard.strange,
-            moved=lambda key: self.wishes.move and self.source.is_moved(key, view),
+            former=former.get,
             rollout=batches,
         )
         engine = Engine(
@@ -851,6 +875,8 @@ class Pass:
                 self.warn(f"the source record could not be written: {error.message}")
         if self.wishes.foreign:
             report = self._with_foreign(report, engine, context)
+        with contextlib.suppress(GitOpsError):  # the pass is over: a hint is no reason to fail
+            self._tell_left(former, view, sees=watches.covers(versions))
         self.ready = {
             outcome.server: (
                 "" if outcome.server in refused else _revision(view.resource(outcome.server))
@@ -918,6 +944,120 @@ class Pass:
             books = Books(None, clock=utc_now)
             books.open(source.identity, revision=self.last, live=live)
         return books
+
+    def _former(self, view: View, keys: Collection[ServerKey]) -> dict[ServerKey, Former]:
+        """The servers that bear another source id of this repository, where they are to be moved.
+        Raises LeaseLost while that id's agent is alive, UsageError where its record is no help."""
+        if not self.wishes.move:
+            return {}
+        held = self.source.loaded.servers
+        ids = {key: self.source.former_id(key, view) for key in keys if key in held}
+        found: dict[ServerKey, Former] = {}
+        for source_id in sorted(filter(None, set(ids.values()))):
+            theirs = {key for key, each in ids.items() if each == source_id}
+            areas = sorted({leadership.area_of(key.namespace) for key in theirs})
+            try:
+                records = leadership.find_records(self.cluster, source_id, areas=areas)
+            except Permanent as error:
+                raise UsageError(
+                    f"it is not known whether source {source_id!r} is another repository's by now: "
+                    f"{error.message}",
+                    hint=f"permission to get its record, the ConfigMap {PREFIX}{source_id}, tells",
+                ) from error
+            others = {
+                ref: record
+                for ref, record in records.items()
+                if not record.fingerprint.agrees(self.source.identity.fingerprint)
+            }
+            for key in theirs:
+                holders = (
+                    f"{record.fingerprint}, as {ref} in namespace {ref.namespace} says"
+                    for ref, record in others.items()
+                    if key in record.servers
+                )
+                found[key] = Former(source_id, next(holders, ""))
+            if moved := {key for key in theirs if not found[key].holder}:
+                self._refuse_living(source_id, moved)
+        return found
+
+    def _refuse_living(self, source_id: str, moved: Collection[ServerKey]) -> None:
+        """Raises LeaseLost while somebody else writes for the source id that servers move from."""
+        leases = leadership.find_leases(self.cluster, source_id)
+        places = {key.namespace for key in moved}
+        covering = (
+            lease
+            for lease in leases.seen
+            if any(leadership.covers(lease["metadata"]["name"], source_id, one) for one in places)
+        )
+        living = leadership.living(self.cluster, covering)
+        if living is not None:
+            ref, holder = living
+            message = (
+                f"{len(moved)} server(s) cannot be moved from source {source_id!r} while {holder} "
+                f"holds lease {ref.namespace}/{ref.name}"
+            )
+            hint = "stop it first, or start it with another --source-id"
+            if not self.wishes.check:
+                raise LeaseLost(message, hint=hint)
+            self.warn(f"{message}; {hint}")
+        elif not leases.everywhere:
+            self.warn(
+                "no permission to list leases: an agent of source "
+                f"{source_id!r}, or its record, may not have been seen"
+            )
+
+    def _tell_taken(
+        self,
+        books: Books,
+        view: View,
+        keys: Collection[ServerKey],
+        former: Mapping[ServerKey, Former],
+    ) -> dict[ServerKey, str]:
+        """From whom each server is taken over; says so of the source id itself."""
+        taken = {key: f"moved from source {one.source!r}" for key, one in former.items()}
+        if not self.wishes.move:
+            return taken
+        source, stored = self.source, books.found
+        would = "would be" if self.wishes.check else "was"
+        mine = source.identity
+        other = stored is not None and not stored.fingerprint.agrees(mine.fingerprint)
+        if stored is not None and other:
+            last = f", which enforced {stored.commit[:12]} last" if stored.commit else ""
+            self.say(
+                f"source id {mine.source!r} {would} taken over from another repository: "
+                f"{stored.fingerprint}{last}"
+            )
+        if stored is not None and stored.cluster != mine.cluster:
+            self.say(f"cluster {stored.cluster} {would} renamed to {mine.cluster}")
+        for key in keys:
+            unknown = other or stored is None or key not in stored.servers
+            if unknown and key in source.loaded.servers and source.is_others(key, view):
+                commit = _revision(view.resource(key))[:12]
+                taken[key] = f"taken over from another repository, applied from commit {commit}"
+        return taken
+
+    def _with_taken(self, outcome: Outcome) -> Outcome:
+        """What is said of a server names whom it was taken from."""
+        if outcome.server not in self._taken or outcome.result not in ("ok", "changed"):
+            return outcome
+        told = filter(None, (self._taken[outcome.server], outcome.message))
+        return replace(outcome, message="; ".join(told))
+
+    def _tell_left(
+        self, former: Mapping[ServerKey, Former], view: View, *, sees: Callable[[str], bool]
+    ) -> None:
+        """Say which source ids of this repository have no server any more, and what is left of
+        them."""
+        mine = self.source.identity.fingerprint
+        labels = {leadership.source_of(cr) for _, cr in view.resources()}
+        for source_id in sorted({one.source for one in former.values()} - labels):
+            for ref, record in leadership.find_records(self.cluster, source_id).items():
+                seen = all(sees(key.namespace) for key in record.servers)
+                if seen and record.fingerprint.agrees(mine):
+                    self.say(
+                        f"source {source_id!r} has no servers any more; to forget it: kubectl "
+                        f"delete configmap,lease -n {ref.namespace} {ref.name} --ignore-not-found"
+                    )
 
     def _ask_rights(self, view: View, keys: Collection[ServerKey]) -> None:
         """Refuse, in one line, a pass that would stop half-way for want of a right. Servers that
@@ -992,8 +1132,8 @@ class Pass:
         ]
         if bearing:
             self.warn(
-                f"{len(bearing)} server(s) bear the agent's finalizer while no agent holds the "
-                "lease: deleting them by hand waits for the next sync or agent"
+                f"{len(bearing)} server(s) bear the agent's finalizer: deleting them by hand waits "
+                "for an agent of this source, or for its next sync"
             )
 
     def _may_patch(self, keys: Collection[ServerKey]) -> bool:
@@ -1037,7 +1177,7 @@ class Pass:
             )
 
     def _report(self, engine: Engine, keys: Collection[ServerKey]) -> Report:
-        outcomes = [engine.outcome(key) for key in sorted(keys)]
+        outcomes = [self._with_taken(engine.outcome(key)) for key in sorted(keys)]
         return Report(
             revision=self.source.snapshot.revision,
             cluster=self.options.cluster,
@@ -1051,17 +1191,11 @@ def ours(view: View, source: Source) -> dict[ServerKey, str]:
     """The MCPServers in the cluster that are provably this source's, with their files. Another
     repository may have the same id, with a record in another namespace or of another area: a server
     counts only if its commit is known here. Raises SourceError."""
-    found: dict[ServerKey, str] = {}
-    known: dict[str, bool] = {}
-    for key, cr in view.resources():
-        if planning.owner_of(cr, source.source_id) is not planning.Owner.OURS:
-            continue
-        commit = _revision(cr)
-        if commit not in known:
-            known[commit] = source.may_hold(cr)
-        if known[commit]:
-            found[key] = planning.file_of(cr)
-    return found
+    return {
+        key: planning.file_of(cr)
+        for key, cr in view.resources()
+        if planning.owner_of(cr, source.source_id) is planning.Owner.OURS and source.may_hold(cr)
+    }
 
 
 def survey(

@@ -278,8 +278,8 @@ def decide(facts: Facts, context: Context, renderer: Renderer) -> Decision:
 
 
 _STRANGE = (
-    "bears the label of this source, but git never held it: it is neither run nor pruned; add it "
-    "to git, or delete it with kubectl"
+    "bears the label of this source, but git never held it: it is neither run nor pruned; unless "
+    "it is another repository's with the same source id, add it to git, or delete it with kubectl"
 )
 
 
@@ -302,7 +302,8 @@ def _claimant(facts: Facts, context: Context, renderer: Renderer) -> Owner | Non
     relabelled = not (
         LABEL_SOURCE in labels and diffing.owns(cr, "metadata", "labels", LABEL_SOURCE)
     )
-    if (relabelled or facts.moved) and _applied(cr) and _made_from(cr, desired, renderer):
+    moved = facts.former is not None and not facts.former.holder
+    if (relabelled or moved) and _applied(cr) and _made_from(cr, desired, renderer):
         return Owner.COPIED
     return owner
 
@@ -335,11 +336,13 @@ def _other_source(facts: Facts) -> Decision:
         return Decision("skipped", message="belongs to another source")
     assert facts.cr is not None  # noqa: S101 -- only a CR has a source
     source = facts.cr["metadata"]["labels"][LABEL_SOURCE]
+    why = "; if the source id of this repository was changed, sync --take-over moves it"
+    if facts.former is not None:
+        why = " and was applied from another file with another spec, so it is not moved"
+        if facts.former.holder:
+            why = f", which another repository has taken over: {facts.former.holder}"
     return _refused(
-        facts,
-        f"mcpserver/{facts.key.name} belongs to source {source!r}; if the source id of this "
-        "repository was changed, sync --take-over moves it",
-        adopt=False,
+        facts, f"mcpserver/{facts.key.name} belongs to source {source!r}{why}", adopt=False
     )
 
 

@@ -26,10 +26,11 @@ import yaml
 from commandline import BROKEN, Ended, Run, completer, manifest, runner
 from gitfixtures import GitServer, bare, commit, commit_all, git, worktree, write
 
-from gitops_mcp import leadership, planning, record
+from gitops_mcp import leadership, planning, record, sandbox
 from gitops_mcp.kube import Cluster
 from gitops_mcp.model import API_VERSION, KIND, Decision, Facts, JsonObject, ObjectRef
 from gitops_mcp.sourcestatus import Missing, SourceStatus
+from gitops_mcp.verbs.sandbox import install_crd
 
 pytest_plugins = ["clusters"]
 GITOPS = [sys.executable, "-m", "gitops_mcp"]
@@ -756,8 +757,8 @@ def _record(fleet: Fleet) -> ObjectRef:
     return ObjectRef("v1", "ConfigMap", fleet.name, leadership.lease_name(fleet.name))
 
 
-def _lease(fleet: Fleet, namespace: str = "") -> ObjectRef:
-    name = leadership.lease_name(fleet.name)
+def _lease(fleet: Fleet, namespace: str = "", name: str = "") -> ObjectRef:
+    name = leadership.lease_name(name or fleet.name)
     return ObjectRef("coordination.k8s.io/v1", "Lease", namespace or fleet.name, name)
 
 
@@ -850,6 +851,114 @@ def test_a_changed_source_id_takes_its_servers_along_when_it_is_told_to(
     assert "pruned=1" in fleet.run("sync", fleet.folder, *named).out
 
 
+def test_a_server_that_another_repository_took_over_unchanged_is_not_moved(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    assert fleet("sync").code == 0
+    worktree(tmp_path / "other", {"web.yaml": manifest(namespace=None)}, message="Another one")
+    common = ("-n", fleet.name, "--source-id", fleet.name, "--take-over")
+    assert fleet.run("sync", tmp_path / "other", *common).code == 0
+    before = fleet.get(KIND, "web") or {}  # which names our commit, as it says the same
+    sha = git(fleet.folder, "rev-parse", "HEAD")
+    assert before["status"]["source"]["revision"] == sha
+    named = ("-n", fleet.name, "--source-id", f"{fleet.name}-new", "--take-over")
+    for more in (("--check",), ()):
+        ended = fleet.run("sync", fleet.folder, *named, *more)
+        assert (ended.code, "blocked=1" in ended.out) == (1, True)
+        assert "which another repository has taken over: " in ended.out
+        assert str(tmp_path / "other") in ended.out
+        assert leadership.lease_name(fleet.name) in ended.out
+    assert "sync --take-over moves it" not in ended.out
+    after = fleet.get(KIND, "web") or {}
+    assert after["metadata"]["labels"]["mcp.example.com/source"] == fleet.name
+    assert after["metadata"]["generation"] == before["metadata"]["generation"]
+
+
+def test_nothing_is_moved_while_somebody_writes_under_the_former_id(fleet: Fleet) -> None:
+    assert fleet("sync").code == 0
+    named = ("-n", fleet.name, "--source-id", f"{fleet.name}-new", "--take-over")
+    stop = threading.Event()
+    lease = leadership.source_lease(fleet.cluster, fleet.name, fleet.name, "agent")
+
+    def renew() -> None:
+        while not stop.wait(0.5):
+            lease.acquire()
+
+    assert lease.acquire()
+    renewal = threading.Thread(target=renew)
+    renewal.start()
+    try:
+        ended = fleet.run("sync", fleet.folder, *named)
+        check = fleet.run("sync", fleet.folder, *named, "--check")
+    finally:
+        stop.set()
+        renewal.join()
+    assert (ended.code, ended.out) == (2, "")
+    where = f"{lease.identity} holds lease {fleet.name}/{leadership.lease_name(fleet.name)}"
+    assert f"1 server(s) cannot be moved from source '{fleet.name}' while {where}" in ended.error
+    assert "stop it first, or start it with another --source-id" in ended.error
+    assert (check.code, where in check.err) == (0, True)
+    assert "--check: nothing was written" in check.err
+    server = fleet.get(KIND, "web") or {}
+    assert server["metadata"]["labels"]["mcp.example.com/source"] == fleet.name
+    # It was killed: its Lease names it still, and is renewed no more.
+    assert "changed=1" in fleet.run("sync", fleet.folder, *named).out
+
+
+def test_a_take_over_says_what_it_took_and_from_whom(fleet: Fleet, tmp_path: Path) -> None:
+    commit_all(fleet.folder, {"api.yaml": manifest("api", None)})
+    assert fleet("sync").code == 0
+    sha = git(fleet.folder, "rev-parse", "HEAD")
+    new = ("-n", fleet.name, "--source-id", f"{fleet.name}-new", "--take-over")
+    moved = f"moved from source '{fleet.name}'"
+    ended = fleet.run("sync", fleet.folder, *new, "--limit", "web")
+    assert f"changed: [{fleet.name}/web] update MCPServer; {moved}" in ended.out
+    assert "has no servers any more" not in ended.err
+    check = fleet.run("sync", fleet.folder, *new, "--check", "-o", "json")
+    assert {s["server"]: s["message"] for s in check.json["servers"] if s["message"]} == {
+        f"{fleet.name}/api": moved
+    }
+    assert "nothing was written" in check.err
+    assert moved in fleet.run("sync", fleet.folder, *new).out
+
+    other = tmp_path / "other"
+    worktree(other, {"web.yaml": manifest(namespace=None)}, message="Another one")
+    fleet.cluster.merge_patch(
+        _lease(fleet, name=f"{fleet.name}-new"), {"spec": {"holderIdentity": "agent-gone"}}
+    )
+    for more, would in (("--check", "would be"), ("-v", "was")):
+        ended = fleet.run("sync", other, *new, more, "-o", "json")
+        said = f"source id '{fleet.name}-new' {would} taken over from another repository: "
+        assert f"{said}{fleet.folder} (root " in ended.err
+        assert f"which enforced {sha[:12]} last" in ended.err
+        (web,) = (s for s in ended.json["servers"] if s["server"].endswith("/web"))
+        assert web["message"].startswith(
+            f"taken over from another repository, applied from commit {sha[:12]}"
+        )
+        assert ("was taken from agent-gone" in ended.err) == (more == "-v")
+
+
+def test_a_source_id_that_everything_was_moved_from_is_no_source_any_more(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    with sandbox.start(speed=20) as alone:  # status -A is about the whole cluster
+        config = alone.write_kubeconfig(tmp_path / "config")
+        install_crd(alone.url)
+        options = ("--kubeconfig", config)
+        assert fleet.run("sync", fleet.folder, *options).code == 0
+        assert fleet.run("status", "-A", *options).out.startswith("source default at ")
+        assert fleet.run("status", "-A", "-o", "json", *options).json["source"]["id"] == "default"
+        ended = fleet.run("sync", fleet.folder, *options, "--source-id", "new", "--take-over")
+        assert (
+            "source 'default' has no servers any more; to forget it: kubectl delete "
+            "configmap,lease -n default gitops-mcp-default"
+        ) in ended.err
+        assert fleet.run("status", "-A", *options).out.startswith("NAMESPACE")
+        assert "source" not in fleet.run("status", "-A", "-o", "json", *options).json
+        asked = fleet.run("status", "-A", "--source-id", "default", *options)
+        assert asked.out.startswith("source default at ")
+
+
 def test_the_loss_of_the_record_releases_no_prune(fleet: Fleet) -> None:
     files = {f"s{n}.yaml": manifest(f"s{n}", None, replicas=0) for n in range(4)}
     commit_all(fleet.folder, {"web.yaml": None, **files})
@@ -884,7 +993,7 @@ def test_status_is_a_table_under_a_line_about_source_and_agent(fleet: Fleet) -> 
     wide = fleet.run("status", "web", "-n", fleet.name, "-o", "wide").out.splitlines()
     assert wide[1].split()[-1] == "VERIFIED"
     everywhere = fleet.run("status", "-A").out.splitlines()
-    assert everywhere[1].split()[0] == "NAMESPACE"
+    assert everywhere[0].split()[0] == "NAMESPACE"  # nothing is source default's
     assert any(line.split()[:2] == [fleet.name, "web"] for line in everywhere)
 
 

@@ -97,6 +97,22 @@ class Stage:
             self.controller.look(self.woken.pop(0))
 
 
+def test_git_is_asked_once_about_the_commit_of_many_servers() -> None:
+    asked: list[str] = []
+
+    class Asked(_Repository):
+        def may_hold(self, sha: str) -> bool:
+            asked.append(sha)
+            return False
+
+    read = replace(source("a"), repository=cast("Any", Asked()))
+    server = {"status": {"source": {"revision": "b" * 40}}}
+    assert [read.may_hold(server) for _ in range(9)] == [False] * 9
+    assert asked == ["b" * 40]
+    assert replace(read).may_hold(server) is False  # another commit of ours: it may have come along
+    assert asked == ["b" * 40] * 2
+
+
 def test_a_look_that_began_before_a_commit_was_adopted_does_not_count_for_it() -> None:
     stage = Stage()
     stage.controller.adopt(source("a", WEB))

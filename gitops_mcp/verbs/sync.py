@@ -126,7 +126,9 @@ def command(
             push=push_notes,
             warn=terminal.warn,
         )
-        one = pipeline.Pass(line, cluster, source, wishes, terminal.warn, terminal.progress)
+        one = pipeline.Pass(
+            line, cluster, source, wishes, terminal.warn, terminal.progress, terminal.say
+        )
         shared = leadership.CLUSTER_SOURCE
         books = partial(pipeline.books, cluster, line.source_id, take_over=take_over)
         try:
@@ -179,6 +181,8 @@ def command(
     pending = sum(
         outcome.ready is False and outcome.result == "changed" for outcome in report.outcomes
     )
+    if check:
+        terminal.say("--check: nothing was written")
     if pending and wait is None and not check:
         terminal.say(f"{pending} server(s) are not Ready yet: --wait, or an agent, follows them")
     waited = wait is not None and not check
