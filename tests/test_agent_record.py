@@ -143,3 +143,26 @@ def test_an_agent_that_waits_for_the_first_commit_says_so_in_the_cluster(
     name = leadership.lease_name("team-a")
     lease = place.cluster.get(ObjectRef("coordination.k8s.io/v1", "Lease", "default", name))
     assert leadership.LEASE_WAITS not in (lease or {})["metadata"]["annotations"]
+
+
+def test_nothing_is_moved_from_an_agent_that_lives(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(place.kubeconfig))
+    run = runner(capsys)
+    place.push(web=manifest("web"))
+    moved = ("sync", place.repository, "--source-id", "new", "--take-over")
+    with place.agent() as former:
+        until(lambda: place.ready("web") and place.is_ready(), "the first commit")
+        ended = run(*moved)
+        assert (ended.code, ended.out) == (2, "")
+        assert "cannot be moved from source 'default' while agent-" in ended.err
+        assert f"-{former.pid}-" in ended.err
+        assert "holds lease default/gitops-mcp-default" in ended.err
+        assert "finalizer" not in ended.err
+        former.kill()  # which leaves its Lease as it is
+        former.wait()
+    ended = run(*moved)
+    assert ended.code == 0
+    assert "changed: [ai/web] update MCPServer; moved from source 'default'" in ended.out
+    assert "waits for an agent of this source, or for its next sync" in ended.err
