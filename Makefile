@@ -22,7 +22,7 @@ DEV := $(VENV)/.dev-$(call key,requirements/*.txt pyproject.toml)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage fuzz simulate truth plane servers cluster bench bench-plane bench-agent lint types format build \
+.PHONY: help demo test coverage fuzz simulate truth plane servers cluster bench bench-plane bench-agent tables lint types format build \
   lock clean
 
 help: ## List the targets
@@ -74,6 +74,11 @@ bench-plane: plane ## Measure 1,000 servers on real control planes, beside kubec
 
 bench-agent: plane ## Measure the living agent on real control planes: ARGS="--servers 200"
 	@$(PY) benchmarks/agent.py $(ARGS)
+
+tables: $(DEV) ## Write the tables and manifests that docs/ and deploy/ take from the code
+	@PYTHONPATH=tests $(PY) tests/project/test_docs.py
+	@PYTHONPATH=tests $(PY) tests/agent/test_observability.py
+	@$(PY) -m gitops_mcp crd > deploy/crd.yaml
 
 lint: $(DEV) ## Check style, layout and the direction of imports
 	@$(BIN)/ruff check .

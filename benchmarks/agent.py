@@ -46,19 +46,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import agents  # noqa: E402
-import gitfixtures  # noqa: E402
-import rig  # noqa: E402
-from control_plane import TICKS, VARS, Clocks, Side, command, kubectl, make_namespaces  # noqa: E402
-from fleet import files  # noqa: E402
-from plane import Plane, Request, Unavailable  # noqa: E402
+import agents
+import gitfixtures
+import rig
+from control_plane import TICKS, VARS, Clocks, Side, command, kubectl, make_namespaces
+from fleet import files
+from plane import Plane, Request, Unavailable
 
-from gitops_mcp import pipeline  # noqa: E402
-from gitops_mcp.agent import WORKERS  # noqa: E402
-from gitops_mcp.kube import Cluster  # noqa: E402
-from gitops_mcp.model import API_VERSION, FIELD_MANAGER, KIND, JsonObject, ServerKey  # noqa: E402
-from gitops_mcp.options import SourceOptions  # noqa: E402
-from gitops_mcp.view import key_of  # noqa: E402
+from gitops_mcp.agent.agent import WORKERS
+from gitops_mcp.base.names import API_VERSION, FIELD_MANAGER, KIND, JsonObject, ServerKey
+from gitops_mcp.cluster.kube import Cluster
+from gitops_mcp.cluster.view import key_of
+from gitops_mcp.source.settings import SourceOptions
+from gitops_mcp.sync import reading
 
 PUSH_BAR, DRIFT_BAR = 0.5, 1.0
 """Seconds, of which 95 % may take no more."""
@@ -457,9 +457,9 @@ def bare(agent: Living, count: int, namespaces: Iterable[str]) -> Made:
     """The agent's fleet once more on a plane of its own: each object one PATCH, a status before its
     Deployment is available, and one after."""
     options = SourceOptions(str(agent.repository), ref="HEAD")
-    with pipeline.open_repository(options) as repository:
+    with reading.open_repository(options) as repository:
         repository.poll()
-        objects = pipeline.read(options, repository).rendered()
+        objects = reading.read(options, repository).rendered()
     crs, _ = agent.cluster.list(API_VERSION, KIND, None)
     statuses = {key_of({"kind": KIND, **cr}): cr["status"] for cr in crs}
     with contextlib.ExitStack() as stack:

@@ -33,16 +33,17 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import rig  # noqa: E402
-from fleet import files  # noqa: E402
-from passes import CHANGE_WRITES, Passes, settle  # noqa: E402
-from plane import Plane, Request, Unavailable  # noqa: E402
+import rig
+from fleet import files
+from passes import CHANGE_WRITES, Passes, settle
+from plane import Plane, Request, Unavailable
 
-from gitops_mcp import fleet  # noqa: E402
-from gitops_mcp.cli import spare_the_collector  # noqa: E402
-from gitops_mcp.kube import PAGE, PLURALS, Cluster  # noqa: E402
-from gitops_mcp.model import KIND, JsonObject, ServerKey  # noqa: E402
-from gitops_mcp.view import WATCHED, key_of  # noqa: E402
+from gitops_mcp.base.names import KIND, JsonObject, ServerKey
+from gitops_mcp.cli.main import spare_the_collector
+from gitops_mcp.cluster.kinds import PLURALS
+from gitops_mcp.cluster.kube import PAGE, Cluster
+from gitops_mcp.cluster.view import WATCHED, key_of
+from gitops_mcp.sync import fleet
 
 CREATE_BAR = 1.15
 """Creation over the same requests, bare."""

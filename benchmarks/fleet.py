@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
-from gitops_mcp.model import SourceFile
-from gitops_mcp.transports import TRANSPORTS
+from gitops_mcp.base.source import SourceFile
+from gitops_mcp.base.transports import TRANSPORTS
 
 _DEFAULTS = """\
 spec:

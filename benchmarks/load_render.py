@@ -20,12 +20,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import yaml  # noqa: E402
-from fleet import files  # noqa: E402
+import yaml
+from fleet import files
 
-from gitops_mcp import manifests, serverschema, settings  # noqa: E402
-from gitops_mcp.model import Loaded, SourceFile  # noqa: E402
-from gitops_mcp.rendering import Renderer  # noqa: E402
+from gitops_mcp.base import resources
+from gitops_mcp.base.source import Loaded, SourceFile
+from gitops_mcp.source import manifests, serverschema
+from gitops_mcp.source.rendering import Renderer
 
 COLD_BAR = 3.0
 CHANGE_BAR = 0.1
@@ -45,7 +46,7 @@ class Pipeline:
         assert not loaded.problems, loaded.problems[:3]
         if self._renderer is None:
             self._renderer = Renderer(
-                settings.resource("templates"), source="b", variables=loaded.variables
+                resources.folder("templates"), source="b", variables=loaded.variables
             )
         objects = 0
         for key in manifests.changed(self._last, loaded):

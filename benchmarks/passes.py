@@ -24,22 +24,23 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import rig  # noqa: E402
-from fleet import files  # noqa: E402
+import rig
+from fleet import files
 
-from gitops_mcp import manifests, pipeline  # noqa: E402
-from gitops_mcp.cli import spare_the_collector  # noqa: E402
-from gitops_mcp.kube import PAGE, Cluster  # noqa: E402
-from gitops_mcp.model import Report  # noqa: E402
-from gitops_mcp.options import SourceOptions  # noqa: E402
-from gitops_mcp.view import WATCHED  # noqa: E402
+from gitops_mcp.base.model import Report
+from gitops_mcp.cli.main import spare_the_collector
+from gitops_mcp.cluster.kube import PAGE, Cluster
+from gitops_mcp.cluster.view import WATCHED
+from gitops_mcp.source import manifests
+from gitops_mcp.source.settings import SourceOptions
+from gitops_mcp.sync import pipeline, reading
 
 CHANGE_BAR = 1.25
 """CPU of a pass with one change over one with none, at any size: noise included."""
 CHANGE_WRITES = 5
 """One changed server: its MCPServer, its Deployment, and the status before and after."""
 REPEATS = 3
-CREATE = pipeline.Wishes(create_namespace=True)
+CREATE = reading.Wishes(create_namespace=True)
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Passes:
         self._requests: Counter[str] = Counter()
         self.cluster = Cluster(str(kubeconfig), observe=self._observe)
         self._options = SourceOptions(str(repository), ref="HEAD")
-        self._repository = pipeline.open_repository(self._options)
+        self._repository = reading.open_repository(self._options)
         self._cache = manifests.Cache()
 
     def __enter__(self) -> Passes:
@@ -78,12 +79,12 @@ class Passes:
         if verb not in ("ask", "watch"):
             self._requests[verb] += 1
 
-    def one(self, wishes: pipeline.Wishes = CREATE) -> Cost:
+    def one(self, wishes: reading.Wishes = CREATE) -> Cost:
         """One pass; all its servers must end well."""
         self._requests.clear()
         wall, cpu = time.monotonic(), time.process_time()
         self._repository.poll()
-        source = pipeline.read(self._options, self._repository, cache=self._cache)
+        source = reading.read(self._options, self._repository, cache=self._cache)
         report = pipeline.Pass(source, self.cluster, self._options, wishes).run()
         cost = Cost(time.monotonic() - wall, time.process_time() - cpu, Counter(self._requests))
         check(report)

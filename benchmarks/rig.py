@@ -12,13 +12,13 @@ from pathlib import Path
 
 import yaml
 
-from gitops_mcp.kube import Cluster
-from gitops_mcp.model import SourceFile
+from gitops_mcp.base.source import SourceFile
+from gitops_mcp.cluster.kube import Cluster
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tests"))
 
-import plane  # noqa: E402
+import plane
 
 CHOICES = ("sandbox", "plane")
 

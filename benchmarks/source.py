@@ -23,11 +23,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from fleet import files  # noqa: E402
-from gitfixtures import GitServer, bare, commit, git  # noqa: E402
+from fleet import files
+from gitfixtures import GitServer, bare, commit, git
 
-from gitops_mcp import manifests, pipeline  # noqa: E402
-from gitops_mcp.options import SourceOptions  # noqa: E402
+from gitops_mcp.source import manifests
+from gitops_mcp.source.settings import SourceOptions
+from gitops_mcp.sync import reading
 
 CHANGE_BAR = 1.2
 """CPU of one change among many over that among few."""
@@ -79,9 +80,9 @@ class Follower:
         self.wall: list[float] = []
         self._fleet = fleet
         self._options = SourceOptions(location, branch="main")
-        self._repository = pipeline.open_repository(self._options)
+        self._repository = reading.open_repository(self._options)
         self._cache = manifests.Cache()
-        self._source = pipeline.read(self._options, self._repository, cache=self._cache)
+        self._source = reading.read(self._options, self._repository, cache=self._cache)
 
     def close(self) -> None:
         self._repository.close()
@@ -97,7 +98,7 @@ class Follower:
     def _adopt(self) -> None:
         former = self._source
         assert self._repository.poll().kind == "moved"
-        self._source = pipeline.read(
+        self._source = reading.read(
             self._options, self._repository, cache=self._cache, former=former
         )
         assert len(manifests.changed(former.loaded, self._source.loaded)) == 1
@@ -119,9 +120,9 @@ def kept(fleet: Fleet) -> float:
     options = SourceOptions(str(fleet.path))
     gc.collect()
     tracemalloc.start()
-    with pipeline.open_repository(options) as repository:
+    with reading.open_repository(options) as repository:
         cache = manifests.Cache()
-        source = pipeline.read(options, repository, cache=cache)
+        source = reading.read(options, repository, cache=cache)
         gc.collect()
         size, _ = tracemalloc.get_traced_memory()
         assert source.loaded.servers

@@ -31,12 +31,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import rig  # noqa: E402
-from fleet import files  # noqa: E402
-from plane import Plane, Unavailable  # noqa: E402
+import rig
+from fleet import files
+from plane import Plane, Unavailable
 
-from gitops_mcp.kube import PAGE, PLURALS, Cluster  # noqa: E402
-from gitops_mcp.view import WATCHED  # noqa: E402
+from gitops_mcp.cluster.kinds import PLURALS
+from gitops_mcp.cluster.kube import PAGE, Cluster
+from gitops_mcp.cluster.view import WATCHED
 
 MEMORY_BAR = 200
 """MiB at the most, with 5,000 servers."""

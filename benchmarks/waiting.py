@@ -17,14 +17,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import rig  # noqa: E402
-from fleet import files  # noqa: E402
-from passes import Cost, Passes  # noqa: E402
+import rig
+from fleet import files
+from passes import Cost, Passes
 
-from gitops_mcp import fleet  # noqa: E402
-from gitops_mcp.cli import spare_the_collector  # noqa: E402
-from gitops_mcp.pipeline import Wishes  # noqa: E402
-from gitops_mcp.planning import Allowance  # noqa: E402
+from gitops_mcp.cli.main import spare_the_collector
+from gitops_mcp.decide.pruning import Allowance
+from gitops_mcp.sync import fleet
+from gitops_mcp.sync.reading import Wishes
 
 DRAIN = 3
 """Seconds."""

@@ -14,8 +14,8 @@ import plane as rig
 import pytest
 
 from gitops_mcp import sandbox
-from gitops_mcp.kube import Cluster
-from gitops_mcp.verbs.sandbox import install_crd
+from gitops_mcp.cli.verbs.sandbox import install_crd
+from gitops_mcp.cluster.kube import Cluster
 
 
 @pytest.fixture(scope="module")

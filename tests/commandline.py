@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from gitops_mcp import cli, completion
+from gitops_mcp.cli import completion
+from gitops_mcp.cli import main as cli
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from gitops_mcp import manifests, options
-from gitops_mcp.errors import UsageError
-from gitops_mcp.model import SourceFile
+from gitops_mcp.base.errors import UsageError
+from gitops_mcp.base.source import SourceFile
+from gitops_mcp.source import manifests, settings, terms
 
 CORPUS = Path(__file__).parent / "data" / "fuzz"
 LONGEST = 64 * 1024
@@ -109,14 +109,14 @@ def read(one: Input) -> None:
     if one.path == "gitops-mcp.yaml":
         said = ""
         try:
-            options.parse_config(one.data, one.path, allowed=options.SOURCE_KEYS)
+            settings.parse_config(one.data, one.path, allowed=settings.SOURCE_KEYS)
         except UsageError as error:
             said = error.message
         assert len(said) < 1000, "a message repeats its input"
         return
     loaded = manifests.load([SourceFile(one.path, "0" * 40, one.data)], cluster="default")
     lines = sum(map(one.data.count, BREAKS)) + 2
-    assert len(loaded.problems) <= 2 * manifests.MAX_PROBLEMS + 1
+    assert len(loaded.problems) <= 2 * terms.MAX_PROBLEMS + 1
     for problem in loaded.problems:
         assert 1 <= problem.line <= lines, "a place outside of the file"
         assert problem.column >= 1

@@ -5,18 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from gitops_mcp.model import (
-    API_VERSION,
-    Change,
-    ChangeAction,
-    JsonObject,
-    ObjectRef,
-    Outcome,
-    Result,
-    Revision,
-    ServerKey,
-    Worked,
-)
+from gitops_mcp.base.model import Change, ChangeAction, Outcome, Result, Worked
+from gitops_mcp.base.names import API_VERSION, JsonObject, ObjectRef, ServerKey
+from gitops_mcp.base.source import Revision
 
 WEB = ServerKey("ai", "web")
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)

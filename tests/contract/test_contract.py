@@ -14,7 +14,7 @@ import pytest
 import yaml
 from contract.transcript import ANSWERS, CASES, Cluster, load, play
 
-from gitops_mcp import kube
+from gitops_mcp.cluster import refusals
 
 FILES = sorted(CASES.glob("*.yaml"))
 PLAYED = [
@@ -50,7 +50,7 @@ def test_a_refusal_is_taken_for_what_it_is(
     answer = recorded(path)[case][number]
     body = answer["body"] if isinstance(answer["body"], str) else json.dumps(answer["body"])
     headers = {"Retry-After": answer["retry_after"]} if "retry_after" in answer else {}
-    error = kube.translate(answer["code"], headers, body.encode(), operation="apply", ref=None)
+    error = refusals.translate(answer["code"], headers, body.encode(), operation="apply", ref=None)
     seconds = error.retry_after and error.retry_after.total_seconds()
     assert f"{type(error).__name__} {seconds or ''}".rstrip() == meaning
 

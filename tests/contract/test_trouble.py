@@ -16,8 +16,8 @@ import pytest
 from contract.transcript import QUIET, Answer, Cluster, of_plane
 from urllib3.exceptions import HTTPError
 
-from gitops_mcp import kube
-from gitops_mcp.errors import Expired, KubeError, Transient
+from gitops_mcp.base.errors import Expired, KubeError, Transient
+from gitops_mcp.cluster import refusals
 
 MAPS = "/api/v1/namespaces/default/configmaps"
 NARROW = ("--enable-priority-and-fairness=false", "--max-requests-inflight=1")
@@ -42,7 +42,7 @@ def cluster(plane: rig.Plane) -> Cluster:
 
 def meaning(answer: Answer) -> KubeError:
     body = answer.body.encode() if isinstance(answer.body, str) else orjson.dumps(answer.body)
-    return kube.translate(answer.code, answer.headers, body, operation="list", ref=None)
+    return refusals.translate(answer.code, answer.headers, body, operation="list", ref=None)
 
 
 def test_too_many_requests_are_refused_in_plain_text_and_for_a_second(cluster: Cluster) -> None:

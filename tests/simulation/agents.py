@@ -11,17 +11,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 
-from gitops_mcp import planning
-from gitops_mcp.controller import Controller, Leads
-from gitops_mcp.errors import KubeError, LeaseLost
-from gitops_mcp.fleet import Look
-from gitops_mcp.hooks import Hook
-from gitops_mcp.model import Inquiry, ServerKey
-from gitops_mcp.pipeline import Source, Wishes
-from gitops_mcp.record import Books, Store
-from gitops_mcp.rollout import Serial
-from gitops_mcp.view import WATCHED, View
-from gitops_mcp.workqueue import Queue
+from gitops_mcp.base.errors import KubeError, LeaseLost
+from gitops_mcp.base.model import Inquiry
+from gitops_mcp.base.names import ServerKey
+from gitops_mcp.cluster.view import WATCHED, View
+from gitops_mcp.decide import planning
+from gitops_mcp.decide.books import Books, Store
+from gitops_mcp.decide.rollout import Serial
+from gitops_mcp.sync.controller import Controller, Leads
+from gitops_mcp.sync.fleet import Look
+from gitops_mcp.sync.hooks import Hook
+from gitops_mcp.sync.reading import Source, Wishes
+from gitops_mcp.sync.workqueue import Queue
 from simulation import feeds, probing
 from simulation.cluster import Answer, Client, Plane, Request
 from simulation.sources import SOURCE, Commit, Origin, source

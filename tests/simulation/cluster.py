@@ -16,13 +16,14 @@ import orjson
 from aiohttp import web
 from urllib3.exceptions import ProtocolError
 
-from gitops_mcp import crd, kube, serverschema
-from gitops_mcp.model import JsonObject, ObjectRef
+from gitops_mcp.base.names import JsonObject, ObjectRef
+from gitops_mcp.cluster import kinds, kube, refusals
 from gitops_mcp.sandbox import nodes
 from gitops_mcp.sandbox.controllers import Controllers
 from gitops_mcp.sandbox.server import Server
 from gitops_mcp.sandbox.storage import KindKey
 from gitops_mcp.sandbox.store import Store
+from gitops_mcp.source import crd, serverschema
 from simulation.world import Timer, World
 
 CRS: KindKey = ("mcp.example.com", "mcpservers")
@@ -149,7 +150,7 @@ class Plane:
     def create(self, body: JsonObject, manager: str) -> None:
         """Somebody creates something; no harm where it is there already."""
         ref = ObjectRef.of(body)
-        path = kube._path(ref).rpartition("/")[0]
+        path = kinds.path_of(ref).rpartition("/")[0]
         self.ask("POST", path, body, {"fieldManager": manager})
 
     def ask(
@@ -195,9 +196,9 @@ class Client(kube.Cluster):
             answer = self._wire(request)
         except ConnectionError as error:
             lost = ProtocolError(str(error))
-            raise kube._no_answer(lost, operation, ref) from error
+            raise refusals.no_answer(lost, operation, ref) from error
         if not 200 <= answer.code < 300:
-            raise kube.translate(
+            raise refusals.translate(
                 answer.code, answer.headers, answer.body, operation=operation, ref=ref
             )
         found: JsonObject = orjson.loads(answer.body)

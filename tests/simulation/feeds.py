@@ -12,13 +12,13 @@ from typing import Any
 
 import orjson
 
-from gitops_mcp.errors import KubeError
+from gitops_mcp.base.errors import KubeError
+from gitops_mcp.cluster.view import View, Watched
+from gitops_mcp.cluster.watches import BROKEN_FOR
 from gitops_mcp.sandbox import selectors
 from gitops_mcp.sandbox.answers import Form
 from gitops_mcp.sandbox.storage import WatchEvent
 from gitops_mcp.sandbox.watching import Watcher
-from gitops_mcp.view import View, Watched
-from gitops_mcp.watches import BROKEN_FOR
 from simulation.cluster import KEYS, Client, Plane
 
 LAG = (0.002, 0.05)

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from gitops_mcp import planning, shutdown, transports
-from gitops_mcp.model import (
+from gitops_mcp.base import transports
+from gitops_mcp.base.names import (
     FIELD_MANAGER,
     FINALIZER,
     KIND,
@@ -21,6 +21,7 @@ from gitops_mcp.model import (
     JsonObject,
     ServerKey,
 )
+from gitops_mcp.decide import ownership, shutdown
 from gitops_mcp.sandbox.storage import KindKey, WatchEvent
 from simulation.cluster import CRS, DEPLOYMENTS, KEYS, NAMESPACES, PODS, SERVICES, Plane, Request
 from simulation.sources import SOURCE, Commit, Origin, load
@@ -194,7 +195,7 @@ class Laws:
             return
         if truth["metadata"]["resourceVersion"] != held["resourceVersion"]:
             return
-        if planning.owner_of(truth, SOURCE) is not planning.Owner.OURS:
+        if ownership.owner_of(truth, SOURCE) is not ownership.Owner.OURS:
             self._fail("nothing is deleted that is not ours", request)
         state = shutdown.state_of(truth)
         held_by_git = all(_holds(commit, key) for commit in commits)
@@ -243,7 +244,7 @@ class Laws:
             return
         protected = all(key in load(commit.files).protected for commit in commits)
         if request.ref.kind == KIND and protected and truth is not None:
-            ours = planning.owner_of(truth, SOURCE) is planning.Owner.OURS
+            ours = ownership.owner_of(truth, SOURCE) is ownership.Owner.OURS
             if (
                 ours
                 and body.get("spec")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
-from gitops_mcp.model import Inquiry, ProbeResult
+from gitops_mcp.base.model import Inquiry, ProbeResult
 from simulation.cluster import PODS, Plane
 
 

@@ -20,20 +20,18 @@ from unittest import mock
 
 import orjson
 
-from gitops_mcp import hooks as hooks_module
-from gitops_mcp import planning, rollout
-from gitops_mcp.model import (
+from gitops_mcp.base.model import Context, Decision, Facts
+from gitops_mcp.base.names import (
     FIELD_MANAGER,
     KIND,
     LABEL_INSTANCE,
     LABEL_SOURCE,
-    Context,
-    Decision,
-    Facts,
     JsonObject,
     ServerKey,
 )
-from gitops_mcp.rollout import Serial
+from gitops_mcp.decide import ownership, planning, rollout
+from gitops_mcp.decide.rollout import Serial
+from gitops_mcp.sync import hooks as hooks_module
 from simulation import trouble
 from simulation.agents import Agent, Died
 from simulation.cluster import (
@@ -271,7 +269,7 @@ class Run:
         same each time is looked at twice."""
         log, decide, asked = logging.getLogger("gitops_mcp"), planning.decide, itertools.count()
 
-        def twice(facts: Facts, context: Context, renderer: planning.Renderer) -> Decision:
+        def twice(facts: Facts, context: Context, renderer: ownership.Renderer) -> Decision:
             decision = decide(facts, context, renderer)
             if next(asked) % 8 == 0 and decide(facts, context, renderer) != decision:
                 raise Broken(f"the same facts lead to the same actions: {facts.key}")
@@ -549,7 +547,7 @@ def _bare(cr: JsonObject) -> JsonObject:
 
 
 def _is_ours(cr: JsonObject) -> bool:
-    return planning.owner_of(cr, SOURCE) is planning.Owner.OURS
+    return ownership.owner_of(cr, SOURCE) is ownership.Owner.OURS
 
 
 def _key(cr: JsonObject) -> ServerKey:

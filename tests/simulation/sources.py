@@ -14,15 +14,17 @@ from typing import Any, cast
 
 import yaml
 
-from gitops_mcp import manifests, settings
-from gitops_mcp.model import JsonObject, Loaded, Revision, Snapshot, SourceFile
-from gitops_mcp.options import SourceOptions
-from gitops_mcp.pipeline import Limit, Source
-from gitops_mcp.rendering import Renderer
+from gitops_mcp.base import resources
+from gitops_mcp.base.names import JsonObject
+from gitops_mcp.base.source import Loaded, Revision, Snapshot, SourceFile
+from gitops_mcp.source import manifests
+from gitops_mcp.source.rendering import Renderer
+from gitops_mcp.source.settings import SourceOptions
+from gitops_mcp.sync.reading import Limit, Source
 
 NAMESPACE = "ai"
 SOURCE = "default"
-RENDERER = Renderer(settings.resource("templates"), source=SOURCE)
+RENDERER = Renderer(resources.folder("templates"), source=SOURCE)
 
 
 @dataclass(frozen=True)

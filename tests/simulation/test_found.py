@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from gitops_mcp.model import LABEL_MANAGED_BY, Inquiry, ServerKey
+from gitops_mcp.base.model import Inquiry
+from gitops_mcp.base.names import LABEL_MANAGED_BY, ServerKey
 from simulation.cluster import CRS
 from simulation.runs import Run
 from simulation.sources import NAMESPACE, manifest

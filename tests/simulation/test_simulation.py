@@ -13,10 +13,13 @@ from typing import Any
 
 import pytest
 
-from gitops_mcp import controller, health
-from gitops_mcp.engine import Engine, Memory
-from gitops_mcp.model import Action, JsonObject, ServerKey, Verb
-from gitops_mcp.workqueue import Queue
+from gitops_mcp.base.model import Action, Verb
+from gitops_mcp.base.names import JsonObject, ServerKey
+from gitops_mcp.decide import health
+from gitops_mcp.sync import controller
+from gitops_mcp.sync.engine import Engine
+from gitops_mcp.sync.memory import Memory
+from gitops_mcp.sync.workqueue import Queue
 from simulation import agents, runs, trouble
 from simulation.trouble import Trouble
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gitops_mcp.model import LABEL_MANAGED_BY, JsonObject
+from gitops_mcp.base.names import LABEL_MANAGED_BY, JsonObject
 from simulation.cluster import CRS, DEPLOYMENTS, PODS
 from simulation.sources import NAMESPACE, manifest
 

@@ -22,11 +22,16 @@ import plane as rig
 import pytest
 from stories.telling import Story
 
-from gitops_mcp import crd, install, pipeline, planning, reports, sandbox, serverschema
-from gitops_mcp.errors import Gone, KubeError
-from gitops_mcp.install import Installation
-from gitops_mcp.kube import Cluster
-from gitops_mcp.model import API_VERSION, KIND, ObjectRef
+from gitops_mcp import sandbox
+from gitops_mcp.base.errors import Gone, KubeError
+from gitops_mcp.base.names import API_VERSION, KIND, ObjectRef
+from gitops_mcp.cli import install
+from gitops_mcp.cli.install import Installation
+from gitops_mcp.cluster.kube import Cluster
+from gitops_mcp.decide import planning
+from gitops_mcp.report import console
+from gitops_mcp.source import crd, serverschema
+from gitops_mcp.sync import permissions
 
 NAMESPACED = "plane-namespaced"
 _numbers = itertools.count(1)
@@ -116,7 +121,7 @@ def _rights(plane: rig.Plane, wanted: Installation) -> str:
             *(str(plane.bin / "kubectl"), f"--kubeconfig={plane.kubeconfig()}"),
             *("apply", "--server-side", "-f", "-"),
         ],
-        input=reports.objects(rights),
+        input=console.objects(rights),
         text=True,
         check=True,
         stdout=subprocess.DEVNULL,
@@ -125,7 +130,9 @@ def _rights(plane: rig.Plane, wanted: Installation) -> str:
     account = Cluster(file)
     namespace = wanted.watch_namespace or None
     deadline = time.monotonic() + 10
-    while not all(account.can(*right._replace(namespace=namespace)) for right in pipeline.NEEDED):
+    while not all(
+        account.can(*right._replace(namespace=namespace)) for right in permissions.NEEDED
+    ):
         assert time.monotonic() < deadline, "the rights never came"
         time.sleep(0.02)  # the authorizer reads them from a watch
     account.close()

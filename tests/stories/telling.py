@@ -19,23 +19,15 @@ from typing import Any, TypeVar
 import gitfixtures
 import yaml
 
-from gitops_mcp import pipeline, record, reports
-from gitops_mcp.errors import Gone
-from gitops_mcp.kube import Cluster
-from gitops_mcp.model import (
-    API_VERSION,
-    FINALIZER,
-    KIND,
-    JsonObject,
-    NoteRecord,
-    ObjectRef,
-    Outcome,
-    Propagation,
-    Report,
-    ServerKey,
-)
-from gitops_mcp.options import SourceOptions
-from gitops_mcp.planning import Allowance
+from gitops_mcp.base.errors import Gone
+from gitops_mcp.base.model import NoteRecord, Outcome, Propagation, Report
+from gitops_mcp.base.names import API_VERSION, FINALIZER, KIND, JsonObject, ObjectRef, ServerKey
+from gitops_mcp.cluster.kube import Cluster
+from gitops_mcp.decide import record
+from gitops_mcp.decide.pruning import Allowance
+from gitops_mcp.report import noterecords
+from gitops_mcp.source.settings import SourceOptions
+from gitops_mcp.sync import pipeline, reading
 
 VERSIONS = {KIND: API_VERSION, "Deployment": "apps/v1"}
 QUICK = {"timeout": "0s", "preStop": "0s"}
@@ -165,7 +157,7 @@ class Story:
 
     def notes(self) -> list[NoteRecord]:
         """The deployment's records, oldest first."""
-        with pipeline.open_repository(self.options()) as repository:
+        with reading.open_repository(self.options()) as repository:
             return list(repository.notes("default").read())[::-1]
 
     # --- syncs ---
@@ -198,9 +190,9 @@ class Story:
         options = self.options(**(source or {}))
         line = Line(self.kubeconfig, before, after)
         try:
-            with pipeline.open_repository(options) as repository:
-                read = pipeline.read(options, repository)
-                books = pipeline.books(
+            with reading.open_repository(options) as repository:
+                read = reading.read(options, repository)
+                books = reading.books(
                     line,
                     read.source_id,
                     self.lease_namespace,
@@ -211,15 +203,15 @@ class Story:
                     read,
                     line,
                     options,
-                    pipeline.Wishes(**wishes),
+                    reading.Wishes(**wishes),
                     warn=self.warnings.append,
                     may_write=may_write,
                     books=books,
                 )
                 self.report = one.run()
                 if not self.report.check:
-                    records = reports.notes_of(
-                        self.report, source=read.source_id, time=pipeline.now()
+                    records = noterecords.notes_of(
+                        self.report, source=read.source_id, time=reading.now()
                     )
                     pipeline.write_notes(
                         read,

@@ -9,9 +9,9 @@ import pytest
 from stories.conftest import Ground
 from stories.telling import SIMULATE, Asked, Story
 
-from gitops_mcp.model import KIND, JsonObject
-from gitops_mcp.rollout import Serial
-from gitops_mcp.verbs.sync import exit_code
+from gitops_mcp.base.names import KIND, JsonObject
+from gitops_mcp.cli.verbs.sync import exit_code
+from gitops_mcp.decide.rollout import Serial
 
 NAMES = [f"s{number:02}" for number in range(12)]
 FIVE = Serial.parse("5")

@@ -6,7 +6,7 @@ import pytest
 from stories.conftest import Ground
 from stories.telling import Asked, Story
 
-from gitops_mcp.model import ANNOTATION_REPLICAS, KIND, ObjectRef
+from gitops_mcp.base.names import ANNOTATION_REPLICAS, KIND, ObjectRef
 
 EXTERNAL = {ANNOTATION_REPLICAS: "external"}
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from kubectl import program
 from stories.telling import Story
-from test_sandbox_kubectl import program
 
-from gitops_mcp.model import KIND
+from gitops_mcp.base.names import KIND
 
 Kubectl = Callable[..., str]
 PORT_9999 = '[{"op": "replace", "path": "/spec/ports/0/port", "value": 9999}]'

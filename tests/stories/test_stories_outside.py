@@ -23,8 +23,8 @@ import pytest
 from scripted import Answer, Asked, scripted
 from stories.telling import Story
 
-from gitops_mcp.hooks import Hook
-from gitops_mcp.model import KIND
+from gitops_mcp.base.names import KIND
+from gitops_mcp.sync.hooks import Hook
 
 SERVER = Path(__file__).parents[1] / "mcp_server.py"
 PORT = 18080

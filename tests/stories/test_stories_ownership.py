@@ -11,10 +11,8 @@ from typing import Any
 import pytest
 from stories.telling import QUICK, Asked, Story
 
-from gitops_mcp import leadership, pipeline
-from gitops_mcp.errors import Gone, LeaseLost
-from gitops_mcp.leadership import Leadership
-from gitops_mcp.model import (
+from gitops_mcp.base.errors import Gone, LeaseLost
+from gitops_mcp.base.names import (
     ANNOTATION_ADOPT,
     APP_NAME,
     FIELD_MANAGER,
@@ -26,6 +24,9 @@ from gitops_mcp.model import (
     JsonObject,
     ObjectRef,
 )
+from gitops_mcp.cluster import leadership
+from gitops_mcp.cluster.leadership import Leadership
+from gitops_mcp.sync import reading
 
 ADOPT = {ANNOTATION_ADOPT: "true"}
 
@@ -167,8 +168,8 @@ FULL: dict[str, Any] = {
 def rendered(story: Story) -> list[JsonObject]:
     """What ``gitops-mcp render`` prints."""
     options = story.options()
-    with pipeline.open_repository(options) as repository:
-        return list(pipeline.read(options, repository).objects())
+    with reading.open_repository(options) as repository:
+        return list(reading.read(options, repository).objects())
 
 
 def restored(story: Story, manager: str = "velero-server") -> None:
@@ -433,8 +434,8 @@ def test_another_controllers_child_is_never_taken(story: Story) -> None:
 def test_what_somebody_rendered_into_kubectl_is_taken_over(story: Story) -> None:
     story.put("web")
     options = story.options()
-    with pipeline.open_repository(options) as repository:
-        bodies = list(pipeline.read(options, repository).objects())
+    with reading.open_repository(options) as repository:
+        bodies = list(reading.read(options, repository).objects())
     for body in bodies:
         story.hand.apply(body, manager="kubectl")
     uids = {name: body["metadata"]["uid"] for name, body in story.objects().items()}

@@ -15,9 +15,11 @@ import pytest
 from stories.telling import Story
 from stories.test_stories_outside import mcp_server
 
-from gitops_mcp import crd, inquiries, planning, sandbox, serverschema
-from gitops_mcp.kube import Cluster
-from gitops_mcp.model import PAUSE_MANAGER, JsonObject
+from gitops_mcp import sandbox
+from gitops_mcp.base.names import PAUSE_MANAGER, JsonObject
+from gitops_mcp.cluster.kube import Cluster
+from gitops_mcp.decide import inquiries, planning
+from gitops_mcp.source import crd, serverschema
 
 PORT = 18090
 _numbers = itertools.count(1)

@@ -9,9 +9,8 @@ from collections.abc import Callable
 import pytest
 from stories.telling import Asked, Interrupted, Story, held_by_us
 
-from gitops_mcp.engine import MAX_RACES
-from gitops_mcp.errors import Permanent, Transient
-from gitops_mcp.model import (
+from gitops_mcp.base.errors import Permanent, Transient
+from gitops_mcp.base.names import (
     ANNOTATION_PRUNE,
     ANNOTATION_SHUTDOWN,
     APP_NAME,
@@ -24,6 +23,7 @@ from gitops_mcp.model import (
     JsonObject,
     ObjectRef,
 )
+from gitops_mcp.sync.engine import MAX_RACES
 
 GONE: dict[str, object] = {}
 

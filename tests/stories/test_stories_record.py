@@ -8,9 +8,9 @@ import gitfixtures
 import pytest
 from stories.telling import Story
 
-from gitops_mcp.errors import UsageError
-from gitops_mcp.leadership import create_namespace
-from gitops_mcp.model import FIELD_MANAGER, KIND, LABEL_SOURCE
+from gitops_mcp.base.errors import UsageError
+from gitops_mcp.base.names import FIELD_MANAGER, KIND, LABEL_SOURCE
+from gitops_mcp.cluster.leadership import create_namespace
 
 FIVE = ("a", "b", "c", "d", "e")
 

@@ -7,7 +7,7 @@ import pytest
 from stories.conftest import Ground
 from stories.telling import SIMULATE, Story
 
-from gitops_mcp.model import KIND
+from gitops_mcp.base.names import KIND
 
 
 def simulate(what: str) -> dict[str, str]:

@@ -11,8 +11,9 @@ from stories.conftest import Ground, ground
 from stories.telling import Story
 from truth import generating
 
-from gitops_mcp import install, planning
-from gitops_mcp.model import ObjectRef
+from gitops_mcp.base.names import ObjectRef
+from gitops_mcp.cli import install
+from gitops_mcp.decide import planning
 
 __all__ = ["ground"]
 

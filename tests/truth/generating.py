@@ -18,17 +18,17 @@ from typing import Any
 
 import yaml
 
-from gitops_mcp import manifests, serverschema
-from gitops_mcp.model import (
+from gitops_mcp.base.names import (
     ANNOTATION_ADOPT,
     ANNOTATION_PRUNE,
     ANNOTATION_REPLICAS,
     API_VERSION,
     KIND,
     JsonObject,
-    SourceFile,
 )
-from gitops_mcp.options import SourceOptions
+from gitops_mcp.base.source import SourceFile
+from gitops_mcp.source import manifests, serverschema
+from gitops_mcp.source.settings import SourceOptions
 
 Path = tuple[str, ...]
 """A place in the schema: names of fields, `[]` for a list's items, at the end `=word`."""

@@ -16,7 +16,7 @@ from typing import Any
 import urllib3
 import yaml
 
-from gitops_mcp.model import KIND, JsonObject
+from gitops_mcp.base.names import KIND, JsonObject
 
 Place = tuple[str | int, ...]
 """Keys and indices, from the object down."""

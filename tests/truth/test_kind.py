@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from kubectl import columns, program
 from stories.conftest import Ground
-from test_sandbox_kubectl import columns, program
 from truth.mutating import COLLECTIONS, TYPES, Api
 
-from gitops_mcp import crd, serverschema
-from gitops_mcp.model import API_VERSION, CRD_NAME, KIND, JsonObject, ObjectRef
+from gitops_mcp.base.names import API_VERSION, CRD_NAME, KIND, JsonObject, ObjectRef
+from gitops_mcp.source import crd, serverschema
 
 pytestmark = pytest.mark.xdist_group("plane")
 

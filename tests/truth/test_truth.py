@@ -20,27 +20,20 @@ from typing import Any
 
 import pytest
 import yaml
+from kubectl import program
 from stories.conftest import Ground
 from stories.telling import Story
-from test_sandbox_kubectl import program
 from truth import generating
 from truth.conftest import CHANGES, SEED, SERVERS, SOURCE
 from truth.mutating import GONE, WAYS, Api, Place, at, fits, leaves, other, pointer
 
-from gitops_mcp import diffing, pipeline
-from gitops_mcp.model import (
-    KIND,
-    LABEL_SOURCE,
-    Change,
-    Context,
-    FieldChange,
-    JsonObject,
-    ObjectRef,
-    Revision,
-    ServerKey,
-)
-from gitops_mcp.options import SourceOptions
-from gitops_mcp.rollout import ALL
+from gitops_mcp.base.model import Change, Context, FieldChange
+from gitops_mcp.base.names import KIND, LABEL_SOURCE, JsonObject, ObjectRef, ServerKey
+from gitops_mcp.base.source import Revision
+from gitops_mcp.decide import diffing
+from gitops_mcp.decide.rollout import ALL
+from gitops_mcp.source.settings import SourceOptions
+from gitops_mcp.sync import reading
 
 DIFF = ("diff", "--server-side", "--force-conflicts", "-f", "-")
 ROOT = Path(__file__).parents[2]
@@ -395,7 +388,7 @@ def running(applied: Story) -> list[str]:
 
 
 @functools.cache
-def source_of(repository: Path, namespace: str) -> pipeline.Source:
+def source_of(repository: Path, namespace: str) -> reading.Source:
     """The fleet as it was read."""
     options = SourceOptions(
         location=str(repository),
@@ -406,8 +399,8 @@ def source_of(repository: Path, namespace: str) -> pipeline.Source:
         service_accounts="*",
         drain_hosts="*",
     )
-    with pipeline.open_repository(options) as opened:
-        return pipeline.read(options, opened)
+    with reading.open_repository(options) as opened:
+        return reading.read(options, opened)
 
 
 def meant(story: Story, name: str, *, replicas: bool = False) -> list[JsonObject]:

@@ -1,0 +1,611 @@
+"""The agent: the line kept alive by a scheduler, watches and timers, until it is told to end.
+
+Puts the rooms together that live as long as the process: the view and its watches, the controller
+and its workers, leadership, the periodic jobs and the HTTP endpoints. What is to be done about a
+server is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.jobstores.base import JobLookupError
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from gitops_mcp.agent import webhook
+from gitops_mcp.agent.endpoints import Endpoints
+from gitops_mcp.agent.journal import Journal
+from gitops_mcp.agent.metrics import Gauges, Metrics
+from gitops_mcp.agent.notes import Standing
+from gitops_mcp.agent.pace import Every, Pace, Periods
+from gitops_mcp.agent.process import LAST_WORDS, LOOK, tried, unless
+from gitops_mcp.agent.recorder import Recorder
+from gitops_mcp.agent.webhook import Verdict
+from gitops_mcp.base import limits, masking
+from gitops_mcp.base.bugs import place_of
+from gitops_mcp.base.errors import (
+    GitOpsError,
+    KindAbsent,
+    KubeError,
+    LeaseLost,
+    Transient,
+)
+from gitops_mcp.base.source import Problem
+from gitops_mcp.cluster import leadership, sourceleases, watches
+from gitops_mcp.cluster.kube import Cluster
+from gitops_mcp.cluster.leadership import Leadership, Say
+from gitops_mcp.cluster.view import View
+from gitops_mcp.cluster.watches import Place, Versions, Watches
+from gitops_mcp.decide import sourcestatus
+from gitops_mcp.decide.books import Books
+from gitops_mcp.decide.sourcestatus import SourceStatus, SourceWatch
+from gitops_mcp.git.gitrepo import Repository
+from gitops_mcp.source import manifests
+from gitops_mcp.source.settings import SourceOptions
+from gitops_mcp.sync import pipeline, probes, reading
+from gitops_mcp.sync.controller import Controller, Leads, Listener
+from gitops_mcp.sync.engine import utc_now
+from gitops_mcp.sync.fleet import Workers
+from gitops_mcp.sync.reading import Source, Wishes
+
+_log = logging.getLogger(__name__)
+
+WORKERS = 16
+"""Servers that are worked on at the same time: requests in flight."""
+LAST_SAYING = 3.0
+"""Seconds in which it is said what an agent has died of."""
+LAST_RELEASE = 1.0
+"""Seconds after those in which a lease is given back, or ends by itself."""
+LAST_NOTES = 0.6
+"""Seconds that the notes are given at least: what is not written is found by the next agent."""
+CATCH_UP = timedelta(seconds=15)
+"""Between two looks at git while what a former leader has read of it is not known here."""
+STUCK = 60.0
+"""Seconds without a single periodic job after which only a restart helps."""
+UNREAD = 300.0
+"""Seconds of failing looks at git after which the agent is not ready; at least three looks."""
+SET_BACK = 2.0
+"""Seconds that the wall clock may go back without anybody having to know."""
+POKES = limits.WEBHOOK_SECONDS
+STATUS = timedelta(seconds=5)
+"""Between two writes of the source's status, if it has changed."""
+NOTES = timedelta(seconds=3)
+"""Between two flushes of the deployment notes."""
+
+
+def _ahead() -> float:
+    return time.time() - time.monotonic()
+
+
+class Agent:
+    """Runs the servers of one source, and those that kubectl made, as long as it leads."""
+
+    def __init__(
+        self,
+        options: SourceOptions,
+        repository: Repository,
+        source: Source,
+        cluster: Cluster,
+        wishes: Wishes,
+        *,
+        cache: manifests.Cache,
+        periods: Periods,
+        take_over: bool = False,
+        listen: str,
+        webhook_secret: Callable[[], bytes] = lambda: b"",
+        metrics: Metrics,
+        warn: Say = lambda _: None,
+        say: Say = lambda _: None,
+        mended: Callable[[str, Collection[str]], None] = lambda *_: None,
+        adopted: Callable[[str, Sequence[Problem]], None] = lambda *_: None,
+        notes: str | None = None,
+        recorded: bool = True,
+        listeners: Sequence[Listener] = (),
+    ) -> None:
+        self._options = options
+        self._repository = repository
+        self._source = source
+        self._cluster = cluster
+        self._wishes = wishes
+        self._periods = periods
+        self._warn = warn
+        self._mended = mended
+        self._adopted = adopted
+        self._listen = listen
+        self._webhook_secret = webhook_secret
+        self._metrics = metrics
+        self._heartbeat = time.monotonic()
+        self._ahead = _ahead()
+        """Of the wall clock to the monotonic one, when we last looked."""
+        self._journal = Journal(
+            repository.notes(options.cluster, wanted=lambda: pipeline.notes_wanted(cluster, notes)),
+            cluster=options.cluster,
+            source=source.source_id,
+            clock=utc_now,
+            warn=warn,
+            count=metrics.noted,
+        )
+        self._cache = cache
+        self._view = View()
+        self._sees: Callable[[str], bool] = lambda _: False
+        self._watches: Watches | None = None
+        self._ended = threading.Event()
+        self._crash: BaseException | None = None
+        self._unread = False
+        """There is something new that could not be read."""
+        self._begun = self._caught_up = 0
+        """The term that we were told of, and that in which we know what whoever led before us had
+        come to: nothing is written before that."""
+        self._behind = 0
+        """The term in which we know another commit than whoever led before us enforced; 0: none."""
+        self._requested = ""
+        """The last reconcile request for the source that was seen."""
+        self._polled: set[str] = set()
+        """What went wrong at the looks at git since it last went well."""
+        self._read_at = time.monotonic()
+        """When git last could be read."""
+        where = sourceleases.home(cluster, options.namespace)
+        lease = leadership.source_lease(cluster, where, source.source_id, "agent")
+        self._recorder = Recorder(
+            cluster,
+            instance=lease.identity,
+            clock=utc_now,
+            warn=warn,
+            dropped=metrics.event_dropped,
+        )
+        self._leader = Leadership(
+            lease,
+            take_over=take_over,
+            gained=self._lead,
+            lost=self._stand_by,
+            say=say,
+        )
+        # Who sees but a part of the cluster would keep whoever sees all of it from the rest.
+        area = leadership.area_of(wishes.watch_namespace, options.limit)
+        self._books: Books | None = None
+        if recorded:
+            self._books = reading.books(
+                cluster,
+                source.source_id,
+                where,
+                area=area,
+                take_over=take_over,
+                may_write=lambda: self._leader.holds,
+            )
+        self._status = SourceWatch(clock=utc_now)
+        self._described: SourceStatus | None = None
+        """The status that Events have reported in this term."""
+        if self._books is not None:
+            self._books.status = lambda: self._status.status
+        own, all_of_it = (
+            leadership.source_lease(
+                cluster, where, leadership.CLUSTER_SOURCE, "agent", area=narrowed
+            )
+            for narrowed in (area, "")
+        )
+        self._kubectls = Leadership(
+            own,
+            above=all_of_it if area else None,
+            gained=lambda: self._hurry("check"),
+            say=say,
+        )
+        self._workers = Workers(
+            lambda key: self._controller.look(key),
+            lambda key, inquiry: self._controller.ask(key, inquiry),
+            clock=utc_now,
+            workers=WORKERS,
+            shared=True,
+            broken_off=self._broken,
+        )
+        self._controller = Controller(
+            cluster,
+            self._view,
+            wishes,
+            leads=Leads(
+                lambda: self._leader.holds and self._leader.term == self._caught_up,
+                lambda: self._kubectls.holds,
+            ),
+            wake=self._workers.wake,
+            listeners=(
+                *listeners,
+                metrics.worked,
+                self._journal.heard,
+                self._recorder.heard,
+                self._status.heard,
+            ),
+            adopted=self._tell,
+            settled=self._settled,
+            complete=lambda: self._view.complete,
+            ask=probes.asking(lambda: cluster.is_sandbox),
+            books=self._books,
+            last=lambda: self._leader.revision,
+            sees=lambda namespace: self._sees(namespace),
+            warn=warn,
+        )
+        self._pokes = Pace(POKES)
+        self._scheduler = self._schedule()
+
+    def run(self, ended: threading.Event) -> None:
+        """Keep everything as git says, until ``ended`` is set. Raises GitOpsError where it cannot
+        begin, and what a bug raises."""
+        self._ended = ended
+        with Endpoints(
+            self._listen,
+            alive=self._alive,
+            ready=self._ready,
+            metrics=self._metrics.text,
+            webhook=self._on_webhook,
+        ):
+            versions = unless(self._ended, self._surveyed)
+            if versions is not None:
+                self._keep(versions)
+        if self._crash is not None:
+            raise self._crash
+
+    def _keep(self, versions: Versions) -> None:
+        self._sees = watches.covers(versions)
+        self._watches = Watches(
+            self._cluster, self._view, versions, heard=self._heard, crashed=self._workers.crash
+        )
+        self._metrics.enforces(self._source.source_id, self._options.cluster)
+        self._metrics.read(self._gauges(self._watches))
+        self._view.subscribe(self._workers.hear)
+        self._watches.start()
+        self._controller.adopt(self._source)
+        work = threading.Thread(target=self._work, name="work", daemon=True)
+        work.start()
+        tell = threading.Thread(
+            target=self._recorder.run, args=(self._ended,), name="events", daemon=True
+        )
+        tell.start()
+        self._heartbeat = time.monotonic()
+        self._scheduler.start()
+        # A signal may come in on another thread, which does not wake this one.
+        while not self._ended.wait(LOOK):
+            self._mind_the_clock()
+        self._end(work, tell)
+
+    def _mind_the_clock(self) -> None:
+        """Jobs and timers are for a time of day, as Kubernetes' own times are: where the clock is
+        set back they would all wait for as long as that, leases and drains among them."""
+        back, self._ahead = self._ahead - (now := _ahead()), now
+        if back <= SET_BACK:
+            return
+        self._warn(f"the clock was set back by {back:.0f} s: looking at everything again")
+        for room in (self._controller, self._journal, self._recorder):
+            room.set_back()
+        for job in self._scheduler.get_jobs():  # the full check among them
+            self._hurry(job.id)
+
+    def _surveyed(self) -> Versions:
+        """An API server that is only starting, or busy, is no reason to end; on somebody's own
+        machine one that does not answer at all is."""
+
+        def look() -> Versions:
+            if self._books is not None:
+                self._books.check(self._source.identity)
+            return pipeline.survey(
+                self._cluster, self._view, self._source, self._wishes, warn=self._warn
+            )
+
+        def passes(error: Exception) -> bool:
+            if not isinstance(error, Transient) or isinstance(error, KindAbsent):
+                return False
+            if not (error.code or pipeline.in_cluster()):
+                return False
+            self._warn(f"{error.message}; trying again")
+            return True
+
+        return tried(look, self._ended, passes)
+
+    def _work(self) -> None:
+        # What a bug raises is known by now; what else is under way ends with the process.
+        with suppress(BaseException):
+            self._workers.run(self._ended.is_set)
+
+    def _broken(self, error: BaseException) -> None:
+        """Nothing is to be relied on any more: end at once, with this error."""
+        self._crash = self._crash or error
+        self._ended.set()
+
+    def _end(self, work: threading.Thread, tell: threading.Thread) -> None:
+        """No new work; what runs may end; what was done is told; others may lead."""
+        self._scheduler.shutdown(wait=False)
+        with self._workers.changed:
+            self._workers.changed.notify()
+        if self._watches is not None:
+            self._watches.stop()
+        until = time.monotonic() + LAST_WORDS
+        work.join(LAST_WORDS)
+        notes = threading.Thread(target=self._journal.flush, kwargs={"last": True}, daemon=True)
+        if self._leader.holds:
+            notes.start()
+            notes.join(max(until - time.monotonic(), LAST_NOTES))
+        tell.join(max(until - time.monotonic(), 0.1))
+        if work.is_alive():
+            return  # what is still under way may be a write: the leases end by themselves
+        leaders = (self._kubectls, self._leader)
+        releases = [threading.Thread(target=one.release, daemon=True) for one in leaders]
+        for each in releases:
+            each.start()
+        for each in releases:
+            each.join(max(until + LAST_RELEASE - time.monotonic(), 0.1))
+
+    # --- jobs ---
+
+    def _schedule(self) -> BackgroundScheduler:
+        """Each class of job has a thread of its own: a hanging git server renews no lease. The
+        scheduler's own defaults would skip a job that is a second late."""
+        scheduler = BackgroundScheduler(
+            timezone=UTC,
+            executors={
+                name: ThreadPoolExecutor(1)
+                for name in ("poll", "lease", "kubectl", "check", "notes", "status")
+            },
+            job_defaults={"misfire_grace_time": None, "coalesce": True},
+        )
+        now = datetime.now(UTC)
+        poll, check = self._periods.poll, self._periods.full_check
+        every: dict[str, tuple[Callable[[], object], timedelta, datetime]] = {
+            "poll": (self._poll, poll, now + poll),
+            "check": (self._check, check, now + check),
+            "notes": (self._journal.flush, NOTES, now + NOTES),
+            "status": (self._describe, STATUS, now + STATUS),
+            "lease": (self._renew, timedelta(seconds=sourceleases.STEP), now),
+            "kubectl": (self._kubectls.step, timedelta(seconds=sourceleases.STEP), now),
+        }
+        for name, (job, period, first) in every.items():
+            scheduler.add_job(
+                self._guarded(job),
+                # Many agents that were started together do not ask together for ever.
+                Every(period.total_seconds(), jitter=name in ("poll", "check")),
+                # One runs, one waits: what is asked for when another one is about to end would be
+                # lost.
+                max_instances=2 if name in ("poll", "check") else 1,
+                next_run_time=first,
+                id=name,
+                executor=name,
+            )
+        # That a job still runs when it is due again is no news.
+        logging.getLogger("apscheduler").setLevel(logging.ERROR)
+        return scheduler
+
+    def _guarded(self, job: Callable[[], object]) -> Callable[[], None]:
+        """A bug in a job ends the agent: half of one would be worse."""
+
+        def run() -> None:
+            try:
+                job()
+            except BaseException as error:
+                self._broken(error)
+
+        return run
+
+    def poke(self) -> None:
+        """Look at git now, or ``POKES`` seconds after the last look began; while it is looked at,
+        once more after that."""
+        wait = self._pokes.ask()
+        if wait is not None:
+            self._hurry("poll", timedelta(seconds=wait))
+
+    def _hurry(self, job: str, within: timedelta = timedelta()) -> None:
+        """Run a job now, or so soon; not, where the agent is ending already."""
+        with suppress(JobLookupError):
+            self._scheduler.modify_job(job, next_run_time=datetime.now(UTC) + within)
+
+    def _poll(self) -> None:
+        """Look at git, and adopt what is new. What cannot be read leaves everything as it is."""
+        began, behind, request = time.monotonic(), self._behind, self._leader.request
+        message = ""
+        self._pokes.begin()
+        try:
+            result = self._look_at_git()
+            if self._polled:
+                self._mended("git can be read again", self._polled)
+            self._polled = set()
+            self._read_at = time.monotonic()
+        except (GitOpsError, OSError) as error:
+            result, message = "failed", masking.scrub(str(error))
+            trouble = f"{error}; what was read last stays in force"
+            if trouble not in self._polled:
+                self._warn(trouble)
+            self._polled.add(trouble)
+        except Exception as error:  # a bug, or no memory left: one commit ends no agent
+            result, message = "failed", f"unexpected {type(error).__name__} in {place_of(error)}"
+            trouble = f"{message}; what was read last stays in force"
+            if trouble not in self._polled:
+                _log.error(trouble, exc_info=error)
+            self._polled.add(trouble)
+        self._metrics.polled(result, time.monotonic() - began)
+        self._status.read(message)
+        if request:
+            source = self._controller.source or self._source
+            revision = str(source.snapshot.revision)
+            if self._controller.trouble:  # then no commit is in force
+                result, message = "failed", masking.scrub(self._controller.trouble)
+                revision = ""
+            self._leader.answer(request, result=result, revision=revision, message=message)
+        if result == "failed":
+            if self._behind and not self._pokes.asked:
+                self._hurry("poll", CATCH_UP)
+            return
+        if behind == self._behind:  # else this look began before the term, and another one follows
+            self._behind = 0
+        if not self._behind:
+            self._catch_up()
+
+    def _look_at_git(self) -> str:
+        found = self._repository.poll()
+        if found.error is not None:
+            raise found.error
+        if found.kind == "unchanged" and not self._unread:
+            return "unchanged"
+        self._unread = True
+        source = reading.read(
+            self._options,
+            self._repository,
+            cache=self._cache,
+            former=self._controller.source or self._source,
+        )
+        if source.source_id != self._source.source_id:
+            raise GitOpsError(
+                f"the source's id has become {source.source_id!r}: restart the agent to follow it"
+            )
+        source.refuse_doubts(self._warn)
+        self._controller.adopt(source)
+        self._unread = False
+        return "moved"
+
+    def _tell(self, source: Source) -> None:
+        """The commit is the one that is aimed at from now on."""
+        revision, problems = str(source.snapshot.revision), source.loaded.problems
+        self._adopted(revision, problems)
+        self._metrics.adopted(revision, problems)
+        self._journal.adopted(source.snapshot.revision, problems)
+        self._status.adopted(revision, source.loaded)
+
+    def _describe(self) -> None:
+        """Write the source's status into its record. What cannot be written is tried again."""
+        if self._books is None or not self._leader.holds:
+            return
+        try:
+            self._books.describe()
+        except GitOpsError as error:
+            if not isinstance(error, LeaseLost):
+                self._warn(f"the source's status cannot be written: {error.message}")
+            return
+        source = self._controller.source
+        if self._books.is_open and source is not None:
+            synced = str(source.snapshot.revision)
+            if self._controller.synced == synced:  # before this term, it may be
+                self._leader.revision = synced
+        if self._books.is_open and self._books.object is not None:
+            ref, uid = self._books.object
+            found, now = self._books.found, self._books.record.status
+            before = self._described or (found.status if found is not None else SourceStatus())
+            self._described = now
+            for one in sourcestatus.news(before, now):
+                self._recorder.about(ref, uid, one.type, one.reason, one.message)
+
+    def _settled(self, source: Source) -> None:
+        if not self._controller.trouble:  # else nothing is enforced
+            self._leader.revision = str(source.snapshot.revision)
+        self._journal.settled(source.snapshot.revision)
+
+    def _stand_by(self) -> None:
+        if self._books is not None:
+            self._books.close()  # whoever leads now writes the record
+        self._journal.stand_by()
+        self._metrics.stand_by()
+
+    def _lead(self) -> None:
+        self._recorder.begin()
+        self._described = None
+        self._journal.recover(self._standing)
+        # What the last agent did not write is best found before much is done.
+        self._hurry("notes")
+        source, former = self._controller.source, self._leader.revision
+        behind = former and source is not None and former != str(source.snapshot.revision)
+        self._behind = self._leader.term if behind else 0
+        if behind:
+            self._warn(f"{former} was enforced last, which is not what was read here: asking git")
+        self._begun = self._leader.term
+        # Not here: who renews the lease must not wait for a look at the whole fleet.
+        self._hurry("poll" if behind else "check")
+
+    def _check(self) -> None:
+        if self._begun != self._caught_up and not self._behind:
+            self._catch_up()
+        else:
+            self._controller.look_at_all()
+
+    def _catch_up(self) -> None:
+        """We know what git says: enforce it, as far as it has come. An older commit would take back
+        what was pushed since, and prune it: rather than that, the source's servers are left as they
+        are until git answers."""
+        begun = self._begun
+        if begun == self._caught_up:
+            return
+        self._controller.lead()
+        self._caught_up = begun
+        self._controller.look_at_all()  # what was woken before that was not looked at
+
+    def _standing(self) -> Standing:
+        source = self._controller.source or self._source
+        loaded = source.loaded
+        return Standing(
+            source.snapshot.revision,
+            loaded.servers.keys() | loaded.protected,
+            dict(self._view.resources()),
+            lambda key: self._view.live(key).cr,
+            lambda key: (
+                self._wishes.watch_namespace in (None, key.namespace) and source.limit.selects(key)
+            ),
+        )
+
+    def _renew(self) -> None:
+        self._leader.troubled(masking.scrub(self._controller.trouble))
+        self._leader.step()
+        self._heartbeat = time.monotonic()
+        if self._leader.holds and self._leader.request not in ("", self._requested):
+            self._requested = self._leader.request
+            self._repository.hurry()
+            self.poke()
+
+    def _heard(self, place: Place, error: KubeError | None) -> None:
+        if error is not None:
+            _log.warning("watch of %s: %s", place, error.message)
+
+    # --- what is asked over HTTP ---
+
+    def _alive(self) -> str:
+        if self._crash is not None:
+            return "a thread has died"
+        silent = time.monotonic() - self._heartbeat if self._scheduler.running else 0.0
+        return f"no job has run for {silent:.0f} s" if silent > STUCK else ""
+
+    def _ready(self) -> str:
+        watches = self._watches
+        if watches is None or not watches.complete:
+            return "the cluster is not seen whole"
+        if not self._leader.asked:
+            return "it is not known yet who leads"
+        if self._leader.holds and self._controller.trouble:
+            return f"nothing is enforced: the source's record: {self._controller.trouble}"
+        if self._leader.holds and not self._controller.synced:
+            return "not every server was looked at yet"
+        unread = time.monotonic() - self._read_at
+        if self._polled and unread > max(UNREAD, 3 * self._periods.poll.total_seconds()):
+            return f"git could not be read for {unread / 60:.0f} min"
+        return ""
+
+    def _on_webhook(self, headers: Mapping[str, str], body: bytes) -> int:
+        verdict = webhook.verify(headers, body, self._webhook_secret())
+        self._metrics.webhook(verdict.name)
+        if verdict is Verdict.PUSH:
+            self._repository.nudge()  # and no more: it may be replayed for ever
+            self.poke()
+        return verdict.value
+
+    def _gauges(self, watches: Watches) -> Gauges:
+        return Gauges(
+            queue_depth=lambda: self._workers.waiting()[0],
+            queue_oldest=lambda: self._workers.waiting()[1].total_seconds(),
+            view_age=watches.age,
+            phases=self._phases,
+            leads=lambda: {
+                self._source.source_id: self._leader.holds,
+                leadership.CLUSTER_SOURCE: self._kubectls.holds,
+            },
+        )
+
+    def _phases(self) -> Counter[str]:
+        crs = (cr for _, cr in self._view.resources())
+        return Counter(str((cr.get("status") or {}).get("phase", "")) for cr in crs)

@@ -1,0 +1,319 @@
+"""Live objects in, their health out: is the workload serving, and if not, why not.
+
+Receives a server's Deployment, pods and Service as the API server returned them; returns one
+condition each. Judges by numbers, since a Deployment's own conditions still speak of the former
+template when its status already speaks of the new generation; the pods and those conditions only
+say *why*. Never reads a clock, and never repeats what a program wrote: its output may hold secrets.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from gitops_mcp.base.model import Condition
+from gitops_mcp.base.names import JsonObject
+
+LONGEST: Final = 400
+"""Characters of another program's message that a condition repeats."""
+_READ: Final = 4096
+"""Characters of it that are read: who may write a pod's status may write a megabyte."""
+
+# --- what a text speaks of --------------------------------------------------------------------
+
+TROUBLES: Final[Mapping[str, re.Pattern[str]]] = {
+    "image": re.compile(
+        r"image-?\s*pull|ErrImage|InvalidImageName|ImageInspectError|RegistryUnavailable"
+        r"|SignatureValidationFailed|manifest (unknown|.* not found)|pull access denied"
+        r"|(failed|unable) to (pull|resolve) (and unpack )?(image|reference)",
+        re.IGNORECASE,
+    ),
+    "resources": re.compile(
+        r"OOM-?Kill|out of memory|OutOf(cpu|memory|pods|ephemeral)|Evicted|exceeded quota"
+        r"|insufficient (cpu|memory|pods|ephemeral-storage|\S+/\S+)|too many pods"
+        r"|(memory|disk|PID) ?pressure|no space left|ResourcesExhausted",
+        re.IGNORECASE,
+    ),
+    "transport": re.compile(
+        r"connection (refused|reset|timed out|was lost)|no route to host|no such host"
+        r"|network is unreachable|i/o timeout|deadline exceeded while|TLS handshake|x509"
+        r"|server misbehaving|unexpected EOF|dial (tcp|udp)|no (answer|connection) in time",
+        re.IGNORECASE,
+    ),
+}
+"""What kinds of trouble there are, and the words (of kubelets, runtimes, registries and HTTP
+clients, reasons as well as messages) that tell them, in any case."""
+
+
+def troubles(*texts: str) -> frozenset[str]:
+    """The kinds of TROUBLES that the texts (reasons, messages) speak of."""
+    heads = [text[:_READ] for text in texts]
+    return frozenset(
+        kind for kind, words in TROUBLES.items() if any(words.search(text) for text in heads)
+    )
+
+
+# --- the Deployment ---------------------------------------------------------------------------
+
+
+def deployment(live: JsonObject | None, pods: Sequence[JsonObject], *, replicas: int) -> Condition:
+    """DeploymentReady. ``pods`` are those that carry the server's labels, ``replicas`` how many it
+    should have: they count when all are updated, ready and available, and no other is left."""
+    if live is None:
+        return _false("DeploymentNotFound", "the Deployment does not exist")
+    if "deletionTimestamp" in live["metadata"]:
+        return _false("DeploymentNotReady", "the Deployment is being deleted")
+    status = live.get("status") or {}
+    counts = {key: status.get(key, 0) for key in _COUNTS}  # zeros are left out
+    seen = _seen(live)
+    if seen and all(count == replicas for count in counts.values()):
+        if replicas == 0:
+            return Condition("DeploymentReady", "True", "ScaledToZero", "scaled to zero")
+        return Condition("DeploymentReady", "True", "DeploymentReady", _ready(counts, replicas))
+    if not seen:
+        return _false("RolloutInProgress", "the last change has not been taken up yet")
+    why = _pod_trouble(pods) or _controller_trouble(live)
+    if why is not None:
+        return _false(why[0], f"{_ready(counts, replicas)}: {why[1]}")
+    return _unfinished(live, counts, replicas)
+
+
+def stalled(live: JsonObject | None) -> bool:
+    """Whether the Deployment controller has given up the rollout of what stands in the spec."""
+    return (
+        live is not None
+        and _seen(live)
+        and any(
+            (condition.get("type"), condition.get("reason")) == _GIVEN_UP
+            for condition in (live.get("status") or {}).get("conditions") or ()
+        )
+    )
+
+
+def _seen(live: JsonObject) -> bool:
+    """Whether the status speaks of the spec as it stands."""
+    observed = (live.get("status") or {}).get("observedGeneration", 0)
+    return bool(observed >= live["metadata"].get("generation", 0))
+
+
+_GIVEN_UP: Final = ("Progressing", "ProgressDeadlineExceeded")
+_COUNTS: Final = ("replicas", "updatedReplicas", "readyReplicas", "availableReplicas")
+
+
+def _false(reason: str, message: str) -> Condition:
+    return Condition("DeploymentReady", "False", reason, message)
+
+
+def _ready(counts: Mapping[str, int], replicas: int) -> str:
+    return f"{counts['readyReplicas']}/{replicas} replicas ready"
+
+
+def _unfinished(live: JsonObject, counts: Mapping[str, int], replicas: int) -> Condition:
+    """On its way, as far as anybody can tell."""
+    paused = " (the Deployment is paused)" if live["spec"].get("paused") else ""
+    updated, total = counts["updatedReplicas"], counts["replicas"]
+    old = total - min(updated, replicas)
+    if updated < replicas:
+        text = f"{updated} of {replicas} replicas updated"
+        if old:
+            text += f", {old} old to go"
+        return _false("RolloutInProgress", text + paused)
+    if old:
+        return _false("RolloutInProgress", f"{old} of {total} replicas to go{paused}")
+    text = _ready(counts, replicas)
+    if counts["readyReplicas"] == replicas:
+        text += f", {counts['availableReplicas']} long enough to count"
+    return _false("DeploymentNotReady", text + paused)
+
+
+def _controller_trouble(live: JsonObject) -> tuple[str, str] | None:
+    """What the Deployment controller says that holds it up, as ``(reason, message)``."""
+    for condition in (live.get("status") or {}).get("conditions") or ():
+        message = _short(condition.get("message", ""))
+        if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
+            return "ReplicaCreateFailed", message
+    if stalled(live):
+        return "ProgressDeadlineExceeded", "no progress within the Deployment's deadline"
+    return None
+
+
+# --- its pods ---------------------------------------------------------------------------------
+
+
+def _pod_trouble(pods: Sequence[JsonObject]) -> tuple[str, str] | None:
+    """What keeps the newest template's pods from being ready, as ``(reason, message)``."""
+    newest = _newest(pods)
+    for find in _FINDERS:
+        for pod in newest:
+            found = find(pod)
+            if found is not None:
+                return found
+    return None
+
+
+def _newest(pods: Sequence[JsonObject]) -> list[JsonObject]:
+    """The pods of the template that was rolled out last, in the order of their names.
+
+    Pods that are going away say nothing about those to come, nor do failed ones (of an eviction,
+    say) that have been replaced.
+    """
+    staying = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+    alive = [pod for pod in staying if _phase(pod) not in ("Failed", "Succeeded")] or staying
+    latest = max(alive, key=lambda pod: pod["metadata"].get("creationTimestamp", ""), default=None)
+    return sorted(
+        (pod for pod in alive if latest is not None and _template(pod) == _template(latest)),
+        key=lambda pod: str(pod["metadata"]["name"]),
+    )
+
+
+def _phase(pod: JsonObject) -> str:
+    return str((pod.get("status") or {}).get("phase", ""))
+
+
+def _template(pod: JsonObject) -> str:
+    return str((pod["metadata"].get("labels") or {}).get("pod-template-hash", ""))
+
+
+def _containers(pod: JsonObject) -> Iterator[JsonObject]:
+    """The statuses of the containers that are not ready, init containers first."""
+    status = pod.get("status") or {}
+    for key in ("initContainerStatuses", "containerStatuses"):
+        for container in status.get(key) or ():
+            if not container.get("ready"):
+                yield container
+
+
+def _waiting(pod: JsonObject) -> Iterator[tuple[JsonObject, str, str]]:
+    for container in _containers(pod):
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        yield container, str(waiting.get("reason", "")), str(waiting.get("message", ""))
+
+
+def _image(pod: JsonObject) -> tuple[str, str] | None:
+    for container, reason, message in _waiting(pod):
+        if "image" in troubles(reason):
+            detail = next((words for told, words in _REGISTRY.items() if told(message)), "")
+            image = container.get("image", "")
+            return "ImagePullFailed", f"image {image} cannot be pulled{detail}"
+    return None
+
+
+# The kubelet alternates between two messages for one failure: what is made of them must not.
+_REGISTRY: Final[Mapping[Callable[[str], Any], str]] = {
+    re.compile(r"unauthori[sz]ed|denied|forbidden|no basic auth", re.I).search: (
+        ": the registry refuses access (imagePullSecrets?)"
+    ),
+    re.compile(r"not found|unknown|no match for platform", re.I).search: (
+        ": the registry has no such image"
+    ),
+    re.compile(r"invalid reference|couldn't parse|InvalidImageName", re.I).search: (
+        ": that is no image name"
+    ),
+    lambda message: "transport" in troubles(message): ": the registry cannot be reached",
+}
+
+
+def _configuration(pod: JsonObject) -> tuple[str, str] | None:
+    for container, reason, message in _waiting(pod):
+        if reason.lower() in ("createcontainerconfigerror", "createcontainererror"):
+            return "ContainerConfigError", f"container {container['name']}: {_short(message)}"
+    return None
+
+
+def _exit(container: JsonObject) -> JsonObject | None:
+    """The container's present or last end."""
+    for state in (container.get("state"), container.get("lastState")):
+        terminated: JsonObject | None = (state or {}).get("terminated")
+        if terminated is not None:
+            return terminated
+    return None
+
+
+def _memory(pod: JsonObject) -> tuple[str, str] | None:
+    for container in _containers(pod):
+        end = _exit(container) or {}
+        if "resources" in troubles(str(end.get("reason", ""))):
+            name, code = container["name"], end.get("exitCode")
+            return "ResourcesExhausted", f"container {name} was out of memory (exit code {code})"
+    status = pod.get("status") or {}
+    if "resources" in troubles(str(status.get("reason", ""))):
+        return "ResourcesExhausted", f"pod {status['reason']}: {_short(status.get('message', ''))}"
+    return None
+
+
+def _crash(pod: JsonObject) -> tuple[str, str] | None:
+    for container, reason, _ in _waiting(pod):
+        end = _exit(container)
+        # Also while it runs again and is not ready yet: else the reason would come and go.
+        if end is None and reason.lower() not in ("crashloopbackoff", "runcontainererror"):
+            continue
+        if end is not None and end.get("exitCode") == 0 and _initialised(pod, container):
+            continue
+        text = f"container {container['name']} keeps ending"
+        if end is not None:
+            text += f" with exit code {end.get('exitCode')} ({end.get('reason', 'no reason')})"
+        return "CrashLooping", text
+    return None
+
+
+def _initialised(pod: JsonObject, container: JsonObject) -> bool:
+    """Whether it is an init container that has done its work."""
+    return container in ((pod.get("status") or {}).get("initContainerStatuses") or ())
+
+
+def _unschedulable(pod: JsonObject) -> tuple[str, str] | None:
+    for condition in (pod.get("status") or {}).get("conditions") or ():
+        told = (condition.get("type"), condition.get("status"), condition.get("reason"))
+        if told == ("PodScheduled", "False", "Unschedulable"):
+            return "Unschedulable", _short(condition.get("message", ""))
+    return None
+
+
+_FINDERS: Final = (_image, _configuration, _memory, _crash, _unschedulable)
+"""In the order in which they are worth telling: the first one found names the reason."""
+
+
+def _short(text: str) -> str:
+    text = " ".join(str(text).split())
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+
+
+# --- the Service ------------------------------------------------------------------------------
+
+
+def service(live: JsonObject | None, *, networked: bool) -> Condition:
+    """ServiceReady: whether the Service has what its type promises."""
+    if not networked:
+        message = "this transport has no network endpoint"
+        return Condition("ServiceReady", "True", "ServiceNotRequired", message)
+    if live is None:
+        return Condition("ServiceReady", "False", "ServiceNotFound", "the Service does not exist")
+    if "deletionTimestamp" in live["metadata"]:
+        message = "the Service is being deleted"
+        return Condition("ServiceReady", "False", "ServiceNotReady", message)
+    kind = live["spec"].get("type", "ClusterIP")
+    missing, has = _PROMISES.get(kind, _PROMISES["ClusterIP"])
+    if not has(live):
+        message = f"the {kind} Service has no {missing} yet"
+        return Condition("ServiceReady", "False", "ServiceNotReady", message)
+    return Condition("ServiceReady", "True", "ServiceReady", f"the {kind} Service is ready")
+
+
+def _has_address(live: JsonObject) -> bool:
+    return bool(live["spec"].get("clusterIP"))
+
+
+def _has_node_ports(live: JsonObject) -> bool:
+    return all(port.get("nodePort") for port in live["spec"].get("ports") or ())
+
+
+def _has_ingress(live: JsonObject) -> bool:
+    return bool(((live.get("status") or {}).get("loadBalancer") or {}).get("ingress"))
+
+
+_PROMISES: Final[Mapping[str, tuple[str, Callable[[JsonObject], bool]]]] = {
+    "ClusterIP": ("address", _has_address),
+    "NodePort": ("node port for every port", _has_node_ports),
+    "LoadBalancer": ("ingress", _has_ingress),
+}

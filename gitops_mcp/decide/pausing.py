@@ -1,0 +1,88 @@
+"""Facts in, whether the rollout of a Deployment has to stand still out.
+
+A new pod that is ready for the kubelet may still speak no MCP. As long as older pods answer the
+handshake that it fails, the rollout is paused, so that they keep serving. Pure: nothing here makes
+a request; what the last handshake said and which pods there are comes with the facts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gitops_mcp.base.model import Context, Facts
+from gitops_mcp.base.names import PAUSE_MANAGER, JsonObject
+from gitops_mcp.decide import managedfields
+
+HOLD = {"paused": True, "minReadySeconds": 2**31 - 2, "progressDeadlineSeconds": 2**31 - 1}
+"""What a pause writes into a Deployment's spec. Paused alone is not enough: once all its new pods
+are available, the old ones are taken away all the same (measured). So new pods have to be ready for
+as long as the API can say, which it takes only below the deadline."""
+
+_SAID_NO = frozenset({"HandshakeFailed", "HostRejected", "ConnectionRefused"})
+"""Answers that are the server's own fault. No answer at all may be the network's."""
+_ENDED = ("Failed", "Succeeded")
+
+
+def paused(deployment: JsonObject | None) -> bool:
+    """Is the rollout paused by us? What a person pauses is theirs to resume."""
+    return deployment is not None and managedfields.owns(
+        deployment, "spec", "paused", manager=PAUSE_MANAGER
+    )
+
+
+def culprit(facts: Facts, context: Context) -> str | None:
+    """The name of a new pod that fails the handshake while older ones of another template pass it;
+    "" where there is none, None where nobody can say yet."""
+    deployment = facts.children.get("Deployment")
+    since = _template_since(deployment or {})
+    pods = list(_alive(facts.pods))
+    young = [pod for pod in pods if _created(pod) >= since]
+    probe = facts.probe
+    health = ((facts.cr or {}).get("spec") or {}).get("health") or {}
+    if not young or health.get("mode", "handshake") != "handshake":
+        return ""  # what failed is of a former template, or nobody wants to know any more
+    if probe is None or not context.probes:
+        return None
+    if probe.reason not in _SAID_NO:
+        return "" if {_uid(pod) for pod in young} <= probe.passed else None
+    proven = {_template(pod) for pod in pods if _created(pod) < since and _uid(pod) in probe.passed}
+    failing = [
+        pod
+        for pod in young
+        if _uid(pod) in probe.pods - probe.passed and probe.of(_uid(pod)) in _SAID_NO
+    ]
+    kept = [pod for pod in failing if proven - {_template(pod)}]
+    if kept:
+        return min(str(pod["metadata"]["name"]) for pod in kept)
+    return "" if failing or {_uid(pod) for pod in young} <= probe.passed else None
+
+
+def _template_since(deployment: JsonObject) -> str:
+    """When the pod template was last written (RFC 3339, whole seconds), whoever did. Pods of an
+    earlier second are of a former one, or were there before a change that concerns no pod."""
+    entries = deployment.get("metadata", {}).get("managedFields") or ()
+    times = [
+        str(entry.get("time", ""))
+        for entry in entries
+        if "f:template" in ((entry.get("fieldsV1") or {}).get("f:spec") or {})
+    ]
+    return max(times, default="")
+
+
+def _alive(pods: tuple[JsonObject, ...]) -> Iterator[JsonObject]:
+    for pod in pods:
+        ended = (pod.get("status") or {}).get("phase") in _ENDED
+        if not ended and "deletionTimestamp" not in pod["metadata"]:
+            yield pod
+
+
+def _created(pod: JsonObject) -> str:
+    return str(pod["metadata"].get("creationTimestamp", ""))
+
+
+def _template(pod: JsonObject) -> str:
+    return str((pod["metadata"].get("labels") or {}).get("pod-template-hash", ""))
+
+
+def _uid(pod: JsonObject) -> str:
+    return str(pod["metadata"]["uid"])

@@ -1,0 +1,637 @@
+"""Decide: one server's facts in; actions, status and the time to look again out.
+
+``decide`` is pure: it makes no request, reads no clock and remembers nothing. It returns the next
+batch of actions only; whoever carries them out asks again with the facts as they then are, until no
+action is left. Creation, drift, an invalid manifest, a graceful shutdown and the recovery from a
+crash are the same function, told other facts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import timedelta
+
+import orjson
+
+from gitops_mcp.base.errors import GitOpsError
+from gitops_mcp.base.model import (
+    Action,
+    Change,
+    Condition,
+    Contest,
+    Context,
+    Decision,
+    Deferral,
+    Facts,
+    Verb,
+)
+from gitops_mcp.base.names import (
+    ANNOTATION_ADOPT,
+    API_VERSION,
+    KIND,
+    LABEL_MANAGED_BY,
+    LABEL_SOURCE,
+    PAUSE_MANAGER,
+    JsonObject,
+    ObjectRef,
+)
+from gitops_mcp.decide import diffing, inquiries, managedfields, pausing, shutdown
+from gitops_mcp.decide.ending import delete_action, holds_off, recreate, shut_down
+from gitops_mcp.decide.ownership import (
+    Owner,
+    Renderer,
+    adopts,
+    at_most,
+    carries_replicas,
+    claimant,
+    controls,
+    cr_body,
+    is_orphaned,
+    is_scaled_elsewhere,
+    is_strange,
+    refusal,
+    set_by,
+    strict,
+    suspended_decision,
+)
+from gitops_mcp.decide.pruning import prune, unowned_children
+from gitops_mcp.decide.writing import (
+    CONTESTED,
+    STILL,
+    at_rest,
+    not_applied,
+    synced_condition,
+    undone_by,
+)
+from gitops_mcp.source import manifests, podsecurity, policies, serverschema
+from gitops_mcp.source.documents import pointer
+from gitops_mcp.source.rendering import READINESS_GATE
+
+NEVER = "1"
+"""A resourceVersion that no object has. An apply that bears it makes what is missing, and is a
+conflict with what is there (measured: a missing object is not held against it)."""
+
+
+NAMESPACE_RETRY = timedelta(seconds=10)
+"""Between two looks at a namespace that is not there, or is going: no watch tells of it."""
+
+
+# --- the prune guard ------------------------------------------------------------------------
+
+
+# --- decide ---------------------------------------------------------------------------------
+
+
+def decide(facts: Facts, context: Context, renderer: Renderer) -> Decision:
+    """What to do about one server now."""
+    cr = facts.cr
+    owner = claimant(facts, context, renderer)
+    if owner is Owner.OTHER:
+        return _other_source(facts)
+    if facts.strange and owner is Owner.OURS and (facts.desired is not None or facts.protected):
+        return _other_repository(facts, context)
+    if cr is not None and shutdown.under_way(cr):
+        return shut_down(facts, context)
+    if facts.namespace == "Terminating":
+        message = f"namespace {facts.key.namespace} is terminating"
+        later = facts.now + NAMESPACE_RETRY if facts.desired is not None else None
+        return Decision("skipped", message=message, look_again=later)
+    if facts.desired is not None:
+        if owner is Owner.KUBECTL and not adopts(facts.desired):
+            label = (facts.cr or {})["metadata"].get("labels") or {}
+            copied = f", though it bears the label {LABEL_SOURCE}" if LABEL_SOURCE in label else ""
+            return _refused(facts, f"mcpserver/{facts.key.name} was made by hand{copied}")
+        return _converge(facts, context, renderer, owner)
+    if cr is None:
+        return Decision("failed" if facts.protected else "ok", message=_first_problem(facts))
+    if facts.protected or owner is not Owner.OURS:
+        return _converge(facts, context, renderer, owner)
+    if facts.strange:
+        return Decision("skipped", message=_STRANGE)
+    return prune(facts, context)
+
+
+_STRANGE = (
+    "bears the label of this source, but git never held it: it is neither run nor pruned; unless "
+    "it is another repository's with the same source id, add it to git, or delete it with kubectl"
+)
+
+
+def _other_source(facts: Facts) -> Decision:
+    if facts.desired is None:
+        return Decision("skipped", message="belongs to another source")
+    assert facts.cr is not None  # noqa: S101 -- only a CR has a source
+    source = facts.cr["metadata"]["labels"][LABEL_SOURCE]
+    why = "; if the source id of this repository was changed, sync --take-over moves it"
+    if facts.former is not None:
+        why = " and was applied from another file with another spec, so it is not moved"
+        if facts.former.holder:
+            why = f", which another repository has taken over: {facts.former.holder}"
+    return _refused(
+        facts, f"mcpserver/{facts.key.name} belongs to source {source!r}{why}", adopt=False
+    )
+
+
+def _other_repository(facts: Facts, context: Context) -> Decision:
+    known = (facts.cr or {}).get("status") or {}
+    commit = str((known.get("source") or {}).get("revision", ""))[:12]
+    return _refused(
+        facts,
+        f"mcpserver/{facts.key.name} was applied from commit {commit}, which is not in this "
+        f"repository: another one has the source id {context.source!r}, too; give one of them "
+        "another source id, or take over with --take-over",
+        adopt=False,
+    )
+
+
+def _refused(facts: Facts, message: str, *, adopt: bool = True) -> Decision:
+    if adopt:
+        message += f'; annotate the manifest with {ANNOTATION_ADOPT}: "true" to take it over'
+    ref = ObjectRef(API_VERSION, KIND, facts.key.namespace, facts.key.name)
+    change = Change("blocked", facts.key, ref, reason=f"NotOwned: {message}")
+    return Decision("blocked", changes=(change,), message=f"NotOwned: {message}")
+
+
+def _first_problem(facts: Facts) -> str:
+    return next((f"{one.file}:{one.line}: {one.message}" for one in facts.problems), "")
+
+
+# --- what a rollout asks --------------------------------------------------------------------
+
+
+def foresee(facts: Facts, context: Context, renderer: Renderer, owner: Owner | None) -> JsonObject:
+    """The CR as our apply would leave it, as far as its children depend on it."""
+    cr, body = facts.cr, cr_body(facts, context, renderer, owner)
+    assert cr is not None  # noqa: S101 -- asked only of servers that exist
+    people = strict(context, owner).kubectl_managers
+    if body is None or diffing.agrees(body, cr, kubectl_managers=people):
+        return cr
+    fields = diffing.compare(body, cr, kubectl_managers=people).fields
+    left = managedfields.without(cr, (change.path for change in fields if change.after is None))
+    return serverschema.defaulted(_over(left, body))
+
+
+def _over(live: JsonObject, body: JsonObject) -> JsonObject:
+    return live | {
+        name: _over(live[name], value)
+        if isinstance(value, dict) and isinstance(live.get(name), dict)
+        else value
+        for name, value in body.items()
+    }
+
+
+# --- converge -------------------------------------------------------------------------------
+
+
+def _converge(facts: Facts, context: Context, renderer: Renderer, owner: Owner | None) -> Decision:
+    """Bring the CR to what git says, then the children to what the CR says."""
+    if facts.namespace == "Absent":
+        return _missing_namespace(facts, context)
+    paused = holds_off(facts)
+    immutable = facts.failure is not None and facts.failure.immutable
+    if immutable and facts.cr is not None:
+        strangers = unowned_children(facts)
+        if strangers:
+            why = facts.failure.message if facts.failure is not None else ""
+            message = f"{', '.join(strangers)} cannot be taken over in place: {why}"
+            return at_rest(facts, context, Condition("Synced", "False", "NotOwned", message))
+        if not _unallowed(facts, context, renderer, owner, None):
+            return recreate(facts, context)
+    body = None
+    if not _left_alone(facts, context, owner):
+        body = cr_body(facts, context, renderer, owner)
+    waits = facts.deferred if facts.cr is not None else None
+    put_off = False
+    unallowed = ""
+    contested: list[ObjectRef] = []
+    if body is not None and not paused:
+        people = strict(context, owner)
+        actions = _write(facts, people, body, facts.cr, contested)
+        if actions:
+            unallowed = _unallowed(facts, context, renderer, owner, body)
+        if unallowed:
+            # The status needs an MCPServer to stand on. Of one that exists, nothing else changes.
+            bare = _write(facts, people, _bare(body, facts), None, contested)
+            actions = bare if facts.cr is None else []
+        if actions and waits is None:
+            return Decision("ok", actions=tuple(actions))
+        put_off = bool(actions)
+    if facts.cr is None:
+        return at_rest(facts, context, not_applied(facts))
+    if suspended_decision(facts):
+        return at_rest(facts, context, Condition("Synced", "False", "Suspended", "suspended"))
+    invalid = _invalid(facts, context)
+    if unallowed:
+        told = Condition("Synced", "False", "ManifestInvalid", invalid or unallowed)
+        return at_rest(replace(facts, desired=None), context, told, told.message)
+    refused: list[str] = []
+    leaving: list[str] = []
+    later: list[str] = []
+    if not invalid or facts.protected:
+        try:
+            # What others put into an MCPServer that is contested does not reach the pods.
+            seen = foresee(facts, context, renderer, owner) if contested else facts.cr
+            children = renderer.children(seen)
+            forbidden = why_forbidden(facts, context, owner, children)
+            invalid = invalid or forbidden
+            child_actions: list[Action] = []
+            if not paused and not forbidden:
+                child_actions += _child_actions(
+                    replace(facts, cr=seen), context, children, refused, leaving, later, contested
+                )
+                # What has just been written may be all that the pods needed: they are judged after.
+                child_actions = child_actions or [*_gates(facts), *_pause(facts, context, renderer)]
+        except GitOpsError as error:  # this spec cannot be rendered; others can
+            synced = Condition("Synced", "False", "ApplyFailed", error.message)
+            return at_rest(facts, context, synced, invalid or error.message)
+        if child_actions:
+            return Decision("ok", actions=tuple(child_actions))
+    synced = synced_condition(facts, context, invalid, refused)
+    if contested and synced.status == "True":
+        return _contested(facts, context, contested, invalid)
+    if waits is not None and (put_off or later) and not leaving:
+        return _deferred(facts, context, waits, synced, invalid)
+    if not leaving:
+        return at_rest(facts, context, synced, invalid)
+    waiting = f"deletion of {', '.join(leaving)}"
+    if synced.status == "True":
+        synced = Condition("Synced", "False", "RolloutInProgress", f"waiting for the {waiting}")
+    return replace(at_rest(_without_former(facts), context, synced, invalid), waiting=waiting)
+
+
+def _contested(
+    facts: Facts, context: Context, contested: list[ObjectRef], invalid: str
+) -> Decision:
+    """Others keep undoing what we apply: say who, and wait ever longer between two tries."""
+    told = "; ".join(undone_by(ref, facts.contests[ref]) for ref in contested)
+    rest = at_rest(facts, context, Condition("Synced", "False", "RolloutInProgress", told), invalid)
+    times = [rest.look_again, *(facts.contests[ref].until for ref in contested)]
+    rest = replace(rest, look_again=min(time for time in times if time is not None))
+    if all(facts.contests[ref].undone < CONTESTED for ref in contested):
+        return rest
+    return replace(
+        rest, result="failed", message=f"Contested: {told}", waiting=f"Contested: {told}"
+    )
+
+
+def _deferred(
+    facts: Facts, context: Context, waits: Deferral, synced: Condition, invalid: str
+) -> Decision:
+    """The server stays as it is until its batch; the commit is not said to be applied here."""
+    if synced.status == "True":
+        synced = Condition("Synced", "False", "RolloutInProgress", waits.message)
+    rest = at_rest(replace(facts, desired=None), context, synced, invalid)
+    result, message = rest.result, rest.message
+    if synced.reason == "RolloutInProgress":
+        result, message = "blocked" if waits.stopped else "skipped", waits.message
+    waiting = rest.waiting if waits.stopped else waits.message
+    return replace(rest, result=result, message=message, waiting=waiting, deferred=True)
+
+
+def _without_former(facts: Facts) -> Facts:
+    """The facts without what a former CR of that name left behind: it speaks for nobody."""
+    cr = facts.cr
+    assert cr is not None  # noqa: S101 -- only what exists had a predecessor
+    own = {kind: child for kind, child in facts.children.items() if not is_orphaned(child, cr)}
+    gone = "Deployment" in facts.children and "Deployment" not in own
+    return replace(facts, children=own, pods=() if gone else facts.pods)
+
+
+def _missing_namespace(facts: Facts, context: Context) -> Decision:
+    name = facts.key.namespace
+    if not context.create_namespace or facts.desired is None:
+        return Decision(
+            "failed",
+            message=f'namespace "{name}" not found: create it, or use --create-namespace',
+            look_again=facts.now + NAMESPACE_RETRY,
+        )
+    failure = facts.failure
+    if failure is not None and holds_off(facts):
+        return Decision("failed", message=failure.message, look_again=failure.retry_at)
+    ref = ObjectRef("v1", "Namespace", "", name)
+    body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+    return Decision("ok", actions=(Action(Verb.APPLY, ref, "create the namespace", body),))
+
+
+def _invalid(facts: Facts, context: Context) -> str:
+    """What is wrong with the configuration, or "". What git holds was checked when it was read."""
+    if facts.protected:
+        return _first_problem(facts) or "the manifest in git cannot be applied"
+    if facts.desired is not None or facts.cr is None:
+        return ""
+    spec = facts.cr.get("spec") or {}
+    return "; ".join(manifests.check(facts.key, spec, policy=context.policy))
+
+
+def _left_alone(facts: Facts, context: Context, owner: Owner | None) -> bool:
+    """Is it a server that kubectl made, where the operator runs none of these?"""
+    by_hand = owner in (Owner.KUBECTL, Owner.COPIED) and facts.desired is None
+    return by_hand and not context.policy.manual
+
+
+def why_forbidden(
+    facts: Facts, context: Context, owner: Owner | None, children: Sequence[JsonObject]
+) -> str:
+    """Why these children may not run, or "". What a manifest asks for was judged when it was read,
+    but others may have added to the MCPServer since, and a template to the pod."""
+    assert facts.cr is not None  # noqa: S101 -- children are rendered from the CR
+    if _left_alone(facts, context, owner):
+        return "servers made with kubectl are not run here (--manual-servers off)"
+    spec, policy = facts.cr.get("spec") or {}, context.policy
+    found = policies.of_server(facts.key, spec, policy)
+    for child in children:
+        template = (child.get("spec") or {}).get("template")
+        if child["kind"] == "Deployment" and template:
+            found += podsecurity.findings(template, spec, policy.pods)
+    return "; ".join(
+        f"{pointer(one.path)}: {one.message}".removeprefix(": ") + set_by(facts.cr, one.path)
+        for one in found
+    )
+
+
+def _unallowed(
+    facts: Facts,
+    context: Context,
+    renderer: Renderer,
+    owner: Owner | None,
+    body: JsonObject | None,
+) -> str:
+    """Why the server, as it will be once its MCPServer is written (from ``body`` where there is
+    none yet), may not run, or "". A spec that cannot be rendered is told where it is rendered."""
+    if facts.cr is not None:
+        seen = foresee(facts, context, renderer, owner)
+    elif body is not None:
+        seen = serverschema.defaulted(body)
+    else:
+        return ""
+    foreseen = replace(facts, cr=seen)
+    invalid = "" if facts.protected else _invalid(foreseen, context)
+    if invalid:
+        return invalid
+    try:
+        children = renderer.children(seen)
+    except GitOpsError:
+        return ""
+    return why_forbidden(foreseen, context, owner, children)
+
+
+def _bare(body: JsonObject, facts: Facts) -> JsonObject:
+    """What git says alone: no finalizer, no replicas that we would choose."""
+    spec = dict(body.get("spec") or {})
+    if carries_replicas(facts):
+        spec.pop("replicas", None)
+    metadata = {name: value for name, value in body["metadata"].items() if name != "finalizers"}
+    return {**body, "metadata": metadata, "spec": spec}
+
+
+def _write(
+    facts: Facts,
+    context: Context,
+    body: JsonObject,
+    live: JsonObject | None,
+    contested: list[ObjectRef],
+) -> list[Action]:
+    """The actions that make ``live`` what ``body`` says: none, when it is so already. ``contested``
+    gets the object if others undid the same before, and it is not time to apply it again."""
+    people = context.kubectl_managers
+    if live is not None and diffing.agrees(body, live, kubectl_managers=people):
+        return _claim(facts, body, live)
+    ref = ObjectRef.of(body)
+    difference = diffing.compare(body, live, kubectl_managers=people)
+    if live is not None and (not difference.fields or difference.key in facts.noise):
+        return _claim(facts, body, live)
+    wanted, known = _hash(facts, body), facts.contests.get(ref)
+    again = known is not None and known.wanted == wanted
+    if known is not None and again and _holds_still(facts, known):
+        contested.append(ref)
+        return []
+    by = managedfields.writers(live, difference.places) if live is not None else ()
+    undone = known.undone if known is not None and again and facts.now < known.at + STILL else 0
+    change = Change(
+        "create" if live is None else "update",
+        facts.key,
+        ref,
+        reason=f"undone by {', '.join(by)}" if by and undone else "",
+        fields=difference.fields,
+        before=difference.before,
+        after=difference.after,
+        foreign=difference.foreign,
+    )
+    if live is None:
+        # An apply is merged into whatever stands there, were it not for a version that never was.
+        return [
+            Action(
+                Verb.APPLY,
+                ref,
+                "create",
+                body,
+                resource_version=NEVER,
+                change=change,
+                key=difference.key,
+                wanted=wanted,
+            )
+        ]
+    uid, version = live["metadata"]["uid"], live["metadata"]["resourceVersion"]
+    if difference.seize:
+        # A plain apply would leave these for ever: what we never owned we cannot give up.
+        patch = managedfields.ownership_patch(live, difference.seize)
+        return [
+            Action(
+                Verb.JSON_PATCH,
+                ref,
+                "take over what was added by hand",
+                {"patch": patch},
+                uid=uid,
+                resource_version=version,
+                change=change,
+                key=difference.key,
+            )
+        ]
+    return [
+        Action(
+            Verb.APPLY,
+            ref,
+            "update",
+            body,
+            uid=uid,
+            resource_version=version,
+            change=change,
+            key=difference.key,
+            wanted=wanted,
+            by=by,
+        )
+    ]
+
+
+def _holds_still(facts: Facts, contest: Contest) -> bool:
+    """Is it too early to apply again what others undid?"""
+    return facts.now < contest.until and contest.asked == inquiries.requested(facts.cr)
+
+
+def _hash(facts: Facts, body: JsonObject) -> str:
+    """What an apply means, but for replicas that are not git's: a scaler contests nothing."""
+    spec = body.get("spec") or {}
+    if carries_replicas(facts) or (facts.cr is not None and is_scaled_elsewhere(facts.cr)):
+        spec = {name: value for name, value in spec.items() if name != "replicas"}
+    text = orjson.dumps([body["metadata"], spec], option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(text).hexdigest()
+
+
+def _claim(facts: Facts, body: JsonObject, live: JsonObject) -> list[Action]:
+    """Apply what is equal already, where nothing proves that it is ours: else what git drops one
+    day would stay for ever, and the server with it."""
+    uid = live["metadata"].get("uid")  # one that is only foreseen has none
+    key = f"claim {uid}"
+    if uid is None or not unproven(body, live) or key in facts.noise:
+        return []
+    ref = ObjectRef.of(body)
+    reason = "take ownership: others made it from this source"
+    return [
+        Action(
+            Verb.APPLY,
+            ref,
+            "take ownership",
+            body,
+            uid=uid,
+            resource_version=live["metadata"]["resourceVersion"],
+            change=Change("update", facts.key, ref, reason=reason),
+            key=key,
+            claims=True,
+        )
+    ]
+
+
+def unproven(body: JsonObject, live: JsonObject) -> bool:
+    """Does ``live`` lack the proof that an apply of ``body`` leaves: that its mark is ours?"""
+    mark = LABEL_SOURCE if body["kind"] == KIND else LABEL_MANAGED_BY
+    wanted = mark in (body["metadata"].get("labels") or {})
+    return wanted and not managedfields.owns(live, "metadata", "labels", mark)
+
+
+def _child_actions(
+    facts: Facts,
+    context: Context,
+    children: Sequence[JsonObject],
+    refused: list[str],
+    leaving: list[str],
+    later: list[str],
+    contested: list[ObjectRef],
+) -> Iterator[Action]:
+    """The writes that make the children what was rendered. ``refused`` gets why one is not written,
+    ``leaving`` the children that must have gone before they are made anew, ``later`` those that
+    wait for their batch, ``contested`` those that others undid too often.
+
+    Nothing is made beside what is still somebody else's: that may turn out not to be ours to take.
+    """
+    cr = facts.cr
+    assert cr is not None  # noqa: S101 -- children are rendered from the CR
+    external = is_scaled_elsewhere(cr)
+    wanted = {body["kind"]: body for body in children}
+    standing = [live for kind, live in facts.children.items() if kind in wanted]
+    refused += filter(None, (refusal(one, cr, adopt=adopts(facts.desired)) for one in standing))
+    strange = {live["kind"] for live in standing if is_strange(live)}
+    # A Deployment has what cannot be changed in place: it shows whether the rest may follow.
+    first = "" if refused else next(iter(sorted(strange)), "")
+    for kind, body in wanted.items():
+        live = facts.children.get(kind)
+        if kind != first and (kind in strange or (live is None and (refused or first))):
+            continue
+        if live is not None and refusal(live, cr, adopt=adopts(facts.desired)):
+            continue
+        if live is not None and ("deletionTimestamp" in live["metadata"] or is_orphaned(live, cr)):
+            leaving.append(str(ObjectRef.of(live)))
+            continue  # its end is an event; then it is created anew
+        if facts.deferred and live is not None and reshapes(facts, context, body, live):
+            later.append(str(ObjectRef.of(live)))
+            continue
+        if external and kind == "Deployment":
+            replicas = at_most((live or cr).get("spec", {}).get("replicas", 1), cr["spec"])
+            body = {**body, "spec": {**body["spec"], "replicas": replicas}}
+        if live is not None and kind == "Deployment" and pausing.paused(live):
+            held = live["spec"].get("minReadySeconds", 0)  # until the pause is over
+            body = {**body, "spec": {**body["spec"], "minReadySeconds": held}}
+        yield from _write(facts, context, body, live, contested)
+    for kind, live in facts.children.items():
+        if kind in wanted or "deletionTimestamp" in live["metadata"]:
+            continue
+        if controls(cr, live):
+            yield delete_action(facts.key, live, "no longer rendered")
+
+
+def reshapes(facts: Facts, context: Context, body: JsonObject, live: JsonObject) -> bool:
+    """Would applying ``body`` replace the pods that run, for another reason than to heal what
+    somebody else changed?"""
+    people = context.kubectl_managers
+    if body["kind"] != "Deployment" or diffing.agrees(body, live, kubectl_managers=people):
+        return False
+    difference = diffing.compare(body, live, kubectl_managers=people)
+    return difference.key not in facts.noise and any(
+        change.path.startswith("/spec/template/") and change.path not in difference.drifted
+        for change in difference.fields
+    )
+
+
+def _gates(facts: Facts) -> Iterator[Action]:
+    """Open the readiness gate of pods that answered our handshake (``health.gate``)."""
+    passed = facts.probe.passed if facts.probe is not None else frozenset()
+    for pod in facts.pods:
+        gates = [gate.get("conditionType") for gate in pod["spec"].get("readinessGates") or ()]
+        conditions = (pod.get("status") or {}).get("conditions") or ()
+        opened = any(c["type"] == READINESS_GATE and c["status"] == "True" for c in conditions)
+        if READINESS_GATE not in gates or opened or pod["metadata"]["uid"] not in passed:
+            continue
+        ref = ObjectRef.of(pod)
+        body = {
+            "apiVersion": ref.api_version,
+            "kind": ref.kind,
+            "metadata": {"name": ref.name, "namespace": ref.namespace},
+            "status": {"conditions": [{"type": READINESS_GATE, "status": "True"}]},
+        }
+        yield Action(
+            Verb.APPLY,
+            ref,
+            "open the readiness gate",
+            body,
+            "status",
+            uid=pod["metadata"]["uid"],
+            resource_version=pod["metadata"]["resourceVersion"],
+        )
+
+
+def _pause(facts: Facts, context: Context, renderer: Renderer) -> Iterator[Action]:
+    """Let a rollout stand still while its new pods fail the handshake that old ones pass."""
+    cr, live = facts.cr, facts.children.get("Deployment")
+    if cr is None or live is None or not controls(cr, live):
+        return
+    culprit = pausing.culprit(facts, context)
+    stands = live["spec"].get("paused", False)
+    if culprit is None or bool(culprit) == stands or (stands and not pausing.paused(live)):
+        return
+    ref, metadata = ObjectRef.of(live), live["metadata"]
+    uid, version = metadata["uid"], metadata["resourceVersion"]
+    bare: JsonObject = {
+        "apiVersion": ref.api_version,
+        "kind": ref.kind,
+        "metadata": {"name": ref.name, "namespace": ref.namespace},
+    }
+    if culprit:
+        why, body = "pause the rollout", {**bare, "spec": pausing.HOLD}
+        yield Action(Verb.APPLY, ref, why, body, "", PAUSE_MANAGER, uid, version)
+        return
+    wanted = next(body for body in renderer.children(cr) if body["kind"] == "Deployment")
+    seconds = wanted["spec"].get("minReadySeconds", 0)
+    if live["spec"].get("minReadySeconds", 0) != seconds:
+        # Ours again before the pause gives it up, or it would be nobody's in between.
+        ours = managedfields.owned(live)
+        body = {**ours, "spec": {**ours.get("spec", {}), "minReadySeconds": seconds}}
+        yield Action(Verb.APPLY, ref, "let new pods count", body, uid=uid, resource_version=version)
+        return
+    yield Action(Verb.APPLY, ref, "resume the rollout", bare, "", PAUSE_MANAGER, uid, version)
+
+
+# --- prune and shutdown ---------------------------------------------------------------------
+
+
+# --- status ---------------------------------------------------------------------------------

@@ -1,0 +1,363 @@
+"""Graceful shutdown as a state machine: live facts in, the next step out.
+
+Receives a server's facts, returns what to do now and what to write into ``status.shutdown``. It
+never waits: a step that needs time says when to look again. Every step can be told from the
+cluster, so that whoever comes next goes on where the last one stopped:
+
+    Withdrawing   the Service gets a selector that no pod has: no new clients, same pods
+    Draining      until the sessions are gone, or the drain window ends
+    Stopping      the Deployment is scaled to 0: preStop, SIGTERM, grace; until the pods are gone
+    CleaningUp    the operator's hooks are called, for what lives outside of the cluster
+    Deleting      the children, then the finalizer (or the CR itself, where it bears none)
+
+An object that has gone already (foreground deletion, a person) counts as its step done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from gitops_mcp.base import transports
+from gitops_mcp.base.model import Action, Facts, Verb
+from gitops_mcp.base.names import (
+    ANNOTATION_SHUTDOWN,
+    FIELD_MANAGER,
+    FINALIZER,
+    GROUP,
+    LABEL_MANAGED_BY,
+    SHUTDOWN_MANAGER,
+    JsonObject,
+    ObjectRef,
+)
+from gitops_mcp.decide import inquiries, managedfields
+
+WITHDRAWN = f"{GROUP}/withdrawn"
+"""A selector key that no pod bears."""
+
+MARGIN = timedelta(seconds=30)
+"""What a shutdown may take over its drain window and grace, for the API and the kubelet."""
+
+CLEANUP_TEXT = 1000
+"""Characters of what the hooks said."""
+
+SCALE_ATTEMPTS = 3
+"""How often somebody may raise a stopping Deployment before it is deleted under them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """``state`` is the wanted ``status.shutdown``. ``persist``: it must stand in the cluster before
+    ``actions`` are carried out, since nothing else there would tell that the step began."""
+
+    state: JsonObject
+    actions: tuple[Action, ...] = ()
+    persist: bool = False
+    look_again: datetime | None = None
+    waiting: str = ""
+    brief: bool = False
+    """What is waited for comes in a moment: no status is worth writing until then."""
+
+
+STEPS = ("Withdrawing", "Draining", "Stopping", "CleaningUp", "Deleting")
+
+_SOUND: Mapping[str, Callable[[Any], bool]] = {
+    "step": lambda value: value in STEPS,
+    "startedAt": lambda value: _parse(value) is not None,
+    "deadline": lambda value: _parse(value) is not None,
+    "activeSessions": lambda value: _is_count(value),
+    "attempts": lambda value: _is_count(value),
+    "deploymentGeneration": lambda value: _is_count(value),
+    "recreate": lambda value: value is True,
+    "endedBy": lambda value: isinstance(value, str),
+    "cleanup": lambda value: isinstance(value, str),
+}
+"""The fields of ``status.shutdown``, and what each may hold."""
+
+
+def state_of(cr: JsonObject) -> JsonObject | None:
+    """The ``status.shutdown`` that we wrote; None where there is none.
+
+    Whoever may write the status may write anything there: a field counts only where our own apply
+    to the status owns it, and where it makes sense. Without a step there is no shutdown.
+    """
+    stands = (cr.get("status") or {}).get("shutdown")
+    if not isinstance(stands, dict):
+        return None
+    state = {
+        name: stands[name]
+        for name, sound in _SOUND.items()
+        if name in stands
+        and sound(stands[name])
+        and managedfields.owns_status(cr, "f:shutdown", f"f:{name}")
+    }
+    return state if "step" in state else None
+
+
+def under_way(cr: JsonObject) -> bool:
+    """Deleted, or being shut down without a finalizer to hold it."""
+    return "deletionTimestamp" in cr["metadata"] or state_of(cr) is not None
+
+
+def deadline_of(state: JsonObject) -> datetime | None:
+    """When the shutdown should have ended."""
+    return _parse(state.get("deadline"))
+
+
+def begin(cr: JsonObject, now: datetime, *, recreate: bool = False) -> JsonObject:
+    """The first ``status.shutdown``. With ``recreate`` the CR stays and its children come back."""
+    # Whole seconds, rounded up: clients are given no less time than they were promised. A deletion
+    # that nobody saw for a while begins now, too: its sessions have not been let go before.
+    started = _whole(now)
+    deadline = started + _takes(cr)
+    state = {"step": "Withdrawing", "startedAt": _time(started), "deadline": _time(deadline)}
+    return state | {"recreate": True} if recreate else state
+
+
+def _takes(cr: JsonObject) -> timedelta:
+    """How long a shutdown may take."""
+    timing = transports.timing(cr.get("spec") or {})
+    return timing.drain_timeout + timing.grace + MARGIN
+
+
+def _bounded(cr: JsonObject, state: JsonObject, now: datetime) -> JsonObject:
+    """The state with its times: one that is missing, or further ahead than a shutdown can take (a
+    clock was set back, a spec was changed), is counted anew."""
+    started = _parse(state.get("startedAt"))
+    if started is None or started > now + MARGIN:
+        started = _whole(now)
+    latest = started + _takes(cr)
+    deadline = _parse(state.get("deadline"))
+    if deadline is None or deadline > latest + MARGIN:
+        deadline = latest
+    return state | {"startedAt": _time(started), "deadline": _time(deadline)}
+
+
+def advance(facts: Facts) -> Progress:
+    """The next step of the shutdown of ``facts.cr``."""
+    cr = facts.cr
+    assert cr is not None  # noqa: S101 -- the caller decides on a CR that it saw
+    state = state_of(cr)
+    if state is None:
+        return Progress(begin(cr, facts.now), persist=True)
+    state = _bounded(cr, state, facts.now)
+    service = _standing(facts.children.get("Service"))
+    deployment = _standing(facts.children.get("Deployment"))
+    if _foreground(cr):
+        state = state | {"endedBy": "ForegroundDeletion"}
+    if state["step"] in ("Withdrawing", "Draining"):
+        if service is not None and WITHDRAWN not in (service["spec"].get("selector") or {}):
+            return Progress(state, (_withdraw(service, state["startedAt"]),))
+        ended = _drain_ended(facts, state, deployment)
+        if not ended:
+            return _draining(facts, cr, state)
+        state = state | {"endedBy": state.get("endedBy", ended)}
+        return _stopping(state, deployment)
+    if state["step"] == "Stopping":
+        return _stop(facts, state, deployment)
+    return _delete(facts, cr, state)
+
+
+# --- drain ----------------------------------------------------------------------------------
+
+
+def _drain_ended(facts: Facts, state: JsonObject, deployment: Any) -> str:
+    """What ended the drain wait (a value of ``endedBy``), or "" while it lasts."""
+    if not facts.pods or deployment is None:
+        return "NoPods"
+    if facts.sessions == 0:
+        return "SessionsClosed"
+    if facts.now >= _drain_until(facts, state):
+        return "Timeout"
+    return ""
+
+
+def _draining(facts: Facts, cr: JsonObject, state: JsonObject) -> Progress:
+    until = _drain_until(facts, state)
+    drain = (cr.get("spec") or {}).get("drain") or {}
+    asked = "gauge" in drain or "url" in drain
+    state = state | {"step": "Draining"}
+    if facts.sessions is not None:
+        state["activeSessions"] = facts.sessions
+    look = min(until, facts.now + inquiries.COUNT_INTERVAL) if asked else until
+    return Progress(state, look_again=look, waiting=f"drain until {_time(until)}")
+
+
+def _drain_until(facts: Facts, state: JsonObject) -> datetime:
+    started = _parse(state["startedAt"]) or facts.now
+    return started + transports.timing((facts.cr or {}).get("spec") or {}).drain_timeout
+
+
+# --- stop -----------------------------------------------------------------------------------
+
+
+def _stopping(state: JsonObject, deployment: JsonObject | None) -> Progress:
+    """Note the Deployment's generation before each scale to 0: a later one that still has replicas
+    was raised by somebody."""
+    attempt = {"attempts": state.get("attempts", 0) + 1}
+    if deployment is not None:
+        attempt["deploymentGeneration"] = deployment["metadata"].get("generation", 0)
+    return Progress(state | {"step": "Stopping"} | attempt, persist=True)
+
+
+def _stop(facts: Facts, state: JsonObject, deployment: JsonObject | None) -> Progress:
+    late = facts.now >= (_parse(state["deadline"]) or facts.now)
+    if deployment is not None and deployment["spec"].get("replicas", 1) != 0:
+        if deployment["metadata"].get("generation", 0) != state.get("deploymentGeneration"):
+            return _stopping(state, deployment)
+        if state.get("attempts", 0) > SCALE_ATTEMPTS:
+            delete = _deletion(deployment, "delete what is scaled up again", foreground=True)
+            return Progress(state, (delete,))
+        return Progress(state, (_scale_to_zero(deployment),))
+    if facts.pods and not late:
+        return Progress(
+            state,
+            look_again=_parse(state["deadline"]),
+            waiting=f"{len(facts.pods)} pod(s) to end",
+        )
+    if deployment is not None and _counts(deployment) and not late:
+        # Its controller writes the end of the last pod next: what is sent now would meet that.
+        return Progress(
+            state,
+            look_again=_parse(state["deadline"]),
+            waiting=f"{ObjectRef.of(deployment)} to notice",
+            brief=True,
+        )
+    if facts.pods:
+        state = state | {"endedBy": "Deadline"}
+    return _delete(facts, facts.cr or {}, state)
+
+
+def _counts(deployment: JsonObject) -> bool:
+    """Does the Deployment's status still speak of pods?"""
+    status = deployment.get("status") or {}
+    return any(status.get(key) for key in ("replicas", "terminatingReplicas"))
+
+
+def _withdraw(service: JsonObject, started: str) -> Action:
+    selector = dict(service["spec"].get("selector") or {}) | {WITHDRAWN: "true"}
+    return _take(
+        service,
+        "withdraw endpoints",
+        metadata={"annotations": {ANNOTATION_SHUTDOWN: started}},
+        spec={"selector": selector},
+    )
+
+
+def _scale_to_zero(deployment: JsonObject) -> Action:
+    """One that was adopted bears none of our labels: with this one, its end is watched."""
+    labels = deployment["metadata"].get("labels") or {}
+    watched = labels.get(LABEL_MANAGED_BY) == FIELD_MANAGER
+    metadata = {} if watched else {"labels": {LABEL_MANAGED_BY: FIELD_MANAGER}}
+    return _take(deployment, "scale to 0", metadata=metadata, spec={"replicas": 0})
+
+
+def _take(live: JsonObject, why: str, *, metadata: JsonObject, spec: JsonObject) -> Action:
+    """An apply of single fields under a manager of its own: ours keeps all that it owns."""
+    ref = ObjectRef.of(live)
+    return Action(
+        Verb.APPLY,
+        ref,
+        why,
+        body={
+            "apiVersion": ref.api_version,
+            "kind": ref.kind,
+            "metadata": {"name": ref.name, "namespace": ref.namespace, **metadata},
+            "spec": spec,
+        },
+        manager=SHUTDOWN_MANAGER,
+        uid=live["metadata"]["uid"],
+        resource_version=live["metadata"]["resourceVersion"],
+    )
+
+
+# --- delete ---------------------------------------------------------------------------------
+
+
+def _delete(facts: Facts, cr: JsonObject, state: JsonObject) -> Progress:
+    recreate = state.get("recreate") and "deletionTimestamp" not in cr["metadata"]
+    if facts.cleanup != "" and "cleanup" not in state and not recreate:
+        if facts.cleanup is None:
+            return Progress(state | {"step": "CleaningUp"}, waiting="cleanup hooks")
+        cleanup = facts.cleanup[:CLEANUP_TEXT]
+        return Progress(state | {"step": "Deleting", "cleanup": cleanup}, persist=True)
+    state = state | {"step": "Deleting"}
+    standing = [child for child in facts.children.values() if _standing(child)]
+    if standing:
+        return Progress(state, tuple(_deletion(child, "delete") for child in standing))
+    if facts.children:
+        names = ", ".join(sorted(map(_going, facts.children.values())))
+        deadline = _parse(state["deadline"])
+        look = deadline if deadline is not None and facts.now < deadline else None
+        return Progress(state, look_again=look, waiting=f"{names} to go")
+    if recreate:
+        return Progress({})
+    return Progress(state, (release(cr),))
+
+
+def _going(child: JsonObject) -> str:
+    """``service/web``, and which finalizers hold it."""
+    held = ", ".join(child["metadata"].get("finalizers") or ())
+    return f"{ObjectRef.of(child)} (held by {held})" if held else str(ObjectRef.of(child))
+
+
+def release(cr: JsonObject) -> Action:
+    """The end: drop our finalizer where a deletion waits for it, else delete the CR."""
+    metadata = cr["metadata"]
+    if "deletionTimestamp" not in metadata:
+        return _deletion(cr, "delete")
+    index = metadata["finalizers"].index(FINALIZER)
+    return Action(
+        Verb.JSON_PATCH,
+        ObjectRef.of(cr),
+        "release the finalizer",
+        body={
+            "patch": [
+                {"op": "test", "path": f"/metadata/finalizers/{index}", "value": FINALIZER},
+                {"op": "remove", "path": f"/metadata/finalizers/{index}"},
+            ]
+        },
+        uid=metadata["uid"],
+        resource_version=metadata["resourceVersion"],
+    )
+
+
+def _deletion(live: JsonObject, why: str, *, foreground: bool = False) -> Action:
+    return Action(
+        Verb.DELETE,
+        ObjectRef.of(live),
+        why,
+        uid=live["metadata"]["uid"],
+        resource_version=live["metadata"]["resourceVersion"],
+        propagation="Foreground" if foreground else "Background",
+    )
+
+
+# --- small helpers --------------------------------------------------------------------------
+
+
+def _standing(child: JsonObject | None) -> JsonObject | None:
+    """The child unless it is going away already."""
+    return child if child is not None and "deletionTimestamp" not in child["metadata"] else None
+
+
+def _foreground(cr: JsonObject) -> bool:
+    return "foregroundDeletion" in cr["metadata"].get("finalizers", ())
+
+
+def _whole(moment: datetime) -> datetime:
+    return moment.replace(microsecond=0) + timedelta(seconds=1 if moment.microsecond else 0)
+
+
+def _time(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _parse(text: object) -> datetime | None:
+    return inquiries.moment(text)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

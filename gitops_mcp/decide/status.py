@@ -1,0 +1,466 @@
+"""Facts in, the whole ``status`` of one MCPServer out.
+
+Receives what ``planning`` was told and decided; returns the status as it should stand: phase,
+conditions and fields, without nulls. Never decides what to do, and takes every time from the facts:
+a condition keeps its lastTransitionTime as long as its ``status`` is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal
+
+from gitops_mcp.base import transports
+from gitops_mcp.base.masking import scrub
+from gitops_mcp.base.model import Condition, Context, Facts
+from gitops_mcp.base.names import (
+    ANNOTATION_FILE,
+    APP_NAME,
+    FIELD_MANAGER,
+    LABEL_INSTANCE,
+    LABEL_MANAGED_BY,
+    LABEL_NAME,
+    LABEL_SOURCE,
+    JsonObject,
+)
+from gitops_mcp.decide import health, inquiries, managedfields, pausing
+
+Difference = Literal["", "minor", "major"]
+"""How a wanted status differs from the live one: minor is counts and wording only."""
+
+MESSAGE_LIMIT: Final = 1000
+"""Characters of a condition's message."""
+
+LONGEST: Final = {"revision": 256, "path": 4096, "digest": 256}
+"""Characters that the definition takes in ``status.source``."""
+
+SKEW: Final = timedelta(minutes=1)
+"""How far the clocks of two writers may be apart."""
+
+PASSING: Final = frozenset({"Suspended", "PruneBlocked", "RolloutInProgress"})
+"""Reasons of Synced=False that do not hold Ready back: the server runs as it is."""
+
+FAILED: Final = frozenset(
+    {
+        "ConfigurationInvalid",
+        "ManifestInvalid",
+        "NotOwned",
+        "ImagePullFailed",
+        "CrashLooping",
+        "ContainerConfigError",
+        "ReplicaCreateFailed",
+        "ProgressDeadlineExceeded",
+        "HandshakeFailed",
+        "HostRejected",
+        "ConnectionRefused",
+    }
+)
+"""Reasons of Ready=False that waiting does not cure. Others are on their way, unless the rollout's
+deadline has passed or the API server refused what we meant (see ``_failed``)."""
+
+VERIFIED: Final[Mapping[str, Literal["True", "False", "Unknown"]]] = {
+    "HandshakeSucceeded": "True",
+    "AuthenticationRequired": "True",
+    "HandshakeFailed": "False",
+    "HostRejected": "False",
+    "ConnectionRefused": "False",
+    "NotProbed": "Unknown",
+    "Unreachable": "Unknown",
+    "AccessDenied": "Unknown",
+}
+"""The status of Verified, by the reason of a probe."""
+
+
+def body(
+    facts: Facts,
+    context: Context,
+    *,
+    invalid: str,
+    synced: Condition,
+    endpoint: str,
+    replicas: int,
+    shutdown: JsonObject | None = None,
+    applied_revision: str = "",
+) -> JsonObject:
+    """The ``status`` that ``facts.cr`` (which must exist) should have.
+
+    ``invalid``: why the configuration is wrong, empty where it is right. ``synced``: the Synced
+    condition. ``replicas``: how many there should be. ``shutdown``: ``status.shutdown``, empty
+    where none is under way. ``applied_revision``: the commit that was applied; empty keeps what
+    stands there.
+    """
+    cr = facts.cr
+    if cr is None:
+        raise ValueError("a status needs its MCPServer")
+    metadata = cr["metadata"]
+    old: JsonObject = cr.get("status") or {}
+    deployment = facts.children.get("Deployment")
+    observed = (deployment or {}).get("status") or {}
+    verified = _verified(facts, context, cr.get("spec") or {}, replicas)
+    conditions = _conditions(
+        facts, context, invalid=invalid, synced=synced, verified=verified, replicas=replicas
+    )
+    terminating = "deletionTimestamp" in metadata or bool(shutdown)
+    ready = _ready(conditions, terminating=terminating)
+    failed = not terminating and _failed(facts, ready)
+    phase = _phase(ready, terminating=terminating, failed=failed)
+    generation = metadata.get("generation", 0)
+    conditions += [ready, *_kstatus(ready, synced, failed=failed)]
+    wanted: JsonObject = {
+        "phase": phase,
+        "replicas": observed.get("replicas", 0),
+        "readyReplicas": observed.get("readyReplicas", 0),
+        "selector": selector(metadata["name"]),
+        "endpoint": endpoint,
+        "observedGeneration": generation,
+        "lastTransitionTime": _since(old, facts.now, same=old.get("phase") == phase),
+        "source": _source(facts, old, applied_revision, suspended=synced.reason == "Suspended"),
+        "lastHandledReconcileAt": _handled(facts, context, old, terminating=terminating),
+        "serverInfo": _server_info(facts, old, verified),
+        "shutdown": shutdown,
+        "conditions": _stamped(conditions, old, generation, facts.now),
+    }
+    return {key: value for key, value in wanted.items() if value not in (None, "", {})}
+
+
+def differs(wanted: JsonObject, live: JsonObject) -> Difference:
+    """Whether the live status must be written again. Conditions of types that we do not set are
+    somebody else's and count for nothing."""
+    live_conditions = _by_type(live)
+    ours = {
+        "conditions": {
+            kind: condition for kind, condition in live_conditions.items() if kind in _ORDER
+        }
+    }
+    have = {**{key: value for key, value in live.items() if key in _KEYS}, **ours}
+    want = {**wanted, "conditions": _by_type(wanted)}
+    if have == want:
+        return ""
+    return "minor" if _coarse(have) == _coarse(want) else "major"
+
+
+def strange(wanted: JsonObject, cr: JsonObject) -> list[str]:
+    """What stands in the status of ``cr`` though we do not want it, and stays when we apply what we
+    want, since somebody else put it there: as JSON pointers, in the order to remove them."""
+    live = cr.get("status") or {}
+    found: list[tuple[str, tuple[str, ...]]] = []
+    for name in sorted(_KEYS & live.keys()):
+        if name not in wanted:
+            found.append((f"/status/{name}", (f"f:{name}",)))
+        elif isinstance(live[name], dict) and isinstance(wanted[name], dict):
+            found += [
+                (f"/status/{name}/{below}", (f"f:{name}", f"f:{below}"))
+                for below in sorted(live[name].keys() - wanted[name].keys())
+            ]
+    ours = _by_type(wanted)
+    for index, condition in reversed(list(enumerate(live.get("conditions") or ()))):
+        kind = condition.get("type") if isinstance(condition, dict) else None
+        if kind in _ORDER and kind not in ours:
+            element = 'k:{"type":"' + kind + '"}'
+            found.append((f"/status/conditions/{index}", ("f:conditions", element)))
+    return [pointer for pointer, path in found if managedfields.shares_status(cr, *path)]
+
+
+def ready(status: JsonObject) -> Condition:
+    """The Ready condition of a status; Unknown where it has none."""
+    found = _by_type(status).get("Ready") or {}
+    return Condition(
+        "Ready",
+        found.get("status", "Unknown"),
+        found.get("reason", "NotReconciled"),
+        found.get("message", "no status yet"),
+    )
+
+
+def failing(status: JsonObject) -> Condition | None:
+    """The Ready condition of a server whose pods, say, waiting will not cure (phase Failed); None
+    of any other. What keeps a server from being as git says is told by its Synced condition."""
+    failed = status.get("phase") == "Failed" and not refused(status)
+    return ready(status) if failed else None
+
+
+def refused(status: JsonObject) -> bool:
+    """Is something in the way of what git says of the server?"""
+    synced = _by_type(status).get("Synced") or {}
+    return synced.get("status") == "False" and synced.get("reason") not in PASSING
+
+
+def not_ready_since(status: JsonObject) -> datetime | None:
+    """Since when Ready has not been True; None where it is, or was never said."""
+    found = _by_type(status).get("Ready") or {}
+    if found.get("status", "True") == "True":
+        return None
+    return parse_time(found.get("lastTransitionTime"))
+
+
+def selector(name: str) -> str:
+    """The label selector of a server's pods, as ``/scale`` shows it to an autoscaler."""
+    labels = {LABEL_INSTANCE: name, LABEL_MANAGED_BY: FIELD_MANAGER, LABEL_NAME: APP_NAME}
+    return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
+
+
+def parse_time(text: object) -> datetime | None:
+    """A metav1.Time, or None for anything else."""
+    return inquiries.moment(text)
+
+
+# --- conditions -------------------------------------------------------------------------------
+
+_ORDER: Final = (
+    "ConfigurationValid",
+    "DeploymentReady",
+    "ServiceReady",
+    "Verified",
+    "Synced",
+    "Ready",
+    "Reconciling",
+    "Stalled",
+)
+
+_KEYS: Final = frozenset(
+    {
+        "phase",
+        "replicas",
+        "readyReplicas",
+        "selector",
+        "endpoint",
+        "observedGeneration",
+        "lastTransitionTime",
+        "source",
+        "lastHandledReconcileAt",
+        "serverInfo",
+        "shutdown",
+    }
+)
+
+
+def _conditions(
+    facts: Facts,
+    context: Context,
+    *,
+    invalid: str,
+    synced: Condition,
+    verified: Condition,
+    replicas: int,
+) -> list[Condition]:
+    """What is true by itself, in the order in which it holds Ready back."""
+    spec = (facts.cr or {}).get("spec") or {}
+    networked = transports.of_spec(spec).networked
+    configuration = (
+        Condition("ConfigurationValid", "False", "ConfigurationInvalid", invalid)
+        if invalid
+        else Condition("ConfigurationValid", "True", "ConfigurationValid", "the spec is valid")
+    )
+    return [
+        configuration,
+        _rolling(facts, context, replicas),
+        health.service(facts.children.get("Service"), networked=networked),
+        verified,
+        synced,
+    ]
+
+
+def _rolling(facts: Facts, context: Context, replicas: int) -> Condition:
+    """DeploymentReady; of a rollout that we paused, why."""
+    deployment = facts.children.get("Deployment")
+    found = health.deployment(deployment, facts.pods, replicas=replicas)
+    if found.status == "True" or not pausing.paused(deployment):
+        return found
+    pod = pausing.culprit(facts, context)
+    why = (
+        f"the handshake with pod {pod} failed: {facts.probe.message}" if pod and facts.probe else ""
+    )
+    return Condition(
+        found.type, "False", "RolloutInProgress", f"paused: {why}" if why else "paused"
+    )
+
+
+def _verified(facts: Facts, context: Context, spec: Mapping[str, Any], replicas: int) -> Condition:
+    """What the last handshake said, as far as it speaks for a pod that is there now."""
+    unasked = _unasked(facts, context, spec, replicas)
+    if unasked or facts.probe is None:
+        before = None if unasked else _verified_before(facts)
+        message = unasked or "no handshake yet"
+        return before or Condition("Verified", "Unknown", "NotProbed", message)
+    probe = facts.probe
+    before = _verified_before(facts) if probe.wordless else None
+    return before or Condition("Verified", VERIFIED[probe.reason], probe.reason, probe.message)
+
+
+def _verified_before(facts: Facts) -> Condition | None:
+    """What another process found out about this spec; it stands until the pods answer to us, so
+    that a pass that finds the same tells nobody anything else in between."""
+    cr = facts.cr or {}
+    known = _by_type(cr.get("status") or {}).get("Verified") or {}
+    current = known.get("observedGeneration") == cr.get("metadata", {}).get("generation")
+    if (
+        known.get("reason") not in VERIFIED
+        or not current
+        or not any(inquiries.addresses(facts.pods))
+    ):
+        return None
+    reason = known["reason"]
+    return Condition("Verified", VERIFIED[reason], reason, known.get("message", ""))
+
+
+def _unasked(facts: Facts, context: Context, spec: Mapping[str, Any], replicas: int) -> str:
+    """Why no handshake counts, or ""."""
+    mode = (spec.get("health") or {}).get("mode", "handshake")
+    uids = {pod["metadata"].get("uid") for pod in facts.pods}
+    probe = facts.probe
+    if not transports.of_spec(spec).networked:
+        return "this transport has no network endpoint"
+    if mode != "handshake":
+        return f"health.mode is {mode}"
+    if not context.probes:
+        return "probes are off"
+    if replicas == 0:
+        return "scaled to zero"
+    if probe is not None and probe.pods and not probe.pods & uids:
+        return "no handshake with the present pods yet"
+    return ""
+
+
+def _ready(conditions: Iterable[Condition], *, terminating: bool) -> Condition:
+    if terminating:
+        return Condition("Ready", "False", "Terminating", "the server is being shut down")
+    zero = False
+    for condition in conditions:
+        passing = condition.type == "Synced" and condition.reason in PASSING
+        # Held back by False, never by Unknown.
+        if condition.status == "False" and not passing:
+            return Condition("Ready", "False", condition.reason, condition.message)
+        zero = zero or condition.reason == "ScaledToZero"
+    if zero:
+        return Condition("Ready", "True", "ScaledToZero", "scaled to zero")
+    return Condition("Ready", "True", "MCPServerReady", "the server is ready")
+
+
+def _failed(facts: Facts, ready: Condition) -> bool:
+    """Whether Ready is False in a way that waiting does not cure."""
+    if ready.status != "False":
+        return False
+    refused = facts.failure is not None and facts.failure.category != "Transient"
+    return (
+        ready.reason in FAILED
+        or pausing.paused(facts.children.get("Deployment"))
+        or health.stalled(facts.children.get("Deployment"))
+        or (refused and facts.failure is not None and ready.reason == facts.failure.reason)
+    )
+
+
+def _phase(ready: Condition, *, terminating: bool, failed: bool) -> str:
+    if terminating:
+        return "Terminating"
+    if failed:
+        return "Failed"
+    return "Ready" if ready.status == "True" else "Pending"
+
+
+def _kstatus(ready: Condition, synced: Condition, *, failed: bool) -> list[Condition]:
+    """Reconciling or Stalled, each there only while it is true: that is how kubectl, Flux and Argo
+    CD tell a resource in progress from one that needs a person."""
+    if failed:
+        return [Condition("Stalled", "True", ready.reason, ready.message)]
+    if ready.status == "False":
+        return [Condition("Reconciling", "True", ready.reason, ready.message)]
+    if synced.status == "False" and synced.reason == "RolloutInProgress":
+        return [Condition("Reconciling", "True", synced.reason, synced.message)]
+    return []
+
+
+def _stamped(
+    conditions: Iterable[Condition], old: JsonObject, generation: int, now: datetime
+) -> list[JsonObject]:
+    """The conditions as metav1 has them; a time moves only when the status does."""
+    before = _by_type(old)
+    stamped: list[JsonObject] = []
+    for condition in conditions:
+        known = before.get(condition.type) or {}
+        since = _since(known, now, same=known.get("status") == condition.status)
+        stamped.append(
+            {
+                "type": condition.type,
+                "status": condition.status,
+                "observedGeneration": generation,
+                "lastTransitionTime": since,
+                "reason": condition.reason,
+                "message": scrub(condition.message)[:MESSAGE_LIMIT],
+            }
+        )
+    return stamped
+
+
+def _since(known: JsonObject, now: datetime, *, same: bool) -> str:
+    """The lastTransitionTime of what is the ``same`` as it was; now, where that is no time, or is
+    still to come."""
+    told = known.get("lastTransitionTime")
+    moment = parse_time(told) if same else None
+    return str(told) if moment is not None and moment <= now + SKEW else _time(now)
+
+
+# --- fields -----------------------------------------------------------------------------------
+
+
+def _handled(facts: Facts, context: Context, old: JsonObject, *, terminating: bool) -> str | None:
+    """The request for a fresh look that has been answered: not before its handshake."""
+    answered: str | None = old.get("lastHandledReconcileAt")
+    wanted = inquiries.requested(facts.cr)
+    if wanted != answered and not terminating and inquiries.handshake(facts, context)[0]:
+        return answered
+    return wanted
+
+
+def _source(facts: Facts, old: JsonObject, applied_revision: str, *, suspended: bool) -> JsonObject:
+    """Where the server comes from; a server that kubectl made has no source."""
+    metadata = (facts.cr or {})["metadata"]
+    if facts.desired is None and LABEL_SOURCE not in (metadata.get("labels") or {}):
+        return {}
+    known = old.get("source") or {}
+    if (facts.failure is not None or suspended) and "digest" in known:
+        # What git says now has not been applied.
+        return {key: str(value)[: LONGEST[key]] for key, value in known.items() if key in LONGEST}
+    path = (
+        facts.desired.file
+        if facts.desired is not None
+        else (metadata.get("annotations") or {}).get(ANNOTATION_FILE) or known.get("path")
+    )
+    digest = facts.desired.digest[:16] if facts.desired is not None else known.get("digest")
+    found = {
+        "revision": applied_revision or known.get("revision"),
+        "path": path,
+        "digest": digest,
+    }
+    return {key: str(value)[: LONGEST[key]] for key, value in found.items() if value}
+
+
+def _server_info(facts: Facts, old: JsonObject, verified: Condition) -> JsonObject | None:
+    """What the server said about itself when it was last asked; forgotten where nobody asks."""
+    told = old.get("serverInfo")
+    known = {name: str(text)[:256] for name, text in told.items()} if told else None
+    if facts.probe is not None and verified.reason != "NotProbed":
+        return facts.probe.server_info or known
+    return known if verified.reason != "NotProbed" or verified.message in _NOT_YET else None
+
+
+_NOT_YET: Final = frozenset({"no handshake yet", "no handshake with the present pods yet"})
+
+
+def _coarse(status: JsonObject) -> JsonObject:
+    """A status without its counts and its wording."""
+    conditions = {
+        kind: {key: value for key, value in condition.items() if key != "message"}
+        for kind, condition in status["conditions"].items()
+    }
+    rest = {k: v for k, v in status.items() if k not in ("replicas", "readyReplicas")}
+    return {**rest, "conditions": conditions}
+
+
+def _by_type(status: JsonObject) -> dict[str, JsonObject]:
+    conditions = status.get("conditions") or ()
+    return {one["type"]: one for one in conditions if isinstance(one, dict) and "type" in one}
+
+
+def _time(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,475 @@
+"""The controller: the straight line, kept alive.
+
+Receives commits (``adopt``), names of servers (``wake``) and the word on who leads; looks at one
+server after the other, whenever whoever drives it says so, and tells its listeners what each look
+came to. It starts no thread and reads no clock but its own: the agent drives it with many threads,
+a simulation with one.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+from gitops_mcp.base.errors import GitOpsError, LeaseLost
+from gitops_mcp.base.model import Context, Decision, Inquiry, Worked
+from gitops_mcp.base.names import ServerKey
+from gitops_mcp.cluster.view import View
+from gitops_mcp.decide import ownership, pruning
+from gitops_mcp.decide.books import Books
+from gitops_mcp.decide.rollout import Rollout
+from gitops_mcp.source import manifests
+from gitops_mcp.sync import pipeline, probes
+from gitops_mcp.sync.engine import Engine, utc_now
+from gitops_mcp.sync.fleet import Look
+from gitops_mcp.sync.guard import PruneGuard
+from gitops_mcp.sync.memory import Aim, Ask, Kube
+from gitops_mcp.sync.reading import Source, Wishes
+
+Listener = Callable[[Worked], None]
+"""Told of each look. Quick: it is called by whoever looks."""
+
+RECORD_RETRY = timedelta(seconds=2)
+"""Between two attempts to read or write the source's record."""
+_NEVER = datetime.min.replace(tzinfo=UTC)
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Leads:
+    """What we may write: the servers of our source, and those that kubectl made. Both are asked
+    right before each write."""
+
+    source: Callable[[], bool]
+    kubectl: Callable[[], bool]
+
+    def __call__(self, kubectls: bool) -> bool:
+        return self.kubectl() if kubectls else self.source()
+
+
+class Controller:
+    """Keeps the servers of one source, and those that kubectl made, as they should be.
+
+    ``wake`` is called with the servers that are to be looked at, ``adopted`` with each commit that
+    is not refused, before a server is looked at for it, ``settled`` once every server of a commit
+    has been looked at since it was adopted. Thread-safe, but for ``look``, which must not be called
+    twice for one server at a time.
+
+    ``books`` are the source's record: nothing of the source is changed before its servers are in
+    it. ``last`` tells the commit that was enforced last where there is no record, ``sees`` whether
+    the view holds a namespace.
+    """
+
+    def __init__(
+        self,
+        kube: Kube,
+        view: View,
+        wishes: Wishes,
+        *,
+        leads: Leads,
+        wake: Callable[..., None],
+        listeners: Sequence[Listener] = (),
+        adopted: Callable[[Source], None] = lambda _: None,
+        settled: Callable[[Source], None] = lambda _: None,
+        complete: Callable[[], bool] = lambda: True,
+        books: Books | None = None,
+        last: Callable[[], str] = lambda: "",
+        sees: Callable[[str], bool] = lambda _: True,
+        ask: Ask = probes.ask,
+        warn: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], datetime] = utc_now,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._kube = kube
+        self._view = view
+        self._wishes = wishes
+        self._leads = leads
+        self._wake = wake
+        self._listeners = listeners
+        self._adopted = adopted
+        self._settled = settled
+        self._complete = complete
+        self._books = books or Books(None, clock=clock)
+        self._last = last
+        self._sees = sees
+        self._ahead: Source | None = None
+        """What the source's record holds the servers of."""
+        self._owed: Source | None = None
+        """What was looked at to its end, and is not recorded as enforced."""
+        self._asked = _NEVER
+        """When the record was last asked for in vain."""
+        self._trouble = self._left_over = ""
+        self._ask = ask
+        self._warn = warn
+        self._clock = clock
+        self._rng = rng
+        self._lock = threading.Lock()
+        self._engine: Engine | None = None
+        self._guard: PruneGuard | None = None
+        self._context: Context | None = None
+        self._rollout: Rollout | None = None
+        self._aim: Aim | None = None
+        self._adopting = threading.Lock()
+        self._recording = threading.Lock()
+        self._open: set[ServerKey] = set()
+        """Servers of the adopted commit that have not been looked at since."""
+        self._aimed: Source | None = None
+        """What looks that begin now are for: ``source``, once it is adopted to the end."""
+        self.synced = ""
+        """The last commit that every server was looked at for."""
+        self.source: Source | None = None
+        """What is enforced; None before the first commit."""
+
+    # --- what happens ---
+
+    def adopt(self, source: Source) -> None:
+        """Work towards another commit from now on; only what it changes is looked at anew. Raises
+        UsageError where a template is wrong, KubeError where the record of a leader cannot be
+        written: then nothing has changed."""
+        _ = source.renderer
+        if self._leads(False) and self._books.is_open:
+            self._write_ahead(source)
+        self._adopted(source)
+        with self._adopting:
+            changed = self._take(source)
+        self._wake(*sorted(changed))
+        self._looked(None, source)
+        self._enforced(None)
+
+    def _take(self, source: Source) -> set[ServerKey]:
+        """Aim at it; the servers that have to be looked at."""
+        former, self.source = self.source, source
+        context = self._context = source.context(self._wishes)
+        released = self._guard.held if self._guard is not None else frozenset()
+        guard = self._guard = self._guarding(source, context)
+        changed = self._changed(former, source) if former is not None else self.servers()
+        before = self._rollout
+        if before is not None:
+            changed |= before.waiting | before.unwell
+        self._rollout = self._batches(source, context, changed, after=before)
+        aim = self._aim = Aim(
+            source.loaded,
+            source.renderer,
+            context,
+            prune=guard.prune,
+            recreate=guard.recreate,
+            strange=guard.strange,
+            rollout=self._rollout,
+        )
+        if self._engine is None:
+            self._engine = self._begin(aim)
+        else:
+            changed = {*changed, *self._engine.aim(aim), *released}
+        with self._lock:
+            self._aimed = self._owed = source
+            self._open = set(filter(self.concerns, self._open | changed))
+            return set(self._open)
+
+    def _guarding(self, source: Source, context: Context) -> PruneGuard:
+        return PruneGuard(
+            self._view,
+            context,
+            source.loaded,
+            self._books,
+            selects=source.limit.selects,
+            allowed=partial(self._allowance, source),
+            unknown=partial(source.astray, self._books),
+            strangers=partial(source.is_strangers, books=self._books, view=self._view),
+        )
+
+    def lead(self) -> None:
+        """We lead now, or lead more: go on in the batches that the cluster tells, as whoever led
+        before us may have come further than we heard. They have told of what went: the end of a
+        server whose prune we had begun ourselves is no news. Then all are to be looked at."""
+        with self._adopting:
+            # Whoever led since wrote the record, and released what the guard held.
+            self._books.close()
+            self._ahead, self._asked = None, _NEVER
+            source, engine, aim = self.source, self._engine, self._aim
+            if source is None or engine is None or aim is None:
+                return
+            self._owed = source
+            self._rollout = self._batches(source, aim.context, self.servers())
+            guard = self._guard = self._guarding(source, aim.context)
+            self._aim = replace(
+                aim,
+                prune=guard.prune,
+                recreate=guard.recreate,
+                strange=guard.strange,
+                rollout=self._rollout,
+            )
+            engine.aim(self._aim)
+            for key in set(engine.known()) - self.servers():
+                if self._view.resource(key) is None:
+                    engine.forget(key)
+
+    def _batches(
+        self,
+        source: Source,
+        context: Context,
+        keys: Collection[ServerKey],
+        *,
+        after: Rollout | None = None,
+    ) -> Rollout:
+        """The rollout over ``keys``, without those of kubectl that somebody else leads: nothing
+        would ever be heard of them. Of our own a stand-by knows what it would wait for."""
+        led = self._leads(True)
+        keys = {key for key in keys if led or not self._is_kubectls(key, source)}
+        now = self._clock()
+        return source.rollout(self._view, keys, context, self._wishes, now=now, after=after)
+
+    def _begin(self, aim: Aim) -> Engine:
+        return Engine(
+            self._kube,
+            self._view,
+            aim,
+            may_write=self._leads,
+            ask=self._ask,
+            cleanup=self._wishes.hooks,
+            wake=self._wake,
+            complete=self._complete,
+            clock=self._clock,
+            rng=self._rng,
+        )
+
+    def _changed(self, former: Source, source: Source) -> set[ServerKey]:
+        """The servers that the step from one commit to the other is about."""
+        old, new = former.loaded, source.loaded
+        if (
+            former.renderer.digest != source.renderer.digest
+            or old.unknown != new.unknown
+            or former.path != source.path  # what lies outside of it is not ours to prune
+        ):
+            return self.servers()
+        return set(manifests.changed(old, new))
+
+    def _allowance(self, source: Source, count: int, under_way: int) -> pruning.Allowance | None:
+        record = self._books.record
+        return source.allowance(
+            count,
+            under_way,
+            given=self._wishes.allow_prune,
+            since=record.spent or record.commit,
+            warn=self._warn,
+        )
+
+    def servers(self) -> set[ServerKey]:
+        """Every server that is ours to look at: those of git, and those in the cluster."""
+        loaded = self.source.loaded if self.source is not None else None
+        keys = {key for key, _ in self._view.resources()}
+        if loaded is not None:
+            keys |= loaded.servers.keys() | loaded.protected
+        return set(filter(self.concerns, keys))
+
+    def concerns(self, key: ServerKey) -> bool:
+        """Is the server ours to look at?"""
+        source, context = self.source, self._context
+        if source is None or context is None:
+            return False
+        return source.concerns(key, self._view.resource(key), context, self._wishes)
+
+    def look_at_all(self) -> None:
+        """Look at every server again, to check that nothing was missed. Also at those that went
+        while somebody else led: they are still to be forgotten."""
+        with self._lock:
+            left = set(self._open)
+        known = self._engine.known() if self._engine is not None else ()
+        self._wake(*sorted(self.servers().union(left, known)))
+
+    def set_back(self) -> None:
+        """The clock was set back: nothing is remembered as of later than now. The timers that stand
+        are for a look at all."""
+        if self._engine is not None:
+            self._engine.set_back()
+
+    # --- the work ---
+
+    def look(self, key: ServerKey) -> Look:
+        """Take one server as far as it goes now, and tell the listeners what it came to. An
+        unexpected error is that server's alone."""
+        try:
+            return self._look(key)
+        except Exception as error:
+            if self._engine is None:
+                raise
+            self._engine.stumbled(key, error)
+            failure = self._engine.memory(key).failure
+            return Look(failure.retry_at if failure else None)
+
+    def _look(self, key: ServerKey) -> Look:
+        aimed = self._aimed  # first: what is adopted after this was not looked at
+        engine, source = self._engine, self.source
+        if engine is None or source is None:
+            return Look()
+        kubectls = self._is_kubectls(key, source)
+        if not self.concerns(key) and not engine.knows(key):
+            self._looked(key, aimed)
+            return Look() if self._enforced(key) else Look(self._clock() + RECORD_RETRY)
+        if not self._leads(kubectls):
+            if kubectls:  # somebody else's, who may lead these for ever
+                self._looked(key, aimed)
+            return Look()  # all are looked at once we lead
+        if not kubectls and not self._is_recorded(source):
+            return Look(self._clock() + RECORD_RETRY)
+        began = self._clock()
+        server, cr = source.loaded.servers.get(key), self._view.live(key).cr
+        applied = ownership.is_applied(server, cr) or engine.contested(key)
+        drift = key not in self._open and applied
+        scaled = drift and ownership.is_scaled(server, cr)
+        try:
+            decision = engine.work(key)
+        except LeaseLost:
+            return Look()
+        except Exception as error:  # told like any failure
+            decision = engine.stumbled(key, error)
+        failure = engine.memory(key).failure
+        self._tell(engine, key, decision, began, drift=drift, scaled=scaled)
+        if not self.concerns(key):
+            engine.forget(key)
+        self._looked(key, aimed)
+        later = None if self._enforced(key) else self._clock() + RECORD_RETRY
+        times = filter(None, (decision.look_again, failure.retry_at if failure else None, later))
+        return Look(min(times, default=None), decision.inquiry)
+
+    def ask(self, key: ServerKey, inquiry: Inquiry) -> None:
+        """Have an inquiry about a server answered; it is worth a look after that. Who has stopped
+        to lead asks nothing: the hooks of a cleanup are called by whoever leads now."""
+        engine, source = self._engine, self.source
+        if engine is None or source is None or not self._leads(self._is_kubectls(key, source)):
+            return
+        try:
+            engine.ask(key, inquiry)
+        except Exception as error:  # as in ``look``
+            engine.stumbled(key, error)
+
+    def _is_kubectls(self, key: ServerKey, source: Source) -> bool:
+        cr = self._view.resource(key)
+        held = key in source.loaded.servers or key in source.loaded.protected
+        return not held and cr is not None and ownership.made_by_hand(cr, source.source_id)
+
+    def _tell(
+        self,
+        engine: Engine,
+        key: ServerKey,
+        decision: Decision,
+        began: datetime,
+        *,
+        drift: bool,
+        scaled: bool,
+    ) -> None:
+        cr = self._view.live(key).cr or {}
+        outcome = engine.outcome(key)
+        if cr and decision.result == "pruned":
+            # It is told once it has gone.
+            outcome = replace(outcome, result="ok", changes=(), message=decision.waiting)
+        else:
+            engine.told(key)
+        status = cr.get("status") or {}
+        worked = Worked(
+            server=key,
+            outcome=outcome,
+            revision=engine.revision,
+            commit=(status.get("source") or {}).get("revision", ""),
+            uid=cr.get("metadata", {}).get("uid", ""),
+            at=self._clock(),
+            seconds=(self._clock() - began).total_seconds(),
+            status=status,
+            failure=engine.memory(key).failure,
+            drift=drift,
+            scaled=scaled,
+        )
+        for listener in self._listeners:
+            try:
+                listener(worked)
+            except Exception:  # what only tells must not stop what works
+                _log.exception("%s: a bug of %s", key, listener)
+
+    def _looked(self, key: ServerKey | None, source: Source | None) -> None:
+        """A server was looked at for ``source``. Say so, once, when that was the last one."""
+        with self._lock:
+            if source is None or self._aimed is not source:
+                return  # it has still to be looked at for a newer commit
+            if key is not None:
+                self._open.discard(key)
+            if self._open or self.synced == str(source.snapshot.revision):
+                return
+            self.synced = str(source.snapshot.revision)
+        self._settled(source)
+
+    # --- the record ---
+
+    def _is_recorded(self, source: Source) -> bool:
+        """May servers of the source be changed: is its record known, and does it hold them?"""
+        if self._ahead is source and self._books.is_open:
+            return True
+        with self._recording:
+            now = self._clock()
+            if self._ahead is source and self._books.is_open:
+                return True
+            if self._asked <= now < self._asked + RECORD_RETRY:
+                return False
+            try:
+                self._books.open(
+                    source.identity,
+                    revision=self._last(),
+                    live=partial(pipeline.ours, self._view, source),
+                )
+                self._write_ahead(source)
+            except GitOpsError as error:
+                self._asked = now
+                self._tell_trouble(error)
+                return False
+            self._trouble = ""
+            return True
+
+    def _write_ahead(self, source: Source) -> None:
+        self._books.ahead(source.held(self._books, self._view, self._wishes))
+        self._ahead = source
+
+    def _enforced(self, key: ServerKey | None) -> bool:
+        """Record that the commit is enforced to its end, once it is; False: that failed."""
+        guard = self._guard
+        with self._lock:
+            if self._owed is None and guard is not None and guard.recreated:
+                self._owed = self._aimed  # what was recreated since counts until this is recorded
+            source = self._owed
+            ended = source is not None and source is self._aimed and not self._open
+        if source is None or guard is None or not ended or not self._leads(False):
+            return True
+        if not self._books.is_open or self._ahead is not source:
+            return True
+        if guard.held and key not in guard.held:
+            return True
+        if guard.holds_back():
+            return True
+        try:
+            left_over = source.left_over(self._books, self._view)
+            source.enforced(self._books, self._view, self._wishes, sees=self._sees)
+        except GitOpsError as error:
+            self._tell_trouble(error)
+            return False
+        with self._lock:
+            if self._owed is source:
+                self._owed = None
+        self._trouble = ""
+        if left_over not in ("", self._left_over):
+            self._warn(left_over)
+        self._left_over = left_over
+        return True
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing of the source is changed: its record cannot be read or written, or belongs to
+        another repository; "" if it can."""
+        return self._trouble
+
+    def _tell_trouble(self, error: GitOpsError) -> None:
+        text = f"{error.message}; {error.hint}" if error.hint else error.message
+        if self._trouble != text and not isinstance(error, LeaseLost):
+            self._trouble = text
+            self._warn(f"the source's record: {text}")

@@ -1,0 +1,643 @@
+"""The straight line: source → load → render → decide → execute → report, as the verbs run it.
+
+Each verb is a prefix of it. Here the rooms are put together; what they do stands in them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from gitops_mcp.base.errors import GitOpsError, KindAbsent, LeaseLost, Permanent, UsageError
+from gitops_mcp.base.model import (
+    INSTALL_CRD,
+    Context,
+    Former,
+    NoteRecord,
+    Outcome,
+    Progress,
+    Report,
+)
+from gitops_mcp.base.names import (
+    API_VERSION,
+    CRD_NAME,
+    FINALIZER,
+    GROUP,
+    KIND,
+    JsonObject,
+    ObjectRef,
+    ServerKey,
+)
+from gitops_mcp.base.source import Problem
+from gitops_mcp.cluster import leadership, sourceleases
+from gitops_mcp.cluster.leadership import Say
+from gitops_mcp.decide import ownership, sourcestatus, status
+from gitops_mcp.decide.books import Books
+from gitops_mcp.decide.record import PREFIX
+from gitops_mcp.source import serverschema
+from gitops_mcp.source.settings import (
+    ConnectionOptions,
+    SourceOptions,
+)
+from gitops_mcp.sync.permissions import MAKE_NAMESPACES, NEEDED, OPEN_GATES, refuse_old
+from gitops_mcp.sync.reading import Source, Wishes, applied_revision
+
+if TYPE_CHECKING:
+    from gitops_mcp.cluster.kube import Cluster, Observer
+    from gitops_mcp.cluster.view import View
+    from gitops_mcp.cluster.watches import Versions
+    from gitops_mcp.sync.engine import Engine
+    from gitops_mcp.sync.hooks import Hook
+
+
+# --- source, load, render -------------------------------------------------------------------
+
+
+# --- one pass over a cluster ----------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Pass:
+    """One pass of a source over a cluster."""
+
+    source: Source
+    cluster: Cluster
+    options: SourceOptions
+    wishes: Wishes
+    warn: Say = lambda _: None
+    progress: Callable[[Progress], None] = lambda _: None
+    say: Say = lambda _: None
+    may_write: Callable[[bool], bool] = lambda _: True
+    """Asked right before each write, with True for a server that kubectl made."""
+    ready: dict[ServerKey, str] = field(default_factory=dict)
+    """Servers that turned Ready in this pass, each with the commit that brought what is Ready; "":
+    the commit of this pass took away what was in the way."""
+    foreseen: frozenset[str] = frozenset()
+    """Namespaces that a check found missing, and went on as if they were made."""
+    unready: dict[ServerKey, str] = field(default_factory=dict)
+    """Servers that nothing went wrong with and that are not Ready, each with the reason."""
+    _taken: dict[ServerKey, str] = field(default_factory=dict)
+    """From whom servers are taken over, as it is told of each."""
+    _bugs: set[tuple[str, str]] = field(default_factory=set)
+    """The unexpected errors that were reported, each by its type and place."""
+    books: Books | None = None
+    """The source's record; None: it is not known, and begun from the cluster."""
+    last: str = ""
+    """The commit that was enforced last, as the Lease says, where there is no record yet."""
+    unfinished: Report | None = None
+    """What a pass had done that was interrupted, or lost its lease."""
+
+    def run(self) -> Report:
+        """Read the cluster, decide, act, report. Raises GitOpsError where it cannot be run."""
+        from gitops_mcp.cluster import watches
+        from gitops_mcp.cluster.view import View
+        from gitops_mcp.cluster.watches import Watches
+        from gitops_mcp.sync import fleet, probes
+        from gitops_mcp.sync.engine import Engine, utc_now
+        from gitops_mcp.sync.guard import PruneGuard
+        from gitops_mcp.sync.memory import Aim
+
+        view = View()
+        versions = survey(self.cluster, view, self.source, self.wishes, warn=self.warn)
+        context = self.source.context(self.wishes)
+        keys = self._keys(view, context)
+        if self.wishes.rights:
+            self._ask_rights(view, keys)
+        former = self._former(view, keys)
+        books = self._opened(view)
+        self._taken = self._tell_taken(books, view, keys, former)
+        before = {key for key, cr in view.resources() if _is_ready(cr)}
+        refused = {key for key in keys - before if _is_refused(view.live(key).cr)}
+        record = books.record
+        guard = PruneGuard(
+            view,
+            context,
+            self.source.loaded,
+            books,
+            selects=keys.__contains__,
+            allowed=partial(
+                self.source.allowance,
+                given=self.wishes.allow_prune,
+                since=record.spent or record.commit,
+                warn=self.warn,
+            ),
+            unknown=partial(self.source.astray, books),
+            strangers=partial(self.source.is_strangers, books=books, view=view),
+        )
+        self._warn_of_finalizers(view, keys)
+        if left_over := self.source.left_over(books, view):
+            self.warn(left_over)
+        watching = Watches(self.cluster, view, versions)
+        check = self.wishes.check
+        batches = (
+            None if check else self.source.rollout(view, keys, context, self.wishes, now=utc_now())
+        )
+        aim = Aim(
+            self.source.loaded,
+            self.source.renderer,
+            context,
+            prune=guard.prune,
+            recreate=guard.recreate,
+            strange=guard.strange,
+            former=former.get,
+            rollout=batches,
+        )
+        engine = Engine(
+            self.cluster,
+            view,
+            aim,
+            check=self.wishes.check,
+            dry_run=not self.wishes.check or self._may_patch(keys),
+            may_write=self.may_write,
+            ask=probes.asking(lambda: self.cluster.is_sandbox),
+            cleanup=self.wishes.hooks,
+            wake=lambda key: runner.wake(key),
+            bug=self._bug,
+        )
+        runner = fleet.Fleet(
+            engine,
+            clock=utc_now,
+            watches=None if self.wishes.check else watching,
+            rollout=batches,
+            progress=self.progress,
+        )
+        view.subscribe(runner.hear)
+        within = self.wishes.ready_within
+        patience = fleet.Patience(utc_now() + within if within is not None else None)
+        try:
+            runner.run(keys, patience)
+        except BaseException:
+            self.unfinished = self._report(engine, engine.finished(keys))
+            raise
+        finally:
+            watching.stop()
+            view.subscribe(lambda _: None)  # else each holds the other until a collection
+        if engine.refused_dry_runs:
+            self.warn(
+                "without the right to sync mcpservers the comparison is local, not a dry-run: an "
+                "admission policy refuses it"
+            )
+        report = self._report(engine, keys)
+        self.foreseen = frozenset(engine.foreseen)
+        if not check:
+            try:
+                self._describe(books, report, view)
+                if not guard.holds_back():
+                    sees = watches.covers(versions)
+                    self.source.enforced(books, view, self.wishes, sees=sees)
+                books.describe()
+            except GitOpsError as error:
+                self.warn(f"the source record could not be written: {error.message}")
+        if self.wishes.foreign:
+            report = self._with_foreign(report, engine, context)
+        with contextlib.suppress(GitOpsError):  # the pass is over: a hint is no reason to fail
+            self._tell_left(former, view, sees=watches.covers(versions))
+        self.ready = {
+            outcome.server: (
+                "" if outcome.server in refused else applied_revision(view.resource(outcome.server))
+            )
+            for outcome in report.outcomes
+            if outcome.ready
+            and outcome.result in ("ok", "changed")
+            and outcome.server not in before
+        }
+        self.unready = {
+            outcome.server: engine.memory(outcome.server).decision.waiting
+            for outcome in report.outcomes
+            if outcome.ready is False and outcome.result in ("ok", "changed")
+        }
+        return report
+
+    def _describe(self, books: Books, report: Report, view: View) -> None:
+        """Have the record say what the cluster lacks. A pass with a limit does not know all."""
+        from gitops_mcp.sync.engine import utc_now
+
+        if self.source.limit.wanted or self.source.limit.unwanted:
+            return
+        state = sourcestatus.of_pass(
+            report,
+            invalid=self.source.loaded.protected,
+            at=utc_now(),
+            exists=lambda key: view.resource(key) is not None,
+            before=books.record.status,
+        )
+        books.status = lambda: state
+
+    def _bug(self, key: ServerKey, error: Exception) -> None:
+        """An unexpected error of one server. Its traceback is written once, however many servers
+        meet the same error."""
+        from gitops_mcp.base.bugs import place_of, write_traceback
+
+        kind = type(error).__name__, place_of(error)
+        if kind not in self._bugs:
+            self._bugs.add(kind)
+            self.warn(
+                f"{key}: unexpected {kind[0]} in {kind[1]}; "
+                f"this is a bug, please report it with {write_traceback(error)}"
+            )
+
+    def _opened(self, view: View) -> Books:
+        """The source's record, read, and written ahead. Raises UsageError where another repository
+        has this id."""
+        from gitops_mcp.sync.engine import utc_now
+
+        source, books = self.source, self.books or Books(None, clock=utc_now)
+        live = partial(ours, view, source)
+        try:
+            books.open(source.identity, revision=self.last, live=live)
+            if not self.wishes.check:
+                books.ahead(source.held(books, view, self.wishes))
+        except Permanent as error:
+            if not self.wishes.check:
+                raise UsageError(
+                    f"the source record cannot be kept: {error.message}",
+                    hint="get, create and patch of that ConfigMap are needed; gitops-mcp install, "
+                    "with the same --source-id, prints a fitting role",
+                ) from error
+            self.warn(f"{error.message}: what the prune guard would hold is a guess")
+            books = Books(None, clock=utc_now)
+            books.open(source.identity, revision=self.last, live=live)
+        return books
+
+    def _former(self, view: View, keys: Collection[ServerKey]) -> dict[ServerKey, Former]:
+        """The servers that bear another source id of this repository, where they are to be moved.
+        Raises LeaseLost while that id's agent is alive, UsageError where its record is no help."""
+        if not self.wishes.move:
+            return {}
+        held = self.source.loaded.servers
+        ids = {key: self.source.former_id(key, view) for key in keys if key in held}
+        found: dict[ServerKey, Former] = {}
+        for source_id in sorted(filter(None, set(ids.values()))):
+            theirs = {key for key, each in ids.items() if each == source_id}
+            areas = sorted({leadership.area_of(key.namespace) for key in theirs})
+            try:
+                records = sourceleases.find_records(self.cluster, source_id, areas=areas)
+            except Permanent as error:
+                raise UsageError(
+                    f"it is not known whether source {source_id!r} is another repository's by now: "
+                    f"{error.message}",
+                    hint=f"permission to get its record, the ConfigMap {PREFIX}{source_id}, tells",
+                ) from error
+            others = {
+                ref: record
+                for ref, record in records.items()
+                if not record.fingerprint.agrees(self.source.identity.fingerprint)
+            }
+            for key in theirs:
+                holders = (
+                    f"{record.fingerprint}, as {ref} in namespace {ref.namespace} says"
+                    for ref, record in others.items()
+                    if key in record.servers
+                )
+                found[key] = Former(source_id, next(holders, ""))
+            if moved := {key for key in theirs if not found[key].holder}:
+                self._refuse_living(source_id, moved)
+        return found
+
+    def _refuse_living(self, source_id: str, moved: Collection[ServerKey]) -> None:
+        """Raises LeaseLost while somebody else writes for the source id that servers move from."""
+        leases = sourceleases.find_leases(self.cluster, source_id)
+        places = {key.namespace for key in moved}
+        covering = (
+            lease
+            for lease in leases.seen
+            if any(sourceleases.covers(lease["metadata"]["name"], source_id, one) for one in places)
+        )
+        living = sourceleases.living(self.cluster, covering)
+        if living is not None:
+            ref, holder = living
+            message = (
+                f"{len(moved)} server(s) cannot be moved from source {source_id!r} while {holder} "
+                f"holds lease {ref.namespace}/{ref.name}"
+            )
+            hint = "stop it first, or start it with another --source-id"
+            if not self.wishes.check:
+                raise LeaseLost(message, hint=hint)
+            self.warn(f"{message}; {hint}")
+        elif not leases.everywhere:
+            self.warn(
+                "no permission to list leases: an agent of source "
+                f"{source_id!r}, or its record, may not have been seen"
+            )
+
+    def _tell_taken(
+        self,
+        books: Books,
+        view: View,
+        keys: Collection[ServerKey],
+        former: Mapping[ServerKey, Former],
+    ) -> dict[ServerKey, str]:
+        """From whom each server is taken over; says so of the source id itself."""
+        taken = {key: f"moved from source {one.source!r}" for key, one in former.items()}
+        if not self.wishes.move:
+            return taken
+        source, stored = self.source, books.found
+        would = "would be" if self.wishes.check else "was"
+        mine = source.identity
+        other = stored is not None and not stored.fingerprint.agrees(mine.fingerprint)
+        if stored is not None and other:
+            last = f", which enforced {stored.commit[:12]} last" if stored.commit else ""
+            self.say(
+                f"source id {mine.source!r} {would} taken over from another repository: "
+                f"{stored.fingerprint}{last}"
+            )
+        if stored is not None and stored.cluster != mine.cluster:
+            self.say(f"cluster {stored.cluster} {would} renamed to {mine.cluster}")
+        for key in keys:
+            unknown = other or stored is None or key not in stored.servers
+            if unknown and key in source.loaded.servers and source.is_others(key, view):
+                commit = applied_revision(view.resource(key))[:12]
+                taken[key] = f"taken over from another repository, applied from commit {commit}"
+        return taken
+
+    def _with_taken(self, outcome: Outcome) -> Outcome:
+        """What is said of a server names whom it was taken from."""
+        if outcome.server not in self._taken or outcome.result not in ("ok", "changed"):
+            return outcome
+        told = filter(None, (self._taken[outcome.server], outcome.message))
+        return replace(outcome, message="; ".join(told))
+
+    def _tell_left(
+        self, former: Mapping[ServerKey, Former], view: View, *, sees: Callable[[str], bool]
+    ) -> None:
+        """Say which source ids of this repository have no server any more, and what is left of
+        them."""
+        mine = self.source.identity.fingerprint
+        labels = {sourceleases.source_of(cr) for _, cr in view.resources()}
+        for source_id in sorted({one.source for one in former.values()} - labels):
+            for ref, record in sourceleases.find_records(self.cluster, source_id).items():
+                seen = all(sees(key.namespace) for key in record.servers)
+                if seen and record.fingerprint.agrees(mine):
+                    self.say(
+                        f"source {source_id!r} has no servers any more; to forget it: kubectl "
+                        f"delete configmap,lease -n {ref.namespace} {ref.name} --ignore-not-found"
+                    )
+
+    def _ask_rights(self, view: View, keys: Collection[ServerKey]) -> None:
+        """Refuse, in one line, a pass that would stop half-way for want of a right. Servers that
+        kubectl made in namespaces of others are none of this source's business."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        loaded, source = self.source.loaded, self.source.source_id
+        mine = {*loaded.servers, *loaded.protected} | {
+            key
+            for key, cr in view.resources()
+            if ownership.owner_of(cr, source) is ownership.Owner.OURS
+        }
+        mine &= set(keys)
+        namespaces = sorted({key.namespace for key in mine})
+        can = self.cluster.can
+        if can("*", "*", "*", None):
+            return
+        gated = self.wishes.probes and any(
+            (loaded.servers[key].spec.get("health") or {}).get("gate")
+            for key in mine & loaded.servers.keys()
+        )
+        needed = [*NEEDED, *([OPEN_GATES] if gated else [])]
+        needed += MAKE_NAMESPACES if self.wishes.create_namespace else ()
+        with ThreadPoolExecutor(len(needed)) as pool:
+            mays = pool.map(lambda right: can(*right), needed)
+            refused = [r for r, may in zip(needed, mays, strict=True) if not may]
+            makes = not set(refused).isdisjoint(MAKE_NAMESPACES)
+            absent = [name for name in namespaces if makes and self._is_absent(name)]
+            places = [
+                (right, name)
+                for right in refused
+                for name in (absent if right in MAKE_NAMESPACES else namespaces)
+            ]
+            answers = pool.map(lambda place: can(*place[0]._replace(namespace=place[1])), places)
+            missing = [place for place, may in zip(places, answers, strict=True) if not may]
+        if missing:
+            listed = ", ".join(f"{right} in namespace {name}" for right, name in missing[:8])
+            more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
+            raise UsageError(
+                f"missing rights: {listed}{more}",
+                hint="kubectl auth can-i --list shows what you may; gitops-mcp install prints a "
+                "fitting role",
+            )
+
+    def _is_absent(self, namespace: str) -> bool:
+        try:
+            return self.cluster.get(ObjectRef("v1", "Namespace", "", namespace)) is None
+        except Permanent:
+            return False  # who may not look makes none
+
+    def _keys(self, view: View, context: Context) -> set[ServerKey]:
+        """Every server that this pass is about."""
+        loaded = self.source.loaded
+        standing = dict(view.resources())
+        keys = {*loaded.servers, *loaded.protected, *standing}
+        chosen = {
+            key
+            for key in keys
+            if self.source.concerns(key, standing.get(key), context, self.wishes)
+        }
+        self.source.limit.refuse_none(chosen)
+        return chosen
+
+    def _warn_of_finalizers(self, view: View, keys: Collection[ServerKey]) -> None:
+        """A finalizer that nobody answers makes kubectl delete wait."""
+        if self.wishes.check or self.wishes.finalizer:
+            return
+        bearing = [
+            key
+            for key, cr in view.resources()
+            if key in keys and FINALIZER in (cr["metadata"].get("finalizers") or ())
+        ]
+        if bearing:
+            self.warn(
+                f"{len(bearing)} server(s) bear the agent's finalizer: deleting them by hand waits "
+                "for an agent of this source, or for its next sync"
+            )
+
+    def _may_patch(self, keys: Collection[ServerKey]) -> bool:
+        """May dry-runs be asked for? Without that right the comparison is local, and says so."""
+        if self.cluster.can("patch", GROUP, "mcpservers", None):
+            return True
+        namespaces = {key.namespace for key in keys}
+        if all(self.cluster.can("patch", GROUP, "mcpservers", name) for name in namespaces):
+            return True
+        self.warn("without the right to patch mcpservers the comparison is local, not a dry-run")
+        return False
+
+    def _with_foreign(self, report: Report, engine: Engine, context: Context) -> Report:
+        def told(outcome: Outcome) -> Outcome:
+            try:
+                facts = engine.facts(outcome.server)
+                found = ownership.foreign(facts, context, self.source.renderer)
+            except Exception as error:
+                engine.stumbled(outcome.server, error)
+                return engine.outcome(outcome.server)
+            return replace(outcome, foreign=tuple(found))
+
+        return replace(report, outcomes=tuple(map(told, report.outcomes)))
+
+    def homeless(self) -> Iterator[Problem]:
+        """A warning for each namespace that is missing, at the first server that is to be in it."""
+        for namespace in sorted(self.foreseen):
+            server = next(
+                one
+                for key, one in sorted(self.source.loaded.servers.items())
+                if key.namespace == namespace
+            )
+            yield Problem(
+                server.file,
+                server.line,
+                1,
+                str(server.key),
+                "/metadata/namespace",
+                f'namespace "{namespace}" not found: create it, or sync with --create-namespace',
+                "warning",
+            )
+
+    def _report(self, engine: Engine, keys: Collection[ServerKey]) -> Report:
+        outcomes = [self._with_taken(engine.outcome(key)) for key in sorted(keys)]
+        return Report(
+            revision=self.source.snapshot.revision,
+            cluster=self.options.cluster,
+            check=self.wishes.check,
+            outcomes=tuple(o for o in outcomes if _worth_telling(o)),
+            problems=self.source.loaded.problems,
+        )
+
+
+def ours(view: View, source: Source) -> dict[ServerKey, str]:
+    """The MCPServers in the cluster that are provably this source's, with their files. Another
+    repository may have the same id, with a record in another namespace or of another area: a server
+    counts only if its commit is known here. Raises SourceError."""
+    return {
+        key: ownership.file_of(cr)
+        for key, cr in view.resources()
+        if ownership.owner_of(cr, source.source_id) is ownership.Owner.OURS and source.may_hold(cr)
+    }
+
+
+def survey(
+    cluster: Cluster, view: View, source: Source, wishes: Wishes, *, warn: Say = lambda _: None
+) -> Versions:
+    """Fill the view with what the cluster holds; returns where its watches go on from. Raises
+    UsageError with the one clear line where the cluster is not fit for us."""
+    from gitops_mcp.cluster import watches
+    from gitops_mcp.source import crd
+
+    refuse_old(cluster)
+    try:
+        if wishes.watch_namespace is not None:
+            # The CRD is outside of it.
+            return watches.read(cluster, view, [wishes.watch_namespace])
+        versions = _lists(cluster, view, source, warn)
+        definition = cluster.get(
+            ObjectRef("apiextensions.k8s.io/v1", "CustomResourceDefinition", "", CRD_NAME)
+        )
+    except Permanent as error:
+        if "customresourcedefinitions" not in error.message:
+            raise
+        definition = None  # without the right to look, the first write will tell
+    except KindAbsent as error:
+        raise UsageError(
+            f"the cluster does not know {KIND} ({API_VERSION})",
+            hint=INSTALL_CRD,
+        ) from error
+    ours = crd.custom_resource_definition(serverschema.schema())
+    missing = crd.missing(definition, ours) if definition is not None else ()
+    if missing:
+        raise UsageError(
+            f"the CRD in the cluster is older than this version: it lacks {missing[0]}",
+            hint=INSTALL_CRD,
+        )
+    return versions
+
+
+def _lists(cluster: Cluster, view: View, source: Source, warn: Say) -> Versions:
+    """All namespaces; where that may not be listed, those of the manifests."""
+    from gitops_mcp.cluster import watches
+
+    try:
+        return watches.read(cluster, view, watches.EVERYWHERE)
+    except Permanent as error:
+        loaded = source.loaded
+        keys = filter(source.limit.selects, {*loaded.servers, *loaded.protected})
+        namespaces = sorted({key.namespace for key in keys})
+        if error.code != 403 or not namespaces:
+            raise
+        versions = watches.read(cluster, view, namespaces)
+        warn(
+            "without the right to list mcpservers in all namespaces, only those of the "
+            f"manifests are looked at: {', '.join(namespaces)}"
+        )
+        return versions
+
+
+def _is_ready(cr: JsonObject) -> bool:
+    return status.ready(cr.get("status") or {}).status == "True"
+
+
+def _is_refused(cr: JsonObject | None) -> bool:
+    return cr is not None and status.refused(cr.get("status") or {})
+
+
+def _worth_telling(outcome: Outcome) -> bool:
+    """All but the servers of other sources that this pass only came across."""
+    return outcome.message != "belongs to another source"
+
+
+# --- notes ----------------------------------------------------------------------------------
+
+
+def notes_wanted(cluster: Cluster, chosen: str | None) -> bool:
+    """Are deployment notes written? What happens in a sandbox was never deployed. Raises
+    KubeError."""
+    return chosen == "on" if chosen is not None else not cluster.is_sandbox
+
+
+def write_notes(
+    source: Source, records: Iterable[NoteRecord], *, cluster: str, push: bool, warn: Say
+) -> None:
+    """Append what happened to the commits' notes; trouble is a warning, never a stop."""
+    revision = source.snapshot.revision
+    if not revision.sha or revision.dirty:
+        return
+    for warning in source.repository.notes(cluster).append(list(records), push=push):
+        warn(warning)
+
+
+def connect(
+    options: ConnectionOptions,
+    *,
+    observe: Observer | None = None,
+    warn: Say = lambda _: None,
+    notice: Say = lambda _: None,
+) -> Cluster:
+    """The cluster, as kubectl would find it; no request yet. ``observe`` hears of each one,
+    ``warn`` of a server that is not verified, ``notice`` of each warning of the API server, once.
+    """
+    from gitops_mcp.cluster.kube import Cluster
+
+    cluster = Cluster(options.kubeconfig, options.context, observe=observe, notice=notice)
+    if not cluster.verified:
+        warn(
+            f"the certificate of {cluster.server} is not verified (insecure-skip-tls-verify): "
+            "whoever is between can read the credentials"
+        )
+    return cluster
+
+
+def cleanup_hooks(configured: object) -> tuple[Hook, ...]:
+    """The operator's hooks, from the configuration's ``hooks``. Raises UsageError."""
+    from gitops_mcp.sync import hooks
+
+    return hooks.parse(configured)
+
+
+def probing(word: str | None) -> bool:
+    """Are handshakes made? From inside of a cluster pods can be reached; elsewhere only if told."""
+    return word == "on" if word is not None else in_cluster()
+
+
+def in_cluster() -> bool:
+    """Do we run in a pod?"""
+    return "KUBERNETES_SERVICE_HOST" in os.environ

@@ -1,0 +1,191 @@
+"""The documentation holds: links resolve, commands and their options exist, tables are complete.
+
+``make tables`` writes the table of fields in docs/manifest.md anew.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+import click
+import pytest
+from paths import ROOT
+
+from gitops_mcp.agent import recorder
+from gitops_mcp.base import limits
+from gitops_mcp.cli import main as cli
+from gitops_mcp.decide import status
+
+PAGES = sorted(
+    page.relative_to(ROOT).as_posix()
+    for folder in (ROOT, ROOT / "docs", ROOT / "repo-example")
+    for page in folder.glob("*.md")
+)
+FIELDS = re.compile(r"(<!-- fields: [^>]*-->\n)(.*?)(<!-- /fields -->)", re.S)
+
+
+def text(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+# --- links --------------------------------------------------------------------------------------
+
+
+def anchors(page: str) -> set[str]:
+    """The fragments of a page's headings, as git hosts make them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text(page), flags=re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_relative_links_resolve(page: str) -> None:
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text(page)):
+        if "://" in link:
+            continue
+        name, _, fragment = link.partition("#")
+        target = ((ROOT / page).parent / name).resolve() if name else ROOT / page
+        if not target.exists() or (
+            fragment and fragment not in anchors(target.relative_to(ROOT).as_posix())
+        ):
+            broken.append(link)
+    assert broken == []
+
+
+# --- commands -----------------------------------------------------------------------------------
+
+
+def commands(page: str) -> Iterator[list[str]]:
+    """The words of each ``gitops-mcp …`` that a page shows, whatever surrounds it."""
+    for line in text(page).splitlines():
+        for match in re.finditer(r"gitops-mcp ([a-z]+\b[^`|&#;>]*)", line):
+            before = line[: match.start()]
+            if match[1].split()[0] not in cli.VERBS or not re.search(r"(^|[`$' (:])$", before):
+                continue
+            words = match[1].replace("…", "").strip()
+            yield shlex.split(words if words.count("'") % 2 == 0 else words.replace("'", ""))
+
+
+def options(verb: str) -> set[str]:
+    command = cli.cli.get_command(click.Context(cli.cli), verb)
+    assert command is not None
+    return {name for param in command.params for name in param.opts} | {"--help", "-h"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_documented_options_exist(page: str) -> None:
+    unknown = []
+    for verb, *words in commands(page):
+        mine = words[: words.index("--")] if "--" in words else words
+        for word in mine:
+            flag = word.partition("=")[0]
+            if re.fullmatch(r"--?[A-Za-z][\w-]*", flag) and flag not in options(verb):
+                unknown.append(f"{verb} {flag}")
+    assert unknown == []
+
+
+def test_the_pages_show_commands() -> None:
+    found = {verb for page in PAGES for verb, *_ in commands(page)}
+    assert {"validate", "render", "diff", "sync", "agent", "history", "sandbox"} <= found
+
+
+def test_every_verb_is_documented_and_every_documented_verb_exists() -> None:
+    table = text("docs/cli.md").split("\n\n")[2]
+    cells = "".join(line.split("|")[1] for line in table.splitlines()[2:])
+    assert set(re.findall(r"`([a-z]+)", cells)) == set(cli.VERBS)
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_teaches_by_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([verb, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(rf"Examples?:\n.*\bgitops-mcp {verb}", said)
+
+
+def test_no_option_is_documented_that_no_verb_has() -> None:
+    every = {name for verb in cli.VERBS for name in options(verb)} | {"--version"}
+    shown = set(re.findall(r"`(--[a-z-]+)", text("docs/cli.md")))
+    assert shown <= every
+    assert shown
+
+
+# --- tables -------------------------------------------------------------------------------------
+
+
+def field_table() -> str:
+    """Every field of a spec, as the schema has it."""
+    schema: dict[str, Any] = json.loads(text("schemas/mcpserver.schema.json"))
+    rows = ["| field | type | default | |", "|---|---|---|---|"]
+
+    def walk(node: dict[str, Any], prefix: str) -> None:
+        for name, field in node.get("properties", {}).items():
+            reference = field.get("$ref", "").rpartition("/")[2]
+            whole = {**schema["$defs"].get(reference, {}), **field}
+            kind = " \\| ".join(whole["enum"]) if "enum" in whole else whole.get("type", "")
+            if reference == "duration":
+                kind = "duration"
+            default = f"`{json.dumps(whole['default'])}`" if "default" in whole else ""
+            required = "**required.** " if name in node.get("required", ()) else ""
+            words = whole.get("description", "").replace("|", "\\|")
+            rows.append(f"| `{prefix}{name}` | {kind} | {default} | {required}{words} |")
+            if not reference:
+                walk(field, f"{prefix}{name}.")
+
+    walk(schema["properties"]["spec"], "")
+    return "\n".join(rows) + "\n"
+
+
+def test_the_table_of_fields_is_the_schemas() -> None:
+    found = FIELDS.search(text("docs/manifest.md"))
+    assert found is not None
+    assert found[2] == field_table(), "run make tables"
+
+
+def test_every_condition_and_reason_is_explained() -> None:
+    page = text("docs/status.md")
+    told = set(re.findall(r"`([A-Z]\w+)`", page))
+    known = {*status._ORDER, *status.FAILED, *status.PASSING, *status.VERIFIED, *recorder.WARNINGS}
+    assert known <= told
+
+
+def as_told(value: object) -> set[str]:
+    """How a page may write a limit: bytes, seconds, a number."""
+    if isinstance(value, tuple):
+        return {" to ".join(f"{seconds:g} s" for seconds in value)}
+    assert isinstance(value, int | float)
+    sizes = ((limits.MIB, "MiB"), (limits.KIB, "KiB"))
+    size = next((f"{value // unit} {name}" for unit, name in sizes if value >= unit), "")
+    return {size, f"{value:,}", f"{value:g} s"} - {""}
+
+
+def test_every_limit_is_told_as_it_is() -> None:
+    rows = re.findall(r"^\| .* \| (.*) \| `(\w+)` \|$", text("docs/limits.md"), re.M)
+    known = {n: v for n, v in vars(limits).items() if n.isupper() and n not in ("KIB", "MIB")}
+    assert sorted(name for _, name in rows) == sorted(known)
+    assert [name for told, name in rows if told not in as_told(known[name])] == []
+
+
+def test_the_readme_shows_what_the_cluster_accepts() -> None:
+    """The README's manifest is valid."""
+    from gitops_mcp.base.source import SourceFile
+    from gitops_mcp.source import manifests
+
+    for page in ("README.md", "docs/manifest.md"):
+        manifest = re.search(r"```yaml\n(apiVersion:.*?)```", text(page), re.S)
+        assert manifest is not None
+        file = SourceFile("servers/web-search.yaml", "0", manifest[1].encode())
+        loaded = manifests.load([file], cluster="default")
+        assert loaded.problems == ()
+        assert len(loaded.servers) == 1
+
+
+if __name__ == "__main__":
+    path = ROOT / "docs" / "manifest.md"
+    path.write_text(
+        FIELDS.sub(lambda found: found[1] + field_table() + found[3], text("docs/manifest.md")),
+        encoding="utf-8",
+    )
