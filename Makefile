@@ -66,7 +66,7 @@ cluster: $(DEV) ## Run the real control plane until Ctrl-C; prints what makes ku
 	@$(PY) tests/plane.py run
 
 bench: $(DEV) ## Run the benchmarks and print their tables
-	@set -e; for name in verbs load_render source passes waiting; do \
+	@set -e; for name in verbs load_render source passes waiting walk; do \
 	  echo "== $$name"; $(PY) benchmarks/$$name.py; done
 
 bench-plane: plane ## Measure 1,000 servers on real control planes, beside kubectl

@@ -279,9 +279,13 @@ class Cluster:
 
     # --- reading ---
 
+    @cached_property
+    def _version(self) -> JsonObject:
+        return self._request("GET", "/version", operation="ask for the version", ref=None)
+
     def version(self) -> tuple[int, int]:
-        """The server's version, e.g. ``(1, 36)``."""
-        info = self._request("GET", "/version", operation="ask for the version", ref=None)
+        """The server's version when it was first asked, e.g. ``(1, 36)``."""
+        info = self._version
         parts = [re.match(r"\d*", str(info.get(key, "")))[0] for key in ("major", "minor")]  # type: ignore[index]
         return int(parts[0] or 0), int(parts[1] or 0)
 
@@ -289,8 +293,7 @@ class Cluster:
     def is_sandbox(self) -> bool:
         """Is it the embedded cluster, whose pods have loopback addresses? Its version says so.
         Raises KubeError where the server does not answer."""
-        info = self._request("GET", "/version", operation="ask for the version", ref=None)
-        return str(info.get("gitVersion", "")).endswith("+sandbox")
+        return str(self._version.get("gitVersion", "")).endswith("+sandbox")
 
     def get(self, ref: ObjectRef, *, timeout: float | None = None) -> JsonObject | None:
         """The live object, or None where there is none. Raises KindAbsent where its CRD is."""

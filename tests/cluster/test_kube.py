@@ -324,6 +324,15 @@ def test_requests_are_told_to_the_observer(connect: Connect) -> None:
     assert seen == [("get", "Deployment", 404)]
 
 
+def test_a_client_asks_once_for_the_version(connect: Connect) -> None:
+    about = {"major": "1", "minor": "36+", "gitVersion": "v1.36.0+sandbox"}
+    with scripted(lambda _: Answer(body=about)) as server:
+        cluster = connect(server)
+        assert [cluster.version(), cluster.version()] == [(1, 36)] * 2
+        assert cluster.is_sandbox
+    assert [asked.path for asked in server.asked] == ["/version"]
+
+
 def test_names_cannot_leave_their_place_in_the_path(connect: Connect) -> None:
     with scripted(lambda _: Answer()) as server:
         connect(server).get(ObjectRef("v1", "Pod", "a/../b", "x?y#z"))
