@@ -22,7 +22,7 @@ from scripted import Answer, Asked, Scripted, scripted
 from gitops_mcp.base import errors
 from gitops_mcp.base.model import INSTALL_CRD
 from gitops_mcp.base.names import JsonObject, ObjectRef
-from gitops_mcp.cluster import kube, refusals
+from gitops_mcp.cluster import connection, kube, refusals
 from gitops_mcp.cluster.kube import Cluster
 from gitops_mcp.cluster.lease import Lease
 
@@ -152,7 +152,7 @@ class TestConfiguration:
             (tmp_path / file).write_text(content)
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
         monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "1")
-        monkeypatch.setattr(kube, "_SERVICE_ACCOUNT", str(tmp_path))
+        monkeypatch.setattr(connection, "_SERVICE_ACCOUNT", str(tmp_path))
         monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
         monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
         cluster = Cluster()
