@@ -8,19 +8,15 @@ crash are the same function, told other facts.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
-
-import orjson
 
 from gitops_mcp.base.errors import GitOpsError
 from gitops_mcp.base.model import (
     Action,
     Change,
     Condition,
-    Contest,
     Context,
     Decision,
     Deferral,
@@ -31,27 +27,22 @@ from gitops_mcp.base.names import (
     ANNOTATION_ADOPT,
     API_VERSION,
     KIND,
-    LABEL_MANAGED_BY,
     LABEL_SOURCE,
-    PAUSE_MANAGER,
     JsonObject,
     ObjectRef,
 )
-from gitops_mcp.decide import diffing, inquiries, managedfields, pausing, shutdown
-from gitops_mcp.decide.ending import delete_action, holds_off, recreate, shut_down
+from gitops_mcp.decide import diffing, managedfields, shutdown
+from gitops_mcp.decide.applying import applies
+from gitops_mcp.decide.children import child_actions, open_gates, pause_or_resume
+from gitops_mcp.decide.ending import holds_off, recreate, shut_down
 from gitops_mcp.decide.ownership import (
     Owner,
     Renderer,
     adopts,
-    at_most,
     carries_replicas,
     claimant,
-    controls,
     cr_body,
     is_orphaned,
-    is_scaled_elsewhere,
-    is_strange,
-    refusal,
     set_by,
     strict,
     suspended_decision,
@@ -59,7 +50,6 @@ from gitops_mcp.decide.ownership import (
 from gitops_mcp.decide.pruning import prune, unowned_children
 from gitops_mcp.decide.writing import (
     CONTESTED,
-    STILL,
     at_rest,
     not_applied,
     synced_condition,
@@ -67,18 +57,9 @@ from gitops_mcp.decide.writing import (
 )
 from gitops_mcp.source import manifests, podsecurity, policies, serverschema
 from gitops_mcp.source.documents import pointer
-from gitops_mcp.source.rendering import READINESS_GATE
-
-NEVER = "1"
-"""A resourceVersion that no object has. An apply that bears it makes what is missing, and is a
-conflict with what is there (measured: a missing object is not held against it)."""
-
 
 NAMESPACE_RETRY = timedelta(seconds=10)
 """Between two looks at a namespace that is not there, or is going: no watch tells of it."""
-
-
-# --- the prune guard ------------------------------------------------------------------------
 
 
 # --- decide ---------------------------------------------------------------------------------
@@ -208,12 +189,12 @@ def _converge(facts: Facts, context: Context, renderer: Renderer, owner: Owner |
     contested: list[ObjectRef] = []
     if body is not None and not paused:
         people = strict(context, owner)
-        actions = _write(facts, people, body, facts.cr, contested)
+        actions = applies(facts, people, body, facts.cr, contested)
         if actions:
             unallowed = _unallowed(facts, context, renderer, owner, body)
         if unallowed:
             # The status needs an MCPServer to stand on. Of one that exists, nothing else changes.
-            bare = _write(facts, people, _bare(body, facts), None, contested)
+            bare = applies(facts, people, _bare(body, facts), None, contested)
             actions = bare if facts.cr is None else []
         if actions and waits is None:
             return Decision("ok", actions=tuple(actions))
@@ -236,18 +217,21 @@ def _converge(facts: Facts, context: Context, renderer: Renderer, owner: Owner |
             children = renderer.children(seen)
             forbidden = why_forbidden(facts, context, owner, children)
             invalid = invalid or forbidden
-            child_actions: list[Action] = []
+            made: list[Action] = []
             if not paused and not forbidden:
-                child_actions += _child_actions(
+                made += child_actions(
                     replace(facts, cr=seen), context, children, refused, leaving, later, contested
                 )
                 # What has just been written may be all that the pods needed: they are judged after.
-                child_actions = child_actions or [*_gates(facts), *_pause(facts, context, renderer)]
+                made = made or [
+                    *open_gates(facts),
+                    *pause_or_resume(facts, context, renderer),
+                ]
         except GitOpsError as error:  # this spec cannot be rendered; others can
             synced = Condition("Synced", "False", "ApplyFailed", error.message)
             return at_rest(facts, context, synced, invalid or error.message)
-        if child_actions:
-            return Decision("ok", actions=tuple(child_actions))
+        if made:
+            return Decision("ok", actions=tuple(made))
     synced = synced_condition(facts, context, invalid, refused)
     if contested and synced.status == "True":
         return _contested(facts, context, contested, invalid)
@@ -384,254 +368,3 @@ def _bare(body: JsonObject, facts: Facts) -> JsonObject:
         spec.pop("replicas", None)
     metadata = {name: value for name, value in body["metadata"].items() if name != "finalizers"}
     return {**body, "metadata": metadata, "spec": spec}
-
-
-def _write(
-    facts: Facts,
-    context: Context,
-    body: JsonObject,
-    live: JsonObject | None,
-    contested: list[ObjectRef],
-) -> list[Action]:
-    """The actions that make ``live`` what ``body`` says: none, when it is so already. ``contested``
-    gets the object if others undid the same before, and it is not time to apply it again."""
-    people = context.kubectl_managers
-    if live is not None and diffing.agrees(body, live, kubectl_managers=people):
-        return _claim(facts, body, live)
-    ref = ObjectRef.of(body)
-    difference = diffing.compare(body, live, kubectl_managers=people)
-    if live is not None and (not difference.fields or difference.key in facts.noise):
-        return _claim(facts, body, live)
-    wanted, known = _hash(facts, body), facts.contests.get(ref)
-    again = known is not None and known.wanted == wanted
-    if known is not None and again and _holds_still(facts, known):
-        contested.append(ref)
-        return []
-    by = managedfields.writers(live, difference.places) if live is not None else ()
-    undone = known.undone if known is not None and again and facts.now < known.at + STILL else 0
-    change = Change(
-        "create" if live is None else "update",
-        facts.key,
-        ref,
-        reason=f"undone by {', '.join(by)}" if by and undone else "",
-        fields=difference.fields,
-        before=difference.before,
-        after=difference.after,
-        foreign=difference.foreign,
-    )
-    if live is None:
-        # An apply is merged into whatever stands there, were it not for a version that never was.
-        return [
-            Action(
-                Verb.APPLY,
-                ref,
-                "create",
-                body,
-                resource_version=NEVER,
-                change=change,
-                key=difference.key,
-                wanted=wanted,
-            )
-        ]
-    uid, version = live["metadata"]["uid"], live["metadata"]["resourceVersion"]
-    if difference.seize:
-        # A plain apply would leave these for ever: what we never owned we cannot give up.
-        patch = managedfields.ownership_patch(live, difference.seize)
-        return [
-            Action(
-                Verb.JSON_PATCH,
-                ref,
-                "take over what was added by hand",
-                {"patch": patch},
-                uid=uid,
-                resource_version=version,
-                change=change,
-                key=difference.key,
-            )
-        ]
-    return [
-        Action(
-            Verb.APPLY,
-            ref,
-            "update",
-            body,
-            uid=uid,
-            resource_version=version,
-            change=change,
-            key=difference.key,
-            wanted=wanted,
-            by=by,
-        )
-    ]
-
-
-def _holds_still(facts: Facts, contest: Contest) -> bool:
-    """Is it too early to apply again what others undid?"""
-    return facts.now < contest.until and contest.asked == inquiries.requested(facts.cr)
-
-
-def _hash(facts: Facts, body: JsonObject) -> str:
-    """What an apply means, but for replicas that are not git's: a scaler contests nothing."""
-    spec = body.get("spec") or {}
-    if carries_replicas(facts) or (facts.cr is not None and is_scaled_elsewhere(facts.cr)):
-        spec = {name: value for name, value in spec.items() if name != "replicas"}
-    text = orjson.dumps([body["metadata"], spec], option=orjson.OPT_SORT_KEYS)
-    return hashlib.sha256(text).hexdigest()
-
-
-def _claim(facts: Facts, body: JsonObject, live: JsonObject) -> list[Action]:
-    """Apply what is equal already, where nothing proves that it is ours: else what git drops one
-    day would stay for ever, and the server with it."""
-    uid = live["metadata"].get("uid")  # one that is only foreseen has none
-    key = f"claim {uid}"
-    if uid is None or not unproven(body, live) or key in facts.noise:
-        return []
-    ref = ObjectRef.of(body)
-    reason = "take ownership: others made it from this source"
-    return [
-        Action(
-            Verb.APPLY,
-            ref,
-            "take ownership",
-            body,
-            uid=uid,
-            resource_version=live["metadata"]["resourceVersion"],
-            change=Change("update", facts.key, ref, reason=reason),
-            key=key,
-            claims=True,
-        )
-    ]
-
-
-def unproven(body: JsonObject, live: JsonObject) -> bool:
-    """Does ``live`` lack the proof that an apply of ``body`` leaves: that its mark is ours?"""
-    mark = LABEL_SOURCE if body["kind"] == KIND else LABEL_MANAGED_BY
-    wanted = mark in (body["metadata"].get("labels") or {})
-    return wanted and not managedfields.owns(live, "metadata", "labels", mark)
-
-
-def _child_actions(
-    facts: Facts,
-    context: Context,
-    children: Sequence[JsonObject],
-    refused: list[str],
-    leaving: list[str],
-    later: list[str],
-    contested: list[ObjectRef],
-) -> Iterator[Action]:
-    """The writes that make the children what was rendered. ``refused`` gets why one is not written,
-    ``leaving`` the children that must have gone before they are made anew, ``later`` those that
-    wait for their batch, ``contested`` those that others undid too often.
-
-    Nothing is made beside what is still somebody else's: that may turn out not to be ours to take.
-    """
-    cr = facts.cr
-    assert cr is not None  # noqa: S101 -- children are rendered from the CR
-    external = is_scaled_elsewhere(cr)
-    wanted = {body["kind"]: body for body in children}
-    standing = [live for kind, live in facts.children.items() if kind in wanted]
-    refused += filter(None, (refusal(one, cr, adopt=adopts(facts.desired)) for one in standing))
-    strange = {live["kind"] for live in standing if is_strange(live)}
-    # A Deployment has what cannot be changed in place: it shows whether the rest may follow.
-    first = "" if refused else next(iter(sorted(strange)), "")
-    for kind, body in wanted.items():
-        live = facts.children.get(kind)
-        if kind != first and (kind in strange or (live is None and (refused or first))):
-            continue
-        if live is not None and refusal(live, cr, adopt=adopts(facts.desired)):
-            continue
-        if live is not None and ("deletionTimestamp" in live["metadata"] or is_orphaned(live, cr)):
-            leaving.append(str(ObjectRef.of(live)))
-            continue  # its end is an event; then it is created anew
-        if facts.deferred and live is not None and reshapes(facts, context, body, live):
-            later.append(str(ObjectRef.of(live)))
-            continue
-        if external and kind == "Deployment":
-            replicas = at_most((live or cr).get("spec", {}).get("replicas", 1), cr["spec"])
-            body = {**body, "spec": {**body["spec"], "replicas": replicas}}
-        if live is not None and kind == "Deployment" and pausing.paused(live):
-            held = live["spec"].get("minReadySeconds", 0)  # until the pause is over
-            body = {**body, "spec": {**body["spec"], "minReadySeconds": held}}
-        yield from _write(facts, context, body, live, contested)
-    for kind, live in facts.children.items():
-        if kind in wanted or "deletionTimestamp" in live["metadata"]:
-            continue
-        if controls(cr, live):
-            yield delete_action(facts.key, live, "no longer rendered")
-
-
-def reshapes(facts: Facts, context: Context, body: JsonObject, live: JsonObject) -> bool:
-    """Would applying ``body`` replace the pods that run, for another reason than to heal what
-    somebody else changed?"""
-    people = context.kubectl_managers
-    if body["kind"] != "Deployment" or diffing.agrees(body, live, kubectl_managers=people):
-        return False
-    difference = diffing.compare(body, live, kubectl_managers=people)
-    return difference.key not in facts.noise and any(
-        change.path.startswith("/spec/template/") and change.path not in difference.drifted
-        for change in difference.fields
-    )
-
-
-def _gates(facts: Facts) -> Iterator[Action]:
-    """Open the readiness gate of pods that answered our handshake (``health.gate``)."""
-    passed = facts.probe.passed if facts.probe is not None else frozenset()
-    for pod in facts.pods:
-        gates = [gate.get("conditionType") for gate in pod["spec"].get("readinessGates") or ()]
-        conditions = (pod.get("status") or {}).get("conditions") or ()
-        opened = any(c["type"] == READINESS_GATE and c["status"] == "True" for c in conditions)
-        if READINESS_GATE not in gates or opened or pod["metadata"]["uid"] not in passed:
-            continue
-        ref = ObjectRef.of(pod)
-        body = {
-            "apiVersion": ref.api_version,
-            "kind": ref.kind,
-            "metadata": {"name": ref.name, "namespace": ref.namespace},
-            "status": {"conditions": [{"type": READINESS_GATE, "status": "True"}]},
-        }
-        yield Action(
-            Verb.APPLY,
-            ref,
-            "open the readiness gate",
-            body,
-            "status",
-            uid=pod["metadata"]["uid"],
-            resource_version=pod["metadata"]["resourceVersion"],
-        )
-
-
-def _pause(facts: Facts, context: Context, renderer: Renderer) -> Iterator[Action]:
-    """Let a rollout stand still while its new pods fail the handshake that old ones pass."""
-    cr, live = facts.cr, facts.children.get("Deployment")
-    if cr is None or live is None or not controls(cr, live):
-        return
-    culprit = pausing.culprit(facts, context)
-    stands = live["spec"].get("paused", False)
-    if culprit is None or bool(culprit) == stands or (stands and not pausing.paused(live)):
-        return
-    ref, metadata = ObjectRef.of(live), live["metadata"]
-    uid, version = metadata["uid"], metadata["resourceVersion"]
-    bare: JsonObject = {
-        "apiVersion": ref.api_version,
-        "kind": ref.kind,
-        "metadata": {"name": ref.name, "namespace": ref.namespace},
-    }
-    if culprit:
-        why, body = "pause the rollout", {**bare, "spec": pausing.HOLD}
-        yield Action(Verb.APPLY, ref, why, body, "", PAUSE_MANAGER, uid, version)
-        return
-    wanted = next(body for body in renderer.children(cr) if body["kind"] == "Deployment")
-    seconds = wanted["spec"].get("minReadySeconds", 0)
-    if live["spec"].get("minReadySeconds", 0) != seconds:
-        # Ours again before the pause gives it up, or it would be nobody's in between.
-        ours = managedfields.owned(live)
-        body = {**ours, "spec": {**ours.get("spec", {}), "minReadySeconds": seconds}}
-        yield Action(Verb.APPLY, ref, "let new pods count", body, uid=uid, resource_version=version)
-        return
-    yield Action(Verb.APPLY, ref, "resume the rollout", bare, "", PAUSE_MANAGER, uid, version)
-
-
-# --- prune and shutdown ---------------------------------------------------------------------
-
-
-# --- status ---------------------------------------------------------------------------------

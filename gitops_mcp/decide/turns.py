@@ -13,6 +13,7 @@ from gitops_mcp.base.names import (
     JsonObject,
 )
 from gitops_mcp.decide import shutdown
+from gitops_mcp.decide.children import reshapes
 from gitops_mcp.decide.ownership import (
     Owner,
     Renderer,
@@ -22,7 +23,7 @@ from gitops_mcp.decide.ownership import (
     refusal,
     suspended_decision,
 )
-from gitops_mcp.decide.planning import foresee, reshapes, why_forbidden
+from gitops_mcp.decide.planning import foresee, why_forbidden
 
 
 def rolls(facts: Facts, context: Context, renderer: Renderer) -> bool:

@@ -49,6 +49,7 @@ from gitops_mcp.base.names import KIND, OWNERSHIP_POLICY, JsonObject, ObjectRef,
 from gitops_mcp.base.source import Revision
 from gitops_mcp.cluster.view import Live, View
 from gitops_mcp.decide import (
+    applying,
     diffing,
     ending,
     inquiries,
@@ -465,7 +466,7 @@ class Engine:
             _note(memory, action)
             return
         same = before is not None and diffing.same_content(before, after)
-        if planning.unproven(action.body, after) if action.claims else same:
+        if applying.unproven(action.body, after) if action.claims else same:
             if len(memory.noise) >= NOISE:
                 memory.noise.clear()
             memory.noise.add(action.key)

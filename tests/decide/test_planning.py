@@ -14,7 +14,7 @@ from gitops_mcp.base.model import Context, Decision, Deferral, Facts, Failure
 from gitops_mcp.base.names import FINALIZER, LABEL_MANAGED_BY, LABEL_SOURCE, JsonObject, ServerKey
 from gitops_mcp.base.resources import folder
 from gitops_mcp.base.source import McpServer, Problem, Revision
-from gitops_mcp.decide import ownership, planning, pruning, turns
+from gitops_mcp.decide import applying, ownership, planning, pruning, turns
 from gitops_mcp.source import serverschema
 from gitops_mcp.source.rendering import Renderer
 
@@ -236,7 +236,7 @@ def test_every_write_to_what_was_seen_carries_its_uid_and_version(case: dict[str
             metadata = live["metadata"]
             held = (metadata["uid"], metadata["resourceVersion"])
         else:
-            held = (None, None if action.ref.kind == "Namespace" else planning.NEVER)
+            held = (None, None if action.ref.kind == "Namespace" else applying.NEVER)
         assert (action.uid, action.resource_version) == held
 
 
