@@ -78,6 +78,7 @@ bench-agent: plane ## Measure the living agent on real control planes: ARGS="--s
 tables: $(DEV) ## Write the tables and manifests that docs/ and deploy/ take from the code
 	@PYTHONPATH=tests $(PY) tests/project/test_docs.py
 	@PYTHONPATH=tests $(PY) tests/agent/test_observability.py
+	@PYTHONPATH=tests $(PY) tests/picture.py
 	@$(PY) -m gitops_mcp crd > deploy/crd.yaml
 
 lint: $(DEV) ## Check style, layout and the direction of imports

@@ -1,0 +1,1 @@
+"""Reconciles for as long as the process lives. Only this package schedules."""

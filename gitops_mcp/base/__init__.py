@@ -1,0 +1,1 @@
+"""Values, errors, limits and masking, for every other package."""

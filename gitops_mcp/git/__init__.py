@@ -1,0 +1,1 @@
+"""Repositories: commits, mirrors, deployment notes. Only this package runs git."""

@@ -1,0 +1,1 @@
+"""Files in, servers and their objects out. Pure."""

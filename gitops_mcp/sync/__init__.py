@@ -1,0 +1,1 @@
+"""One reconcile: facts, decision, requests. Only this package speaks MCP."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import subprocess
 import sys
 
+import picture
 import pytest
 from paths import ROOT
 
@@ -41,10 +44,44 @@ def test_imports_point_from_pure_to_edge() -> None:
     assert run.returncode == 0, run.stdout + run.stderr
 
 
+PACKAGE = ROOT / "gitops_mcp"
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+WRITES = {"apply", "create", "delete", "json_patch", "merge_patch", "update"}
+"""The methods of a connection to a cluster that change something there."""
+CONNECTION = re.compile(r"(?:self\.)?_?(?:api|cluster|kube)")
+
+
+def writers() -> set[str]:
+    """The modules that send a request which changes something in the cluster."""
+    return {
+        path.relative_to(PACKAGE).with_suffix("").as_posix()
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+        and node.attr in WRITES
+        and CONNECTION.fullmatch(ast.unparse(node.value))
+    }
+
+
 def test_the_architecture_page_names_every_package() -> None:
-    page = (ROOT / "docs" / "architecture.md").read_text()
-    packages = {path.parent.name for path in (ROOT / "gitops_mcp").glob("*/__init__.py")}
-    assert {name for name in packages if f"`{name}/`" not in page} == set()
+    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert {name for name in packages if f"`{name}/`" not in ARCHITECTURE} == set()
+
+
+def test_the_architecture_page_walks_through_at_most_ten_modules_each_once() -> None:
+    walk = picture.steps()
+    assert list(walk.values()) == list(range(1, len(walk) + 1))
+    assert 5 <= len(walk) <= 10
+    assert [name for name in walk if not (PACKAGE / f"{name}.py").is_file()] == []
+
+
+def test_the_architecture_page_names_every_module_that_writes_to_the_cluster() -> None:
+    table = ARCHITECTURE.partition("## What writes to the cluster")[2].partition("\n## ")[0]
+    assert set(re.findall(r"`([a-z]+/[a-z/]+)`", table)) == writers()
+
+
+def test_the_picture_is_drawn_from_the_imports_of_today() -> None:
+    assert picture.PICTURE.read_text(encoding="utf-8") == picture.draw(), "run make tables"
 
 
 @pytest.mark.parametrize(("arguments", "unwanted"), STARTS)
