@@ -1,6 +1,6 @@
 """The options that verbs share, and where their values come from: flag, environment, file.
 
-Each option is declared once, here; a verb picks from them. ``GITOPS_MCP_<OPTION>`` is an option's
+A verb picks from them, and declares its own beside them. ``GITOPS_MCP_<OPTION>`` is an option's
 variable, its name in camel case the key of the configuration file. An option that a verb lacks is
 ignored in both.
 """

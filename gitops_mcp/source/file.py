@@ -49,7 +49,6 @@ from gitops_mcp.source.recognition import (
 )
 from gitops_mcp.source.terms import (
     MAX_DOCUMENT,
-    MAX_FILE,
     MAX_LISTED,
     MAX_PROBLEMS,
     Claim,
@@ -86,8 +85,6 @@ class File:
         wrapped = next((why for head, why in WRAPPED.items() if self.data.startswith(head)), "")
         if wrapped:
             self._lose(1, wrapped, warn=True)
-        elif len(self.data) > MAX_FILE:
-            self._too_large()
         elif not self.data.strip():
             self._lose_all()
         else:
@@ -127,14 +124,6 @@ class File:
 
     def _lose_all(self, *, warn: bool = True) -> None:
         self._lose(1, EMPTY, warn=warn and not is_of_another_tool(self.path))
-
-    def _too_large(self) -> None:
-        if self._mentions_us:
-            message = f"larger than {MAX_FILE // 1024 // 1024} MiB: split it"
-            self._list(Problem(self.path, 1, 1, None, "", message))
-            self.unknown = True
-        else:
-            self.ignored.append((self.path, "too large, and names no MCPServer"))
 
     def _broken(self, document: Document) -> None:
         """Unreadable from some place on: nothing of it is applied. Whose it is may stand in the

@@ -21,10 +21,6 @@ from gitops_mcp.source.documents import (
     parse,
 )
 
-MAX_FILE = 4 * 1024 * 1024
-"""Bytes of a file that is read. A fleet of 5,000 servers in one file has about 3 MB."""
-
-
 MAX_DOCUMENT = 1024 * 1024
 """Bytes of one server's JSON. etcd refuses 1.5 MB, and the spec is stored more than once."""
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
@@ -54,6 +55,18 @@ def test_relative_links_resolve(page: str) -> None:
         ):
             broken.append(link)
     assert broken == []
+
+
+def test_the_files_that_pages_name_exist() -> None:
+    named = {
+        name
+        for page in PAGES
+        for name in re.findall(
+            r"\b(?:gitops_mcp|tests|benchmarks|templates)/[\w./-]+\w", text(page)
+        )
+    }
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+    assert "gitops_mcp/base/limits.py" in named
 
 
 # --- commands -----------------------------------------------------------------------------------
@@ -167,6 +180,17 @@ def test_every_limit_is_told_as_it_is() -> None:
     known = {n: v for n, v in vars(limits).items() if n.isupper() and n not in ("KIB", "MIB")}
     assert sorted(name for _, name in rows) == sorted(known)
     assert [name for told, name in rows if told not in as_told(known[name])] == []
+
+
+def test_every_bound_of_another_module_is_told_as_it_is() -> None:
+    rows = re.findall(
+        r"^\| .* \| ([^|]*?)(?: bytes)? \| `(\w+)\.(\w+)` \|$", text("docs/limits.md"), re.M
+    )
+    assert len(rows) > 5
+    for told, module, name in rows:
+        (path,) = (ROOT / "gitops_mcp").glob(f"*/{module}.py")
+        home = importlib.import_module(f"gitops_mcp.{path.parent.name}.{module}")
+        assert told in as_told(getattr(home, name)), name
 
 
 def test_the_readme_shows_what_the_cluster_accepts() -> None:

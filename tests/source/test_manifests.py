@@ -24,7 +24,7 @@ from gitops_mcp.base.names import JsonObject, ServerKey
 from gitops_mcp.base.source import Loaded, Problem, SourceFile
 from gitops_mcp.source import documents, manifests, podrules, serverschema
 from gitops_mcp.source.manifests import Cache, check, load
-from gitops_mcp.source.terms import MAX_DOCUMENT, MAX_FILE
+from gitops_mcp.source.terms import MAX_DOCUMENT
 
 DATA = paths.DATA / "manifests"
 HEAD = "apiVersion: mcp.example.com/v1alpha1\nkind: MCPServer\nmetadata: {name: web}\n"
@@ -290,16 +290,6 @@ def test_text_that_is_no_utf8_is_refused_where_it_begins_to_be_none() -> None:
     assert result.unknown
 
 
-def test_a_file_too_large_stops_pruning_only_if_it_may_hold_a_server() -> None:
-    large = "# " + "x" * MAX_FILE
-    other = loaded({"a.yaml": large})
-    assert (other.problems, other.unknown) == ((), False)
-    assert other.ignored == (("a.yaml", "too large, and names no MCPServer"),)
-    ours = loaded({"a.yaml": GOOD + large})
-    assert [problem.message for problem in ours.problems] == ["larger than 4 MiB: split it"]
-    assert ours.unknown
-
-
 def test_a_server_that_the_api_server_would_not_store_is_refused() -> None:
     text = GOOD + "  podAnnotations:\n" + "".join(f"    a{n}: {'x' * 200_000}\n" for n in range(6))
     result = loaded(text)
@@ -307,7 +297,7 @@ def test_a_server_that_the_api_server_would_not_store_is_refused() -> None:
         "larger than 1024 KiB: the API server would refuse it"
     ]
     assert result.protected == {ServerKey("default", "web")}
-    assert MAX_DOCUMENT < len(text) < MAX_FILE
+    assert len(text) > MAX_DOCUMENT
 
 
 def test_no_key_can_speak_to_a_terminal() -> None:
