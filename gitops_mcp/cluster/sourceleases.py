@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from gitops_mcp.base.errors import Permanent
+from gitops_mcp.base.errors import Permanent, UsageError
 from gitops_mcp.base.model import CLUSTER_SOURCE as CLUSTER_SOURCE
 from gitops_mcp.base.names import (
     FIELD_MANAGER,
@@ -26,6 +26,7 @@ from gitops_mcp.decide.record import lease_name as lease_name
 
 if TYPE_CHECKING:
     from gitops_mcp.cluster.kube import Cluster
+    from gitops_mcp.decide.sourcestatus import SourceStatus
 
 
 STEP = 1.0
@@ -155,6 +156,33 @@ def find_records(
     found = {ObjectRef.of(body): body for body in bodies}
     named = {ref: body for ref, body in found.items() if ref.name.startswith(PREFIX)}
     return {ref: parse(body) for ref, body in named.items() if source_named(ref.name) == source_id}
+
+
+def find_states(
+    cluster: Cluster, source_id: str, leases: Iterable[JsonObject]
+) -> list[SourceStatus]:
+    """The states in the records beside a source's Leases: its own, and those of agents with a
+    ``--watch-namespace`` or a ``--limit``, as long as they are about the commit that the Lease
+    names. A record that this user may not read is left out. One LIST a namespace. Raises KubeError,
+    but for a 403."""
+    selector = f"{LABEL_MANAGED_BY}={FIELD_MANAGER},{LABEL_SOURCE}={source_id}"
+    states = []
+    for lease in leases:
+        metadata = lease["metadata"]
+        ref = ObjectRef("v1", "ConfigMap", metadata["namespace"], metadata["name"])
+        try:
+            bodies, _ = cluster.list("v1", "ConfigMap", ref.namespace, label_selector=selector)
+        except Permanent:
+            bodies = []
+            with suppress(Permanent):
+                bodies = [body for body in (cluster.get(ref),) if body is not None]
+        enforced = (metadata.get("annotations") or {}).get(LEASE_REVISION)
+        for body in bodies:
+            with suppress(UsageError):
+                state = parse(body).status
+                if ObjectRef.of(body) == ref or enforced in (None, state.revision):
+                    states.append(state)
+    return states
 
 
 def living(cluster: Cluster, leases: Iterable[JsonObject]) -> tuple[ObjectRef, str] | None:

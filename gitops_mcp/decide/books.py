@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Protocol
 
-from gitops_mcp.base.errors import Conflict, GitOpsError, Gone, LeaseLost
+from gitops_mcp.base.errors import Conflict, Gone, LeaseLost
 from gitops_mcp.base.names import (
     JsonObject,
     ObjectRef,
@@ -26,18 +26,6 @@ from gitops_mcp.decide.record import (
     refusal,
 )
 from gitops_mcp.decide.sourcestatus import SourceStatus
-
-
-def status_of(api: Api, lease: JsonObject) -> SourceStatus:
-    """What the record beside a Lease says of its source; empty if there is none, or this user may
-    not read it. One GET."""
-    metadata = lease["metadata"]
-    ref = ObjectRef("v1", "ConfigMap", metadata["namespace"], metadata["name"])
-    try:
-        found = api.get(ref)
-        return parse(found).status if found is not None else SourceStatus()
-    except GitOpsError:
-        return SourceStatus()
 
 
 class Api(Protocol):

@@ -11,7 +11,7 @@ import gitfixtures
 import pytest
 from agents import until
 from commandline import runner
-from places import Place, manifest, place
+from places import NAMESPACE, Place, manifest, place
 
 from gitops_mcp.base.names import KIND, ObjectRef
 from gitops_mcp.cluster import leadership, sourceleases
@@ -166,3 +166,24 @@ def test_nothing_is_moved_from_an_agent_that_lives(
     assert ended.code == 0
     assert "changed: [ai/web] update MCPServer; moved from source 'default'" in ended.out
     assert "waits for an agent of this source, or for its next sync" in ended.err
+
+
+def test_status_knows_what_an_agent_of_one_namespace_cannot_make(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such an agent keeps a record of its own, beside the one Lease of the source."""
+    monkeypatch.setenv("KUBECONFIG", str(place.kubeconfig))
+    run = runner(capsys)
+    place.push(web=manifest("web"), wrong=manifest("wrong", replicas="three"))
+    with place.agent("--watch-namespace", NAMESPACE):
+        until(lambda: place.ready("web") and place.is_ready(), "the first commit")
+        until(lambda: "1 problem" in run("status", "-A").out, "the record")
+        ended = run("status", "-A")
+        assert (ended.code, "1 server missing" in ended.out) == (1, True)
+        assert any(
+            line.split()[:3] == [NAMESPACE, "wrong", "Missing"] for line in ended.out.splitlines()
+        )
+        place.push(wrong=manifest("wrong"))
+        place.wake()
+        until(lambda: place.ready("wrong"), "the mended server")
+        until(lambda: run("status", "-A").code == 0, "the record")

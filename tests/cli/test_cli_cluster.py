@@ -30,9 +30,9 @@ from gitops_mcp import sandbox
 from gitops_mcp.base.model import Decision, Facts
 from gitops_mcp.base.names import API_VERSION, KIND, JsonObject, ObjectRef
 from gitops_mcp.cli.verbs.sandbox import install_crd
-from gitops_mcp.cluster import leadership
+from gitops_mcp.cluster import leadership, sourceleases
 from gitops_mcp.cluster.kube import Cluster
-from gitops_mcp.decide import planning, record
+from gitops_mcp.decide import planning
 from gitops_mcp.decide.sourcestatus import Missing, SourceStatus
 
 pytest_plugins = ["clusters"]
@@ -1015,7 +1015,7 @@ def test_status_shows_a_server_once_that_was_made_since_its_source_was_described
 ) -> None:
     fleet("sync")
     late = SourceStatus(missing_count=1, missing=(Missing(f"{fleet.name}/web", "Gone", "late"),))
-    monkeypatch.setattr(record, "status_of", lambda *_: late)
+    monkeypatch.setattr(sourceleases, "find_states", lambda *_: [late])
     ended = fleet.run("status", "-n", fleet.name, "--source-id", fleet.name)
     heading, _, row = ended.out.splitlines()
     assert (ended.code, row.split()[0]) == (0, "web")

@@ -30,7 +30,7 @@ from gitops_mcp.cli import completion
 from gitops_mcp.cli import main as cli
 from gitops_mcp.source import serverschema
 from gitops_mcp.source.settings import SourceOptions
-from gitops_mcp.sync import pipeline, reading
+from gitops_mcp.sync import reading
 
 GITOPS = [sys.executable, "-m", "gitops_mcp"]
 SECRET = "hunter2-do-not-tell"
@@ -689,7 +689,7 @@ def test_a_bug_shows_its_traceback_only_to_the_owner_of_the_log(
         raise RuntimeError("a bug")
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(pipeline, "read", broken)
+    monkeypatch.setattr(reading, "read", broken)
     ended = gitops("validate", tmp_path)
     assert (ended.code, ended.out) == (70, "")
     assert "a bug" not in ended.err.replace("this is a bug", "")
@@ -705,7 +705,7 @@ def test_an_error_cannot_leave_its_line(
     def refuse(*_: object) -> None:
         raise UsageError("one\ntwo\x1b[2J\u202e")
 
-    monkeypatch.setattr(pipeline, "read", refuse)
+    monkeypatch.setattr(reading, "read", refuse)
     ended = gitops("validate", tmp_path)
     assert ended.code == 2
     assert ended.error == "error: one two\\x1b[2J\\u202e"
@@ -761,7 +761,7 @@ def test_a_disk_that_is_full_elsewhere_is_not_taken_for_the_output(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(pipeline, "read", full)
+    monkeypatch.setattr(reading, "read", full)
     assert gitops("validate", tmp_path).code == 70
 
 

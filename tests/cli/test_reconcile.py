@@ -27,7 +27,7 @@ from gitops_mcp.base.names import (
     ObjectRef,
 )
 from gitops_mcp.cli.verbs import reconcile
-from gitops_mcp.cluster import leadership
+from gitops_mcp.cluster import leadership, sourceleases
 from gitops_mcp.cluster.kube import Cluster
 from gitops_mcp.report import overview
 
@@ -125,7 +125,7 @@ def place(
     sandboxed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Place]:
     monkeypatch.setenv("KUBECONFIG", str(sandboxed))
-    monkeypatch.setattr(leadership, "SECOND_LOOK", 0.3)
+    monkeypatch.setattr(sourceleases, "SECOND_LOOK", 0.3)
     cluster = Cluster(str(sandboxed))
     name = f"test-{next(_numbers)}"
     cluster.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})

@@ -19,7 +19,7 @@ from gitops_mcp.base.names import ServerKey
 from gitops_mcp.base.source import Loaded, SourceFile
 from gitops_mcp.git import gitcommand, gitmirror, gitrepo
 from gitops_mcp.git.gitcommand import Git
-from gitops_mcp.source import documents, manifests
+from gitops_mcp.source import documents, manifests, terms
 from gitops_mcp.source.settings import SourceOptions
 from gitops_mcp.sync import reading
 
@@ -298,7 +298,7 @@ class Ledger:
 
         monkeypatch.setattr(Git, "start", started)
         monkeypatch.setattr(Git, "talk", talked)
-        monkeypatch.setattr(manifests, "parse", read)
+        monkeypatch.setattr(terms, "parse", read)
 
     def clear(self) -> None:
         self.git.clear()

@@ -26,7 +26,7 @@ from paths import ROOT
 from gitops_mcp.base import limits
 from gitops_mcp.base.errors import SourceError, UsageError
 from gitops_mcp.base.source import Revision, Snapshot
-from gitops_mcp.git import gitmirror, gitrepo, trailers
+from gitops_mcp.git import gitmirror, gitrepo, trailers, trees
 from gitops_mcp.git.gitrepo import Credentials, Repository, open_source
 
 FILES = {"web.yaml": "kind: Web\n", "apps/db.yml": "kind: Db\n", "apps/x.json": "{}\n"}
@@ -208,7 +208,7 @@ def test_a_plain_directory_has_moved_when_its_files_changed(
     folder = tmp_path / "a"
     write(folder, {"a.yaml": "1", "b/c.yaml": "2", "templates/x": "3"})
     (tmp_path / "current").symlink_to(folder)
-    monkeypatch.setattr(gitrepo, "YOUNG", -(10**12))  # nothing is
+    monkeypatch.setattr(trees, "YOUNG", -(10**12))  # nothing is
     opened = open_source(str(tmp_path / "current"))
     assert opened.poll().kind == "moved"
     opened.snapshot()
@@ -236,7 +236,7 @@ def test_a_plain_directory_has_moved_when_its_files_changed(
 def test_a_file_that_was_just_written_is_looked_at_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gitrepo, "YOUNG", 10**12)
+    monkeypatch.setattr(trees, "YOUNG", 10**12)
     write(tmp_path, {"a.yaml": "1"})
     opened = open_source(str(tmp_path))
     opened.snapshot()

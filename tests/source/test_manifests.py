@@ -22,7 +22,7 @@ from gitops_mcp.base import resources
 from gitops_mcp.base.model import Policy
 from gitops_mcp.base.names import JsonObject, ServerKey
 from gitops_mcp.base.source import Loaded, Problem, SourceFile
-from gitops_mcp.source import documents, manifests, podrules, serverschema
+from gitops_mcp.source import documents, podrules, serverschema, terms
 from gitops_mcp.source.manifests import Cache, check, load
 from gitops_mcp.source.terms import MAX_DOCUMENT
 
@@ -382,7 +382,7 @@ def test_a_second_load_reads_only_what_changed(monkeypatch: pytest.MonkeyPatch) 
         read.append(text)
         return original(text, **options)
 
-    monkeypatch.setattr(manifests, "parse", counted)
+    monkeypatch.setattr(terms, "parse", counted)
     files["7.yaml"] += "  port: 7\n"
     second = loaded(files, cache=cache)
     assert read == [files["7.yaml"]]

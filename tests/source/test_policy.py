@@ -15,7 +15,6 @@ from agents import agent, until
 from commandline import Run, manifest, runner
 
 from gitops_mcp.base.names import API_VERSION, KIND, JsonObject, ObjectRef
-from gitops_mcp.cli import options
 from gitops_mcp.cluster.kube import Cluster
 from gitops_mcp.source import settings
 
@@ -128,7 +127,7 @@ def test_the_agents_namespace_is_that_of_its_pod(
 ) -> None:
     assert settings.SourceOptions().policy.own_namespaces == {"gitops-mcp"}
     (tmp_path / "namespace").write_text("ops")
-    monkeypatch.setattr(options, "POD_NAMESPACE", tmp_path / "namespace")
+    monkeypatch.setattr(settings, "POD_NAMESPACE", tmp_path / "namespace")
     assert settings.SourceOptions().policy.own_namespaces == {"gitops-mcp", "ops"}
     named = settings.SourceOptions(agent_namespace="tools")
     assert named.policy.own_namespaces == {"tools"}

@@ -323,7 +323,7 @@ def test_an_unchanged_server_is_rendered_once(monkeypatch: pytest.MonkeyPatch) -
     renderer = Renderer(TEMPLATES, source="default")
     first = renderer.children(resource(BASE))
     with monkeypatch.context() as patch:
-        patch.setattr(rendering, "_render", None)
+        patch.setattr(rendering, "render_template", None)
         again = renderer.children(resource(dict(BASE), resourceVersion="7"))
     assert json.dumps(again) == json.dumps(first)
     assert renderer.children(resource(BASE | {"port": 1})) != first

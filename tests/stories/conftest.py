@@ -28,7 +28,7 @@ from gitops_mcp.base.names import API_VERSION, KIND, ObjectRef
 from gitops_mcp.cli import install
 from gitops_mcp.cli.install import Installation
 from gitops_mcp.cluster.kube import Cluster
-from gitops_mcp.decide import planning
+from gitops_mcp.decide import writing
 from gitops_mcp.report import console
 from gitops_mcp.source import crd, serverschema
 from gitops_mcp.sync import permissions
@@ -155,14 +155,14 @@ def _until_served(hand: Cluster) -> None:
 def real_time(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
     """Statuses are written as seldom as everywhere else."""
     del story
-    monkeypatch.setattr(planning, "STATUS_INTERVAL", timedelta(seconds=1))
+    monkeypatch.setattr(writing, "STATUS_INTERVAL", timedelta(seconds=1))
 
 
 @pytest.fixture
 def story(ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Story]:
     """A story about to begin: an empty repository and an empty namespace. Statuses are written more
     often than once a second, except in ``real_time``."""
-    monkeypatch.setattr(planning, "STATUS_INTERVAL", timedelta(milliseconds=20))
+    monkeypatch.setattr(writing, "STATUS_INTERVAL", timedelta(milliseconds=20))
     name = f"story-{next(_numbers)}"
     ground.hand.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
     kubeconfig, watched = ground.kubeconfig, None

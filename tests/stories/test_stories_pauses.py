@@ -18,7 +18,7 @@ from stories.test_stories_outside import mcp_server
 from gitops_mcp import sandbox
 from gitops_mcp.base.names import PAUSE_MANAGER, JsonObject
 from gitops_mcp.cluster.kube import Cluster
-from gitops_mcp.decide import inquiries, planning
+from gitops_mcp.decide import inquiries, writing
 from gitops_mcp.source import crd, serverschema
 
 PORT = 18090
@@ -35,7 +35,7 @@ def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def story(kubeconfig: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Story]:
     """A server of which one pod serves, and answers the handshake."""
-    monkeypatch.setattr(planning, "STATUS_INTERVAL", timedelta(milliseconds=20))
+    monkeypatch.setattr(writing, "STATUS_INTERVAL", timedelta(milliseconds=20))
     monkeypatch.setattr(inquiries, "HANDSHAKE_RETRY", timedelta(seconds=3))
     hand = Cluster(kubeconfig)
     hand.apply(crd.custom_resource_definition(serverschema.schema()))

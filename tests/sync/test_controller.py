@@ -16,7 +16,7 @@ from gitops_mcp.base.model import Inquiry, ProbeResult, Worked
 from gitops_mcp.base.names import ANNOTATION_FILE, API_VERSION, KIND, ObjectRef, ServerKey
 from gitops_mcp.base.source import Loaded, McpServer, Revision, Snapshot
 from gitops_mcp.cluster.view import View
-from gitops_mcp.decide import planning
+from gitops_mcp.decide import ownership
 from gitops_mcp.decide.books import Books, Store
 from gitops_mcp.decide.pruning import Allowance
 from gitops_mcp.decide.record import Fingerprint, Identity, parse
@@ -254,7 +254,7 @@ def test_an_unexpected_error_anywhere_in_a_look_is_that_servers_alone(
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(planning, "is_applied", broken)
+        patch.setattr(ownership, "is_applied", broken)
         again = [stage.controller.look(KEY).again for _ in range(3)]
     assert all(at is not None and at > NOW for at in again)
     assert [record.exc_info is not None for record in caplog.records] == [True]

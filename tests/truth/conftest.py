@@ -13,7 +13,7 @@ from truth import generating
 
 from gitops_mcp.base.names import ObjectRef
 from gitops_mcp.cli import install
-from gitops_mcp.decide import planning
+from gitops_mcp.decide import writing
 
 __all__ = ["ground"]
 
@@ -42,7 +42,7 @@ def applied(
         story.until(lambda: ground.hand.get(account), "the namespace's account")
     story.commit(fleet.files)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning, "STATUS_INTERVAL", timedelta(milliseconds=20))
+        patch.setattr(writing, "STATUS_INTERVAL", timedelta(milliseconds=20))
         story.sync(source=SOURCE)
         yield story
     story.end()

@@ -112,11 +112,11 @@ def _missing(
 ) -> list[Missing]:
     """The chosen servers that git holds and the cluster lacks, as the source's record says."""
     from gitops_mcp.cluster import sourceleases
-    from gitops_mcp.decide import books
 
     found: dict[str, Missing] = {}
-    for lease in sourceleases.find_leases(cluster, source).seen:
-        for one in books.status_of(cluster, lease).missing:
+    leases = sourceleases.find_leases(cluster, source).seen
+    for state in sourceleases.find_states(cluster, source, leases):
+        for one in state.missing:
             home, _, name = one.server.partition("/")
             if namespace in (None, home) and (not names or name in names):
                 found[one.server] = one

@@ -230,16 +230,15 @@ class _Shown:
     def _agent(self, now: datetime) -> _Found:
         from gitops_mcp.base.errors import KubeError
         from gitops_mcp.cluster import leadership, sourceleases
-        from gitops_mcp.decide import books
         from gitops_mcp.decide.sourcestatus import SourceStatus, merged
 
         try:
             leases, everywhere = sourceleases.find_leases(self._cluster, self._source_id)
+            states = sourceleases.find_states(self._cluster, self._source_id, leases)
         except KubeError:
             return _Found(SourceStatus(), everywhere=False)
         seen: datetime | None = None
         revision = trouble = ""
-        states = [books.status_of(self._cluster, lease) for lease in leases]
         for lease in sorted(leases, key=_renewed):
             annotations = lease["metadata"].get("annotations") or {}
             revision = annotations.get(sourceleases.LEASE_REVISION, revision)
