@@ -5,7 +5,8 @@ are of the right type, or absent; nothing else is taken for granted. Pure, and n
 into a message. The rules that a custom resource definition can hold stand there as CEL too (in the
 schema), so that kubectl users meet them at once; the others are found here only.
 
-To add a rule: a generator here, its name in ``_RULES``, a case in ``tests/data/manifests/rules.yaml``.
+To add a rule: a generator here, its name in ``_RULES``, a case in
+``tests/data/manifests/rules.yaml``.
 """
 
 from __future__ import annotations
