@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 from gitops_mcp.base.model import Change, ChangeAction, Outcome, Result, Worked
 from gitops_mcp.base.names import API_VERSION, JsonObject, ObjectRef, ServerKey
 from gitops_mcp.base.source import Revision
+from gitops_mcp.decide.transitions import Transition, Transitions
 
 WEB = ServerKey("ai", "web")
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -36,6 +38,12 @@ def look(
     outcome = Outcome(key, result, ready, changes, message, shutdown)
     enforced = Revision(revision) if isinstance(revision, str) else revision
     return Worked(key, outcome, enforced, commit, uid, at, seconds, **rest)
+
+
+def feed(sink: Callable[[Transition], None]) -> Callable[[Worked], None]:
+    """Gives the listener ``sink`` the transition to each look, as the controller does."""
+    transitions = Transitions(clock=lambda: NOW)
+    return lambda worked: sink(transitions.to(worked))
 
 
 def failing(reason: str, message: str = "", *, synced: str = "Synced") -> JsonObject:

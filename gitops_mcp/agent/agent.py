@@ -37,6 +37,7 @@ from gitops_mcp.base.errors import (
     LeaseLost,
     Transient,
 )
+from gitops_mcp.base.model import Worked
 from gitops_mcp.base.source import Problem
 from gitops_mcp.cluster import leadership, sourceleases, watches
 from gitops_mcp.cluster.kube import Cluster
@@ -80,6 +81,10 @@ NOTES = timedelta(seconds=3)
 """Between two flushes of the deployment notes."""
 
 
+def _worked(listener: Callable[[Worked], None]) -> Listener:
+    return lambda transition: listener(transition.worked)
+
+
 def _ahead() -> float:
     return time.time() - time.monotonic()
 
@@ -107,7 +112,7 @@ class Agent:
         adopted: Callable[[str, Sequence[Problem]], None] = lambda *_: None,
         notes: str | None = None,
         recorded: bool = True,
-        listeners: Sequence[Listener] = (),
+        listeners: Sequence[Callable[[Worked], None]] = (),
     ) -> None:
         self._options = options
         self._repository = repository
@@ -214,11 +219,11 @@ class Agent:
             ),
             wake=self._workers.wake,
             listeners=(
-                *listeners,
-                metrics.worked,
-                self._journal.heard,
-                self._recorder.heard,
-                self._status.heard,
+                *map(_worked, listeners),
+                _worked(metrics.worked),
+                _worked(self._journal.heard),
+                _worked(self._recorder.heard),
+                _worked(self._status.heard),
             ),
             adopted=self._tell,
             settled=self._settled,

@@ -23,6 +23,7 @@ from gitops_mcp.cluster.view import View
 from gitops_mcp.decide import ownership, pruning
 from gitops_mcp.decide.books import Books
 from gitops_mcp.decide.rollout import Rollout
+from gitops_mcp.decide.transitions import Transition, Transitions
 from gitops_mcp.source import manifests
 from gitops_mcp.sync import pipeline, probes
 from gitops_mcp.sync.engine import Engine, utc_now
@@ -31,7 +32,7 @@ from gitops_mcp.sync.guard import PruneGuard
 from gitops_mcp.sync.memory import Aim, Ask, Kube
 from gitops_mcp.sync.reading import Source, Wishes
 
-Listener = Callable[[Worked], None]
+Listener = Callable[[Transition], None]
 """Told of each look. Quick: it is called by whoever looks."""
 
 RECORD_RETRY = timedelta(seconds=2)
@@ -91,6 +92,7 @@ class Controller:
         self._leads = leads
         self._wake = wake
         self._listeners = listeners
+        self.transitions = Transitions(clock=clock)
         self._adopted = adopted
         self._settled = settled
         self._complete = complete
@@ -284,6 +286,7 @@ class Controller:
     def set_back(self) -> None:
         """The clock was set back: nothing is remembered as of later than now. The timers that stand
         are for a look at all."""
+        self.transitions.set_back()
         if self._engine is not None:
             self._engine.set_back()
 
@@ -383,9 +386,10 @@ class Controller:
             drift=drift,
             scaled=scaled,
         )
+        transition = self.transitions.to(worked)
         for listener in self._listeners:
             try:
-                listener(worked)
+                listener(transition)
             except Exception:  # what only tells must not stop what works
                 _log.exception("%s: a bug of %s", key, listener)
 

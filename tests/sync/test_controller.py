@@ -12,7 +12,7 @@ from records import Api
 from stage import CONTEXT, KEY, NAMESPACE, NOW, RENDERER, WEB, Server, cr
 
 from gitops_mcp.base.errors import Transient, UsageError
-from gitops_mcp.base.model import Inquiry, ProbeResult, Worked
+from gitops_mcp.base.model import Inquiry, ProbeResult
 from gitops_mcp.base.names import ANNOTATION_FILE, API_VERSION, KIND, ObjectRef, ServerKey
 from gitops_mcp.base.source import Loaded, McpServer, Revision, Snapshot
 from gitops_mcp.cluster.view import View
@@ -20,6 +20,7 @@ from gitops_mcp.decide import ownership
 from gitops_mcp.decide.books import Books, Store
 from gitops_mcp.decide.pruning import Allowance
 from gitops_mcp.decide.record import Fingerprint, Identity, parse
+from gitops_mcp.decide.transitions import Transition
 from gitops_mcp.source.rendering import Renderer
 from gitops_mcp.source.settings import SourceOptions
 from gitops_mcp.sync.controller import RECORD_RETRY, Controller, Leads
@@ -195,14 +196,14 @@ def test_what_went_while_somebody_else_led_is_forgotten_by_who_leads_again() -> 
 
 
 def test_a_prune_that_somebody_else_brought_to_its_end_is_not_told_again() -> None:
-    told: list[Worked] = []
+    told: list[Transition] = []
     allowed = Wishes(allow_prune=Allowance(None, "--allow-prune"))
     stage = Stage(allowed, listeners=[told.append])
     stage.controller.adopt(source("a", WEB))
     stage.work()
     stage.controller.adopt(source("b"))
     stage.work()
-    assert told[-1].outcome.message == "shutdown"  # we have begun it
+    assert told[-1].worked.outcome.message == "shutdown"  # we have begun it
     stage.leads = False
     for ref in list(stage.server.objects):
         if ref != NAMESPACE:
@@ -244,7 +245,7 @@ def test_an_unexpected_error_anywhere_in_a_look_is_that_servers_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Also where nothing is decided yet: a status that cannot be read, no memory left."""
-    told: list[Worked] = []
+    told: list[Transition] = []
     stage = Stage(listeners=[told.append], clock=lambda: NOW)
     stage.controller.adopt(source("a", WEB))
     stage.work()
@@ -261,7 +262,7 @@ def test_an_unexpected_error_anywhere_in_a_look_is_that_servers_alone(
     stage.controller.set_back()
     stage.controller.look(KEY)
     assert stage.settled == ["a", "b"]
-    assert told[-1].outcome.result == "ok"
+    assert told[-1].worked.outcome.result == "ok"
 
 
 def test_who_begins_to_lead_says_itself_when_the_servers_are_to_be_looked_at() -> None:

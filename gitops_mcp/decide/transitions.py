@@ -1,0 +1,223 @@
+"""What one reconcile of a server changed, worked out once for all that report it.
+
+Receives what each reconcile came to (``Worked``) and keeps the last one of each server; returns the
+``Transition`` from that one to this. Log, Events, metrics and notes format and count it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import Enum
+from typing import Final
+
+from gitops_mcp.base.model import Change, Condition, Result, Worked
+from gitops_mcp.base.names import KIND, JsonObject, ServerKey
+from gitops_mcp.decide import status
+
+WRONG: Final = frozenset[Result]({"failed", "blocked"})
+"""Results of a reconcile that did not do what git says."""
+
+_DRAINING: Final = ("", "Withdrawing", "Draining")
+
+
+class Kind(Enum):
+    """What is not as it was after the last reconcile. Several may hold at once."""
+
+    TROUBLED = "failed or blocked, with another result or message"
+    RECOVERED = "neither failed nor blocked any more"
+    REMARKED = "nothing is wrong, and there is another message"
+    READY = "ready again"
+    LAPSED = "no longer ready"
+    FAILING = "not ready for a reason, or on a commit, that is new and that waiting does not cure"
+    ATTEMPTED = "a request failed, for the first time or once more"
+    REFUSED = "blocked or contested, for another reason"
+    SHUTTING_DOWN = "a shutdown is under way, or was until now"
+    TERMINATING = "a shutdown began"
+    DRAINED = "the shutdown is past its drain"
+    STOPPED = "the shutdown is over"
+    REPLACED = "the MCPServer is not the one that it was, or there is none any more"
+    ENDED = "an MCPServer that was shut down is not there any more: once for each shutdown"
+    GONE = "there is no such server, and git wants none"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What was last seen of an MCPServer in this term: the (status, reason) of its conditions, the
+    step of its shutdown, the attempts of a request that fails, why it is blocked."""
+
+    conditions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    step: str = ""
+    attempts: int = 0
+    refused: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Last:
+    """What the last reconcile of a server came to. ``failing``: why waiting does not cure it, and
+    of what commit that is, until it is ready again. ``ended``: when the last shutdown began whose
+    end was reported; ``led``: no other agent led since."""
+
+    result: Result = "ok"
+    message: str = ""
+    ready: bool | None = None
+    failing: tuple[str, str] | None = None
+    uid: str = ""
+    seen: Seen | None = None
+    ended: str = ""
+    led: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """From the ``last`` reconcile of a server to this one, of which ``next`` is to be remembered
+    (None: nothing).
+
+    ``made`` are the changes that were carried out: ``followed`` carry on what ``kubectl scale`` set
+    on the MCPServer, ``healed`` undo what others did, ``applied`` are the rest. ``failing``: the
+    Ready condition that waiting does not cure. ``turned``: conditions with another status or
+    reason, each after the status that it had ("" where that is not known).
+    """
+
+    worked: Worked
+    last: Last
+    next: Last | None
+    kinds: frozenset[Kind]
+    made: tuple[Change, ...]
+    followed: tuple[Change, ...]
+    healed: tuple[Change, ...]
+    applied: tuple[Change, ...]
+    failing: Condition | None
+    turned: tuple[tuple[str, JsonObject], ...]
+
+
+def transition(before: Last | None, worked: Worked, since: datetime) -> Transition:
+    """The one from ``before`` (None: nothing is known) to ``worked``. Of an MCPServer that is seen
+    for the first time, and that this reconcile did not create, only those conditions are news that
+    turned at ``since`` or later."""
+    outcome, there = worked.outcome, bool(worked.uid)
+    last = before or Last(uid=worked.uid)
+    made = tuple(change for change in outcome.changes if change.action != "blocked")
+    followed = tuple(change for change in made if _follows(worked, change))
+    others = tuple(change for change in made if not _follows(worked, change))
+    failing = status.failing(worked.status) if outcome.ready is False else None
+    why = last.failing if outcome.ready is False else None
+    if failing is not None:
+        why = failing.reason, worked.commit
+    wrong = outcome.result in WRONG
+    gone = outcome.result == "pruned" or (not there and outcome.result == "ok")
+
+    replaced = last.seen is not None and last.uid != worked.uid
+    created = any(change.action == "create" and change.ref.kind == KIND for change in made)
+    seen, old = _seen(worked), None if replaced else last.seen
+    turned = tuple(_turned(worked, old or Seen(), None if old or created else since))
+    old = old or Seen(step="" if created else seen.step)
+    seen = replace(seen, conditions={**old.conditions, **seen.conditions})
+    shutdown = outcome.shutdown or {}
+    stopped = shutdown or (last.seen and last.seen.step) if replaced else old.step and not seen.step
+    began, led = shutdown.get("startedAt", ""), last if last.led else Last(uid=worked.uid)
+    ended = began not in ("", led.ended) and (not there or led.uid != worked.uid)
+
+    holds = {
+        Kind.TROUBLED: wrong and (outcome.result, outcome.message) != (last.result, last.message),
+        Kind.RECOVERED: last.result in WRONG and not wrong,
+        Kind.REMARKED: not wrong and outcome.message not in ("", last.message),
+        Kind.READY: outcome.ready and last.ready is False,
+        Kind.LAPSED: outcome.ready is False and last.ready,
+        Kind.FAILING: failing is not None and why != last.failing,
+        Kind.ATTEMPTED: there and seen.attempts not in (0, old.attempts),
+        Kind.REFUSED: there and seen.refused not in ("", old.refused),
+        Kind.SHUTTING_DOWN: old.step or seen.step,
+        Kind.TERMINATING: seen.step and not old.step,
+        Kind.DRAINED: seen.step not in _DRAINING and old.step in _DRAINING,
+        Kind.STOPPED: stopped,
+        Kind.REPLACED: replaced,
+        Kind.ENDED: ended,
+        Kind.GONE: gone,
+    }
+    mark = began if ended else led.ended
+    said = outcome.result, outcome.message, outcome.ready
+    following = Last(*said, why, worked.uid, seen if there else None, mark)
+    return Transition(
+        worked,
+        last,
+        None if gone else following,
+        frozenset(kind for kind, true in holds.items() if true),
+        made,
+        followed,
+        others if worked.drift else (),
+        () if worked.drift else others,
+        failing,
+        turned,
+    )
+
+
+def _follows(worked: Worked, change: Change) -> bool:
+    """Does the change only carry on what ``kubectl scale mcps/NAME`` set?"""
+    paths = {field.path for field in change.fields}
+    return worked.scaled and change.ref.kind == "Deployment" and paths == {"/spec/replicas"}
+
+
+def _seen(worked: Worked) -> Seen:
+    conditions = worked.status.get("conditions") or ()
+    reason = worked.outcome.message.partition(": ")[0]
+    refused = worked.outcome.result == "blocked" or reason == "Contested"
+    return Seen(
+        {one["type"]: (one["status"], one["reason"]) for one in conditions},
+        step=str((worked.status.get("shutdown") or {}).get("step", "")),
+        attempts=worked.failure.attempts if worked.failure is not None else 0,
+        refused=reason if refused else "",
+    )
+
+
+def _turned(worked: Worked, old: Seen, since: datetime | None) -> Iterator[tuple[str, JsonObject]]:
+    for condition in worked.status.get("conditions") or ():
+        before = old.conditions.get(condition["type"], ("", ""))
+        at = status.parse_time(condition.get("lastTransitionTime"))
+        if before != (condition["status"], condition["reason"]) and (
+            since is None or (at is not None and at >= since)
+        ):
+            yield before[0], condition
+
+
+class Transitions:
+    """The last reconcile of each server. Thread-safe, as long as those of one server come one by
+    one."""
+
+    def __init__(self, *, clock: Callable[[], datetime]) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._since = clock()
+        self._last: dict[ServerKey, Last] = {}
+
+    def to(self, worked: Worked) -> Transition:
+        """The transition to this reconcile, which is the last one from now on."""
+        with self._lock:
+            found = transition(self._last.pop(worked.server, None), worked, self._since)
+            if found.next is not None:
+                self._last[worked.server] = found.next
+            return found
+
+    def begin(self) -> None:
+        """We lead from now on: what was so before is no news, the last leader has reported it."""
+        with self._lock:
+            self._since = self._clock().replace(microsecond=0)
+            self._last = {key: replace(one, seen=None) for key, one in self._last.items()}
+
+    def stand_by(self) -> None:
+        """Another agent leads: what our last reconciles came to says nothing of the servers now."""
+        with self._lock:
+            self._last = {key: replace(one, led=False) for key, one in self._last.items()}
+
+    def set_back(self) -> None:
+        """The clock was set back: what turns from now on is news."""
+        with self._lock:
+            self._since = min(self._since, self._clock())
+
+    def results(self) -> Counter[Result]:
+        """How many servers' last reconcile had each result, since we lead."""
+        with self._lock:
+            return Counter(one.result for one in self._last.values() if one.led)
