@@ -112,7 +112,7 @@ class Agent:
         adopted: Callable[[str, Sequence[Problem]], None] = lambda *_: None,
         notes: str | None = None,
         recorded: bool = True,
-        listeners: Sequence[Callable[[Worked], None]] = (),
+        listeners: Sequence[Listener] = (),
     ) -> None:
         self._options = options
         self._repository = repository
@@ -219,7 +219,7 @@ class Agent:
             ),
             wake=self._workers.wake,
             listeners=(
-                *map(_worked, listeners),
+                *listeners,
                 _worked(metrics.worked),
                 _worked(self._journal.heard),
                 _worked(self._recorder.heard),

@@ -15,15 +15,13 @@ import threading
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TextIO
 
 from gitops_mcp.base.masking import scrub
-from gitops_mcp.base.model import Change, ChangeAction, Result, Worked
-from gitops_mcp.base.names import ServerKey
+from gitops_mcp.base.model import Change, ChangeAction, Result
 from gitops_mcp.base.source import Problem
-from gitops_mcp.decide import status
+from gitops_mcp.decide.transitions import Kind, Transition
 
 Form = Literal["auto", "text", "json"]
 
@@ -172,24 +170,12 @@ _LEVELS: Final[Mapping[Result, int]] = {"failed": logging.ERROR, "blocked": logg
 """Of what is wrong; all else is information."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Told:
-    """What was last said of a server."""
-
-    result: Result = "ok"
-    message: str = ""
-    ready: bool | None = None
-    failing: tuple[str, str] | None = None
-    """Why waiting does not cure it, and of what commit that is; until it is ready again."""
-
-
 class Looks:
     """Logs what looks at git and at servers come to: what was done, what is wrong, once for each
     new message, and that it is well again; nothing where nothing happened. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._told: dict[ServerKey, _Told] = {}
         self._revision = ""
         self._problems: frozenset[Problem] = frozenset()
         self._mistakes: dict[str, list[str]] = {}
@@ -237,69 +223,53 @@ class Looks:
                 path=one.path,
             )
 
-    def worked(self, worked: Worked) -> None:
+    def worked(self, transition: Transition) -> None:
         """A look at a server has ended: a listener."""
+        worked, kinds = transition.worked, transition.kinds
         outcome = worked.outcome
-        failing = status.failing(worked.status) if outcome.ready is False else None
         with self._lock:
-            old = self._told.get(worked.server, _Told())
-            why = old.failing if outcome.ready is False else None
-            if failing is not None:
-                why = failing.reason, worked.commit
-            new = _Told(outcome.result, outcome.message, outcome.ready, why)
             mistakes = self._mistakes.get(str(worked.server), ())
-            if outcome.result == "pruned" or (not worked.uid and outcome.result == "ok"):
-                self._told.pop(worked.server, None)
-            else:
-                self._told[worked.server] = new
-        logged = any(mistake in new.message for mistake in mistakes)
-        facts = list(_facts(worked, old, new, logged=logged))
+        logged = any(mistake in outcome.message for mistake in mistakes)
+        facts = list(_facts(transition, logged=logged))
         if not facts:
             return
-        level = _LEVELS.get(new.result, logging.INFO)
-        if failing is not None and new.failing != old.failing:
-            level = logging.ERROR
-        if _LAPSED in facts and not outcome.changes:  # else it is our own rollout
+        level = (
+            logging.ERROR if Kind.FAILING in kinds else _LEVELS.get(outcome.result, logging.INFO)
+        )
+        if Kind.LAPSED in kinds and not outcome.changes:  # else it is our own rollout
             level = max(level, logging.WARNING)
         fields: dict[str, object] = {
             "server": worked.server,
             "revision": worked.revision,
-            "result": new.result,
+            "result": outcome.result,
         }
-        if new.result == "pruned":
+        if outcome.result == "pruned":
             fields["ended_by"] = (outcome.shutdown or {}).get("endedBy")
         _log.log(level, "; ".join(facts), extra={"fields": fields})
 
 
-_LAPSED: Final = "no longer ready"
-
-
-def _facts(worked: Worked, old: _Told, new: _Told, *, logged: bool) -> Iterator[str]:
+def _facts(transition: Transition, *, logged: bool) -> Iterator[str]:
     """``logged``: the mistake in the manifest was logged with its place."""
-    was_wrong, is_wrong = old.result in _LEVELS, new.result in _LEVELS
-    if was_wrong and not is_wrong:
+    outcome, kinds = transition.worked.outcome, transition.kinds
+    if Kind.RECOVERED in kinds:
         yield "recovered"
-    done = [_deed(change) for change in worked.outcome.changes if change.action in _DONE]
-    if any(worked.heals(change) for change in worked.outcome.changes if change.action in _DONE):
+    if transition.healed:
         yield "drift"
-    elif done and worked.drift:
+    elif transition.followed:
         yield "followed the MCPServer's replicas"
-    yield from done
-    if new.result == "pruned":
+    yield from map(_deed, transition.made)
+    if outcome.result == "pruned":
         yield "pruned"
-    elif (new.result, new.message) != (old.result, old.message):
-        if is_wrong:
-            if not logged:
-                yield f"{new.result}: {new.message}" if new.message else new.result
-        elif new.message and new.message != old.message:
-            yield new.message
-    failing = status.failing(worked.status)
-    if failing is not None and new.failing not in (old.failing, None):
-        yield f"failed: {failing.reason}: {failing.message}"
-    if new.ready and old.ready is False:
+    elif Kind.TROUBLED in kinds and not logged:
+        yield f"{outcome.result}: {outcome.message}" if outcome.message else outcome.result
+    elif Kind.REMARKED in kinds:
+        yield outcome.message
+    if transition.failing is not None and Kind.FAILING in kinds:
+        yield f"failed: {transition.failing.reason}: {transition.failing.message}"
+    if Kind.READY in kinds:
         yield "ready"
-    elif new.ready is False and old.ready:
-        yield _LAPSED
+    if Kind.LAPSED in kinds:
+        yield "no longer ready"
 
 
 def _deed(change: Change) -> str:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from looks import WEB, change, failing, look
+from looks import WEB, change, failing, feed, look
 
 from gitops_mcp.base.model import Change, FieldChange, Worked
 from gitops_mcp.base.names import ObjectRef
@@ -199,9 +199,9 @@ def test_what_was_there_before_is_put_back() -> None:
 def lines_of(*looks: Worked) -> list[str]:
     """``level: message`` of each line that these looks make."""
     with logs.installed("json", stream := io.StringIO()):
-        listener = logs.Looks()
+        worked = feed(logs.Looks().worked)
         for each in looks:
-            listener.worked(each)
+            worked(each)
     lines = told(stream)
     assert all(line["server"] == "ai/web" and line["revision"] == "c1" for line in lines)
     return [f"{line['level']}: {line['message']}" for line in lines]
@@ -215,7 +215,7 @@ def test_what_was_done_names_objects_and_fields_and_no_value() -> None:
     fields = tuple(FieldChange(f"/spec/env/{i}/value", "s3cret", "n3w") for i in range(7))
     made = Change("update", WEB, ObjectRef("apps/v1", "Deployment", "ai", "web"), fields)
     with logs.installed("json", stream := io.StringIO()):
-        logs.Looks().worked(look("changed", change("MCPServer", "create"), made))
+        feed(logs.Looks().worked)(look("changed", change("MCPServer", "create"), made))
     (line,) = told(stream)
     assert line["message"] == (
         "created mcpserver/web; updated deployment/web (/spec/env/0/value, /spec/env/1/value, "
@@ -312,8 +312,8 @@ def test_a_message_is_told_when_it_is_new() -> None:
 def test_a_prune_says_how_its_shutdown_ended() -> None:
     state = {"startedAt": "2026-11-24T11:59:40Z", "endedBy": "Timeout"}
     with logs.installed("json", stream := io.StringIO()):
-        looks = logs.Looks()
-        looks.worked(look("pruned", change(action="delete"), uid="", shutdown=state))
+        gone = look("pruned", change(action="delete"), uid="", shutdown=state)
+        feed(logs.Looks().worked)(gone)
     (line,) = told(stream)
     assert line["message"] == "deleted deployment/web; pruned"
     assert line["ended_by"] == "Timeout"
@@ -321,13 +321,13 @@ def test_a_prune_says_how_its_shutdown_ended() -> None:
 
 def test_a_server_that_has_gone_is_forgotten() -> None:
     bad = look("failed", message="no")
-    looks = logs.Looks()
-    with logs.installed("json", stream := io.StringIO()):
-        for each in (bad, look("pruned", uid=""), bad):
-            looks.worked(each)
-        looks.worked(look("ok", uid=""))
-    assert [line["level"] for line in told(stream)] == ["error", "info", "error", "info"]
-    assert looks._told == {}
+    assert lines_of(bad, look("pruned", uid=""), bad, look("ok", uid=""), bad) == [
+        "error: failed: no",
+        "info: recovered; pruned",
+        "error: failed: no",
+        "info: recovered",
+        "error: failed: no",
+    ]
 
 
 def test_a_commit_that_comes_into_force_is_a_line_and_so_is_each_new_mistake_of_it() -> None:
@@ -364,8 +364,9 @@ def test_a_commit_that_comes_into_force_is_a_line_and_so_is_each_new_mistake_of_
 def test_a_mistake_is_not_logged_again_as_the_failure_of_its_server(written: io.StringIO) -> None:
     looks = logs.Looks()
     looks.adopted("c1", [Problem("a.yaml", 3, 1, str(WEB), "/spec/x", "unknown field")])
-    looks.worked(look("failed", message="unknown field"))
-    looks.worked(look("failed", message="forbidden"))
+    worked = feed(looks.worked)
+    worked(look("failed", message="unknown field"))
+    worked(look("failed", message="forbidden"))
     assert [line["message"] for line in told(written)] == [
         "enforcing", "unknown field", "failed: forbidden",
     ]  # fmt: skip
