@@ -222,7 +222,7 @@ class Agent:
                 *listeners,
                 _worked(metrics.worked),
                 _worked(self._journal.heard),
-                _worked(self._recorder.heard),
+                self._recorder.heard,
                 _worked(self._status.heard),
             ),
             adopted=self._tell,
@@ -511,7 +511,7 @@ class Agent:
         self._metrics.stand_by()
 
     def _lead(self) -> None:
-        self._recorder.begin()
+        self._controller.transitions.begin()
         self._described = None
         self._journal.recover(self._standing)
         # What the last agent did not write is best found before much is done.

@@ -1,6 +1,6 @@
 """Kubernetes Events on the MCPServers: what ``kubectl describe`` shows of the agent's work.
 
-Hears what each look at a server came to (``Worked``) and tells what changed by it: applied, ready,
+Hears what each look at a server changed (``Transition``) and tells of it: applied, ready,
 a drift healed, what keeps it from that, the steps of its end. The same Event again raises the count
 of the first. It never delays the work that it tells of: a bounded queue, one writer at a slow pace,
 and what does not fit is dropped and counted. No Event holds a value of a manifest.
@@ -15,16 +15,16 @@ import contextlib
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from gitops_mcp.base.errors import Conflict, Gone, KubeError, Permanent, Terminating, Transient
 from gitops_mcp.base.masking import scrub
 from gitops_mcp.base.model import Change, Worked
-from gitops_mcp.base.names import API_VERSION, FIELD_MANAGER, KIND, JsonObject, ObjectRef, ServerKey
-from gitops_mcp.decide.status import parse_time
+from gitops_mcp.base.names import API_VERSION, FIELD_MANAGER, KIND, JsonObject, ObjectRef
+from gitops_mcp.decide.transitions import Kind, Transition
 
 _log = logging.getLogger(__name__)
 
@@ -67,8 +67,6 @@ WARNINGS: Final = frozenset(
 )
 """Condition reasons that somebody has to look into. Others are on their way."""
 
-_STEPS_BEFORE_STOP: Final = ("", "Withdrawing", "Draining")
-
 
 class Kube(Protocol):
     """The requests that are made; ``kube.Cluster`` is the real one."""
@@ -106,17 +104,6 @@ class _Series:
     written_at: datetime | None = None
 
 
-@dataclass(slots=True)
-class _Seen:
-    """What was last heard of a server."""
-
-    uid: str
-    reasons: dict[str, tuple[str, str]] = field(default_factory=dict)
-    step: str = ""
-    attempts: int = 0
-    refused: str = ""
-
-
 class Recorder:
     """Writes Events about servers. ``heard`` is quick and may come from any thread; ``run`` is for
     one thread of its own, ``flush`` writes what is due without a pause.
@@ -139,9 +126,7 @@ class Recorder:
         self._clock = clock
         self._warn = warn
         self._dropped = dropped
-        self._since = clock()
         self._lock = threading.Lock()
-        self._seen: dict[ServerKey, _Seen] = {}
         self._series: OrderedDict[_Fact, _Series] = OrderedDict()
         self._queues: dict[Type, dict[_Fact, _Series]] = {"Warning": {}, "Normal": {}}
         self._raised: dict[_Fact, _Series] = {}
@@ -159,63 +144,25 @@ class Recorder:
 
     # --- what is heard ---
 
-    def begin(self) -> None:
-        """We lead from now on: what was so before is no news, somebody else has told it."""
-        with self._lock:
-            self._seen.clear()
-            self._since = self._clock().replace(microsecond=0)
-
     def set_back(self) -> None:
         """The clock was set back: whatever waits for a time has waited long enough."""
         with self._lock:
-            self._since = min(self._since, self._clock())
             self._not_before = None
             self._muted.clear()
             self._budgets.clear()
             for series in self._series.values():
                 series.written_at = None
 
-    def heard(self, worked: Worked) -> None:
+    def heard(self, transition: Transition) -> None:
         """A server was looked at."""
         with self._lock:
-            for fact in dict.fromkeys(self._facts(worked)):
-                self._happened(fact, worked.at)
+            for fact in dict.fromkeys(_facts(transition)):
+                self._happened(fact, transition.worked.at)
 
     def about(self, ref: ObjectRef, uid: str, kind: Type, reason: str, note: str) -> None:
         """Something happened to another object than a server: the record of a source."""
         with self._lock:
             self._happened(_Fact(ref, uid, kind, reason, _short(note)), self._clock())
-
-    def _facts(self, worked: Worked) -> Iterator[_Fact]:
-        known = self._seen.get(worked.server)
-        if known is not None and worked.uid != known.uid:
-            yield from _stopped(worked, known)
-            del self._seen[worked.server]
-            known = None
-        if not worked.uid:
-            return
-        made = [change for change in worked.outcome.changes if change.action != "blocked"]
-        since = None
-        if known is None:
-            known = self._seen[worked.server] = _Seen(worked.uid)
-            if not any(c.action == "create" and c.ref.kind == KIND for c in made):
-                since = self._since
-                known.step = _step(worked.status)
-        shutting = _step(worked.status)
-        if made and not shutting and not known.step:
-            followed = [change for change in made if worked.follows(change)]
-            others = [change for change in made if not worked.follows(change)]
-            if followed:
-                yield _fact(worked, "Normal", "ScaleFollowed", "; ".join(map(_healed, followed)))
-            if others:
-                yield _deed(worked, others)
-        yield from _trouble(worked, known)
-        yield from _conditions(worked, known, since)
-        if known.step and not shutting:
-            yield from _stopped(worked, known)
-        elif shutting != known.step:
-            yield from _steps(worked, known.step, shutting)
-        known.step = shutting
 
     def _happened(self, fact: _Fact, at: datetime) -> None:
         series = self._series.get(fact)
@@ -377,7 +324,34 @@ class Recorder:
 # --- what a look tells ------------------------------------------------------------------------
 
 
-def _fact(worked: Worked, kind: Type, reason: str, note: str, *, uid: str = "") -> _Fact:
+def _facts(transition: Transition) -> Iterator[_Fact]:
+    """In the order in which they are written."""
+    worked, kinds = transition.worked, transition.kinds
+    state = worked.status.get("shutdown") or {}
+    ended = (worked.outcome.shutdown or {}).get("endedBy", "unknown")
+    stopped = _fact(
+        worked, "Normal", "Stopped", f"shut down, ended by {ended}", transition.last.uid
+    )
+    if {Kind.STOPPED, Kind.REPLACED} <= kinds:
+        yield stopped
+    if not worked.uid:
+        return
+    if Kind.SHUTTING_DOWN not in kinds:
+        yield from _deeds(transition)
+    yield from _trouble(transition)
+    yield from _conditions(transition)
+    if Kind.TERMINATING in kinds:
+        note = f"shutting down, to be done by {state.get('deadline', '')}"
+        yield _fact(worked, "Normal", "Terminating", note)
+    if Kind.DRAINED in kinds:
+        by, left = state.get("endedBy", "unknown"), state.get("activeSessions")
+        sessions = f", {left} session(s) left" if left is not None else ""
+        yield _fact(worked, "Normal", "Drained", f"the drain ended by {by}{sessions}")
+    if Kind.STOPPED in kinds and Kind.REPLACED not in kinds:
+        yield stopped
+
+
+def _fact(worked: Worked, kind: Type, reason: str, note: str, uid: str = "") -> _Fact:
     about = ObjectRef(API_VERSION, KIND, worked.server.namespace, worked.server.name)
     return _Fact(about, uid or worked.uid, kind, reason, _short(note))
 
@@ -387,18 +361,22 @@ def _short(note: str) -> str:
     return text.encode("utf-8", "replace")[:LONGEST].decode("utf-8", "ignore")
 
 
-def _deed(worked: Worked, made: Iterable[Change]) -> _Fact:
-    """Applied, with the commit; or a drift healed, with the fields."""
-    if worked.drift:
-        return _fact(worked, "Normal", "DriftHealed", "; ".join(map(_healed, made)))
+def _deeds(transition: Transition) -> Iterator[_Fact]:
+    """A drift healed, with the fields; or applied, with the commit."""
+    worked = transition.worked
+    told = (("ScaleFollowed", transition.followed), ("DriftHealed", transition.healed))
+    for reason, changes in told:
+        if changes:
+            yield _fact(worked, "Normal", reason, "; ".join(map(_healed, changes)))
+    if not transition.applied:
+        return
     done: dict[str, list[str]] = {}
-    for change in made:
+    for change in transition.applied:
         done.setdefault(change.action, []).append(change.ref.kind)
     deeds = "; ".join(f"{action} {', '.join(kinds)}" for action, kinds in done.items())
     revision = worked.commit or ("" if worked.status else worked.revision.sha)
-    return _fact(
-        worked, "Normal", "Applied", f"revision {revision}: {deeds}" if revision else deeds
-    )
+    note = f"revision {revision}: {deeds}" if revision else deeds
+    yield _fact(worked, "Normal", "Applied", note)
 
 
 def _healed(change: Change) -> str:
@@ -410,40 +388,31 @@ def _healed(change: Change) -> str:
     return f"{change.ref.kind}: {', '.join(one.path for one in change.fields)}{by}"
 
 
-def _trouble(worked: Worked, known: _Seen) -> Iterator[_Fact]:
+def _trouble(transition: Transition) -> Iterator[_Fact]:
     """A request that failed, each attempt anew; what is blocked, once."""
-    failure = worked.failure
-    if failure is None:
-        known.attempts = 0
-    elif failure.attempts != known.attempts:
-        known.attempts = failure.attempts
+    worked, failure = transition.worked, transition.worked.failure
+    if failure is not None and Kind.ATTEMPTED in transition.kinds:
         passing = failure.category == "Transient" and failure.reason == "ApplyFailed"
         if not passing or failure.attempts >= PASSING_ATTEMPTS:
             yield _fact(worked, "Warning", failure.reason, failure.message)
     reason, _, message = worked.outcome.message.partition(": ")
-    told = worked.outcome.result == "blocked" or reason == "Contested"
-    blocked = reason if told and reason in WARNINGS else ""
-    if blocked and blocked != known.refused and not _says(worked.status, blocked):
-        yield _fact(worked, "Warning", blocked, message)
-    known.refused = blocked
+    if Kind.REFUSED in transition.kinds and reason in WARNINGS and not _says(worked, reason):
+        yield _fact(worked, "Warning", reason, message)
 
 
-def _conditions(worked: Worked, known: _Seen, since: datetime | None) -> Iterator[_Fact]:
-    """What turned. ``since``: a server that was there before us; what is older is no news."""
+def _conditions(transition: Transition) -> Iterator[_Fact]:
+    """What turned."""
+    worked = transition.worked
     failing = worked.failure.reason if worked.failure is not None else ""
-    for condition in worked.status.get("conditions") or ():
-        kind, status, reason = condition["type"], condition["status"], condition["reason"]
-        before = known.reasons.get(kind)
-        known.reasons[kind] = status, reason
-        if before == (status, reason) or (since and not _after(condition, since)):
-            continue
+    for before, condition in transition.turned:
+        kind, reason = condition["type"], condition["reason"]
         message = condition.get("message", "")
         if kind == "Ready":
-            if status == "True" and (before or ("", ""))[0] != "True":
+            if condition["status"] == "True" != before:
                 yield _fact(worked, "Normal", reason, message)
         elif kind in ("Reconciling", "Stalled") or reason == failing:
             continue  # it is told as that
-        elif reason == "ConfigurationInvalid" and _says(worked.status, "ManifestInvalid"):
+        elif reason == "ConfigurationInvalid" and _says(worked, "ManifestInvalid"):
             continue
         elif reason in WARNINGS:
             yield _fact(worked, "Warning", reason, message)
@@ -451,35 +420,9 @@ def _conditions(worked: Worked, known: _Seen, since: datetime | None) -> Iterato
             yield _fact(worked, "Normal", reason, message)
 
 
-def _says(status: Mapping[str, Any], reason: str) -> bool:
-    return any(condition["reason"] == reason for condition in status.get("conditions") or ())
-
-
-def _after(condition: JsonObject, since: datetime) -> bool:
-    moment = parse_time(condition.get("lastTransitionTime"))
-    return moment is not None and moment >= since
-
-
-def _step(status: Mapping[str, Any]) -> str:
-    return str((status.get("shutdown") or {}).get("step", ""))
-
-
-def _steps(worked: Worked, before: str, step: str) -> Iterator[_Fact]:
-    state = worked.status.get("shutdown") or {}
-    if not before:
-        by = state.get("deadline", "")
-        yield _fact(worked, "Normal", "Terminating", f"shutting down, to be done by {by}")
-    if before in _STEPS_BEFORE_STOP and step not in _STEPS_BEFORE_STOP:
-        ended, left = state.get("endedBy", "unknown"), state.get("activeSessions")
-        sessions = f", {left} session(s) left" if left is not None else ""
-        yield _fact(worked, "Normal", "Drained", f"the drain ended by {ended}{sessions}")
-
-
-def _stopped(worked: Worked, known: _Seen) -> Iterator[_Fact]:
-    shutdown = worked.outcome.shutdown or {}
-    if known.step or shutdown:
-        ended = shutdown.get("endedBy", "unknown")
-        yield _fact(worked, "Normal", "Stopped", f"shut down, ended by {ended}", uid=known.uid)
+def _says(worked: Worked, reason: str) -> bool:
+    conditions = worked.status.get("conditions") or ()
+    return any(condition["reason"] == reason for condition in conditions)
 
 
 def _time(moment: datetime) -> str:

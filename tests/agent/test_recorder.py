@@ -23,6 +23,7 @@ from gitops_mcp.base.errors import (
 )
 from gitops_mcp.base.model import Change, Failure, FieldChange, Result
 from gitops_mcp.base.names import KIND, JsonObject, ObjectRef, ServerKey
+from gitops_mcp.decide.transitions import Transitions
 
 NOW = datetime(2026, 5, 1, 12, 0, 0, 250_000, UTC)
 SHA = "a" * 40
@@ -85,7 +86,8 @@ class Rig:
             warn=self.warnings.append,
             dropped=self._drop,
         )
-        self.recorder.begin()
+        self.transitions = Transitions(clock=lambda: self.now)
+        self.transitions.begin()
 
     def _drop(self) -> None:
         self.dropped += 1
@@ -123,7 +125,7 @@ class Rig:
             result, *made, key=key, message=message, shutdown=ended, revision=SHA, uid=uid,
             commit=commit if uid else "", status=status if uid else {}, at=self.now, **rest,
         )  # fmt: skip
-        self.recorder.heard(worked)
+        self.recorder.heard(self.transitions.to(worked))
 
     def flush(self, seconds: float = 0, *, last: bool = False) -> list[tuple[str, str, str, int]]:
         self.now += timedelta(seconds=seconds)
@@ -185,7 +187,7 @@ def test_what_turned_while_another_agent_led_is_no_news(rig: Rig) -> None:
     rig.look(WAITING, made=CREATED)
     rig.flush()
     rig.now += timedelta(hours=9)
-    rig.recorder.begin()
+    rig.transitions.begin()
     rig.look(READY, age=3600)
     assert len(rig.flush()) == 1
     rig.look(WAITING)

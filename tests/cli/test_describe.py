@@ -13,7 +13,7 @@ import plane as rig
 import pytest
 from agents import until
 from kubectl import discovers, program
-from looks import look
+from looks import feed, look
 
 from gitops_mcp.agent.recorder import Recorder
 from gitops_mcp.base.model import Change, Failure, Result
@@ -81,7 +81,7 @@ class Told:
             warn=self.warnings.append,
             dropped=self._drop,
         )
-        self.recorder.begin()
+        self.heard = feed(self.recorder.heard)
 
     def _drop(self) -> None:
         self.dropped += 1
@@ -97,7 +97,7 @@ class Told:
     def _look(self, result: Result, *changes: Change, failure: Failure | None = None) -> None:
         sha, uid = "a" * 40, self.body["metadata"]["uid"]
         of = {"key": self.key, "revision": sha, "commit": sha, "uid": uid, "at": self.now}
-        self.recorder.heard(look(result, *changes, failure=failure, **of))
+        self.heard(look(result, *changes, failure=failure, **of))
 
     def flush(self) -> None:
         self.recorder.flush(last=True)
