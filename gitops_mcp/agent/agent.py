@@ -220,7 +220,7 @@ class Agent:
             wake=self._workers.wake,
             listeners=(
                 *listeners,
-                _worked(metrics.worked),
+                metrics.worked,
                 _worked(self._journal.heard),
                 self._recorder.heard,
                 _worked(self._status.heard),
@@ -508,7 +508,7 @@ class Agent:
         if self._books is not None:
             self._books.close()  # whoever leads now writes the record
         self._journal.stand_by()
-        self._metrics.stand_by()
+        self._controller.transitions.stand_by()
 
     def _lead(self) -> None:
         self._controller.transitions.begin()
@@ -605,6 +605,7 @@ class Agent:
             queue_oldest=lambda: self._workers.waiting()[1].total_seconds(),
             view_age=watches.age,
             phases=self._phases,
+            results=self._controller.transitions.results,
             leads=lambda: {
                 self._source.source_id: self._leader.holds,
                 leadership.CLUSTER_SOURCE: self._kubectls.holds,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import platform
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -21,10 +20,11 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from gitops_mcp import __version__
-from gitops_mcp.base.model import Result, Worked
-from gitops_mcp.base.names import ObjectRef, ServerKey
+from gitops_mcp.base.model import Result
+from gitops_mcp.base.names import ObjectRef
 from gitops_mcp.base.source import Problem, Severity
 from gitops_mcp.cluster.kinds import PLURALS
+from gitops_mcp.decide.transitions import Kind, Transition
 
 PREFIX: Final = "gitops_mcp_"
 OTHER: Final = "other"
@@ -61,24 +61,16 @@ class Gauges:
 
     ``queue_depth`` servers are due, the oldest for ``queue_oldest`` seconds (0: none is);
     ``view_age`` seconds ago the view was last known to be current; ``phases`` counts servers by
-    phase; ``leads`` says for each source whose Lease we want whether we hold it.
+    phase, ``results`` those that we reconciled by what that came to; ``leads`` says for each source
+    whose Lease we want whether we hold it.
     """
 
     queue_depth: Callable[[], float] = lambda: 0
     queue_oldest: Callable[[], float] = lambda: 0
     view_age: Callable[[], float] = lambda: math.inf
     phases: Callable[[], Mapping[str, int]] = dict
+    results: Callable[[], Mapping[Result, int]] = dict
     leads: Callable[[], Mapping[str, bool]] = dict
-
-
-@dataclass(slots=True)
-class _Last:
-    """What the last look at a server came to."""
-
-    result: Result
-    uid: str
-    told_shutdown: str = ""
-    """When the last shutdown that was counted began."""
 
 
 class Metrics:
@@ -88,9 +80,7 @@ class Metrics:
         self.registry = prometheus.CollectorRegistry()
         # A counter's beginning is the process's, which stands among the metrics already.
         prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]
-        self._lock = threading.Lock()
-        self._servers: dict[ServerKey, _Last] = {}
-        self._now = _Now(self._results)
+        self._now = _Now()
         self.registry.register(self._now)
         prometheus.ProcessCollector(registry=self.registry)
         build = prometheus.Info(f"{PREFIX}build", "The version that runs.", registry=self.registry)
@@ -197,36 +187,22 @@ class Metrics:
 
     # --- what happened ---
 
-    def worked(self, worked: Worked) -> None:
+    def worked(self, transition: Transition) -> None:
         """A look at a server has ended: a listener."""
-        outcome = worked.outcome
+        worked, outcome = transition.worked, transition.worked.outcome
         self._reconciled.labels(outcome.result).observe(worked.seconds)
-        for change in outcome.changes:
-            if change.action == "blocked":
-                continue
+        for change in transition.made:
             self._changed.labels(change.action, _kind(change.ref)).inc()
-            if worked.heals(change) and change.action in HEALING:
+        for change in transition.healed:
+            if change.action in HEALING:
                 self._healed.labels(_kind(change.ref)).inc()
         if outcome.result == "pruned":
             self._pruned.inc()
-        with self._lock:
-            last = self._servers.get(worked.server)
-            ended = _shutdown_ended(worked, last)
-            if outcome.result == "pruned" or (not worked.uid and outcome.result == "ok"):
-                self._servers.pop(worked.server, None)
-            else:
-                began = (outcome.shutdown or {}).get("startedAt", "") if ended else ""
-                told = began or (last.told_shutdown if last is not None else "")
-                self._servers[worked.server] = _Last(outcome.result, worked.uid, told)
-        if ended is not None:
-            by, seconds = ended
-            self._shut_down.labels(by if by in ENDS else OTHER).observe(seconds)
-
-    def stand_by(self) -> None:
-        """Somebody else leads: how the servers are is theirs to say, and what we saw last would be
-        said, and alarm somebody, for ever."""
-        with self._lock:
-            self._servers.clear()
+        if Kind.ENDED in transition.kinds and outcome.shutdown is not None:
+            by = outcome.shutdown.get("endedBy", OTHER)
+            seconds = worked.at - datetime.fromisoformat(outcome.shutdown["startedAt"])
+            ended = self._shut_down.labels(by if by in ENDS else OTHER)
+            ended.observe(max(seconds.total_seconds(), 0.0))
 
     def requested(self, operation: str, kind: str, status: int) -> None:
         """A request to the API server has ended: ``kube.Cluster``'s observer."""
@@ -264,21 +240,16 @@ class Metrics:
         known = verdict.lower()
         self._webhooks.labels(known if known in VERDICTS else OTHER).inc()
 
-    def _results(self) -> Mapping[Result, int]:
-        with self._lock:
-            return Counter(last.result for last in self._servers.values())
-
 
 class _Now(Collector):
     """The gauges: nothing of them is kept, they are asked."""
 
-    def __init__(self, results: Callable[[], Mapping[Result, int]]) -> None:
-        self._results = results
+    def __init__(self) -> None:
         self.gauges = Gauges()
 
     def collect(self) -> Iterable[Metric]:
         now = self.gauges
-        results, phases = self._results(), now.phases()
+        results, phases = now.results(), now.phases()
         yield _gauge("queue_depth", "Servers that wait to be looked at.", now.queue_depth())
         yield _gauge(
             "queue_oldest_age_seconds",
@@ -323,14 +294,3 @@ def _gauges(name: str, text: str, label: str, values: Mapping[Any, float]) -> Me
 
 def _kind(ref: ObjectRef) -> str:
     return ref.kind if ref.kind in KINDS else OTHER
-
-
-def _shutdown_ended(worked: Worked, last: _Last | None) -> tuple[str, float] | None:
-    """``endedBy`` and the seconds of a shutdown whose MCPServer has gone since the last look."""
-    state = worked.outcome.shutdown or {}
-    began = state.get("startedAt", "")
-    gone = not worked.uid or (last is not None and last.uid != worked.uid)
-    if not began or not gone or (last is not None and last.told_shutdown == began):
-        return None
-    seconds = (worked.at - datetime.fromisoformat(began)).total_seconds()
-    return state.get("endedBy", OTHER), max(seconds, 0.0)

@@ -16,6 +16,7 @@ from gitops_mcp.base.model import Change, ChangeAction, FieldChange, Worked
 from gitops_mcp.base.names import ObjectRef, ServerKey
 from gitops_mcp.base.source import Problem
 from gitops_mcp.decide import shutdown
+from gitops_mcp.decide.transitions import Transitions
 
 
 def value(counted: Metrics, name: str, **labels: str) -> float | None:
@@ -27,10 +28,22 @@ def value(counted: Metrics, name: str, **labels: str) -> float | None:
     return None
 
 
-def after(*looks: Worked) -> Metrics:
-    counted = Metrics()
+class Counted(Metrics):
+    """Metrics that are fed as the controller feeds them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transitions = Transitions(clock=lambda: NOW)
+        self.read(Gauges(results=self.transitions.results))
+
+    def look(self, worked: Worked) -> None:
+        self.worked(self.transitions.to(worked))
+
+
+def after(*looks: Worked) -> Counted:
+    counted = Counted()
     for each in looks:
-        counted.worked(each)
+        counted.look(each)
     return counted
 
 
@@ -48,13 +61,13 @@ def test_every_name_is_ours_or_a_processs_and_every_metric_says_what_it_is() -> 
 
 
 def test_the_series_do_not_grow_with_the_fleet_nor_with_what_strangers_send() -> None:
-    counted = Metrics()
+    counted = Counted()
     for i in range(300):
         key = ServerKey("ai", f"web-{i}")
         odd = Change("update", key, ObjectRef("v1", f"Kind{i}", "ai", "web"))
-        counted.worked(look("failed", odd, key=key, commit=f"c{i}", revision=f"c{i}"))
+        counted.look(look("failed", odd, key=key, commit=f"c{i}", revision=f"c{i}"))
         told = {"startedAt": "2026-11-24T11:59:00Z", "endedBy": f"End{i}"}
-        counted.worked(look("pruned", key=key, uid="", shutdown=told))
+        counted.look(look("pruned", key=key, uid="", shutdown=told))
         counted.requested(f"verb{i} x", f"Kind{i}", 600 + i)
         counted.polled(f"result{i}", 0.1)
         counted.webhook(f"verdict{i}")
@@ -114,19 +127,19 @@ def test_servers_are_counted_by_their_last_result_until_they_are_gone() -> None:
     other = ServerKey("ai", "search")
     counted = after(look("failed"), look("ok", key=other))
     assert value(counted, "servers_by_result", result="failed") == 1
-    counted.worked(look("ok"))
+    counted.look(look("ok"))
     assert value(counted, "servers_by_result", result="failed") == 0
     assert value(counted, "servers_by_result", result="ok") == 2
-    counted.worked(look("pruned", uid=""))
-    counted.worked(look("ok", uid="", key=other))
+    counted.look(look("pruned", uid=""))
+    counted.look(look("ok", uid="", key=other))
     assert value(counted, "servers_by_result", result="ok") == 0
 
 
 def test_who_stands_by_says_nothing_of_how_servers_were_when_it_led() -> None:
     counted = after(look("failed"))
-    counted.stand_by()
+    counted.transitions.stand_by()
     assert value(counted, "servers_by_result", result="failed") == 0
-    counted.worked(look("ok"))
+    counted.look(look("ok"))
     assert value(counted, "servers_by_result", result="ok") == 1
 
 
@@ -168,14 +181,14 @@ DRAINED = STARTED | {"endedBy": "SessionsClosed"}
 def test_a_shutdown_is_timed_once_its_server_is_gone() -> None:
     counted = after(look(), look("ok", shutdown=STARTED), look("ok", shutdown=DRAINED))
     assert value(counted, "shutdown_duration_seconds_count", ended_by="SessionsClosed") == 0
-    counted.worked(look("pruned", uid="", shutdown=DRAINED, at=NOW + timedelta(seconds=1)))
+    counted.look(look("pruned", uid="", shutdown=DRAINED, at=NOW + timedelta(seconds=1)))
     assert value(counted, "shutdown_duration_seconds_count", ended_by="SessionsClosed") == 1
     assert value(counted, "shutdown_duration_seconds_sum", ended_by="SessionsClosed") == 21
 
 
 def test_a_shutdown_that_ends_in_a_new_server_is_timed_once() -> None:
     counted = after(look(), *3 * [look("changed", change(), uid="u2", shutdown=DRAINED)])
-    counted.worked(look("ok", uid="u2", shutdown=DRAINED))
+    counted.look(look("ok", uid="u2", shutdown=DRAINED))
     assert value(counted, "shutdown_duration_seconds_count", ended_by="SessionsClosed") == 1
 
 

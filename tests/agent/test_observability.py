@@ -15,7 +15,7 @@ from typing import Any
 import promql_parser as promql
 import pytest
 import yaml
-from looks import WEB, change, look
+from looks import WEB, change, feed, look
 from paths import ROOT
 from prometheus_client.core import Metric
 
@@ -39,7 +39,7 @@ def families() -> list[Metric]:
     counted.adopted("c1")
     counted.enforces("default", "default")
     counted.requested("get", "Pod", 200)
-    counted.worked(look("changed", change()))
+    feed(counted.worked)(look("changed", change()))
     return list(counted.registry.collect())
 
 
