@@ -37,7 +37,6 @@ from gitops_mcp.base.errors import (
     LeaseLost,
     Transient,
 )
-from gitops_mcp.base.model import Worked
 from gitops_mcp.base.source import Problem
 from gitops_mcp.cluster import leadership, sourceleases, watches
 from gitops_mcp.cluster.kube import Cluster
@@ -79,10 +78,6 @@ STATUS = timedelta(seconds=5)
 """Between two writes of the source's status, if it has changed."""
 NOTES = timedelta(seconds=3)
 """Between two flushes of the deployment notes."""
-
-
-def _worked(listener: Callable[[Worked], None]) -> Listener:
-    return lambda transition: listener(transition.worked)
 
 
 def _ahead() -> float:
@@ -221,9 +216,9 @@ class Agent:
             listeners=(
                 *listeners,
                 metrics.worked,
-                _worked(self._journal.heard),
+                self._journal.heard,
                 self._recorder.heard,
-                _worked(self._status.heard),
+                lambda transition: self._status.heard(transition.worked),
             ),
             adopted=self._tell,
             settled=self._settled,

@@ -33,6 +33,7 @@ from gitops_mcp.base.model import NoteRecord, Outcome, Result, Worked
 from gitops_mcp.base.names import ServerKey
 from gitops_mcp.base.source import Problem, Revision
 from gitops_mcp.decide import ownership, status
+from gitops_mcp.decide.transitions import Transition
 from gitops_mcp.report import noterecords, reports
 
 PENDING: Final = 10_000
@@ -145,17 +146,17 @@ class Journal:
         for problem in self._errors if self._revision else ():
             self._keep(self._notary.problem(problem, now, self._revision))
 
-    def heard(self, worked: Worked) -> None:
+    def heard(self, transition: Transition) -> None:
         """A server was looked at."""
+        worked = transition.worked
         commit = noted_commit(worked.revision)
         if not commit:
             return
         with self._lock:
             server = self._servers.setdefault(worked.server, Server())
-            for change in worked.outcome.changes:
-                if change.action != "blocked":  # that is no deed
-                    slim = replace(change, before=None, after=None, foreign=())
-                    server.changes[change.ref, change.action] = slim
+            for change in transition.made:
+                slim = replace(change, before=None, after=None, foreign=())
+                server.changes[change.ref, change.action] = slim
             result = worked.outcome.result
             if result == "pruned":
                 self._pruned(worked, server, commit)

@@ -454,15 +454,6 @@ class Worked:
     drift: bool = False
     scaled: bool = False
 
-    def follows(self, change: Change) -> bool:
-        """Does the change only carry on what somebody set by ``kubectl scale mcps/NAME``?"""
-        paths = {field.path for field in change.fields}
-        return self.scaled and change.ref.kind == "Deployment" and paths == {"/spec/replicas"}
-
-    def heals(self, change: Change) -> bool:
-        """Did the change undo what somebody else did?"""
-        return self.drift and not self.follows(change)
-
 
 @dataclass(frozen=True, slots=True)
 class Report:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from gitfixtures import bare, commit, git, write
-from looks import WEB, failing, look
+from looks import WEB, failing, feed, look
 
 from gitops_mcp.agent import journal as module
 from gitops_mcp.agent.journal import FOUND, Journal
@@ -66,6 +66,7 @@ class Agent:
             warn=self.warnings.append,
             count=self._count,
         )
+        self.heard = feed(self.journal.heard)
 
     def _count(self, what: str, number: int) -> None:
         self.counts[what] = self.counts.get(what, 0) + number
@@ -83,7 +84,7 @@ class Agent:
         self.now += timedelta(seconds=1)
         for name in ("revision", "commit"):
             rest.setdefault(name, self.revision)
-        self.journal.heard(look(result, *changes, at=self.now, **rest))
+        self.heard(look(result, *changes, at=self.now, **rest))
 
     def flush(self) -> bool:
         self.now += timedelta(seconds=2)
@@ -625,7 +626,7 @@ def test_where_no_notes_are_kept_none_are_dropped_or_pushed(origin: Path, sha: s
     )
     journal.recover(lambda: standing(sha, {}, {}))
     journal.adopted(Revision(sha), ())
-    journal.heard(look("changed", change(), revision=sha, commit=sha, at=NOW))
+    feed(journal.heard)(look("changed", change(), revision=sha, commit=sha, at=NOW))
     assert journal.flush()
     assert (journal.pending, warnings, counts) == (0, [], [])
     assert told(origin) == []
@@ -685,9 +686,10 @@ def test_memory_is_bounded_and_what_was_dropped_is_counted_and_found_again(
     journal.recover(lambda: standing("d" * 40, resources, resources))
     journal.adopted(Revision("d" * 40), ())
     of: dict[str, Any] = {"revision": "d" * 40, "commit": "d" * 40, "at": NOW}
+    heard = feed(journal.heard)
     for index in range(5):
-        journal.heard(look("failed", message=f"no {index}", **of))
-    journal.heard(look("changed", change(), ready=True, **of))
+        heard(look("failed", message=f"no {index}", **of))
+    heard(look("changed", change(), ready=True, **of))
     assert not journal.flush()
     assert (journal.pending, warnings) == (3, ["away; this is tried again"])
     ledger.away = False
@@ -708,10 +710,11 @@ def test_of_the_commits_of_months_the_last_ones_are_known(monkeypatch: pytest.Mo
     ledger.away = False
     journal = Journal(ledger, cluster="c", source="fleet", clock=lambda: NOW)
     journal.recover(lambda: standing("0" * 40, {}, {}))
+    heard = feed(journal.heard)
     for digit in "0123456789":
         sha = digit * 40
         journal.adopted(Revision(sha), ())
-        journal.heard(look("changed", revision=sha, commit=sha, at=NOW))
+        heard(look("changed", revision=sha, commit=sha, at=NOW))
         assert journal.flush()
         assert len(journal._known) <= 3
     assert len(ledger.lines) == 10
