@@ -1,7 +1,7 @@
 """Requests to a Kubernetes API server: plain dictionaries in, plain dictionaries out.
 
-It and ``connection`` import ``kubernetes``, and that only when a connection is made: configuration,
-credentials and TLS are the official client's, everything above them is here. Every request has a
+Only this module and ``connection`` import ``kubernetes``, once a connection is made. Configuration,
+credentials and TLS are the official client's; everything above them is here. Every request has a
 time limit and is made once; whether and when to try again is the caller's decision, read from the
 class of the error. Nothing here caches objects, decides what to write, or writes a log.
 """
