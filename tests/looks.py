@@ -8,6 +8,7 @@ from typing import Any
 
 from gitops_mcp.base.model import Change, ChangeAction, Outcome, Result, Worked
 from gitops_mcp.base.names import API_VERSION, JsonObject, ObjectRef, ServerKey
+from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.source import Revision
 from gitops_mcp.decide.transitions import Transition, Transitions
 
@@ -32,10 +33,11 @@ def look(
     uid: str = "u1",
     at: datetime = NOW,
     seconds: float = 0.1,
+    reason: Reason | None = None,
     **rest: Any,
 ) -> Worked:
     """A look that ``seconds`` were spent on; ``rest`` are the further fields of ``Worked``."""
-    outcome = Outcome(key, result, ready, changes, message, shutdown)
+    outcome = Outcome(key, result, ready, changes, message, shutdown, reason=reason)
     enforced = Revision(revision) if isinstance(revision, str) else revision
     return Worked(key, outcome, enforced, commit, uid, at, seconds, **rest)
 

@@ -492,7 +492,7 @@ class Agent:
             before = self._described or (found.status if found is not None else SourceStatus())
             self._described = now
             for one in sourcestatus.news(before, now):
-                self._recorder.about(ref, uid, one.type, one.reason, one.message)
+                self._recorder.about(ref, uid, one.reason, one.message)
 
     def _settled(self, source: Source) -> None:
         if not self._controller.trouble:  # else nothing is enforced

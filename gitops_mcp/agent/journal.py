@@ -28,7 +28,7 @@ from gitops_mcp.agent.notes import (
     ready_since,
     source_of,
 )
-from gitops_mcp.base.errors import GitOpsError
+from gitops_mcp.base.errors import Category, GitOpsError
 from gitops_mcp.base.model import NoteRecord, Outcome, Result, Worked
 from gitops_mcp.base.names import ServerKey
 from gitops_mcp.base.source import Problem, Revision
@@ -234,7 +234,7 @@ class Journal:
         """Told once for a commit's state and a message; one that may pass, after a while."""
         outcome = worked.outcome
         fact = outcome.result, worked.commit or commit, outcome.message
-        passing = worked.failure is not None and worked.failure.category == "Transient"
+        passing = worked.failure is not None and worked.failure.category is Category.TRANSIENT
         server.failing_since = server.failing_since or worked.at
         if passing and worked.at - server.failing_since < PATIENCE:
             return
@@ -508,7 +508,7 @@ class Journal:
             server.applied |= {commit}
         if ready:
             server.ready = server.ready or commit
-        if applied and (ready or status.ready(standing.outlines[key]["status"]).status != "True"):
+        if applied and (ready or not status.is_ready(standing.outlines[key]["status"])):
             return
         cr = standing.whole(key)
         since = applied_at(cr) if cr is not None and source_of(cr) == commit else None

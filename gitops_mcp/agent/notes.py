@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from gitops_mcp.base.model import Change, NoteRecord, Outcome
 from gitops_mcp.base.names import FIELD_MANAGER, JsonObject, ObjectRef, ServerKey
+from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.source import Revision
 from gitops_mcp.decide import status
 
@@ -131,7 +132,7 @@ def applied_at(cr: JsonObject) -> datetime | None:
     """When the present state was applied; None where it is not (or not yet)."""
     conditions = {one["type"]: one for one in (cr.get("status") or {}).get("conditions") or ()}
     synced = conditions.get("Synced") or {}
-    if synced.get("status") != "True" and synced.get("reason") != "RolloutInProgress":
+    if synced.get("status") != "True" and synced.get("reason") != Reason.ROLLOUT_IN_PROGRESS:
         return None
     metadata = cr["metadata"]
     times = [

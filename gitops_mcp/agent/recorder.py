@@ -20,10 +20,19 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal, Protocol
 
-from gitops_mcp.base.errors import Conflict, Gone, KubeError, Permanent, Terminating, Transient
+from gitops_mcp.base.errors import (
+    Category,
+    Conflict,
+    Gone,
+    KubeError,
+    Permanent,
+    Terminating,
+    Transient,
+)
 from gitops_mcp.base.masking import scrub
 from gitops_mcp.base.model import Change, Worked
 from gitops_mcp.base.names import API_VERSION, FIELD_MANAGER, KIND, JsonObject, ObjectRef
+from gitops_mcp.base.reasons import Reason
 from gitops_mcp.decide.transitions import Kind, Transition
 
 _log = logging.getLogger(__name__)
@@ -51,22 +60,6 @@ PASSING_ATTEMPTS: Final = 3
 LONGEST: Final = 1_000
 """Bytes of a message; the API takes 1,024."""
 
-WARNINGS: Final = frozenset(
-    {
-        *("ConfigurationInvalid", "ManifestInvalid", "ApplyFailed", "NotOwned", "PruneBlocked"),
-        *(
-            "Contested",
-            "ResourcesExhausted",
-            "ImagePullFailed",
-            "CrashLooping",
-            "ContainerConfigError",
-        ),
-        *("Unschedulable", "ReplicaCreateFailed", "ProgressDeadlineExceeded"),
-        *("HandshakeFailed", "HostRejected", "ConnectionRefused", "Unreachable", "AccessDenied"),
-    }
-)
-"""Condition reasons that somebody has to look into. Others are on their way."""
-
 
 class Kube(Protocol):
     """The requests that are made; ``kube.Cluster`` is the real one."""
@@ -85,9 +78,12 @@ class _Fact:
 
     about: ObjectRef
     uid: str
-    type: Type
-    reason: str
+    reason: Reason
     note: str
+
+    @property
+    def type(self) -> Type:
+        return "Warning" if self.reason.event == "Warning" else "Normal"
 
 
 @dataclass(slots=True)
@@ -159,10 +155,10 @@ class Recorder:
             for fact in dict.fromkeys(_facts(transition)):
                 self._happened(fact, transition.worked.at)
 
-    def about(self, ref: ObjectRef, uid: str, kind: Type, reason: str, note: str) -> None:
+    def about(self, ref: ObjectRef, uid: str, reason: Reason, note: str) -> None:
         """Something happened to another object than a server: the record of a source."""
         with self._lock:
-            self._happened(_Fact(ref, uid, kind, reason, _short(note)), self._clock())
+            self._happened(_Fact(ref, uid, reason, _short(note)), self._clock())
 
     def _happened(self, fact: _Fact, at: datetime) -> None:
         series = self._series.get(fact)
@@ -267,7 +263,7 @@ class Recorder:
             "metadata": {"namespace": namespace, "name": name},
             "involvedObject": about | {"name": of.name, "uid": fact.uid},
             "type": fact.type,
-            "reason": fact.reason,
+            "reason": str(fact.reason),
             "message": fact.note,
             "firstTimestamp": _time(first),
             "lastTimestamp": _time(last),
@@ -329,9 +325,7 @@ def _facts(transition: Transition) -> Iterator[_Fact]:
     worked, kinds = transition.worked, transition.kinds
     state = worked.status.get("shutdown") or {}
     ended = (worked.outcome.shutdown or {}).get("endedBy", "unknown")
-    stopped = _fact(
-        worked, "Normal", "Stopped", f"shut down, ended by {ended}", transition.last.uid
-    )
+    stopped = _fact(worked, Reason.STOPPED, f"shut down, ended by {ended}", transition.last.uid)
     if {Kind.STOPPED, Kind.REPLACED} <= kinds:
         yield stopped
     if not worked.uid:
@@ -342,18 +336,18 @@ def _facts(transition: Transition) -> Iterator[_Fact]:
     yield from _conditions(transition)
     if Kind.TERMINATING in kinds:
         note = f"shutting down, to be done by {state.get('deadline', '')}"
-        yield _fact(worked, "Normal", "Terminating", note)
+        yield _fact(worked, Reason.TERMINATING, note)
     if Kind.DRAINED in kinds:
         by, left = state.get("endedBy", "unknown"), state.get("activeSessions")
         sessions = f", {left} session(s) left" if left is not None else ""
-        yield _fact(worked, "Normal", "Drained", f"the drain ended by {by}{sessions}")
+        yield _fact(worked, Reason.DRAINED, f"the drain ended by {by}{sessions}")
     if Kind.STOPPED in kinds and Kind.REPLACED not in kinds:
         yield stopped
 
 
-def _fact(worked: Worked, kind: Type, reason: str, note: str, uid: str = "") -> _Fact:
+def _fact(worked: Worked, reason: Reason, note: str, uid: str = "") -> _Fact:
     about = ObjectRef(API_VERSION, KIND, worked.server.namespace, worked.server.name)
-    return _Fact(about, uid or worked.uid, kind, reason, _short(note))
+    return _Fact(about, uid or worked.uid, reason, _short(note))
 
 
 def _short(note: str) -> str:
@@ -364,10 +358,10 @@ def _short(note: str) -> str:
 def _deeds(transition: Transition) -> Iterator[_Fact]:
     """A drift healed, with the fields; or applied, with the commit."""
     worked = transition.worked
-    told = (("ScaleFollowed", transition.followed), ("DriftHealed", transition.healed))
+    told = ((Reason.SCALE_FOLLOWED, transition.followed), (Reason.DRIFT_HEALED, transition.healed))
     for reason, changes in told:
         if changes:
-            yield _fact(worked, "Normal", reason, "; ".join(map(_healed, changes)))
+            yield _fact(worked, reason, "; ".join(map(_healed, changes)))
     if not transition.applied:
         return
     done: dict[str, list[str]] = {}
@@ -376,7 +370,7 @@ def _deeds(transition: Transition) -> Iterator[_Fact]:
     deeds = "; ".join(f"{action} {', '.join(kinds)}" for action, kinds in done.items())
     revision = worked.commit or ("" if worked.status else worked.revision.sha)
     note = f"revision {revision}: {deeds}" if revision else deeds
-    yield _fact(worked, "Normal", "Applied", note)
+    yield _fact(worked, Reason.APPLIED, note)
 
 
 def _healed(change: Change) -> str:
@@ -392,12 +386,12 @@ def _trouble(transition: Transition) -> Iterator[_Fact]:
     """A request that failed, each attempt anew; what is blocked, once."""
     worked, failure = transition.worked, transition.worked.failure
     if failure is not None and Kind.ATTEMPTED in transition.kinds:
-        passing = failure.category == "Transient" and failure.reason == "ApplyFailed"
+        passing = failure.category is Category.TRANSIENT and failure.reason is Reason.APPLY_FAILED
         if not passing or failure.attempts >= PASSING_ATTEMPTS:
-            yield _fact(worked, "Warning", failure.reason, failure.message)
-    reason, _, message = worked.outcome.message.partition(": ")
-    if Kind.REFUSED in transition.kinds and reason in WARNINGS and not _says(worked, reason):
-        yield _fact(worked, "Warning", reason, message)
+            yield _fact(worked, failure.reason, failure.message)
+    outcome, refused = worked.outcome, worked.outcome.reason
+    if refused is not None and Kind.REFUSED in transition.kinds and not _says(worked, refused):
+        yield _fact(worked, refused, outcome.message.removeprefix(f"{refused}: "))
 
 
 def _conditions(transition: Transition) -> Iterator[_Fact]:
@@ -407,17 +401,18 @@ def _conditions(transition: Transition) -> Iterator[_Fact]:
     for before, condition in transition.turned:
         kind, reason = condition["type"], condition["reason"]
         message = condition.get("message", "")
+        row = next((one for one in Reason if one == reason), None)
+        if row is None:
+            continue
         if kind == "Ready":
             if condition["status"] == "True" != before:
-                yield _fact(worked, "Normal", reason, message)
+                yield _fact(worked, row, message)
         elif kind in ("Reconciling", "Stalled") or reason == failing:
             continue  # it is told as that
-        elif reason == "ConfigurationInvalid" and _says(worked, "ManifestInvalid"):
+        elif row is Reason.CONFIGURATION_INVALID and _says(worked, Reason.MANIFEST_INVALID):
             continue
-        elif reason in WARNINGS:
-            yield _fact(worked, "Warning", reason, message)
-        elif reason == "Suspended":
-            yield _fact(worked, "Normal", reason, message)
+        elif condition["status"] != "True" and row.event:
+            yield _fact(worked, row, message)
 
 
 def _says(worked: Worked, reason: str) -> bool:

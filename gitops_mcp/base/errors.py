@@ -17,7 +17,10 @@ exception is translated once, at the edge that met it, with ``raise … from``.
 
 from __future__ import annotations
 
+import enum
 from datetime import timedelta
+
+from gitops_mcp.base.reasons import Reason
 
 
 class GitOpsError(Exception):
@@ -49,6 +52,14 @@ class LeaseLost(GitOpsError):
     """Another process is, or has become, the one writer of this source."""
 
 
+class Category(enum.StrEnum):
+    """What a retry can hope for after a KubeError."""
+
+    TRANSIENT = "Transient"
+    CONFIGURATION = "Configuration"
+    PERMANENT = "Permanent"
+
+
 class KubeError(GitOpsError):
     """A request to the API server failed.
 
@@ -57,6 +68,7 @@ class KubeError(GitOpsError):
     asked for. ``condition`` is the condition reason that a status shows for it.
     """
 
+    category: Category
     first_retry: timedelta
     """The wait before the first retry; each further one is twice as long, up to ``retry_cap``."""
     retry_cap: timedelta
@@ -69,7 +81,7 @@ class KubeError(GitOpsError):
         reason: str = "",
         causes: tuple[tuple[str, str, str], ...] = (),
         retry_after: timedelta | None = None,
-        condition: str = "ApplyFailed",
+        condition: Reason = Reason.APPLY_FAILED,
         hint: str = "",
     ) -> None:
         super().__init__(message, hint=hint)
@@ -79,15 +91,11 @@ class KubeError(GitOpsError):
         self.retry_after = retry_after
         self.condition = condition
 
-    @property
-    def category(self) -> str:
-        """Transient, Configuration or Permanent, also for the finer classes below those."""
-        return next(kind.__name__ for kind in type(self).__mro__ if KubeError in kind.__bases__)
-
 
 class Transient(KubeError):
     """Worth trying again: a dependency missing, a lost race, an overloaded or absent server."""
 
+    category = Category.TRANSIENT
     first_retry = timedelta(seconds=1)
     retry_cap = timedelta(seconds=60)
 
@@ -115,6 +123,7 @@ class Terminating(Transient):
 class Configuration(KubeError):
     """The object as written will never be accepted."""
 
+    category = Category.CONFIGURATION
     first_retry = timedelta(minutes=5)
     retry_cap = timedelta(minutes=5)
 
@@ -127,5 +136,6 @@ class Permanent(KubeError):
     """401 or 403: rights are missing. An API server that has just started refuses everybody for a
     second or two, before it has read the roles: hence the first retries come soon."""
 
+    category = Category.PERMANENT
     first_retry = timedelta(seconds=2)
     retry_cap = timedelta(minutes=30)

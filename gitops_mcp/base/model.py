@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal, NamedTuple
 
+from gitops_mcp.base.errors import Category
 from gitops_mcp.base.names import (
     AGENT_NAMESPACE,
     FIELD_MANAGER,
@@ -22,6 +23,7 @@ from gitops_mcp.base.names import (
     ObjectRef,
     ServerKey,
 )
+from gitops_mcp.base.reasons import Reason, Status
 from gitops_mcp.base.source import McpServer, Problem, Revision
 
 INSTALL_CRD = "gitops-mcp crd | kubectl apply --server-side -f -"
@@ -53,7 +55,7 @@ class Handshake:
     is too busy for an answer (429, 503), and how long to wait, as far as it said; None: it did
     answer."""
 
-    reason: str
+    reason: Reason
     message: str
     server_info: JsonObject | None = None
     wait: timedelta | None = None
@@ -72,7 +74,7 @@ class ProbeResult:
     ``failures`` how often in a row its pods have failed (see ``inquiries.answered``).
     """
 
-    reason: str
+    reason: Reason
     message: str
     at: datetime
     pods: frozenset[str] = frozenset()
@@ -84,7 +86,7 @@ class ProbeResult:
     generation: int = 0
     failures: int = 0
 
-    def of(self, uid: str) -> str:
+    def of(self, uid: str) -> Reason:
         """The reason of one pod's answer."""
         answer = self.answers.get(uid)
         return answer.reason if answer is not None else self.reason
@@ -219,9 +221,16 @@ class Condition:
     """One metav1.Condition, without its times (``status.merge`` keeps those)."""
 
     type: str
-    status: Literal["True", "False", "Unknown"]
-    reason: str
+    status: Status
+    reason: Reason
     message: str
+
+    @classmethod
+    def of(cls, reason: Reason, message: str, kind: str = "") -> Condition:
+        """The condition that ``reason`` comes with: the first of its row, or that of type
+        ``kind``."""
+        kind = kind or next(iter(reason.conditions))
+        return cls(kind, reason.conditions[kind], reason, message)
 
 
 Result = Literal["ok", "changed", "pruned", "failed", "blocked", "skipped"]
@@ -236,6 +245,16 @@ class Deferral:
     stopped: bool = False
 
 
+class Wait(enum.Enum):
+    """What has to be over before a server can be as git says."""
+
+    SHUTDOWN = enum.auto()
+    RECREATE = enum.auto()
+    DELETION = enum.auto()
+    CACHES = enum.auto()
+    """The cluster has to be seen whole again before anything is taken away."""
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """What ``planning.decide`` makes of the facts.
@@ -243,10 +262,12 @@ class Decision:
     ``actions`` are carried out in order, up to the first that fails; then it is decided again.
     None left: the server is where it can be for now. ``changes`` is what people are shown besides
     the actions' own changes: what is blocked, and all that a prune will take. ``look_again``: when
-    the answer may differ without any event. ``waiting``: what for, in words (empty: for nothing);
+    the answer may differ without any event. ``waiting``: what for, in words (empty: for nothing),
+    ``wait``: its kind where it is not to be Ready; ``reason``: what ``message`` begins with;
     ``deadline``: when a shutdown should have ended. ``ready``: is it serving; None where nobody
     can say. ``inquiry``: what to ask of the server itself before it is decided again. ``phase``:
     that of the status ("" where none is said). ``deferred``: it does not take the change yet.
+    ``elsewhere``: it is another source's, and git does not mean it.
     """
 
     result: Result = "ok"
@@ -260,20 +281,22 @@ class Decision:
     inquiry: Inquiry | None = None
     phase: str = ""
     deferred: bool = False
+    wait: Wait | None = None
+    reason: Reason | None = None
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
     """An error that a server's last request ended with, kept until it is retried or overtaken.
 
-    ``category`` is the error's class name (Transient, Configuration, Permanent); ``reason`` is a
-    condition reason (ApplyFailed, NotOwned, ResourcesExhausted …); ``retry_at`` when to try again,
+    ``category`` and ``reason`` are the error's; ``retry_at`` when to try again,
     unless somebody asks for a fresh look before (``asked`` is the request that stood by then), or
     changes the MCPServer (``generation`` is what was refused, 0: there was none).
     """
 
-    category: str
-    reason: str
+    category: Category
+    reason: Reason
     message: str
     attempts: int
     retry_at: datetime
@@ -416,6 +439,10 @@ class Outcome:
     """The last ``status.shutdown`` of a server that was shut down."""
     foreign: tuple[tuple[ObjectRef, FieldChange], ...] = ()
     """Fields of other controllers that stay, where they were asked for."""
+    reason: Reason | None = None
+    """What ``message`` begins with."""
+    elsewhere: bool = False
+    """It is another source's, and git does not mean it."""
 
 
 class Progress(NamedTuple):

@@ -31,6 +31,7 @@ from gitops_mcp.base.names import (
     JsonObject,
     ObjectRef,
 )
+from gitops_mcp.base.reasons import Reason
 
 if TYPE_CHECKING:
     pass
@@ -65,7 +66,7 @@ class _Rule:
     could say anything."""
     details: str = ""
     """``details.kind``."""
-    condition: str = "ApplyFailed"
+    condition: Reason = Reason.APPLY_FAILED
     hint: str = ""
     retry_after: timedelta | None = None
 
@@ -92,7 +93,7 @@ _RULES: Final = (
         403,
         Transient,
         message="exceeded quota",
-        condition="ResourcesExhausted",
+        condition=Reason.RESOURCES_EXHAUSTED,
         hint="raise the quota, or remove something",
         retry_after=Transient.retry_cap,
     ),

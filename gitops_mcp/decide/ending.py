@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from gitops_mcp.base.errors import Category
 from gitops_mcp.base.model import (
     Action,
     Change,
@@ -13,6 +14,7 @@ from gitops_mcp.base.model import (
     Facts,
     Result,
     Verb,
+    Wait,
 )
 from gitops_mcp.base.names import (
     API_VERSION,
@@ -22,6 +24,7 @@ from gitops_mcp.base.names import (
     ObjectRef,
     ServerKey,
 )
+from gitops_mcp.base.reasons import Reason
 from gitops_mcp.decide import diffing, inquiries, shutdown
 from gitops_mcp.decide.ownership import controls, generation, refusal
 from gitops_mcp.decide.writing import at_rest, status_write
@@ -38,7 +41,7 @@ def holds_off(facts: Facts) -> bool:
         return False
     if cr is None or failure.generation == generation(cr):
         return True
-    return failure.category == "Transient" and "deletionTimestamp" not in cr["metadata"]
+    return failure.category is Category.TRANSIENT and "deletionTimestamp" not in cr["metadata"]
 
 
 def delete_action(key: ServerKey, live: JsonObject, reason: str) -> Action:
@@ -71,7 +74,7 @@ def recreate(facts: Facts, context: Context) -> Decision:
     if facts.held:
         return hold(facts, context)
     state = shutdown.begin(facts.cr, facts.now, recreate=True)
-    synced = Condition("Synced", "False", "RolloutInProgress", facts.failure.message)
+    synced = Condition.of(Reason.ROLLOUT_IN_PROGRESS, facts.failure.message)
     action, look_again = status_write(facts, context, synced, state=state)
     changes = tuple(
         replace(deletion_decision(facts.key, child, facts.failure.message), action="replace")
@@ -83,15 +86,16 @@ def recreate(facts: Facts, context: Context) -> Decision:
         changes=changes,
         look_again=look_again,
         waiting="recreate",
+        wait=Wait.RECREATE,
     )
 
 
 def hold(facts: Facts, context: Context) -> Decision:
     """The prune guard keeps the server as it is."""
     ref = ObjectRef(API_VERSION, KIND, facts.key.namespace, facts.key.name)
-    change = Change("blocked", facts.key, ref, reason=f"PruneBlocked: {facts.held}")
-    rest = at_rest(facts, context, Condition("Synced", "False", "PruneBlocked", facts.held))
-    return replace(rest, result="blocked", changes=(change,), message=facts.held)
+    change = Change("blocked", facts.key, ref, reason=f"{Reason.PRUNE_BLOCKED}: {facts.held}")
+    rest = at_rest(facts, context, Condition.of(Reason.PRUNE_BLOCKED, facts.held))
+    return replace(rest, result="blocked", changes=(change,), message=facts.held, reason=None)
 
 
 def without_strangers(facts: Facts, *, recreate: bool = False) -> Facts:
@@ -112,6 +116,8 @@ def without_strangers(facts: Facts, *, recreate: bool = False) -> Facts:
 def shut_down(facts: Facts, context: Context) -> Decision:
     """The next step of a shutdown that is under way, and all that it will take."""
     decision = _shutdown_step(facts, context)
+    if decision.waiting and decision.wait is None:
+        decision = replace(decision, wait=Wait.SHUTDOWN)
     if facts.cr is None or decision.result != "pruned":
         return decision
     ours = without_strangers(facts, recreate=False).children
@@ -129,8 +135,10 @@ def _shutdown_step(facts: Facts, context: Context) -> Decision:
     if deleted and FINALIZER not in finalizers:
         names = ", ".join(name for name in finalizers) or "the API server"
         # What git does not hold may take its time; what it holds is made anew after that.
-        waiting = "deletion" if facts.desired is not None else ""
-        return Decision("skipped", message=f"being deleted; held by {names}", waiting=waiting)
+        message = f"being deleted; held by {names}"
+        if facts.desired is None:
+            return Decision("skipped", message=message)
+        return Decision("skipped", message=message, waiting="deletion", wait=Wait.DELETION)
     if deleted and "orphan" in finalizers:
         return Decision("pruned", actions=(shutdown.release(cr),), message="released")
     if deleted and facts.namespace == "Terminating":
@@ -149,7 +157,7 @@ def _shutdown_step(facts: Facts, context: Context) -> Decision:
     deadline = shutdown.deadline_of(progress.state)
     late = deadline is not None and facts.now >= deadline and progress.waiting
     message = f"shutting down; late, waiting for {progress.waiting}" if late else "shutting down"
-    synced = Condition("Synced", "False", "RolloutInProgress", message)
+    synced = Condition.of(Reason.ROLLOUT_IN_PROGRESS, message)
     action, later = status_write(facts, context, synced, state=progress.state)
     result: Result = "ok" if progress.state.get("recreate") or not progress.state else "pruned"
     if progress.actions and not (progress.persist and (action or later)):

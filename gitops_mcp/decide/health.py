@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from gitops_mcp.base.model import Condition
 from gitops_mcp.base.names import JsonObject
+from gitops_mcp.base.reasons import Reason
 
 LONGEST: Final = 400
 """Characters of another program's message that a condition repeats."""
@@ -61,18 +62,18 @@ def deployment(live: JsonObject | None, pods: Sequence[JsonObject], *, replicas:
     """DeploymentReady. ``pods`` are those that carry the server's labels, ``replicas`` how many it
     should have: they count when all are updated, ready and available, and no other is left."""
     if live is None:
-        return _false("DeploymentNotFound", "the Deployment does not exist")
+        return _false(Reason.DEPLOYMENT_NOT_FOUND, "the Deployment does not exist")
     if "deletionTimestamp" in live["metadata"]:
-        return _false("DeploymentNotReady", "the Deployment is being deleted")
+        return _false(Reason.DEPLOYMENT_NOT_READY, "the Deployment is being deleted")
     status = live.get("status") or {}
     counts = {key: status.get(key, 0) for key in _COUNTS}  # zeros are left out
     seen = _seen(live)
     if seen and all(count == replicas for count in counts.values()):
         if replicas == 0:
-            return Condition("DeploymentReady", "True", "ScaledToZero", "scaled to zero")
-        return Condition("DeploymentReady", "True", "DeploymentReady", _ready(counts, replicas))
+            return Condition.of(Reason.SCALED_TO_ZERO, "scaled to zero")
+        return Condition.of(Reason.DEPLOYMENT_READY, _ready(counts, replicas))
     if not seen:
-        return _false("RolloutInProgress", "the last change has not been taken up yet")
+        return _false(Reason.ROLLOUT_IN_PROGRESS, "the last change has not been taken up yet")
     why = _pod_trouble(pods) or _controller_trouble(live)
     if why is not None:
         return _false(why[0], f"{_ready(counts, replicas)}: {why[1]}")
@@ -101,8 +102,8 @@ _GIVEN_UP: Final = ("Progressing", "ProgressDeadlineExceeded")
 _COUNTS: Final = ("replicas", "updatedReplicas", "readyReplicas", "availableReplicas")
 
 
-def _false(reason: str, message: str) -> Condition:
-    return Condition("DeploymentReady", "False", reason, message)
+def _false(reason: Reason, message: str) -> Condition:
+    return Condition.of(reason, message, "DeploymentReady")
 
 
 def _ready(counts: Mapping[str, int], replicas: int) -> str:
@@ -118,30 +119,30 @@ def _unfinished(live: JsonObject, counts: Mapping[str, int], replicas: int) -> C
         text = f"{updated} of {replicas} replicas updated"
         if old:
             text += f", {old} old to go"
-        return _false("RolloutInProgress", text + paused)
+        return _false(Reason.ROLLOUT_IN_PROGRESS, text + paused)
     if old:
-        return _false("RolloutInProgress", f"{old} of {total} replicas to go{paused}")
+        return _false(Reason.ROLLOUT_IN_PROGRESS, f"{old} of {total} replicas to go{paused}")
     text = _ready(counts, replicas)
     if counts["readyReplicas"] == replicas:
         text += f", {counts['availableReplicas']} long enough to count"
-    return _false("DeploymentNotReady", text + paused)
+    return _false(Reason.DEPLOYMENT_NOT_READY, text + paused)
 
 
-def _controller_trouble(live: JsonObject) -> tuple[str, str] | None:
+def _controller_trouble(live: JsonObject) -> tuple[Reason, str] | None:
     """What the Deployment controller says that holds it up, as ``(reason, message)``."""
     for condition in (live.get("status") or {}).get("conditions") or ():
         message = _short(condition.get("message", ""))
         if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
-            return "ReplicaCreateFailed", message
+            return Reason.REPLICA_CREATE_FAILED, message
     if stalled(live):
-        return "ProgressDeadlineExceeded", "no progress within the Deployment's deadline"
+        return Reason.PROGRESS_DEADLINE_EXCEEDED, "no progress within the Deployment's deadline"
     return None
 
 
 # --- its pods ---------------------------------------------------------------------------------
 
 
-def _pod_trouble(pods: Sequence[JsonObject]) -> tuple[str, str] | None:
+def _pod_trouble(pods: Sequence[JsonObject]) -> tuple[Reason, str] | None:
     """What keeps the newest template's pods from being ready, as ``(reason, message)``."""
     newest = _newest(pods)
     for find in _FINDERS:
@@ -190,12 +191,12 @@ def _waiting(pod: JsonObject) -> Iterator[tuple[JsonObject, str, str]]:
         yield container, str(waiting.get("reason", "")), str(waiting.get("message", ""))
 
 
-def _image(pod: JsonObject) -> tuple[str, str] | None:
+def _image(pod: JsonObject) -> tuple[Reason, str] | None:
     for container, reason, message in _waiting(pod):
         if "image" in troubles(reason):
             detail = next((words for told, words in _REGISTRY.items() if told(message)), "")
             image = container.get("image", "")
-            return "ImagePullFailed", f"image {image} cannot be pulled{detail}"
+            return Reason.IMAGE_PULL_FAILED, f"image {image} cannot be pulled{detail}"
     return None
 
 
@@ -214,10 +215,13 @@ _REGISTRY: Final[Mapping[Callable[[str], Any], str]] = {
 }
 
 
-def _configuration(pod: JsonObject) -> tuple[str, str] | None:
+def _configuration(pod: JsonObject) -> tuple[Reason, str] | None:
     for container, reason, message in _waiting(pod):
         if reason.lower() in ("createcontainerconfigerror", "createcontainererror"):
-            return "ContainerConfigError", f"container {container['name']}: {_short(message)}"
+            return (
+                Reason.CONTAINER_CONFIG_ERROR,
+                f"container {container['name']}: {_short(message)}",
+            )
     return None
 
 
@@ -230,19 +234,25 @@ def _exit(container: JsonObject) -> JsonObject | None:
     return None
 
 
-def _memory(pod: JsonObject) -> tuple[str, str] | None:
+def _memory(pod: JsonObject) -> tuple[Reason, str] | None:
     for container in _containers(pod):
         end = _exit(container) or {}
         if "resources" in troubles(str(end.get("reason", ""))):
             name, code = container["name"], end.get("exitCode")
-            return "ResourcesExhausted", f"container {name} was out of memory (exit code {code})"
+            return (
+                Reason.RESOURCES_EXHAUSTED,
+                f"container {name} was out of memory (exit code {code})",
+            )
     status = pod.get("status") or {}
     if "resources" in troubles(str(status.get("reason", ""))):
-        return "ResourcesExhausted", f"pod {status['reason']}: {_short(status.get('message', ''))}"
+        return (
+            Reason.RESOURCES_EXHAUSTED,
+            f"pod {status['reason']}: {_short(status.get('message', ''))}",
+        )
     return None
 
 
-def _crash(pod: JsonObject) -> tuple[str, str] | None:
+def _crash(pod: JsonObject) -> tuple[Reason, str] | None:
     for container, reason, _ in _waiting(pod):
         end = _exit(container)
         # Also while it runs again and is not ready yet: else the reason would come and go.
@@ -253,7 +263,7 @@ def _crash(pod: JsonObject) -> tuple[str, str] | None:
         text = f"container {container['name']} keeps ending"
         if end is not None:
             text += f" with exit code {end.get('exitCode')} ({end.get('reason', 'no reason')})"
-        return "CrashLooping", text
+        return Reason.CRASH_LOOPING, text
     return None
 
 
@@ -262,11 +272,11 @@ def _initialised(pod: JsonObject, container: JsonObject) -> bool:
     return container in ((pod.get("status") or {}).get("initContainerStatuses") or ())
 
 
-def _unschedulable(pod: JsonObject) -> tuple[str, str] | None:
+def _unschedulable(pod: JsonObject) -> tuple[Reason, str] | None:
     for condition in (pod.get("status") or {}).get("conditions") or ():
         told = (condition.get("type"), condition.get("status"), condition.get("reason"))
         if told == ("PodScheduled", "False", "Unschedulable"):
-            return "Unschedulable", _short(condition.get("message", ""))
+            return Reason.UNSCHEDULABLE, _short(condition.get("message", ""))
     return None
 
 
@@ -286,18 +296,18 @@ def service(live: JsonObject | None, *, networked: bool) -> Condition:
     """ServiceReady: whether the Service has what its type promises."""
     if not networked:
         message = "this transport has no network endpoint"
-        return Condition("ServiceReady", "True", "ServiceNotRequired", message)
+        return Condition.of(Reason.SERVICE_NOT_REQUIRED, message)
     if live is None:
-        return Condition("ServiceReady", "False", "ServiceNotFound", "the Service does not exist")
+        return Condition.of(Reason.SERVICE_NOT_FOUND, "the Service does not exist")
     if "deletionTimestamp" in live["metadata"]:
         message = "the Service is being deleted"
-        return Condition("ServiceReady", "False", "ServiceNotReady", message)
+        return Condition.of(Reason.SERVICE_NOT_READY, message)
     kind = live["spec"].get("type", "ClusterIP")
     missing, has = _PROMISES.get(kind, _PROMISES["ClusterIP"])
     if not has(live):
         message = f"the {kind} Service has no {missing} yet"
-        return Condition("ServiceReady", "False", "ServiceNotReady", message)
-    return Condition("ServiceReady", "True", "ServiceReady", f"the {kind} Service is ready")
+        return Condition.of(Reason.SERVICE_NOT_READY, message)
+    return Condition.of(Reason.SERVICE_READY, f"the {kind} Service is ready")
 
 
 def _has_address(live: JsonObject) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from gitops_mcp.base.model import Context, Facts
 from gitops_mcp.base.names import PAUSE_MANAGER, JsonObject
+from gitops_mcp.base.reasons import DISPROVEN
 from gitops_mcp.decide import managedfields
 
 HOLD = {"paused": True, "minReadySeconds": 2**31 - 2, "progressDeadlineSeconds": 2**31 - 1}
@@ -18,8 +19,6 @@ HOLD = {"paused": True, "minReadySeconds": 2**31 - 2, "progressDeadlineSeconds":
 are available, the old ones are taken away all the same (measured). So new pods have to be ready for
 as long as the API can say, which it takes only below the deadline."""
 
-_SAID_NO = frozenset({"HandshakeFailed", "HostRejected", "ConnectionRefused"})
-"""Answers that are the server's own fault. No answer at all may be the network's."""
 _ENDED = ("Failed", "Succeeded")
 
 
@@ -43,13 +42,13 @@ def culprit(facts: Facts, context: Context) -> str | None:
         return ""  # what failed is of a former template, or nobody wants to know any more
     if probe is None or not context.probes:
         return None
-    if probe.reason not in _SAID_NO:
+    if probe.reason not in DISPROVEN:
         return "" if {_uid(pod) for pod in young} <= probe.passed else None
     proven = {_template(pod) for pod in pods if _created(pod) < since and _uid(pod) in probe.passed}
     failing = [
         pod
         for pod in young
-        if _uid(pod) in probe.pods - probe.passed and probe.of(_uid(pod)) in _SAID_NO
+        if _uid(pod) in probe.pods - probe.passed and probe.of(_uid(pod)) in DISPROVEN
     ]
     kept = [pod for pod in failing if proven - {_template(pod)}]
     if kept:

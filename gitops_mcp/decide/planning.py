@@ -22,6 +22,7 @@ from gitops_mcp.base.model import (
     Deferral,
     Facts,
     Verb,
+    Wait,
 )
 from gitops_mcp.base.names import (
     ANNOTATION_ADOPT,
@@ -31,6 +32,7 @@ from gitops_mcp.base.names import (
     JsonObject,
     ObjectRef,
 )
+from gitops_mcp.base.reasons import Reason
 from gitops_mcp.decide import diffing, managedfields, shutdown
 from gitops_mcp.decide.applying import applies
 from gitops_mcp.decide.children import child_actions, open_gates, pause_or_resume
@@ -102,7 +104,7 @@ _STRANGE = (
 
 def _other_source(facts: Facts) -> Decision:
     if facts.desired is None:
-        return Decision("skipped", message="belongs to another source")
+        return Decision("skipped", message="belongs to another source", elsewhere=True)
     assert facts.cr is not None  # noqa: S101 -- only a CR has a source
     source = facts.cr["metadata"]["labels"][LABEL_SOURCE]
     why = "; if the source id of this repository was changed, sync --take-over moves it"
@@ -131,8 +133,8 @@ def _refused(facts: Facts, message: str, *, adopt: bool = True) -> Decision:
     if adopt:
         message += f'; annotate the manifest with {ANNOTATION_ADOPT}: "true" to take it over'
     ref = ObjectRef(API_VERSION, KIND, facts.key.namespace, facts.key.name)
-    change = Change("blocked", facts.key, ref, reason=f"NotOwned: {message}")
-    return Decision("blocked", changes=(change,), message=f"NotOwned: {message}")
+    change = Change("blocked", facts.key, ref, reason=f"{Reason.NOT_OWNED}: {message}")
+    return Decision("blocked", changes=(change,), message=change.reason, reason=Reason.NOT_OWNED)
 
 
 def _first_problem(facts: Facts) -> str:
@@ -177,7 +179,7 @@ def _converge(facts: Facts, context: Context, renderer: Renderer, owner: Owner |
         if strangers:
             why = facts.failure.message if facts.failure is not None else ""
             message = f"{', '.join(strangers)} cannot be taken over in place: {why}"
-            return at_rest(facts, context, Condition("Synced", "False", "NotOwned", message))
+            return at_rest(facts, context, Condition.of(Reason.NOT_OWNED, message))
         if not _unallowed(facts, context, renderer, owner, None):
             return recreate(facts, context)
     body = None
@@ -202,10 +204,10 @@ def _converge(facts: Facts, context: Context, renderer: Renderer, owner: Owner |
     if facts.cr is None:
         return at_rest(facts, context, not_applied(facts))
     if suspended_decision(facts):
-        return at_rest(facts, context, Condition("Synced", "False", "Suspended", "suspended"))
+        return at_rest(facts, context, Condition.of(Reason.SUSPENDED, "suspended"))
     invalid = _invalid(facts, context)
     if unallowed:
-        told = Condition("Synced", "False", "ManifestInvalid", invalid or unallowed)
+        told = Condition.of(Reason.MANIFEST_INVALID, invalid or unallowed)
         return at_rest(replace(facts, desired=None), context, told, told.message)
     refused: list[str] = []
     leaving: list[str] = []
@@ -228,7 +230,7 @@ def _converge(facts: Facts, context: Context, renderer: Renderer, owner: Owner |
                     *pause_or_resume(facts, context, renderer),
                 ]
         except GitOpsError as error:  # this spec cannot be rendered; others can
-            synced = Condition("Synced", "False", "ApplyFailed", error.message)
+            synced = Condition.of(Reason.APPLY_FAILED, error.message)
             return at_rest(facts, context, synced, invalid or error.message)
         if made:
             return Decision("ok", actions=tuple(made))
@@ -241,8 +243,9 @@ def _converge(facts: Facts, context: Context, renderer: Renderer, owner: Owner |
         return at_rest(facts, context, synced, invalid)
     waiting = f"deletion of {', '.join(leaving)}"
     if synced.status == "True":
-        synced = Condition("Synced", "False", "RolloutInProgress", f"waiting for the {waiting}")
-    return replace(at_rest(_without_former(facts), context, synced, invalid), waiting=waiting)
+        synced = Condition.of(Reason.ROLLOUT_IN_PROGRESS, f"waiting for the {waiting}")
+    rest = at_rest(_without_former(facts), context, synced, invalid)
+    return replace(rest, waiting=waiting, wait=Wait.DELETION)
 
 
 def _contested(
@@ -250,14 +253,13 @@ def _contested(
 ) -> Decision:
     """Others keep undoing what we apply: say who, and wait ever longer between two tries."""
     told = "; ".join(undone_by(ref, facts.contests[ref]) for ref in contested)
-    rest = at_rest(facts, context, Condition("Synced", "False", "RolloutInProgress", told), invalid)
+    rest = at_rest(facts, context, Condition.of(Reason.ROLLOUT_IN_PROGRESS, told), invalid)
     times = [rest.look_again, *(facts.contests[ref].until for ref in contested)]
     rest = replace(rest, look_again=min(time for time in times if time is not None))
     if all(facts.contests[ref].undone < CONTESTED for ref in contested):
         return rest
-    return replace(
-        rest, result="failed", message=f"Contested: {told}", waiting=f"Contested: {told}"
-    )
+    told = f"{Reason.CONTESTED}: {told}"
+    return replace(rest, result="failed", message=told, waiting=told, reason=Reason.CONTESTED)
 
 
 def _deferred(
@@ -265,10 +267,10 @@ def _deferred(
 ) -> Decision:
     """The server stays as it is until its batch; the commit is not said to be applied here."""
     if synced.status == "True":
-        synced = Condition("Synced", "False", "RolloutInProgress", waits.message)
+        synced = Condition.of(Reason.ROLLOUT_IN_PROGRESS, waits.message)
     rest = at_rest(replace(facts, desired=None), context, synced, invalid)
     result, message = rest.result, rest.message
-    if synced.reason == "RolloutInProgress":
+    if synced.reason == Reason.ROLLOUT_IN_PROGRESS:
         result, message = "blocked" if waits.stopped else "skipped", waits.message
     waiting = rest.waiting if waits.stopped else waits.message
     return replace(rest, result=result, message=message, waiting=waiting, deferred=True)

@@ -13,6 +13,7 @@ from gitops_mcp.base.model import (
     Decision,
     Facts,
     Verb,
+    Wait,
 )
 from gitops_mcp.base.names import (
     ANNOTATION_FILE,
@@ -24,6 +25,7 @@ from gitops_mcp.base.names import (
     ObjectRef,
     ServerKey,
 )
+from gitops_mcp.base.reasons import Reason
 from gitops_mcp.decide import managedfields, shutdown
 from gitops_mcp.decide.ending import delete_action, deletion_decision, hold, without_strangers
 from gitops_mcp.decide.ownership import (
@@ -108,7 +110,7 @@ def prune(facts: Facts, context: Context) -> Decision:
     cr = facts.cr
     assert cr is not None  # noqa: S101 -- only what exists is pruned
     if suspended_decision(facts):
-        return at_rest(facts, context, Condition("Synced", "False", "Suspended", "suspended"))
+        return at_rest(facts, context, Condition.of(Reason.SUSPENDED, "suspended"))
     if not prunable(cr, context):
         return Decision("skipped", message=f"outside of {context.path}")
     if outlives_git(cr):
@@ -120,7 +122,7 @@ def prune(facts: Facts, context: Context) -> Decision:
     changes = tuple(deletion_decision(facts.key, child, reason) for child in own)
     if FINALIZER in (cr["metadata"].get("finalizers") or ()):
         return Decision("pruned", actions=(delete_action(facts.key, cr, reason),), changes=changes)
-    synced = Condition("Synced", "False", "RolloutInProgress", reason)
+    synced = Condition.of(Reason.ROLLOUT_IN_PROGRESS, reason)
     state = shutdown.begin(cr, facts.now)
     action, look_again = status_write(facts, context, synced, state=state)
     if action is not None:
@@ -131,6 +133,7 @@ def prune(facts: Facts, context: Context) -> Decision:
         changes=changes,
         look_again=look_again,
         waiting="shutdown",
+        wait=Wait.SHUTDOWN,
     )
 
 

@@ -11,11 +11,12 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from gitops_mcp.base.masking import scrub
 from gitops_mcp.base.model import Outcome, Report, Worked
 from gitops_mcp.base.names import ServerKey
+from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.source import Loaded, Problem
 
 PROBLEMS = 20
@@ -135,25 +136,24 @@ def merged(states: Sequence[SourceStatus]) -> SourceStatus:
 class News(NamedTuple):
     """Something that changed, as an Event says it."""
 
-    type: Literal["Normal", "Warning"]
-    reason: str
+    reason: Reason
     message: str
 
 
 def news(before: SourceStatus, now: SourceStatus) -> Iterator[News]:
     """What ``now`` says that ``before`` did not, and that git can be read again."""
     if now.trouble and not before.trouble:
-        yield News("Warning", "SourceNotRead", now.trouble)
+        yield News(Reason.SOURCE_NOT_READ, now.trouble)
     elif before.trouble and not now.trouble:
-        yield News("Normal", "SourceRead", f"git can be read again, at {now.revision}")
+        yield News(Reason.SOURCE_READ, f"git can be read again, at {now.revision}")
     for problem in now.problems:
         if problem not in before.problems:
-            yield News("Warning", "ManifestInvalid", problem)
+            yield News(Reason.MANIFEST_INVALID, problem)
     known = {one.server for one in before.missing}
     for one in now.missing:
         # A broken manifest has an Event already.
-        if one.server not in known and one.reason != "ManifestInvalid":
-            yield News("Warning", "ServerMissing", f"{one.server}: {one.reason}: {one.message}")
+        if one.server not in known and one.reason != Reason.MANIFEST_INVALID:
+            yield News(Reason.SERVER_MISSING, f"{one.server}: {one.reason}: {one.message}")
 
 
 class SourceWatch:
@@ -228,8 +228,8 @@ def _status(
 
 def _why(outcome: Outcome, invalid: Collection[ServerKey], reason: str = "") -> Missing:
     if outcome.server in invalid:
-        reason = "ManifestInvalid"
-    return Missing(str(outcome.server), reason or "ApplyFailed", _cut(outcome.message))
+        reason = Reason.MANIFEST_INVALID
+    return Missing(str(outcome.server), reason or Reason.APPLY_FAILED, _cut(outcome.message))
 
 
 def _place(problem: Problem) -> str:

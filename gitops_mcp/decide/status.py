@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from gitops_mcp.base import transports
+from gitops_mcp.base.errors import Category
 from gitops_mcp.base.masking import scrub
 from gitops_mcp.base.model import Condition, Context, Facts
 from gitops_mcp.base.names import (
@@ -24,6 +25,7 @@ from gitops_mcp.base.names import (
     LABEL_SOURCE,
     JsonObject,
 )
+from gitops_mcp.base.reasons import PASSING, TERMINAL, VERIFIED, Reason
 from gitops_mcp.decide import health, inquiries, managedfields, pausing
 
 Difference = Literal["", "minor", "major"]
@@ -37,39 +39,6 @@ LONGEST: Final = {"revision": 256, "path": 4096, "digest": 256}
 
 SKEW: Final = timedelta(minutes=1)
 """How far the clocks of two writers may be apart."""
-
-PASSING: Final = frozenset({"Suspended", "PruneBlocked", "RolloutInProgress"})
-"""Reasons of Synced=False that do not hold Ready back: the server runs as it is."""
-
-FAILED: Final = frozenset(
-    {
-        "ConfigurationInvalid",
-        "ManifestInvalid",
-        "NotOwned",
-        "ImagePullFailed",
-        "CrashLooping",
-        "ContainerConfigError",
-        "ReplicaCreateFailed",
-        "ProgressDeadlineExceeded",
-        "HandshakeFailed",
-        "HostRejected",
-        "ConnectionRefused",
-    }
-)
-"""Reasons of Ready=False that waiting does not cure. Others are on their way, unless the rollout's
-deadline has passed or the API server refused what we meant (see ``_failed``)."""
-
-VERIFIED: Final[Mapping[str, Literal["True", "False", "Unknown"]]] = {
-    "HandshakeSucceeded": "True",
-    "AuthenticationRequired": "True",
-    "HandshakeFailed": "False",
-    "HostRejected": "False",
-    "ConnectionRefused": "False",
-    "NotProbed": "Unknown",
-    "Unreachable": "Unknown",
-    "AccessDenied": "Unknown",
-}
-"""The status of Verified, by the reason of a probe."""
 
 
 def body(
@@ -115,7 +84,9 @@ def body(
         "endpoint": endpoint,
         "observedGeneration": generation,
         "lastTransitionTime": _since(old, facts.now, same=old.get("phase") == phase),
-        "source": _source(facts, old, applied_revision, suspended=synced.reason == "Suspended"),
+        "source": _source(
+            facts, old, applied_revision, suspended=synced.reason is Reason.SUSPENDED
+        ),
         "lastHandledReconcileAt": _handled(facts, context, old, terminating=terminating),
         "serverInfo": _server_info(facts, old, verified),
         "shutdown": shutdown,
@@ -130,7 +101,7 @@ def differs(wanted: JsonObject, live: JsonObject) -> Difference:
     live_conditions = _by_type(live)
     ours = {
         "conditions": {
-            kind: condition for kind, condition in live_conditions.items() if kind in _ORDER
+            kind: condition for kind, condition in live_conditions.items() if kind in CONDITIONS
         }
     }
     have = {**{key: value for key, value in live.items() if key in _KEYS}, **ours}
@@ -156,28 +127,36 @@ def strange(wanted: JsonObject, cr: JsonObject) -> list[str]:
     ours = _by_type(wanted)
     for index, condition in reversed(list(enumerate(live.get("conditions") or ()))):
         kind = condition.get("type") if isinstance(condition, dict) else None
-        if kind in _ORDER and kind not in ours:
+        if kind in CONDITIONS and kind not in ours:
             element = 'k:{"type":"' + kind + '"}'
             found.append((f"/status/conditions/{index}", ("f:conditions", element)))
     return [pointer for pointer, path in found if managedfields.shares_status(cr, *path)]
 
 
-def ready(status: JsonObject) -> Condition:
-    """The Ready condition of a status; Unknown where it has none."""
-    found = _by_type(status).get("Ready") or {}
-    return Condition(
-        "Ready",
-        found.get("status", "Unknown"),
-        found.get("reason", "NotReconciled"),
-        found.get("message", "no status yet"),
-    )
+def ready(status: JsonObject) -> JsonObject:
+    """The Ready condition of a status; empty where it has none."""
+    return _by_type(status).get("Ready") or {}
 
 
-def failing(status: JsonObject) -> Condition | None:
-    """The Ready condition of a server whose pods, say, waiting will not cure (phase Failed); None
-    of any other. What keeps a server from being as git says is told by its Synced condition."""
-    failed = status.get("phase") == "Failed" and not refused(status)
-    return ready(status) if failed else None
+def is_ready(status: JsonObject) -> bool:
+    """Does the status say that the server is ready?"""
+    return bool(ready(status).get("status") == "True")
+
+
+class Failing(NamedTuple):
+    """Why a server is in phase Failed, as its Ready condition says."""
+
+    reason: str
+    message: str
+
+
+def failing(status: JsonObject) -> Failing | None:
+    """Why waiting will not cure a server's pods, say; None of one that it may. What keeps a server
+    from being as git says is told by its Synced condition."""
+    if status.get("phase") != "Failed" or refused(status):
+        return None
+    found = ready(status)
+    return Failing(str(found.get("reason", "Unknown")), str(found.get("message", "no status yet")))
 
 
 def refused(status: JsonObject) -> bool:
@@ -188,7 +167,7 @@ def refused(status: JsonObject) -> bool:
 
 def not_ready_since(status: JsonObject) -> datetime | None:
     """Since when Ready has not been True; None where it is, or was never said."""
-    found = _by_type(status).get("Ready") or {}
+    found = ready(status)
     if found.get("status", "True") == "True":
         return None
     return parse_time(found.get("lastTransitionTime"))
@@ -207,7 +186,7 @@ def parse_time(text: object) -> datetime | None:
 
 # --- conditions -------------------------------------------------------------------------------
 
-_ORDER: Final = (
+CONDITIONS: Final = (
     "ConfigurationValid",
     "DeploymentReady",
     "ServiceReady",
@@ -217,6 +196,7 @@ _ORDER: Final = (
     "Reconciling",
     "Stalled",
 )
+"""The conditions that we set."""
 
 _KEYS: Final = frozenset(
     {
@@ -248,9 +228,9 @@ def _conditions(
     spec = (facts.cr or {}).get("spec") or {}
     networked = transports.of_spec(spec).networked
     configuration = (
-        Condition("ConfigurationValid", "False", "ConfigurationInvalid", invalid)
+        Condition.of(Reason.CONFIGURATION_INVALID, invalid)
         if invalid
-        else Condition("ConfigurationValid", "True", "ConfigurationValid", "the spec is valid")
+        else Condition.of(Reason.CONFIGURATION_VALID, "the spec is valid")
     )
     return [
         configuration,
@@ -272,7 +252,7 @@ def _rolling(facts: Facts, context: Context, replicas: int) -> Condition:
         f"the handshake with pod {pod} failed: {facts.probe.message}" if pod and facts.probe else ""
     )
     return Condition(
-        found.type, "False", "RolloutInProgress", f"paused: {why}" if why else "paused"
+        found.type, "False", Reason.ROLLOUT_IN_PROGRESS, f"paused: {why}" if why else "paused"
     )
 
 
@@ -282,10 +262,10 @@ def _verified(facts: Facts, context: Context, spec: Mapping[str, Any], replicas:
     if unasked or facts.probe is None:
         before = None if unasked else _verified_before(facts)
         message = unasked or "no handshake yet"
-        return before or Condition("Verified", "Unknown", "NotProbed", message)
+        return before or Condition.of(Reason.NOT_PROBED, message)
     probe = facts.probe
     before = _verified_before(facts) if probe.wordless else None
-    return before or Condition("Verified", VERIFIED[probe.reason], probe.reason, probe.message)
+    return before or Condition.of(probe.reason, probe.message)
 
 
 def _verified_before(facts: Facts) -> Condition | None:
@@ -294,14 +274,10 @@ def _verified_before(facts: Facts) -> Condition | None:
     cr = facts.cr or {}
     known = _by_type(cr.get("status") or {}).get("Verified") or {}
     current = known.get("observedGeneration") == cr.get("metadata", {}).get("generation")
-    if (
-        known.get("reason") not in VERIFIED
-        or not current
-        or not any(inquiries.addresses(facts.pods))
-    ):
+    reason = next((one for one in VERIFIED if one == known.get("reason")), None)
+    if reason is None or not current or not any(inquiries.addresses(facts.pods)):
         return None
-    reason = known["reason"]
-    return Condition("Verified", VERIFIED[reason], reason, known.get("message", ""))
+    return Condition.of(reason, known.get("message", ""))
 
 
 def _unasked(facts: Facts, context: Context, spec: Mapping[str, Any], replicas: int) -> str:
@@ -324,26 +300,26 @@ def _unasked(facts: Facts, context: Context, spec: Mapping[str, Any], replicas: 
 
 def _ready(conditions: Iterable[Condition], *, terminating: bool) -> Condition:
     if terminating:
-        return Condition("Ready", "False", "Terminating", "the server is being shut down")
+        return Condition.of(Reason.TERMINATING, "the server is being shut down")
     zero = False
     for condition in conditions:
         passing = condition.type == "Synced" and condition.reason in PASSING
         # Held back by False, never by Unknown.
         if condition.status == "False" and not passing:
             return Condition("Ready", "False", condition.reason, condition.message)
-        zero = zero or condition.reason == "ScaledToZero"
+        zero = zero or condition.reason == Reason.SCALED_TO_ZERO
     if zero:
-        return Condition("Ready", "True", "ScaledToZero", "scaled to zero")
-    return Condition("Ready", "True", "MCPServerReady", "the server is ready")
+        return Condition.of(Reason.SCALED_TO_ZERO, "scaled to zero", "Ready")
+    return Condition.of(Reason.MCPSERVER_READY, "the server is ready")
 
 
 def _failed(facts: Facts, ready: Condition) -> bool:
     """Whether Ready is False in a way that waiting does not cure."""
     if ready.status != "False":
         return False
-    refused = facts.failure is not None and facts.failure.category != "Transient"
+    refused = facts.failure is not None and facts.failure.category is not Category.TRANSIENT
     return (
-        ready.reason in FAILED
+        ready.reason in TERMINAL
         or pausing.paused(facts.children.get("Deployment"))
         or health.stalled(facts.children.get("Deployment"))
         or (refused and facts.failure is not None and ready.reason == facts.failure.reason)
@@ -365,7 +341,7 @@ def _kstatus(ready: Condition, synced: Condition, *, failed: bool) -> list[Condi
         return [Condition("Stalled", "True", ready.reason, ready.message)]
     if ready.status == "False":
         return [Condition("Reconciling", "True", ready.reason, ready.message)]
-    if synced.status == "False" and synced.reason == "RolloutInProgress":
+    if synced.status == "False" and synced.reason == Reason.ROLLOUT_IN_PROGRESS:
         return [Condition("Reconciling", "True", synced.reason, synced.message)]
     return []
 
@@ -385,7 +361,7 @@ def _stamped(
                 "status": condition.status,
                 "observedGeneration": generation,
                 "lastTransitionTime": since,
-                "reason": condition.reason,
+                "reason": str(condition.reason),
                 "message": scrub(condition.message)[:MESSAGE_LIMIT],
             }
         )
@@ -439,9 +415,9 @@ def _server_info(facts: Facts, old: JsonObject, verified: Condition) -> JsonObje
     """What the server said about itself when it was last asked; forgotten where nobody asks."""
     told = old.get("serverInfo")
     known = {name: str(text)[:256] for name, text in told.items()} if told else None
-    if facts.probe is not None and verified.reason != "NotProbed":
+    if facts.probe is not None and verified.reason != Reason.NOT_PROBED:
         return facts.probe.server_info or known
-    return known if verified.reason != "NotProbed" or verified.message in _NOT_YET else None
+    return known if verified.reason != Reason.NOT_PROBED or verified.message in _NOT_YET else None
 
 
 _NOT_YET: Final = frozenset({"no handshake yet", "no handshake with the present pods yet"})

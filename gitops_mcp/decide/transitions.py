@@ -14,8 +14,9 @@ from datetime import datetime
 from enum import Enum
 from typing import Final
 
-from gitops_mcp.base.model import Change, Condition, Result, Worked
+from gitops_mcp.base.model import Change, Result, Worked
 from gitops_mcp.base.names import KIND, JsonObject, ServerKey
+from gitops_mcp.base.reasons import Reason
 from gitops_mcp.decide import status
 
 WRONG: Final = frozenset[Result]({"failed", "blocked"})
@@ -52,7 +53,7 @@ class Seen:
     conditions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     step: str = ""
     attempts: int = 0
-    refused: str = ""
+    refused: Reason | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ class Transition:
     followed: tuple[Change, ...]
     healed: tuple[Change, ...]
     applied: tuple[Change, ...]
-    failing: Condition | None
+    failing: status.Failing | None
     turned: tuple[tuple[str, JsonObject], ...]
 
 
@@ -129,7 +130,7 @@ def transition(before: Last | None, worked: Worked, since: datetime) -> Transiti
         Kind.LAPSED: outcome.ready is False and last.ready,
         Kind.FAILING: failing is not None and why != last.failing,
         Kind.ATTEMPTED: there and seen.attempts not in (0, old.attempts),
-        Kind.REFUSED: there and seen.refused not in ("", old.refused),
+        Kind.REFUSED: there and seen.refused not in (None, old.refused),
         Kind.SHUTTING_DOWN: old.step or seen.step,
         Kind.TERMINATING: seen.step and not old.step,
         Kind.DRAINED: seen.step not in _DRAINING and old.step in _DRAINING,
@@ -163,13 +164,14 @@ def _follows(worked: Worked, change: Change) -> bool:
 
 def _seen(worked: Worked) -> Seen:
     conditions = worked.status.get("conditions") or ()
-    reason = worked.outcome.message.partition(": ")[0]
-    refused = worked.outcome.result == "blocked" or reason == "Contested"
+    refused = worked.outcome.reason
+    if worked.outcome.result != "blocked" and refused is not Reason.CONTESTED:
+        refused = None
     return Seen(
         {one["type"]: (one["status"], one["reason"]) for one in conditions},
         step=str((worked.status.get("shutdown") or {}).get("step", "")),
         attempts=worked.failure.attempts if worked.failure is not None else 0,
-        refused=reason if refused else "",
+        refused=refused,
     )
 
 

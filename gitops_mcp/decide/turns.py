@@ -12,6 +12,7 @@ from gitops_mcp.base.model import (
 from gitops_mcp.base.names import (
     JsonObject,
 )
+from gitops_mcp.base.reasons import Reason
 from gitops_mcp.decide import shutdown
 from gitops_mcp.decide.children import reshapes
 from gitops_mcp.decide.ownership import (
@@ -72,7 +73,7 @@ def rolled(facts: Facts, context: Context) -> bool:
 def waited(cr: JsonObject) -> bool:
     """Does its status say that the server waits for a batch, or for something else to be over?"""
     conditions = (cr.get("status") or {}).get("conditions") or ()
-    told = ("Synced", "False", "RolloutInProgress")
+    told = ("Synced", "False", Reason.ROLLOUT_IN_PROGRESS)
     return any((c.get("type"), c.get("status"), c.get("reason")) == told for c in conditions)
 
 

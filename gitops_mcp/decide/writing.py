@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -14,13 +15,13 @@ from gitops_mcp.base.model import (
     Context,
     Decision,
     Facts,
-    Result,
     Verb,
 )
 from gitops_mcp.base.names import (
     JsonObject,
     ObjectRef,
 )
+from gitops_mcp.base.reasons import Reason
 from gitops_mcp.decide import inquiries, status
 from gitops_mcp.decide.ownership import is_scaled_elsewhere
 from gitops_mcp.source import serverschema
@@ -60,22 +61,22 @@ def _fought(facts: Facts) -> list[tuple[ObjectRef, Contest]]:
 def not_applied(facts: Facts) -> Condition:
     failure = facts.failure
     if failure is None:
-        return Condition("Synced", "False", "ApplyFailed", "the MCPServer does not exist")
+        return Condition.of(Reason.APPLY_FAILED, "the MCPServer does not exist")
     return Condition("Synced", "False", failure.reason, failure.message)
 
 
 def synced_condition(facts: Facts, context: Context, invalid: str, refused: list[str]) -> Condition:
     if invalid:  # what kubectl made has no last good version to go on with, and was not rendered
-        return Condition("Synced", "False", "ManifestInvalid", invalid)
+        return Condition.of(Reason.MANIFEST_INVALID, invalid)
     if refused:
-        return Condition("Synced", "False", "NotOwned", "; ".join(refused))
+        return Condition.of(Reason.NOT_OWNED, "; ".join(refused))
     if facts.failure is not None:
         return not_applied(facts)
     if facts.desired is None:
-        return Condition("Synced", "True", "Synced", "children match the MCPServer")
+        return Condition.of(Reason.SYNCED, "children match the MCPServer")
     revision = _applied_revision(facts, context)
     fought = "".join(f"; {undone_by(ref, contest)}" for ref, contest in _fought(facts))
-    return Condition("Synced", "True", "Synced", f"applied revision {revision}{fought}")
+    return Condition.of(Reason.SYNCED, f"applied revision {revision}{fought}")
 
 
 def _applied_revision(facts: Facts, context: Context) -> str:
@@ -90,43 +91,34 @@ def _applied_revision(facts: Facts, context: Context) -> str:
 
 def at_rest(facts: Facts, context: Context, synced: Condition, invalid: str = "") -> Decision:
     """Nothing to write but perhaps the status."""
-    result, message = _result(synced)
+    rest = _result(synced)
     if facts.cr is None:
         retry = facts.failure.retry_at if facts.failure else None
-        return Decision(result, message=message, look_again=retry, ready=False)
+        return replace(rest, look_again=retry, ready=False)
     wanted = _status(facts, context, synced, invalid, None)
     action, look_again = _status_action(facts, wanted)
     ready = status.ready(wanted)
-    serving, phase = ready.status == "True", wanted["phase"]
+    serving, phase = status.is_ready(wanted), wanted["phase"]
     if action is not None:
-        return Decision(result, (action,), message=message, ready=serving, phase=phase)
+        return replace(rest, actions=(action,), ready=serving, phase=phase)
     inquiry, ask_again = inquiries.handshake(facts, context)
     times = [look_again, ask_again, facts.failure.retry_at if facts.failure else None]
     times += [contest.at + STILL for _, contest in _fought(facts)]
-    return Decision(
-        result,
-        message=message,
+    return replace(
+        rest,
         look_again=min((time for time in times if time), default=None),
-        waiting="" if serving else f"{ready.reason}: {ready.message}",
+        waiting="" if serving else f"{ready['reason']}: {ready['message']}",
         ready=serving,
         inquiry=inquiry,
         phase=phase,
     )
 
 
-_RESULTS: Mapping[str, Result] = {
-    "Synced": "ok",
-    "RolloutInProgress": "ok",
-    "Suspended": "skipped",
-    "NotOwned": "blocked",
-    "PruneBlocked": "blocked",
-}
-
-
-def _result(synced: Condition) -> tuple[Result, str]:
-    result = _RESULTS.get(synced.reason, "failed")
-    message = "" if result == "ok" else f"{synced.reason}: {synced.message}"
-    return result, message
+def _result(synced: Condition) -> Decision:
+    result = synced.reason.result
+    if result == "ok":
+        return Decision()
+    return Decision(result, message=f"{synced.reason}: {synced.message}", reason=synced.reason)
 
 
 def _status(

@@ -10,6 +10,7 @@ from gitops_mcp.base.model import (
     RESOURCE,
 )
 from gitops_mcp.base.names import LABEL_SOURCE, JsonObject
+from gitops_mcp.base.reasons import PASSING, Reason
 from gitops_mcp.base.source import Revision
 from gitops_mcp.decide.sourcestatus import Missing, SourceStatus
 from gitops_mcp.report.console import (
@@ -137,14 +138,14 @@ def _worst(conditions: Mapping[str, JsonObject]) -> JsonObject:
 def _held_back(conditions: Mapping[str, JsonObject]) -> Iterator[str]:
     """The reasons why a server is not Ready, or not as git says."""
     synced, ready = conditions.get("Synced", {}), conditions.get("Ready", {})
-    as_it_is = synced.get("status") != "False" or synced.get("reason") == "RolloutInProgress"
+    as_it_is = synced.get("status") != "False" or synced.get("reason") == Reason.ROLLOUT_IN_PROGRESS
     if not as_it_is:
         yield synced.get("reason", "")
     if ready.get("status") == "False" and (as_it_is or synced.get("reason") in _KEPT):
         yield ready.get("reason", "")
 
 
-_KEPT = frozenset({"Suspended", "PruneBlocked"})
+_KEPT = PASSING - {Reason.ROLLOUT_IN_PROGRESS}
 """Reasons of Synced=False that say nothing of how the server runs."""
 
 

@@ -43,6 +43,7 @@ from gitops_mcp.base.names import (
     JsonObject,
     ServerKey,
 )
+from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.source import McpServer
 from gitops_mcp.source.filling import checked, compile_templates, read_templates, render_template
 
@@ -183,7 +184,7 @@ class Renderer:
         except durationpy.DurationError:
             raise Configuration(
                 f"{key}: a time in spec.drain or spec.health is no duration",
-                condition="ConfigurationInvalid",
+                condition=Reason.CONFIGURATION_INVALID,
                 hint="write it as Go does: 90s, 1m30s",
             ) from None
         rendered = tuple(

@@ -23,6 +23,7 @@ from gitops_mcp import __version__
 from gitops_mcp.base import addresses, answers, limits
 from gitops_mcp.base.model import Handshake
 from gitops_mcp.base.names import JsonObject
+from gitops_mcp.base.reasons import Reason
 from gitops_mcp.sync.verdicts import (
     KEEPS_METHOD,
     SILENT,
@@ -347,7 +348,7 @@ class _Stream:
         try:
             event = self._events.get(timeout=max(0.0, end - time.monotonic()))
         except queue.Empty:
-            raise Slow(Handshake("Unreachable", SILENT)) from None
+            raise Slow(Handshake(Reason.UNREACHABLE, SILENT)) from None
         if isinstance(event, BaseException):
             raise event
         return event

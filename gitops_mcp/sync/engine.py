@@ -21,6 +21,7 @@ from weakref import WeakValueDictionary
 
 from gitops_mcp.base.bugs import place_of
 from gitops_mcp.base.errors import (
+    Category,
     Configuration,
     Conflict,
     Gone,
@@ -44,8 +45,10 @@ from gitops_mcp.base.model import (
     ProbeResult,
     Result,
     Verb,
+    Wait,
 )
 from gitops_mcp.base.names import KIND, OWNERSHIP_POLICY, JsonObject, ObjectRef, ServerKey
+from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.source import Revision
 from gitops_mcp.cluster.view import Live, View
 from gitops_mcp.decide import (
@@ -165,7 +168,11 @@ class Engine:
         for key in list(self._failing):
             memory = self._memories.get(key)
             failure = memory.failure if memory is not None else None
-            if memory is not None and failure is not None and failure.category != "Transient":
+            if (
+                memory is not None
+                and failure is not None
+                and failure.category is not Category.TRANSIENT
+            ):
                 self._recover(key, memory)
                 again.add(key)
         return again
@@ -350,7 +357,9 @@ class Engine:
                     break
             elif not self._complete() and any(map(_takes_away, decision.actions)):
                 later = facts.now + STALE_RETRY
-                decision = replace(decision, actions=(), look_again=later, waiting=STALE)
+                decision = replace(
+                    decision, actions=(), look_again=later, waiting=STALE, wait=Wait.CACHES
+                )
                 break
             elif not self._carry_out(facts, memory, decision, aim):
                 break
@@ -358,7 +367,7 @@ class Engine:
             self._failed(key, memory, Transient(f"{key}: no end after {MAX_STEPS} steps"))
         if self._check:
             # Nothing was done, so there is nothing to wait for, and no hook to call.
-            decision = replace(decision, waiting="", look_again=None, inquiry=None)
+            decision = replace(decision, waiting="", wait=None, look_again=None, inquiry=None)
         if decision.inquiry is not None and decision.inquiry.kind == "cleanup":
             # Whoever has no thread for the hooks, or hangs in one, holds no deletion.
             until = self._clock() + decision.inquiry.timeout
@@ -366,7 +375,7 @@ class Engine:
             late = memory.cleanup_by + HOOKS_MARGIN
             decision = replace(decision, look_again=min(decision.look_again or late, late))
         memory.decision, memory.bug = decision, ""
-        if aim.rollout is not None and not decision.actions and decision.waiting != STALE:
+        if aim.rollout is not None and not decision.actions and decision.wait is not Wait.CACHES:
             why = decision.waiting or decision.message
             for other in aim.rollout.heard(key, rollout.standing(decision), why):
                 self._wake(other)
@@ -520,7 +529,7 @@ class Engine:
                 inquiry = replace(inquiry, headers=self._headers(key, inquiry))
             except _NoHeaders as missing:
                 pods = frozenset(uid for uid, _ in inquiry.targets)
-                found = ProbeResult("NotProbed", str(missing), self._clock(), pods)
+                found = ProbeResult(Reason.NOT_PROBED, str(missing), self._clock(), pods)
                 memory.probe = inquiries.answered(found, inquiry, memory.probe)
                 return
         try:
@@ -544,7 +553,7 @@ class Engine:
         if inquiry.kind != "handshake":
             return None
         pods = frozenset(uid for uid, _ in inquiry.targets)
-        return ProbeResult("Unreachable", told, self._clock(), pods)
+        return ProbeResult(Reason.UNREACHABLE, told, self._clock(), pods)
 
     def _headers(self, key: ServerKey, inquiry: Inquiry) -> dict[str, str]:
         """The values of ``health.headersFrom``, read anew each time: a rotated Secret counts at
@@ -788,9 +797,7 @@ class Engine:
         return [
             key
             for key, memory in memories
-            if memory is not None
-            and memory.changes
-            and not memory.decision.waiting.startswith("shut")
+            if memory is not None and memory.changes and memory.decision.wait is not Wait.SHUTDOWN
         ]
 
     def outcome(self, key: ServerKey) -> Outcome:
@@ -798,11 +805,11 @@ class Engine:
         memory = self.memory(key)
         changes = tuple(memory.changes.values())
         result: Result = memory.decision.result
-        message = memory.decision.message
+        message, reason = memory.decision.message, memory.decision.reason
         if memory.failure is not None and result != "blocked":
-            result, message = "failed", memory.failure.message
+            result, message, reason = "failed", memory.failure.message, None
         elif memory.overdue:
-            result, message = "failed", f"not done in time: {memory.overdue}"
+            result, message, reason = "failed", f"not done in time: {memory.overdue}", None
         elif memory.pruned and key not in self._aim.loaded.servers:
             result = "pruned"
         elif result in ("ok", "skipped") and changes:
@@ -810,7 +817,16 @@ class Engine:
         ready = memory.decision.ready
         if self._check and changes:
             ready = None
-        return Outcome(key, result, ready, changes, message, _told(memory.shutdown))
+        return Outcome(
+            key,
+            result,
+            ready,
+            changes,
+            message,
+            _told(memory.shutdown),
+            reason=reason,
+            elsewhere=memory.decision.elsewhere,
+        )
 
     def told(self, key: ServerKey) -> None:
         """What ``outcome`` says of the server is known: from now on only what is new counts."""

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
-from gitops_mcp.base.errors import GitOpsError
+from gitops_mcp.base.errors import Category, GitOpsError
 from gitops_mcp.base.limits import ASKERS, HOOKERS
-from gitops_mcp.base.model import Decision, Inquiry, Progress
+from gitops_mcp.base.model import Decision, Inquiry, Progress, Wait
 from gitops_mcp.base.names import ServerKey
 from gitops_mcp.decide.rollout import Rollout, Standing
 from gitops_mcp.sync.workqueue import Queue
@@ -57,14 +57,14 @@ class Patience:
     ) -> str:
         """What is still waited for, in words; "" when the pass is done with the server."""
         # What only a recreate can carry has not failed while that recreate is under way.
-        recreate = decision.waiting.startswith(("shutdown", "recreate"))
+        recreate = decision.wait in (Wait.SHUTDOWN, Wait.RECREATE)
         recreate = recreate and memory.failure is not None and memory.failure.immutable
         if memory.failure is not None and memory.failing_since is not None and not recreate:
-            transient = memory.failure.category == "Transient"
+            transient = memory.failure.category is Category.TRANSIENT
             if transient and memory.failure.retry_at < memory.failing_since + RETRY_WITHIN:
                 return f"to try again: {memory.failure.message}"
             return ""
-        if decision.waiting.startswith(("shutdown", "deletion", "recreate")):
+        if decision.wait in (Wait.SHUTDOWN, Wait.RECREATE, Wait.DELETION):
             if now < (decision.deadline or started) + SHUTDOWN_MARGIN:
                 return decision.waiting
             memory.overdue = decision.waiting

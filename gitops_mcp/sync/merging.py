@@ -21,6 +21,7 @@ from gitops_mcp.base.names import (
     ObjectRef,
     ServerKey,
 )
+from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.source import McpServer
 from gitops_mcp.decide import diffing, ownership, pruning
 
@@ -65,7 +66,7 @@ def merging(head: Source, base: Source, cluster: str) -> Report:
     return Report(head.snapshot.revision, cluster, True, tuple(outcomes), head.loaded.problems)
 
 
-_SUSPENDED = "Suspended: suspended"
+_SUSPENDED = f"{Reason.SUSPENDED}: suspended"
 
 
 def _kept(head: Source, server: McpServer) -> Outcome | None:
@@ -85,7 +86,7 @@ def _kept(head: Source, server: McpServer) -> Outcome | None:
 
 
 def _blocked(key: ServerKey, why: str) -> Outcome:
-    change = Change("blocked", key, _resource(key), reason=f"PruneBlocked: {why}")
+    change = Change("blocked", key, _resource(key), reason=f"{Reason.PRUNE_BLOCKED}: {why}")
     return Outcome(key, "blocked", None, (change,), why)
 
 

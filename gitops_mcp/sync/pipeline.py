@@ -500,7 +500,7 @@ class Pass:
             revision=self.source.snapshot.revision,
             cluster=self.options.cluster,
             check=self.wishes.check,
-            outcomes=tuple(o for o in outcomes if _worth_telling(o)),
+            outcomes=tuple(one for one in outcomes if not one.elsewhere),
             problems=self.source.loaded.problems,
         )
 
@@ -573,16 +573,11 @@ def _lists(cluster: Cluster, view: View, source: Source, warn: Say) -> Versions:
 
 
 def _is_ready(cr: JsonObject) -> bool:
-    return status.ready(cr.get("status") or {}).status == "True"
+    return status.is_ready(cr.get("status") or {})
 
 
 def _is_refused(cr: JsonObject | None) -> bool:
     return cr is not None and status.refused(cr.get("status") or {})
-
-
-def _worth_telling(outcome: Outcome) -> bool:
-    """All but the servers of other sources that this pass only came across."""
-    return outcome.message != "belongs to another source"
 
 
 # --- notes ----------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from typing import Final
 from gitops_mcp.base import answers, limits
 from gitops_mcp.base.model import Handshake, Inquiry, ProbeResult
 from gitops_mcp.base.names import JsonObject
+from gitops_mcp.base.reasons import PROVEN, VERIFIED, Reason
 from gitops_mcp.sync.conversation import CLIENT, Talk, always, request_of, session_header
 from gitops_mcp.sync.sessiongauge import sessions
 from gitops_mcp.sync.verdicts import BUSY, Answer, Ended, Slow, clean, failed, gate
@@ -61,7 +62,7 @@ def probe(
         return end.handshake
     except Exception as error:  # ours: whatever a stranger sends, nobody else is to suffer from it
         _log.error("a bug: the handshake could not judge an answer: %s", type(error).__name__)
-        return Handshake("NotProbed", "the agent could not judge the answer: a bug")
+        return Handshake(Reason.NOT_PROBED, "the agent could not judge the answer: a bug")
 
 
 def summary(
@@ -75,20 +76,17 @@ def summary(
         uid: answer if answer.wait is None else known.get(uid, answer)
         for uid, answer in said.items()
     }
-    worst = min(words.values(), key=lambda answer: _SEVERITY.index(answer.reason))
+    worst = min(words.values(), key=lambda answer: VERIFIED.index(answer.reason))
     told = [answer for answer in words.values() if answer.reason == worst.reason]
     message = worst.message
     if len(told) < len(words):
         message = f"{len(told)} of {len(words)} pods: {message}"
     info = next((answer.server_info for answer in words.values() if answer.server_info), None)
-    passed = frozenset(uid for uid, answer in words.items() if answer.reason in _WELL)
+    passed = frozenset(uid for uid, answer in words.items() if answer.reason in PROVEN)
     wait = max((one.wait for one in said.values() if one.wait is not None), default=None)
     return ProbeResult(
         worst.reason, message, at, frozenset(words), info, passed, answers=words, wait=wait
     )
-
-
-_WELL: Final = ("HandshakeSucceeded", "AuthenticationRequired")
 
 
 def asking(
@@ -130,18 +128,6 @@ def ask(
         )
         counts = list(pool.map(count, urls))
     return None if None in counts else sum(count for count in counts if count is not None)
-
-
-_SEVERITY: Final = (
-    "HandshakeFailed",
-    "HostRejected",
-    "ConnectionRefused",
-    "Unreachable",
-    "AccessDenied",
-    "NotProbed",
-    "AuthenticationRequired",
-    "HandshakeSucceeded",
-)
 
 
 # --- the handshakes ---------------------------------------------------------------------------
@@ -246,7 +232,9 @@ def _http_sse(talk: Talk, refusal: Answer) -> Handshake:
     except Ended as end:
         # Silence may be a stream that is late; who refused in MCP's words has none to open.
         spoke = isinstance(end, Slow) and refusal.error_code is not None
-        raise (refused if spoke or end.handshake.reason == "HandshakeFailed" else end) from None
+        raise (
+            refused if spoke or end.handshake.reason == Reason.HANDSHAKE_FAILED else end
+        ) from None
     if kind != "endpoint":
         raise refused
     endpoint = talk.resolved(data.decode(errors="replace"))
@@ -273,7 +261,7 @@ def _succeeded(info: JsonObject, version: str, era: str, more: str = "") -> Hand
     told = {key: value for key, value in known.items() if value}
     name = " ".join(filter(None, (info.get("name"), info.get("version")))) or "the server"
     spoken = f" speaks {version}" if version else " speaks MCP"
-    return Handshake("HandshakeSucceeded", f"{name}{spoken}{more}", told)
+    return Handshake(Reason.HANDSHAKE_SUCCEEDED, f"{name}{spoken}{more}", told)
 
 
 def _server_info(result: JsonObject) -> JsonObject:

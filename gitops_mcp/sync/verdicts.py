@@ -13,6 +13,7 @@ from gitops_mcp.base import addresses, answers, limits
 from gitops_mcp.base.masking import scrub
 from gitops_mcp.base.model import Handshake
 from gitops_mcp.base.names import JsonObject
+from gitops_mcp.base.reasons import Reason
 
 _ERRORS: Final[Mapping[int, str]] = {
     -32700: "Parse error",
@@ -55,19 +56,19 @@ def gate(answer: Answer) -> None:
     if code == 421 or (code in (400, 403) and _HOST.search(body)):
         hint = "allow the Service's name in the server's list of hosts"
         told = f"the server does not accept its own name: {hint}"
-        raise Ended(Handshake("HostRejected", told), final=True)
+        raise Ended(Handshake(Reason.HOST_REJECTED, told), final=True)
     if code == 401 and _CHALLENGE.search(answer.headers.get("www-authenticate", "")):
         message = (
             "the server does not take the credentials of health.headersFrom (401)"
             if answer.with_credentials
             else "the server is running and asks for credentials (401)"
         )
-        raise Ended(Handshake("AuthenticationRequired", message), final=True)
+        raise Ended(Handshake(Reason.AUTHENTICATION_REQUIRED, message), final=True)
     if code in (401, 403, 407):
         why = "and does not ask for MCP credentials: a policy, a gateway or a login in front of it?"
         if answer.with_credentials:
             why = "with the credentials of health.headersFrom"
-        raise Ended(Handshake("AccessDenied", f"refuses the handshake ({code}) {why}"))
+        raise Ended(Handshake(Reason.ACCESS_DENIED, f"refuses the handshake ({code}) {why}"))
     if code in BUSY:
         raise Ended(_busy(code, answer.headers.get("retry-after", "")), final=True)
     if code == 400 and _TLS.search(body):
@@ -81,7 +82,7 @@ def _busy(code: int, retry_after: str) -> Handshake:
     seconds = int(told) if re.fullmatch(r"[0-9]{1,9}", told) else 0
     wait = min(timedelta(seconds=seconds), timedelta(seconds=limits.HANDSHAKE_WAIT_SECONDS))
     words = f", asks to wait {seconds} s" if seconds else ""
-    return Handshake("Unreachable", f"too busy to answer ({code}{words})", wait=wait)
+    return Handshake(Reason.UNREACHABLE, f"too busy to answer ({code}{words})", wait=wait)
 
 
 def _redirected(answer: Answer) -> Ended:
@@ -90,7 +91,7 @@ def _redirected(answer: Answer) -> Ended:
         path = clean(answer.target.partition("?")[0])
         if answer.with_credentials and answer.code in KEEPS_METHOD:
             message = f"redirects ({answer.code}) to {path}, which credentials do not follow"
-            return Ended(Handshake("Unreachable", f"{message}: set spec.path"))
+            return Ended(Handshake(Reason.UNREACHABLE, f"{message}: set spec.path"))
         return failed(f"redirects ({answer.code}) to {path}: set spec.path")
     location = answer.headers.get("location", "").strip()
     if not location:
@@ -121,12 +122,12 @@ class Slow(Ended):
 
 
 def failed(message: str) -> Ended:
-    return Ended(Handshake("HandshakeFailed", message))
+    return Ended(Handshake(Reason.HANDSHAKE_FAILED, message))
 
 
 def _unheard(message: str) -> Ended:
     """Nothing that the server can be blamed for: it may never have been asked."""
-    return Ended(Handshake("Unreachable", message))
+    return Ended(Handshake(Reason.UNREACHABLE, message))
 
 
 _TLS_WORDS: Final = "TLS on the port"
@@ -220,16 +221,16 @@ def trouble(broken: Broken, *, answered: bool, heard: bool) -> Ended:
     blame."""
     error = broken.error
     if isinstance(error, addresses.Refused):
-        return Ended(Handshake("Unreachable", str(error)), final=True)
+        return Ended(Handshake(Reason.UNREACHABLE, str(error)), final=True)
     slow = broken.late or isinstance(error, TimeoutError)
     if not broken.connected:
         if isinstance(error, ConnectionRefusedError):
-            refused = Handshake("ConnectionRefused", "nothing listens at the port")
+            refused = Handshake(Reason.CONNECTION_REFUSED, "nothing listens at the port")
             return Ended(refused, final=True)
         why = "no connection in time" if slow else "no route"
-        return Ended(Handshake("Unreachable", f"{why}: {_UNREACHABLE_HINT}"), final=True)
+        return Ended(Handshake(Reason.UNREACHABLE, f"{why}: {_UNREACHABLE_HINT}"), final=True)
     if slow:
-        return Slow(Handshake("Unreachable", SILENT))
+        return Slow(Handshake(Reason.UNREACHABLE, SILENT))
     if answered:
         return failed("breaks off in the middle of an answer")
     if isinstance(error, OSError):  # of which RemoteDisconnected is one, too

@@ -18,8 +18,10 @@ from looks import WEB, failing, feed, look
 from gitops_mcp.agent import journal as module
 from gitops_mcp.agent.journal import FOUND, Journal
 from gitops_mcp.agent.notes import Standing
+from gitops_mcp.base.errors import Category
 from gitops_mcp.base.model import Change, Failure, FieldChange, NoteRecord, Result
 from gitops_mcp.base.names import API_VERSION, KIND, LABEL_SOURCE, JsonObject, ObjectRef, ServerKey
+from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.source import Problem, Revision
 from gitops_mcp.cluster.view import outline
 from gitops_mcp.git.gitrepo import Repository, open_source
@@ -226,11 +228,13 @@ def test_a_failure_is_told_once_until_something_else_is_true(origin: Path, agent
     assert [message for _, _, message in told(origin)] == ["quota", "webhook", "quota"]
 
 
-@pytest.mark.parametrize(("category", "seconds"), [("Transient", 60), ("Configuration", 0)])
+@pytest.mark.parametrize(
+    ("category", "seconds"), [(Category.TRANSIENT, 60), (Category.CONFIGURATION, 0)]
+)
 def test_what_may_pass_by_itself_is_a_failure_only_after_a_while(
-    origin: Path, agent: Agent, category: str, seconds: int
+    origin: Path, agent: Agent, category: Category, seconds: int
 ) -> None:
-    failure = Failure(category, "ApplyFailed", "no answer", 1, NOW)
+    failure = Failure(category, Reason.APPLY_FAILED, "no answer", 1, NOW)
     for _ in range(seconds):
         agent.look("failed", message="no answer", failure=failure)
     agent.flush()
@@ -243,7 +247,7 @@ def test_what_may_pass_by_itself_is_a_failure_only_after_a_while(
 def test_what_was_changed_before_a_passing_error_is_told_with_the_success(
     origin: Path, agent: Agent
 ) -> None:
-    failure = Failure("Transient", "ApplyFailed", "no answer", 1, NOW)
+    failure = Failure(Category.TRANSIENT, Reason.APPLY_FAILED, "no answer", 1, NOW)
     agent.look("failed", change("create", kind=KIND), message="no answer", failure=failure)
     agent.look("changed", change("create"))
     agent.flush()

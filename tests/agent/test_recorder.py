@@ -13,6 +13,7 @@ from looks import WEB, look
 
 from gitops_mcp.agent.recorder import BURST, MUTED, QUEUE, Recorder
 from gitops_mcp.base.errors import (
+    Category,
     Configuration,
     Conflict,
     Gone,
@@ -23,6 +24,7 @@ from gitops_mcp.base.errors import (
 )
 from gitops_mcp.base.model import Change, Failure, FieldChange, Result
 from gitops_mcp.base.names import KIND, JsonObject, ObjectRef, ServerKey
+from gitops_mcp.base.reasons import Reason
 from gitops_mcp.decide.transitions import Transitions
 
 NOW = datetime(2026, 5, 1, 12, 0, 0, 250_000, UTC)
@@ -268,7 +270,11 @@ def test_one_mistake_in_a_manifest_is_one_event(rig: Rig) -> None:
     assert rig.flush() == [("Warning", "ManifestInvalid", "ManifestInvalid it is", 1)]
 
 
-def failure(attempts: int, category: str = "Configuration", reason: str = "ApplyFailed") -> Failure:
+def failure(
+    attempts: int,
+    category: Category = Category.CONFIGURATION,
+    reason: Reason = Reason.APPLY_FAILED,
+) -> Failure:
     return Failure(category, reason, "apply deployment/web: no", attempts, NOW)
 
 
@@ -287,10 +293,10 @@ def test_each_attempt_that_fails_counts(rig: Rig) -> None:
 def test_an_error_that_passes_by_itself_is_no_event(rig: Rig) -> None:
     rig.look(READY, age=99)
     for attempt in (1, 2):
-        rig.look(READY, failure=failure(attempt, "Transient"), age=99)
+        rig.look(READY, failure=failure(attempt, Category.TRANSIENT), age=99)
     assert rig.flush() == []
-    rig.look(READY, failure=failure(3, "Transient"), age=99)
-    rig.look(READY, failure=failure(1, "Transient", "ResourcesExhausted"), age=99)
+    rig.look(READY, failure=failure(3, Category.TRANSIENT), age=99)
+    rig.look(READY, failure=failure(1, Category.TRANSIENT, Reason.RESOURCES_EXHAUSTED), age=99)
     assert sorted(rig.server.reasons() or [r for _, r, _, _ in rig.flush()]) == [
         "ApplyFailed",
         "ResourcesExhausted",
@@ -299,7 +305,13 @@ def test_an_error_that_passes_by_itself_is_no_event(rig: Rig) -> None:
 
 def test_a_server_that_is_not_ours_is_told_at_its_owner_s_object(rig: Rig) -> None:
     for _ in range(3):
-        rig.look(READY, result="blocked", message="NotOwned: mcpserver/web was made by hand", age=9)
+        rig.look(
+            READY,
+            result="blocked",
+            message="NotOwned: mcpserver/web was made by hand",
+            reason=Reason.NOT_OWNED,
+            age=9,
+        )
     assert rig.flush() == [("Warning", "NotOwned", "mcpserver/web was made by hand", 1)]
 
 
@@ -334,7 +346,9 @@ def test_a_recreate_ends_its_shutdown_and_is_applied_again(rig: Rig) -> None:
 def test_messages_are_one_line_short_and_without_what_looks_like_a_secret(rig: Rig) -> None:
     rig.look(READY, age=99)
     text = "GET https://u:hunter2@git.example.com\nfailed " + "é" * 2000
-    rig.look(READY, failure=Failure("Configuration", "ApplyFailed", text, 1, NOW), age=99)
+    rig.look(
+        READY, failure=Failure(Category.CONFIGURATION, Reason.APPLY_FAILED, text, 1, NOW), age=99
+    )
     ((_, _, message, _),) = rig.flush()
     assert "hunter2" not in message
     assert "\n" not in message
@@ -387,13 +401,13 @@ def test_one_server_cannot_take_more_than_its_budget(rig: Rig) -> None:
     rig.look(READY, age=99)
     for index in range(BURST + 10):
         text = f"no {index}"
-        rig.look(failure=Failure("Configuration", "ApplyFailed", text, index + 1, NOW))
+        rig.look(failure=Failure(Category.CONFIGURATION, Reason.APPLY_FAILED, text, index + 1, NOW))
         rig.look(failure=None)
     rig.look(WAITING, made=CREATED, key=ServerKey("ai", "other"), uid="u2")
     rig.flush()
     assert len(rig.server.events) == BURST + 1
     assert rig.dropped == 10
-    rig.look(failure=Failure("Configuration", "ApplyFailed", "again", 1, NOW))
+    rig.look(failure=Failure(Category.CONFIGURATION, Reason.APPLY_FAILED, "again", 1, NOW))
     rig.flush(300)
     assert len(rig.server.events) == BURST + 2
 
@@ -401,12 +415,12 @@ def test_one_server_cannot_take_more_than_its_budget(rig: Rig) -> None:
 @pytest.mark.parametrize("told", [False, True], ids=["unnoticed", "told"])
 def test_a_clock_that_is_set_back_takes_nothing_out_of_the_budget(rig: Rig, told: bool) -> None:
     rig.look(READY, age=99)
-    rig.look(failure=Failure("Configuration", "ApplyFailed", "no", 1, NOW))
+    rig.look(failure=Failure(Category.CONFIGURATION, Reason.APPLY_FAILED, "no", 1, NOW))
     rig.flush()
     rig.now -= timedelta(days=1)
     if told:
         rig.recorder.set_back()
-    rig.look(failure=Failure("Configuration", "ApplyFailed", "no, again", 2, NOW))
+    rig.look(failure=Failure(Category.CONFIGURATION, Reason.APPLY_FAILED, "no, again", 2, NOW))
     rig.flush()
     assert (len(rig.server.events), rig.dropped) == (2, 0)
 
@@ -547,8 +561,8 @@ def test_a_count_that_a_server_cannot_afford_holds_up_no_end(rig: Rig) -> None:
     rig.look(READY, age=99)
     for index in range(BURST):
         text = f"no {index}"
-        rig.look(failure=Failure("Configuration", "ApplyFailed", text, index + 1, NOW))
+        rig.look(failure=Failure(Category.CONFIGURATION, Reason.APPLY_FAILED, text, index + 1, NOW))
     rig.flush()
-    rig.look(failure=Failure("Configuration", "ApplyFailed", "no 0", BURST + 1, NOW))
+    rig.look(failure=Failure(Category.CONFIGURATION, Reason.APPLY_FAILED, "no 0", BURST + 1, NOW))
     assert [rig.recorder._write_next(last=True) for _ in range(2)] == [True, False]
     assert rig.dropped == 1

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from gitops_mcp.base import answers, limits
 from gitops_mcp.base.answers import Reading
-from gitops_mcp.decide import status
+from gitops_mcp.base.reasons import VERIFIED
 from gitops_mcp.sync import probes, sessiongauge
 
 REQUEST = "gitops-mcp-initialize"
@@ -244,7 +244,7 @@ def test_no_answer_makes_a_handshake_raise(
     head = b"" if raw else b"HTTP/1.1 %d x\r\n%s\r\n\r\n" % (code, b"\r\n".join(headers))
     mouth.says = head + chunk + b"".join(body)
     found = probes.probe(mouth.url, host="web.ai.svc:8080", timeout=2)
-    assert found.reason in status.VERIFIED
+    assert found.reason in VERIFIED
     assert found.reason != "NotProbed", f"a bug: {mouth.says!r}"
     assert found.message.isprintable()
     assert "[evil" not in found.message

@@ -16,8 +16,10 @@ from kubectl import discovers, program
 from looks import feed, look
 
 from gitops_mcp.agent.recorder import Recorder
+from gitops_mcp.base.errors import Category
 from gitops_mcp.base.model import Change, Failure, Result
 from gitops_mcp.base.names import API_VERSION, KIND, JsonObject, ObjectRef, ServerKey
+from gitops_mcp.base.reasons import Reason
 from gitops_mcp.cluster.kube import Cluster
 from gitops_mcp.source import crd, serverschema
 
@@ -91,7 +93,9 @@ class Told:
         self._look("changed", Change("create", self.key, ref))
 
     def failed(self, attempt: int) -> None:
-        failure = Failure("Configuration", "ApplyFailed", "apply: no", attempt, self.now)
+        failure = Failure(
+            Category.CONFIGURATION, Reason.APPLY_FAILED, "apply: no", attempt, self.now
+        )
         self._look("failed", failure=failure)
 
     def _look(self, result: Result, *changes: Change, failure: Failure | None = None) -> None:

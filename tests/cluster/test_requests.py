@@ -14,6 +14,7 @@ from stage import CONTEXT, KEY, RENDERER, WEB, Stage, cr
 from gitops_mcp.base.errors import Configuration
 from gitops_mcp.base.model import Inquiry, ProbeResult
 from gitops_mcp.base.names import ANNOTATION_RECONCILE, KIND, JsonObject, ObjectRef
+from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.source import Loaded, McpServer, Revision
 from gitops_mcp.sync.memory import Aim
 
@@ -124,7 +125,7 @@ def test_the_answer_waits_for_a_handshake_that_is_new() -> None:
         asked.append(inquiry.asked)
         uids = frozenset(uid for uid, _ in inquiry.targets)
         now: datetime = clock()
-        return ProbeResult("HandshakeSucceeded", "ok", now, uids, passed=uids)
+        return ProbeResult(Reason.HANDSHAKE_SUCCEEDED, "ok", now, uids, passed=uids)
 
     asked: list[str] = []
     stage = Stage(context=replace(CONTEXT, probes=True), ask=handshake)

@@ -318,7 +318,7 @@ def _released() -> JsonObject:
         lambda cr: ownership.prunable(cr, CONTEXT),
         ownership.outlives_git,
         shutdown.under_way,
-        lambda cr: status.ready(cr.get("status") or {}).status,
+        lambda cr: status.is_ready(cr.get("status") or {}),
         lambda cr: (cr.get("status") or {}).get("phase"),
         lambda cr: cr["metadata"].get("finalizers"),
         lambda cr: cr["metadata"]["uid"],

@@ -10,6 +10,7 @@ import pytest
 
 from gitops_mcp.base.model import Context, Facts, Handshake, Policy, ProbeResult, SecretHeader
 from gitops_mcp.base.names import JsonObject, ServerKey
+from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.source import Revision
 from gitops_mcp.decide import inquiries
 
@@ -38,7 +39,7 @@ def facts(*pods: JsonObject, spec: JsonObject | None = None, **more: Any) -> Fac
 
 def probe(ago: float, *, passed: bool = True, pods: tuple[str, ...] = ("p1",)) -> ProbeResult:
     at = NOW - timedelta(seconds=ago)
-    reason = "HandshakeSucceeded" if passed else "HandshakeFailed"
+    reason = Reason.HANDSHAKE_SUCCEEDED if passed else Reason.HANDSHAKE_FAILED
     named = frozenset(pods)
     return ProbeResult(reason, "", at, named, None, named if passed else frozenset())
 
@@ -205,7 +206,7 @@ def test_sessions_are_not_counted_more_often_than_every_two_seconds() -> None:
 
 
 def test_a_busy_server_is_asked_when_it_said_and_what_it_said_before_is_handed_on() -> None:
-    words = {"p1": Handshake("HandshakeSucceeded", "web")}
+    words = {"p1": Handshake(Reason.HANDSHAKE_SUCCEEDED, "web")}
     last = replace(probe(20, passed=False), answers=words, wait=timedelta(seconds=90))
     assert inquiries.handshake(facts(pod(), probe=last), CONTEXT) == (
         None,

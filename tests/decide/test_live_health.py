@@ -11,6 +11,7 @@ import pytest
 from gitops_mcp.base.errors import KindAbsent
 from gitops_mcp.base.model import Condition, Context, Facts, ProbeResult
 from gitops_mcp.base.names import API_VERSION, KIND, JsonObject, ObjectRef, ServerKey
+from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.source import Revision
 from gitops_mcp.cluster.kube import Cluster
 from gitops_mcp.decide import health, status
@@ -163,12 +164,16 @@ def test_a_status_is_stored_as_it_was_meant_and_not_written_twice(
             },
             pods=({"metadata": {"uid": "a", "name": "a"}},),
             probe=ProbeResult(
-                "HandshakeSucceeded", "web", NOW, frozenset("a"), {"name": "w", "era": "modern"}
+                Reason.HANDSHAKE_SUCCEEDED,
+                "web",
+                NOW,
+                frozenset("a"),
+                {"name": "w", "era": "modern"},
             ),
         )
         given = {
             "invalid": "",
-            "synced": Condition("Synced", "True", "Synced", "applied revision abc"),
+            "synced": Condition.of(Reason.SYNCED, "applied revision abc"),
             "endpoint": "http://web",
             "replicas": 2,
             "applied_revision": "abc",

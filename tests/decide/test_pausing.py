@@ -19,6 +19,7 @@ from gitops_mcp.base.names import (
     JsonObject,
     ServerKey,
 )
+from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.resources import folder
 from gitops_mcp.base.source import McpServer, Revision
 from gitops_mcp.decide import planning
@@ -107,8 +108,8 @@ def facts_and_context(case: dict[str, Any]) -> tuple[Facts, Context]:
     live["metadata"]["managedFields"] = managed
     answers = {name: told[2] for name, told in case["pods"].items() if told[2] != "nothing"}
     passed = frozenset(name for name, answer in answers.items() if answer == "well")
-    reason = case.get("said", "HandshakeFailed")
-    reason = "HandshakeSucceeded" if passed == answers.keys() else reason
+    reason = Reason(case.get("said", "HandshakeFailed"))
+    reason = Reason.HANDSHAKE_SUCCEEDED if passed == answers.keys() else reason
     facts = Facts(
         key=KEY,
         now=NOW,
@@ -124,7 +125,7 @@ def facts_and_context(case: dict[str, Any]) -> tuple[Facts, Context]:
             None,
             passed,
             answers={
-                name: Handshake("Unreachable", "silent")
+                name: Handshake(Reason.UNREACHABLE, "silent")
                 for name, answer in answers.items()
                 if answer == "silent"
             },

@@ -10,8 +10,10 @@ import paths
 import pytest
 import yaml
 
+from gitops_mcp.base.errors import Category
 from gitops_mcp.base.model import Context, Decision, Deferral, Facts, Failure
 from gitops_mcp.base.names import FINALIZER, LABEL_MANAGED_BY, LABEL_SOURCE, JsonObject, ServerKey
+from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.resources import folder
 from gitops_mcp.base.source import McpServer, Problem, Revision
 from gitops_mcp.decide import applying, ownership, planning, pruning, turns
@@ -147,8 +149,8 @@ def facts_and_context(case: dict[str, Any]) -> tuple[Facts, Context]:
         if "status_written" in case
         else None,
         failure=Failure(
-            failure["category"],
-            failure["reason"],
+            Category(failure["category"]),
+            Reason(failure["reason"]),
             failure["message"],
             1,
             NOW + timedelta(seconds=failure["after"]),

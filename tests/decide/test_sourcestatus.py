@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from looks import NOW, WEB, look
 
+from gitops_mcp.base.errors import Category
 from gitops_mcp.base.model import Failure, Report
 from gitops_mcp.base.names import ServerKey
+from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.source import Loaded, Problem, Revision
 from gitops_mcp.decide.sourcestatus import (
     LONGEST,
@@ -47,13 +49,13 @@ class Watched(SourceWatch):
 def test_a_server_is_missing_until_it_is_there_or_git_drops_it() -> None:
     watched = Watched()
     watched.adopted("c1", loaded(WEB, API))
-    failure = Failure("Transient", "NamespaceNotFound", "m", 1, NOW)
+    failure = Failure(Category.TRANSIENT, Reason.APPLY_FAILED, "m", 1, NOW)
     for key in (WEB, API):
         message = 'namespace "ai" not found: create it'
         watched.heard(look("failed", key=key, uid="", message=message, failure=failure))
     assert watched.status.missing == (
-        Missing("ai/api", "NamespaceNotFound", 'namespace "ai" not found: create it'),
-        Missing("ai/web", "NamespaceNotFound", 'namespace "ai" not found: create it'),
+        Missing("ai/api", Reason.APPLY_FAILED, 'namespace "ai" not found: create it'),
+        Missing("ai/web", Reason.APPLY_FAILED, 'namespace "ai" not found: create it'),
     )
     watched.heard(look("changed", key=API))
     assert [one.server for one in watched.status.missing] == ["ai/web"]
@@ -158,9 +160,9 @@ def test_each_change_for_the_worse_is_news_once_and_so_is_the_end_of_a_trouble()
         missing=(Missing("ai/web", "ApplyFailed", "no"), Missing("ai/b", "ManifestInvalid", "x")),
     )
     assert list(news(well, bad)) == [
-        ("Warning", "SourceNotRead", "no answer"),
-        ("Warning", "ManifestInvalid", "a.yaml:1:1: unknown field"),
-        ("Warning", "ServerMissing", "ai/web: ApplyFailed: no"),
+        (Reason.SOURCE_NOT_READ, "no answer"),
+        (Reason.MANIFEST_INVALID, "a.yaml:1:1: unknown field"),
+        (Reason.SERVER_MISSING, "ai/web: ApplyFailed: no"),
     ]
     assert list(news(bad, replace(bad, trouble="another"))) == []
-    assert list(news(bad, well)) == [("Normal", "SourceRead", "git can be read again, at c1")]
+    assert list(news(bad, well)) == [(Reason.SOURCE_READ, "git can be read again, at c1")]

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from looks import NOW, WEB, change, failing, look
 
+from gitops_mcp.base.errors import Category
 from gitops_mcp.base.model import Change, Failure, FieldChange, Result, Worked
 from gitops_mcp.base.names import JsonObject, ServerKey
+from gitops_mcp.base.reasons import Reason
 from gitops_mcp.decide.transitions import Kind, Last, Seen, Transition, Transitions, transition
 
 EARLIER = NOW - timedelta(minutes=5)
@@ -24,7 +26,7 @@ def step(name: str) -> JsonObject:
 
 
 def failed(attempts: int) -> Failure:
-    return Failure("Configuration", "ApplyFailed", "no", attempts, NOW)
+    return Failure(Category.CONFIGURATION, Reason.APPLY_FAILED, "no", attempts, NOW)
 
 
 def between(last: Worked | None, this: Worked) -> Transition:
@@ -46,7 +48,11 @@ CREATED = look("changed", change("MCPServer", "create"))
         (None, look("failed", message="no"), "TROUBLED"),
         (look("failed", message="no"), look("failed", message="no"), ""),
         (look("failed", message="no"), look("failed", message="never"), "TROUBLED"),
-        (look("failed", message="no"), look("blocked", message="no"), "TROUBLED REFUSED"),
+        (
+            look("failed", message="no"),
+            look("blocked", message="no", reason=Reason.NOT_OWNED),
+            "TROUBLED REFUSED",
+        ),
         (look("failed", message="no"), look(), "RECOVERED"),
         (look("blocked"), look("skipped", message="wait"), "RECOVERED REMARKED"),
         (look(message="wait"), look("skipped", message="wait"), ""),
@@ -73,14 +79,18 @@ CREATED = look("changed", change("MCPServer", "create"))
         (look("failed", failure=failed(1)), look("failed", failure=failed(1)), ""),
         (look("failed", failure=failed(1)), look("failed", failure=failed(2)), "ATTEMPTED"),
         (look("failed", failure=failed(2)), look(), "RECOVERED"),
-        (None, look("blocked", message="NotOwned: x"), "TROUBLED REFUSED"),
+        (None, look("blocked", message="NotOwned: x", reason=Reason.NOT_OWNED), "TROUBLED REFUSED"),
         (
-            look("blocked", message="NotOwned: x"),
-            look("blocked", message="NotOwned: y"),
+            look("blocked", message="NotOwned: x", reason=Reason.NOT_OWNED),
+            look("blocked", message="NotOwned: y", reason=Reason.NOT_OWNED),
             "TROUBLED",
         ),
-        (look(), look(message="Contested: a"), "REMARKED REFUSED"),
-        (look(), look(uid="", message="Contested: a"), "REMARKED REPLACED GONE"),
+        (look(), look(message="Contested: a", reason=Reason.CONTESTED), "REMARKED REFUSED"),
+        (
+            look(),
+            look(uid="", message="Contested: a", reason=Reason.CONTESTED),
+            "REMARKED REPLACED GONE",
+        ),
         # the steps of a shutdown
         (look(), look(status=step("Draining")), "SHUTTING_DOWN TERMINATING"),
         (None, look(status=step("Draining")), "SHUTTING_DOWN"),
@@ -176,10 +186,10 @@ def test_a_condition_that_turned_is_news_unless_it_is_older_than_we_are(
 
 
 def test_what_is_gone_is_forgotten() -> None:
-    seen = Seen({}, refused="NotOwned")
-    assert between(None, look("blocked", message="NotOwned: x")).next == Last(
-        "blocked", "NotOwned: x", uid="u1", seen=seen
-    )
+    seen = Seen({}, refused=Reason.NOT_OWNED)
+    assert between(
+        None, look("blocked", message="NotOwned: x", reason=Reason.NOT_OWNED)
+    ).next == Last("blocked", "NotOwned: x", uid="u1", seen=seen)
     assert between(look(), GONE).next is None
     assert between(look(), look("pruned", uid="")).next is None
 

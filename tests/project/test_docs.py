@@ -1,6 +1,6 @@
 """The documentation holds: links resolve, commands and their options exist, tables are complete.
 
-``make tables`` writes the table of fields in docs/manifest.md anew.
+``make tables`` writes the tables that docs/manifest.md and docs/status.md take from the code.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ import importlib
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
 import pytest
 from paths import ROOT
 
-from gitops_mcp.agent import recorder
 from gitops_mcp.base import limits
+from gitops_mcp.base.reasons import PASSING, TERMINAL, Reason, Trait
 from gitops_mcp.cli import main as cli
 from gitops_mcp.decide import status
 
@@ -26,7 +26,7 @@ PAGES = sorted(
     for folder in (ROOT, ROOT / "docs", ROOT / "repo-example")
     for page in folder.glob("*.md")
 )
-FIELDS = re.compile(r"(<!-- fields: [^>]*-->\n)(.*?)(<!-- /fields -->)", re.S)
+TABLE = re.compile(r"(<!-- (\S+): written by `make tables` -->\n).*?(<!-- /\2 -->)", re.S)
 
 
 def text(page: str) -> str:
@@ -152,17 +152,81 @@ def field_table() -> str:
     return "\n".join(rows) + "\n"
 
 
-def test_the_table_of_fields_is_the_schemas() -> None:
-    found = FIELDS.search(text("docs/manifest.md"))
-    assert found is not None
-    assert found[2] == field_table(), "run make tables"
+def table(*rows: tuple[str, ...]) -> str:
+    head, *rest = rows
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, ("---",) * len(head), *rest))
 
 
-def test_every_condition_and_reason_is_explained() -> None:
-    page = text("docs/status.md")
-    told = set(re.findall(r"`([A-Z]\w+)`", page))
-    known = {*status._ORDER, *status.FAILED, *status.PASSING, *status.VERIFIED, *recorder.WARNINGS}
-    assert known <= told
+def condition_table() -> str:
+    """The reasons of each condition that has its own, by its status."""
+    head = ("condition", "True", "False", "Unknown")
+    kinds = dict.fromkeys(kind for row in Reason for kind in row.conditions)
+    cells = {
+        kind: [", ".join(f"`{row}`" for row in given(kind, value)) for value in head[1:]]
+        for kind in sorted(kinds, key=status.CONDITIONS.index)
+    }
+    return table(head, *((f"`{kind}`", *row) for kind, row in cells.items()))
+
+
+def given(kind: str, *values: str) -> list[Reason]:
+    return [row for row in Reason if row.conditions.get(kind) in values]
+
+
+def reason_table(kind: str, *values: str) -> str:
+    """What the reasons of a condition with these statuses mean, and what follows."""
+    return table(
+        ("reason", "means", "what helps", "Ready", "Event"),
+        *((f"`{r}`", r.means, r.helps, held_back(kind, r), r.event) for r in given(kind, *values)),
+    )
+
+
+def held_back(kind: str, row: Reason) -> str:
+    if row.conditions[kind] != "False" or (kind == "Synced" and row in PASSING):
+        return "as it is"
+    return "False: Failed" if row in TERMINAL else "False"
+
+
+def event_table(*, source: bool) -> str:
+    """Events about a server that are Normal, or no condition's; or those about a source."""
+    rows = [
+        row
+        for row in Reason
+        if row.event and (Trait.SOURCE in row.traits) is source
+        if not row.conditions or (not source and Trait.NORMAL in row.traits)
+    ]
+    return table(("Event", "type", "means"), *((f"`{r}`", r.event, r.means) for r in rows))
+
+
+GENERATED: dict[str, Callable[[], str]] = {
+    "fields": field_table,
+    "conditions": condition_table,
+    "deployment": lambda: reason_table("DeploymentReady", "False"),
+    "verified": lambda: reason_table("Verified", "True", "False", "Unknown"),
+    "synced": lambda: reason_table("Synced", "False"),
+    "events": lambda: event_table(source=False),
+    "source-events": lambda: event_table(source=True),
+}
+"""What the pages take from the code, by the name in the comment before it."""
+
+
+def generated(page: str) -> str:
+    """The page with its tables as they should be."""
+    return TABLE.sub(lambda f: f"{f[1]}{GENERATED[f[2]]()}{f[3]}", text(page))
+
+
+@pytest.mark.parametrize("page", ["docs/manifest.md", "docs/status.md"])
+def test_the_tables_of_a_page_are_the_codes(page: str) -> None:
+    assert text(page) == generated(page), "run make tables"
+
+
+def test_every_table_of_the_code_is_on_a_page() -> None:
+    pages = text("docs/manifest.md") + text("docs/status.md")
+    assert {found[2] for found in TABLE.finditer(pages)} == set(GENERATED)
+
+
+def test_every_condition_and_reason_is_documented() -> None:
+    told = set(re.findall(r"`([A-Z]\w+)`", text("docs/status.md")))
+    assert {*status.CONDITIONS, *Reason} <= told
 
 
 def as_told(value: object) -> set[str]:
@@ -208,8 +272,5 @@ def test_the_readme_shows_what_the_cluster_accepts() -> None:
 
 
 if __name__ == "__main__":
-    path = ROOT / "docs" / "manifest.md"
-    path.write_text(
-        FIELDS.sub(lambda found: found[1] + field_table() + found[3], text("docs/manifest.md")),
-        encoding="utf-8",
-    )
+    for name in ("docs/manifest.md", "docs/status.md"):
+        (ROOT / name).write_text(generated(name), encoding="utf-8")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from gitops_mcp.base.model import Inquiry, ProbeResult
+from gitops_mcp.base.reasons import Reason
 from simulation.cluster import PODS, Plane
 
 
@@ -25,5 +26,5 @@ def ask(plane: Plane, inquiry: Inquiry, clock: Callable[[], datetime]) -> ProbeR
     passed = asked & running
     if passed == asked:
         info = {"name": "simulated", "version": "1"}
-        return ProbeResult("HandshakeSucceeded", "simulated", clock(), asked, info, passed)
-    return ProbeResult("ConnectionRefused", "nobody listens", clock(), asked, None, passed)
+        return ProbeResult(Reason.HANDSHAKE_SUCCEEDED, "simulated", clock(), asked, info, passed)
+    return ProbeResult(Reason.CONNECTION_REFUSED, "nobody listens", clock(), asked, None, passed)

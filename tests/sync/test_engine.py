@@ -37,6 +37,7 @@ from gitops_mcp.base.names import (
     ObjectRef,
     ServerKey,
 )
+from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.resources import folder
 from gitops_mcp.base.source import Loaded
 from gitops_mcp.decide import inquiries, writing
@@ -400,7 +401,7 @@ def test_what_failed_is_tried_again_by_a_clock_that_was_set_back() -> None:
     stage.engine.work(KEY)
     memory = stage.engine.memory(KEY)
     assert memory.failure is not None
-    memory.probe = ProbeResult("HandshakeSucceeded", "", stage.now)
+    memory.probe = ProbeResult(Reason.HANDSHAKE_SUCCEEDED, "", stage.now)
     memory.status_written_at = memory.sessions_at = stage.now
     stage.server.refuse = lambda *_: None
     stage.now -= timedelta(hours=1)
@@ -456,7 +457,7 @@ def inquiring(stage: Stage, secret: JsonObject | None, key: str = "token") -> li
 
     def ask(inquiry: Inquiry, _: Callable[[], datetime]) -> ProbeResult:
         asked.append(inquiry)
-        return ProbeResult("HandshakeSucceeded", "ok", stage.now, frozenset({"p"}))
+        return ProbeResult(Reason.HANDSHAKE_SUCCEEDED, "ok", stage.now, frozenset({"p"}))
 
     stage.stands(cr())
     if secret is not None:

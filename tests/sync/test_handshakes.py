@@ -22,7 +22,7 @@ from scripted import Answer, Asked, scripted
 
 from gitops_mcp.base import limits
 from gitops_mcp.base.model import Handshake
-from gitops_mcp.decide import status
+from gitops_mcp.base.reasons import Reason
 from gitops_mcp.sync import probes
 
 HOST = "web.ai.svc.cluster.local:8080"
@@ -31,8 +31,8 @@ JSON = {"Content-Type": "application/json"}
 EVENTS = {"Content-Type": "text/event-stream"}
 HTML = {"Content-Type": "text/html"}
 
-WELL = "HandshakeSucceeded"
-FAILED = "HandshakeFailed"
+WELL = Reason.HANDSHAKE_SUCCEEDED
+FAILED = Reason.HANDSHAKE_FAILED
 REJECTED = "HostRejected"
 AUTH = "AuthenticationRequired"
 DENIED = "AccessDenied"
@@ -449,7 +449,7 @@ def test_the_verdict_is_that_of_the_clients(row: Row) -> None:
     assert "s3cret" not in found.message
     assert getattr(row.server, "live", set()) in (set(), ())  # no session is left
     assert (
-        status.VERIFIED[found.reason]
+        found.reason.conditions["Verified"]
         == {
             WELL: "True",
             AUTH: "True",

@@ -18,11 +18,12 @@ import pytest
 from scripted import Answer, Asked, scripted
 
 from gitops_mcp.base.model import Handshake, Inquiry, ProbeResult
+from gitops_mcp.base.reasons import Reason
 from gitops_mcp.sync import conversation, probes, sessiongauge
 
 HOST = "web.ai.svc.cluster.local:8080"
-FAILED = "HandshakeFailed"
-SILENT = Handshake("Unreachable", "takes the connection but gives no answer in time")
+FAILED = Reason.HANDSHAKE_FAILED
+SILENT = Handshake(Reason.UNREACHABLE, "takes the connection but gives no answer in time")
 
 
 def ask(url: str, *, host: str = HOST, timeout: float = 5.0) -> Handshake:
@@ -446,7 +447,7 @@ def flood(connection: socket.socket) -> None:
         (
             lambda _: None,
             Handshake(
-                "Unreachable",
+                Reason.UNREACHABLE,
                 "ends the connection without an answer: "
                 "TLS on the port, or a mesh that lets only its own in (mTLS)?",
             ),
@@ -486,7 +487,7 @@ def test_a_server_that_is_silent_to_the_modern_era_has_time_for_the_other() -> N
 # --- several pods, and the drain --------------------------------------------------------------
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-GOOD = Handshake("HandshakeSucceeded", "web speaks", {"name": "web"})
+GOOD = Handshake(Reason.HANDSHAKE_SUCCEEDED, "web speaks", {"name": "web"})
 
 
 def test_the_worst_pod_speaks_for_the_server() -> None:
