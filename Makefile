@@ -22,7 +22,7 @@ DEV := $(VENV)/.dev-$(call key,requirements/*.txt pyproject.toml)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage fuzz simulate truth plane servers cluster bench bench-plane bench-agent tables lint types format build \
+.PHONY: help demo quick test coverage fuzz simulate truth plane servers cluster bench bench-plane bench-agent tables lint types format build \
   lock clean
 
 help: ## List the targets
@@ -33,7 +33,14 @@ help: ## List the targets
 demo: $(RUN) ## From git push to Ready, healed and pruned, on an embedded cluster
 	@$(PY) -m gitops_mcp demo
 
-test: $(DEV) ## Run the tests on all cores
+# The simulations start nothing, and take their time.
+QUICK := -m "not real" --ignore-glob='*_seeds.py' --ignore=tests/simulation/test_deaths.py
+
+quick: $(DEV) ## Check style, imports and types, and run the tests that start nothing
+	@$(MAKE) --no-print-directory -j2 lint types
+	@$(TEST) -q -n auto --dist worksteal $(QUICK) $(ARGS)
+
+test: $(DEV) ## Run all tests on all cores
 	@$(TEST) -n auto --dist loadfile $(ARGS) || { \
 	  echo "== What failed, once more and alone: real clusters keep their own time"; \
 	  $(TEST) --last-failed --last-failed-no-failures none $(ARGS); }

@@ -19,7 +19,7 @@ from gitops_mcp.cluster.kube import Cluster
 
 
 @pytest.fixture(scope="module")
-def plane() -> Iterator[rig.Plane]:
+def plane(processes: None) -> Iterator[rig.Plane]:
     try:
         started = rig.Plane()
     except rig.Unavailable as reason:
@@ -30,7 +30,7 @@ def plane() -> Iterator[rig.Plane]:
 
 @pytest.fixture(scope="module", params=["sandbox", "plane"])
 def cluster(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    processes: None, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cluster]:
     if request.param == "plane":
         connected = Cluster(str(request.getfixturevalue("plane").kubeconfig("admin")))
@@ -45,13 +45,13 @@ def cluster(
 
 
 @pytest.fixture(scope="module")
-def sandboxed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def sandboxed(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The kubeconfig of a sandbox that knows MCPServer."""
     yield from _sandboxed(20, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
-def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def kubeconfig(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The same of one at half that speed, where tests look at what is under way."""
     yield from _sandboxed(10, tmp_path_factory)
 

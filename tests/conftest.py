@@ -1,10 +1,13 @@
-"""What holds for every test: nothing of the user's leaks in, nothing leaves this machine.
+"""What holds for every test: nothing of the user's leaks in, nothing leaves this machine, and
+programs are started only with permission.
 
 Git has an identity and reads no configuration of the user or the system, no kubeconfig and no
 setting of ours is inherited, no signal is ignored or blocked, and each test has its own empty home.
 A socket of the test process may reach loopback addresses only: anything else is refused, and fails
 the test that tried.
 (Programs that a test starts are not watched.)
+The fixture ``processes`` is the permission to start programs and to listen: a test that takes it,
+or a fixture that does, is marked ``real``. `make quick` runs the others.
 """
 
 from __future__ import annotations
@@ -70,7 +73,13 @@ def own_signals() -> None:
 
 own_signals()
 
+_STARTS = {
+    *("os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"),
+    *("socket.bind", "subprocess.Popen"),
+}
 _strays: list[str] = []
+_current: list[pytest.Item] = []
+"""The test that runs, with its fixtures of every scope; none while tests are collected."""
 
 
 def _is_local(host: object) -> bool:
@@ -82,7 +91,10 @@ def _is_local(host: object) -> bool:
         return False  # a name: to resolve it would already ask somebody else
 
 
-def _refuse_strangers(event: str, args: tuple[object, ...]) -> None:
+def _refuse(event: str, args: tuple[object, ...]) -> None:
+    if event in _STARTS and _current and _current[0].get_closest_marker("real") is None:
+        _strays.append(f"{event} needs the fixture `processes`")
+        raise RuntimeError(_strays[-1])
     if event in ("socket.connect", "socket.sendto"):
         address = args[1]
         host = address[0] if isinstance(address, tuple) else None  # a str is a UNIX socket's path
@@ -96,7 +108,28 @@ def _refuse_strangers(event: str, args: tuple[object, ...]) -> None:
         raise OSError(101, f"tests reach loopback addresses only, not {host}")
 
 
-sys.addaudithook(_refuse_strangers)
+sys.addaudithook(_refuse)
+
+
+@pytest.fixture(scope="session")
+def processes() -> None:
+    """Permission to start programs and to listen on a port."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "processes" in getattr(item, "fixturenames", ()):
+            item.add_marker("real")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    _current[:] = [item]
+    try:
+        return (yield)
+    finally:
+        _current.clear()
 
 
 @pytest.fixture(autouse=True)
@@ -109,12 +142,13 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_strangers() -> Iterator[None]:
-    _strays.clear()
     yield
-    assert not _strays, f"left this machine: {_strays}"
+    found = _strays.copy()
+    _strays.clear()
+    assert not found
 
 
 @pytest.fixture
 def strays() -> list[str]:
-    """What tried to leave so far; a test that means to try clears it."""
+    """What was refused so far; a test that means to try clears it."""
     return _strays

@@ -94,7 +94,7 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
+def place(processes: None, tmp_path: Path) -> Iterator[Place]:
     repository = gitfixtures.bare(tmp_path / "fleet.git")
     (tmp_path / "secret").write_bytes(SECRET + b"\n")
     with socket.socket() as free:

@@ -67,6 +67,7 @@ class Idle(Agent):
         return run
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_webhook_that_is_replayed_does_not_have_a_fetch_that_fails_repeated_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,7 +169,7 @@ def test_its_leases_do_not_follow_the_kubeconfigs_context() -> None:
 
 HEAPS = """
 import ctypes, sys, threading
-from gitops_mcp.agent import share_one_heap
+from gitops_mcp.agent.process import share_one_heap
 
 if sys.argv[1] == "one":
     share_one_heap()
@@ -192,6 +193,7 @@ libc.fflush(None)
 """
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="heaps of threads are glibc's")
 def test_threads_share_one_heap() -> None:
     def heaps(how: str) -> int:

@@ -84,7 +84,7 @@ class Running:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def running(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("agent")
     repository = gitfixtures.bare(folder / "fleet.git")
     gitfixtures.commit(repository, {"web.yaml": manifest("web", transport="stdio")})

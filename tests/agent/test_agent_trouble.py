@@ -29,8 +29,6 @@ from gitops_mcp.cluster.kube import Cluster
 from gitops_mcp.source import crd, serverschema
 
 pytest_plugins = ["clusters"]
-pytestmark = pytest.mark.xdist_group("plane")
-
 OUTAGE = 30.0
 """Seconds without an API server."""
 TROUBLE = (faults.TOO_MANY, faults.BROKEN, faults.STARTING, faults.LOST_BEFORE, faults.LOST_AFTER)

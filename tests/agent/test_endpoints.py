@@ -23,7 +23,7 @@ Answered = tuple[int, Mapping[str, str], str]
 
 
 @pytest.fixture
-def serve() -> Iterator[Serve]:
+def serve(processes: None) -> Iterator[Serve]:
     """Starts endpoints that are fine; ends them after the test."""
     with ExitStack() as stack:
 
@@ -68,6 +68,7 @@ def is_over(client: socket.socket) -> bool:
         return True
 
 
+@pytest.mark.usefixtures("processes")
 def test_an_address_is_free_again_however_soon_they_end(monkeypatch: pytest.MonkeyPatch) -> None:
     serving = Endpoints._serve
 
@@ -286,6 +287,7 @@ def test_nonsense_is_refused_without_a_word_in_the_log(
 # --- its own life ---------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_end_comes_within_a_second_whoever_is_connected() -> None:
     with ExitStack() as stack:
         served = stack.enter_context(
@@ -303,6 +305,7 @@ def test_the_end_comes_within_a_second_whoever_is_connected() -> None:
         connect(served)
 
 
+@pytest.mark.usefixtures("processes")
 def test_what_is_ended_before_it_began_to_serve_has_ended() -> None:
     began = time.monotonic()
     with Endpoints(LOCAL, alive=str, ready=str, metrics=bytes) as served:
@@ -336,6 +339,7 @@ def test_a_host_that_does_not_exist_is_one_clear_error() -> None:
         pass
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("listen", ["0.0.0.0:0", "localhost:0", ":0", "127.0.0.1:0"])
 def test_every_kind_of_address_is_reached_by_its_url(listen: str) -> None:
     with Endpoints(listen, alive=str, ready=str, metrics=bytes) as served:

@@ -94,7 +94,7 @@ class Agent:
 
 
 @pytest.fixture
-def origin(tmp_path: Path) -> Path:
+def origin(processes: None, tmp_path: Path) -> Path:
     return bare(tmp_path / "origin.git")
 
 

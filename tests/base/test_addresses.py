@@ -124,6 +124,7 @@ def test_one_bad_address_among_good_ones_refuses_the_name(monkeypatch: pytest.Mo
         addresses.resolve("x.ai.svc", 80, addresses.foreign)
 
 
+@pytest.mark.usefixtures("processes")
 def test_what_was_judged_is_dialled(monkeypatch: pytest.MonkeyPatch) -> None:
     """A name server that says something harmless first, and the metadata address next, is asked
     once."""
@@ -161,6 +162,7 @@ SILENT = "127.0.0.77"
 REFUSING = "127.0.0.78"
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("asks", ["sessions", "gauge", "hook"])
 def test_of_several_addresses_the_first_that_takes_a_connection_is_asked(
     asks: str, monkeypatch: pytest.MonkeyPatch
@@ -181,6 +183,7 @@ def test_of_several_addresses_the_first_that_takes_a_connection_is_asked(
     assert [one.headers["host"] for one in server.asked] == [f"several.ai.svc:{port}"]
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_hook_that_no_address_takes_ends_in_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     _answers(monkeypatch, [SILENT, REFUSING])
     with socket.create_server((REFUSING, 0)) as taken:
@@ -193,6 +196,7 @@ def test_a_hook_that_no_address_takes_ends_in_its_time(monkeypatch: pytest.Monke
     assert time.monotonic() - began < 0.6
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize(
     "url", ["http://{host}:{port}/", "http://localhost:{port}/", "http://2130706433:{port}/"]
 )
@@ -206,6 +210,7 @@ def test_loopback_is_asked_only_where_pods_have_such_addresses(url: str) -> None
         assert probes.asking(lambda: True)(inquiry, lambda: datetime.now(UTC)) == 7
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_api_server_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     with scripted(lambda _: Answer(200, "7")) as server:
         assert sessiongauge.sessions(server.url) == 7

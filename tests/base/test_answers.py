@@ -232,6 +232,7 @@ _CHUNKS = st.sampled_from(
 )
 
 
+@pytest.mark.usefixtures("processes")
 @settings(
     max_examples=250,
     deadline=None,
@@ -274,6 +275,7 @@ def tiny_chunks(connection: socket.socket) -> None:
         connection.sendall(b"1\r\nx\r\n" * 1000)
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("speak", [endless_headers, endless_interim, endless_trailers, tiny_chunks])
 def test_what_never_ends_is_bounded_in_time_and_memory(
     speak: Callable[[socket.socket], None],

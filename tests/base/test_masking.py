@@ -203,6 +203,7 @@ def test_json_that_is_deeper_than_anybody_reads_is_hidden() -> None:
     assert mask({"config": {"A": "[" * 900 + "]" * 900}}) == {"config": {"A": MASK}}
 
 
+@pytest.mark.usefixtures("processes")
 def test_an_ordinary_value_needs_no_detector() -> None:
     """Importing it takes as long as a small diff."""
     code = (

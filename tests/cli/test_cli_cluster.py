@@ -35,6 +35,7 @@ from gitops_mcp.cluster.kube import Cluster
 from gitops_mcp.decide import planning
 from gitops_mcp.decide.sourcestatus import Missing, SourceStatus
 
+pytestmark = pytest.mark.usefixtures("processes")
 pytest_plugins = ["clusters"]
 GITOPS = [sys.executable, "-m", "gitops_mcp"]
 SECRET = "hunter2-do-not-tell"

@@ -32,6 +32,8 @@ from gitops_mcp.source import serverschema
 from gitops_mcp.source.settings import SourceOptions
 from gitops_mcp.sync import reading
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 GITOPS = [sys.executable, "-m", "gitops_mcp"]
 SECRET = "hunter2-do-not-tell"
 
@@ -305,7 +307,7 @@ def test_a_directory_is_read_as_it_lies_or_at_a_ref(gitops: Run, tmp_path: Path)
 
 
 @pytest.fixture
-def remote(tmp_path: Path) -> Path:
+def remote(processes: None, tmp_path: Path) -> Path:
     """A bare repository whose branches differ."""
     repository = bare(tmp_path / "served" / "fleet.git")
     commit(repository, {"servers/web.yaml": manifest()})
@@ -393,7 +395,7 @@ def test_a_folder_without_manifests_is_a_path_too(
 
 
 @pytest.fixture
-def branch(tmp_path: Path) -> Path:
+def branch(processes: None, tmp_path: Path) -> Path:
     """A work tree on a branch that changes, adds and removes a server of main."""
     folder = tmp_path / "clone"
     worktree(
@@ -784,17 +786,21 @@ def test_an_interrupted_verb_says_so_and_ends_with_130(
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_an_agent_is_interrupted_like_any_verb_but_told_to_end_by_sigterm(
-    number: signal.Signals, code: int
+    number: signal.Signals, code: int, tmp_path: Path, processes: None
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        url = f"http://127.0.0.1:{silent.getsockname()[1]}/fleet.git"
-        command = [*GITOPS, "agent", url, "--listen=127.0.0.1:0"]
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        cluster = {"clusters": [{"name": "c", "cluster": {"server": address}}]}
+        context = {"contexts": [{"name": "c", "context": {"cluster": "c"}}]}
+        write(tmp_path, {"config": json.dumps({**cluster, **context, "current-context": "c"})})
+        source = (f"{address}/fleet.git", f"--kubeconfig={tmp_path / 'config'}")
+        command = [*GITOPS, "agent", *source, "--listen=127.0.0.1:0"]
         with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-            silent.settimeout(20)
+            silent.settimeout(60)
             asked, _ = silent.accept()
             with asked:
                 process.send_signal(number)
-                assert process.wait(20) == code
+                assert process.wait(60) == code
 
 
 def _once_it_reads(fifo: Path) -> int:

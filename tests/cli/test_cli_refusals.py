@@ -96,7 +96,7 @@ def forward(url: str, asked: Asked) -> Answer:
 
 
 @pytest.fixture(scope="module")
-def backend() -> Iterator[str]:
+def backend(processes: None) -> Iterator[str]:
     with sandbox.start(speed=20) as cluster:
         install_crd(cluster.url)
         yield cluster.url
@@ -296,6 +296,7 @@ def test_status_of_all_namespaces_needs_the_right_to_list_them(
 # --- clusters -----------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("verb", ["diff", "sync"])
 def test_a_server_that_is_too_old_is_refused_by_name(
     gitops: Run, tmp_path: Path, verb: str
@@ -326,6 +327,7 @@ def test_an_api_server_that_does_not_answer_is_one_line(
     assert "is this the right context?" in ended.error
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_crd_that_is_absent_or_older_is_told_with_the_way_to_install_it(
     gitops: Run, tmp_path: Path
 ) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 
 @contextmanager
 def demo(folder: Path, **programs: str) -> Iterator[subprocess.Popen[str]]:
@@ -74,7 +76,7 @@ def until(process: subprocess.Popen[str], text: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> str:
+def told(processes: None, tmp_path_factory: pytest.TempPathFactory) -> str:
     with demo(tmp_path_factory.mktemp("demo")) as process:
         said, errors = process.communicate(timeout=180)
     assert errors == ""

@@ -28,7 +28,7 @@ Kubectl = Callable[..., str]
 
 
 @pytest.fixture(scope="module", params=["sandbox", "plane"])
-def kubeconfig(request: pytest.FixtureRequest) -> Path:
+def kubeconfig(processes: None, request: pytest.FixtureRequest) -> Path:
     kubectl = program()
     if kubectl is None:
         pytest.skip("no kubectl on this machine")

@@ -290,6 +290,7 @@ def test_a_namespace_that_others_may_use_gets_no_label_of_ours(watched: str) -> 
     assert "labels" in install.objects(Installation("i"))[0]["metadata"]
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_options_of_the_source_reach_the_agent(capsys: pytest.CaptureFixture[str]) -> None:
     objects = printed(
         capsys, URL, "--branch=main", "--cluster=prod", "--path=servers", "--interval=90s",
@@ -317,6 +318,7 @@ def test_without_a_source_the_agent_gets_none(capsys: pytest.CaptureFixture[str]
     assert agent_arguments(printed(capsys)) == ["agent", LISTEN]
 
 
+@pytest.mark.usefixtures("processes")
 def test_every_argument_is_one_that_the_agent_takes(capsys: pytest.CaptureFixture[str]) -> None:
     objects = printed(
         capsys, "ssh://git@git.example.com/fleet.git", "--branch=b", "--path=p",
@@ -392,6 +394,7 @@ def test_a_webhook_gets_its_secret_and_a_service(capsys: pytest.CaptureFixture[s
     assert mount == {"name": "webhook", "mountPath": "/etc/gitops-mcp/webhook", "readOnly": True}
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -41,9 +41,11 @@ from gitops_mcp.cli.install import Installation
 from gitops_mcp.cluster.kube import Cluster
 from gitops_mcp.decide import record
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 
 @pytest.fixture(scope="module")
-def plane() -> Iterator[rig.Plane]:
+def plane(processes: None) -> Iterator[rig.Plane]:
     try:
         started = rig.Plane(
             users=("ci", "rescuer", "robot", "tenant"),

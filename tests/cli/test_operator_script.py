@@ -36,7 +36,7 @@ class Place:
 
 @pytest.fixture(scope="module", params=["sandbox", "plane"])
 def place(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    processes: None, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Place]:
     kubectl = program()
     if kubectl is None:

@@ -354,6 +354,7 @@ def test_a_wrong_serial_is_refused_before_anything_is_done(gitops: Run, verb: st
     assert "serial '0%': expected a number of servers" in ended.error
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize(
     ("verb", "text", "told"),
     [
@@ -404,6 +405,7 @@ def test_the_name_of_a_secret_is_shown_and_a_token_in_its_place_is_not(
     assert token not in gitops("install", f"--{option}={token}").error
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("verb", ["validate", "diff", "sync", "agent", "install", "history"])
 @pytest.mark.parametrize(
     ("option", "name"),
@@ -424,6 +426,7 @@ def test_what_git_takes_for_no_ref_is_refused(
     assert f"'--{option}': {name!r} {told}" in ended.error
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize(
     "ref",
     [

@@ -20,14 +20,14 @@ from gitops_mcp.base.errors import KubeError, Transient
 from gitops_mcp.base.names import JsonObject, ObjectRef
 from gitops_mcp.cluster.kube import Cluster
 
-pytestmark = pytest.mark.xdist_group("plane")
+pytestmark = pytest.mark.usefixtures("processes")
 
 _numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="module", params=["sandbox", "plane"])
 def behind(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    processes: None, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Path]:
     """The kubeconfig of an API server: the sandbox by HTTP, a real one by TLS with a token."""
     if request.param == "plane":

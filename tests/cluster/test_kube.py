@@ -161,6 +161,7 @@ class TestConfiguration:
         for _ in range(2):
             assert configuration.get_api_key_with_prefix("BearerToken") == "bearer t0ken"
 
+    @pytest.mark.usefixtures("processes")
     def test_a_client_that_needs_no_cluster_does_not_import_the_library(self) -> None:
         import subprocess
         import sys
@@ -175,7 +176,7 @@ DEPLOYMENT = ObjectRef("apps/v1", "Deployment", "ai", "web")
 
 
 @pytest.fixture
-def connect(tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
+def connect(processes: None, tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
     made: list[Cluster] = []
 
     def _connect(server: Scripted, **options: Any) -> Cluster:

@@ -20,7 +20,7 @@ from gitops_mcp.source.settings import checked_source_id
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with sandbox.start(speed=20) as started:
         folder: Path = tmp_path_factory.mktemp("sandbox")
         cluster = Cluster(str(started.write_kubeconfig(folder / "config")))

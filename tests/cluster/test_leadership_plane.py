@@ -32,7 +32,7 @@ WRITES = frozenset({"create", "update", "patch", "delete", "deletecollection"})
 
 
 @pytest.fixture(scope="module")
-def plane() -> Iterator[rig.Plane]:
+def plane(processes: None) -> Iterator[rig.Plane]:
     try:
         started = rig.Plane(users=USERS)
     except rig.Unavailable as reason:

@@ -13,9 +13,9 @@ from gitops_mcp import sandbox
 
 @pytest.fixture(
     scope="session",
-    params=["sandbox", pytest.param("plane", marks=pytest.mark.xdist_group("plane"))],
+    params=["sandbox", "plane"],
 )
-def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+def cluster(processes: None, request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """An API server without workload controllers, with the kind Widget."""
     if request.param == "sandbox":
         with sandbox.start(controllers=False, speed=5) as started:

@@ -24,7 +24,7 @@ NARROW = ("--enable-priority-and-fairness=false", "--max-requests-inflight=1")
 
 
 @pytest.fixture(scope="module")
-def plane() -> Iterator[rig.Plane]:
+def plane(processes: None) -> Iterator[rig.Plane]:
     """A plane whose API server does one thing at a time for anybody but administrators."""
     arguments = {"kube-apiserver": NARROW, "kube-controller-manager": [QUIET]}
     try:

@@ -145,9 +145,9 @@ def sandbox_request(url: str) -> Request:
 
 @pytest.fixture(
     scope="module",
-    params=["sandbox", pytest.param("plane", marks=pytest.mark.xdist_group("plane"))],
+    params=["sandbox", "plane"],
 )
-def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+def server(processes: None, request: pytest.FixtureRequest) -> Iterator[Server]:
     with contextlib.ExitStack() as stack:
         if request.param == "sandbox":
             yield Server(sandbox_request(stack.enter_context(sandbox.start()).url))

@@ -18,6 +18,8 @@ from gitops_mcp.base import errors
 from gitops_mcp.base.names import ObjectRef
 from gitops_mcp.cluster.kube import NOTICES, Cluster
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 REF = ObjectRef("apps/v1", "Deployment", "ai", "web")
 HINT = "Install it with: brew install cloud-login"
 GOOD = """\

@@ -23,6 +23,8 @@ from gitops_mcp.source import documents, manifests, terms
 from gitops_mcp.source.settings import SourceOptions
 from gitops_mcp.sync import reading
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 HEAD = "apiVersion: mcp.example.com/v1alpha1\nkind: MCPServer\n"
 
 

@@ -19,7 +19,7 @@ SECRET = "tok-5f1a9c"
 
 
 @pytest.fixture
-def repository(tmp_path: Path) -> Path:
+def repository(processes: None, tmp_path: Path) -> Path:
     folder = bare(tmp_path / "fleet.git")
     commit(folder, {"web.yaml": "kind: Web\n"})
     return folder
@@ -119,6 +119,7 @@ def test_the_same_trouble_is_the_same_text_each_time() -> None:
     assert len(said) == 1
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize(
     "option", [{}, {"branch": "main"}, {"ref": "v1"}, {"ref": "refs/pull/1/head"}]
 )
@@ -134,6 +135,7 @@ def test_a_page_is_no_empty_repository(option: dict[str, str], page: bytes, told
         opened.poll()
 
 
+@pytest.mark.usefixtures("processes")
 def test_what_a_server_says_is_kept_without_its_secrets() -> None:
     text = "\x1b[2Jpwned\x07 https://user:hunter2@h/x token=abc123secret"
     with (
@@ -150,7 +152,7 @@ def test_what_a_server_says_is_kept_without_its_secrets() -> None:
 
 
 @pytest.fixture
-def key(tmp_path: Path) -> Path:
+def key(processes: None, tmp_path: Path) -> Path:
     file = tmp_path / "id"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", file], check=True)
     return file
@@ -182,6 +184,7 @@ def test_a_pasted_ssh_key_is_read(key: Path, spoil: Callable[[bytes], bytes]) ->
     assert str(key) in addresses._ssh(Credentials(ssh_key=key))["GIT_SSH_COMMAND"]
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("form", ["RFC4716", "PEM", "PKCS8"])
 def test_a_key_with_a_passphrase_is_named_unless_an_ssh_agent_may_hold_it(
     tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch

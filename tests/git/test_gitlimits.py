@@ -25,11 +25,13 @@ from gitops_mcp.git import complaints, gitcommand, gitmirror, gitrepo, scratch
 from gitops_mcp.git.gitcommand import Git
 from gitops_mcp.git.gitrepo import open_source
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 FILES = {"web.yaml": "kind: Web\n"}
 
 
 @pytest.fixture
-def repository(tmp_path: Path) -> Path:
+def repository(processes: None, tmp_path: Path) -> Path:
     folder = bare(tmp_path / "fleet.git")
     commit(folder, FILES)
     return folder

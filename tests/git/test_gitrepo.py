@@ -29,6 +29,8 @@ from gitops_mcp.base.source import Revision, Snapshot
 from gitops_mcp.git import gitmirror, gitrepo, trailers, trees
 from gitops_mcp.git.gitrepo import Credentials, Repository, open_source
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 FILES = {"web.yaml": "kind: Web\n", "apps/db.yml": "kind: Db\n", "apps/x.json": "{}\n"}
 SECRET = "tok-5f1a9c"
 
@@ -47,7 +49,7 @@ def content(opened: Repository, snapshot: Snapshot | None = None) -> bytes:
 
 
 @pytest.fixture
-def repository(tmp_path: Path) -> Path:
+def repository(processes: None, tmp_path: Path) -> Path:
     folder = bare(tmp_path / "fleet.git")
     commit(folder, FILES)
     return folder

@@ -20,6 +20,8 @@ from gitops_mcp.base.model import NoteRecord
 from gitops_mcp.git import gitnotes
 from gitops_mcp.git.gitrepo import Credentials, Repository, open_source
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 REF = "refs/notes/gitops-mcp/default"
 
 
@@ -42,7 +44,7 @@ def note(repository: Path, sha: str, ref: str = REF) -> list[str]:
 
 
 @pytest.fixture
-def origin(tmp_path: Path) -> Path:
+def origin(processes: None, tmp_path: Path) -> Path:
     return bare(tmp_path / "origin.git")
 
 

@@ -36,6 +36,7 @@ def unmeasured() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
 
 
+@pytest.mark.usefixtures("processes")
 def test_imports_point_from_pure_to_edge() -> None:
     lint = [sys.executable, "-c", "from importlinter import cli; cli.lint_imports_command()"]
     run = subprocess.run(
@@ -84,6 +85,7 @@ def test_the_picture_is_drawn_from_the_imports_of_today() -> None:
     assert picture.PICTURE.read_text(encoding="utf-8") == picture.draw(), "run make tables"
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize(("arguments", "unwanted"), STARTS)
 def test_a_verb_imports_nothing_that_it_does_not_need(
     arguments: list[str], unwanted: set[str]

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import paths
@@ -31,6 +32,29 @@ def test_a_datagram_cannot_leave_either(strays: list[str]) -> None:
     strays.clear()
 
 
+def test_nothing_is_started_without_permission(strays: list[str]) -> None:
+    with socket.socket() as unbound:
+        starts: list[Callable[[], object]] = [
+            lambda: subprocess.run(["true"], check=True),
+            lambda: os.posix_spawn("/bin/true", ["true"], {}),
+            lambda: unbound.bind(("127.0.0.1", 0)),
+        ]
+        for start in starts:
+            with pytest.raises(RuntimeError, match="needs the fixture `processes`"):
+                start()
+    assert len(strays) == len(starts)
+    strays.clear()
+
+
+def test_what_takes_the_permission_is_marked_and_nothing_else(
+    request: pytest.FixtureRequest,
+) -> None:
+    for item in request.session.items:
+        takes = "processes" in getattr(item, "fixturenames", ())
+        assert takes == (item.get_closest_marker("real") is not None), item.nodeid
+
+
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_this_machine_can_be_reached(host: str) -> None:
     with (
@@ -49,6 +73,7 @@ def test_nothing_of_the_users_is_inherited() -> None:
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("how", ["as here", "ignored", "blocked"])
 def test_signals_are_a_tests_own(how: str) -> None:
     """However the tests were started: in the background, under nohup, from a blocked thread."""

@@ -28,7 +28,7 @@ SETS = ("build", "run", "dev")
 
 
 @pytest.fixture(scope="module")
-def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dist(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the sdist, and the wheel that was built from it."""
     out = tmp_path_factory.mktemp("dist")
     subprocess.run(

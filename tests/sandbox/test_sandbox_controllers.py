@@ -34,10 +34,8 @@ GROUPS = {
     "endpointslices": "/apis/discovery.k8s.io/v1",
 }
 
+
 # a plane is heavy: all tests that share it run in one worker
-pytestmark = pytest.mark.xdist_group("plane")
-
-
 @dataclass
 class Server:
     """One of the two clusters. Where `exact`, nothing else writes and no state is skipped."""
@@ -76,7 +74,7 @@ class Server:
 
 
 @pytest.fixture(scope="module", params=["sandbox", "plane"])
-def cluster(request: pytest.FixtureRequest) -> Iterator[Server]:
+def cluster(processes: None, request: pytest.FixtureRequest) -> Iterator[Server]:
     if request.param == "sandbox":
         with sandbox.start(speed=SPEED) as started:
             yield Server(started.url, exact=True, namespace="default")

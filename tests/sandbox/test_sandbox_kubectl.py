@@ -47,7 +47,7 @@ Kubectl = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def cluster(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The kubeconfig of a sandbox with controllers and the kind Widget."""
     if program() is None:
         pytest.skip("no kubectl on this machine")

@@ -24,7 +24,7 @@ SPEED = 20.0
 
 
 @pytest.fixture
-def cluster() -> Iterator[sandbox.Sandbox]:
+def cluster(processes: None) -> Iterator[sandbox.Sandbox]:
     with sandbox.start(speed=SPEED) as started:
         yield started
 
@@ -139,6 +139,7 @@ def test_nothing_is_written_once_everything_is_as_it_should_be(cluster: sandbox.
     assert events == []
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_restarted_cluster_goes_on_where_it_was(tmp_path: Path) -> None:
     with sandbox.start(tmp_path, speed=SPEED) as first:
         start(first, deployment("kept", replicas=2))

@@ -199,7 +199,7 @@ def test_the_log_holds_each_object_once_after_a_start(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def url() -> Iterator[str]:
+def url(processes: None) -> Iterator[str]:
     with sandbox.start(controllers=False) as started:
         yield started.url
 
@@ -209,6 +209,7 @@ def get(url: str) -> Any:
         return json.loads(answer.read())
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_watch_from_before_a_restart_is_told_that_it_is_too_old(tmp_path: Path) -> None:
     maps = "/api/v1/namespaces/default/configmaps"
     with sandbox.start(tmp_path, controllers=False) as started:
@@ -221,6 +222,7 @@ def test_a_watch_from_before_a_restart_is_told_that_it_is_too_old(tmp_path: Path
     assert event["object"]["message"].startswith(f"too old resource version: {version} (")
 
 
+@pytest.mark.usefixtures("processes")
 def test_requests_are_counted_by_verb_and_resource() -> None:
     with sandbox.start(controllers=False) as started:
         get(f"{started.url}/api/v1/namespaces/default/configmaps")
@@ -233,6 +235,7 @@ def test_the_server_listens_on_loopback_only(url: str) -> None:
     assert url.startswith("http://127.0.0.1:")
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_kubeconfig_is_its_owners_alone(tmp_path: Path) -> None:
     with sandbox.start(controllers=False) as started:
         path = started.write_kubeconfig(tmp_path / "config")
@@ -285,7 +288,7 @@ def test_an_odd_request_gets_an_answer_that_blames_it(
 
 
 @pytest.fixture(scope="module")
-def odd() -> Iterator[Cluster]:
+def odd(processes: None) -> Iterator[Cluster]:
     with sandbox.start(controllers=False) as started:
         cluster = prepared(Cluster("sandbox", started.url))
         body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}}

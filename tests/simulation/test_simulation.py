@@ -78,6 +78,7 @@ def test_one_seed_is_one_run(seed: int) -> None:
     assert trace(seed) == once
 
 
+@pytest.mark.usefixtures("processes")
 def test_one_seed_is_one_run_in_any_process() -> None:
     command = [sys.executable, "-m", "simulation", "--seed", "4", "--trace"]
     told = [

@@ -151,7 +151,9 @@ Request = Callable[..., tuple[int, Any]]
 
 
 @pytest.fixture(scope="module", params=["sandbox", "plane"])
-def api(request: pytest.FixtureRequest, definition: JsonObject) -> Iterator[Request]:
+def api(
+    processes: None, request: pytest.FixtureRequest, definition: JsonObject
+) -> Iterator[Request]:
     """An API server that has our CRD: the sandbox's, and a real one where there is one."""
     with contextlib.ExitStack() as stack:
         if request.param == "sandbox":
@@ -204,7 +206,6 @@ def create(api: Request, name: str, spec: JsonObject) -> tuple[int, Any]:
     )
 
 
-@pytest.mark.xdist_group("plane")
 class TestOnAnApiServer:
     @pytest.mark.parametrize("row", JUDGED, ids=lambda row: row["case"])
     def test_it_judges_a_spec_as_the_table_says(self, api: Request, row: JsonObject) -> None:

@@ -432,11 +432,12 @@ def test_equal_digests_mean_equal_objects() -> None:
     assert len(set(others)) == len(others)
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_valid_source_never_imports_the_slow_validator() -> None:
     program = """
 import sys, pathlib
 from gitops_mcp.source.manifests import load
-from gitops_mcp.base.model import SourceFile
+from gitops_mcp.base.source import SourceFile
 root = pathlib.Path("repo-example")
 files = [
     SourceFile(file.relative_to(root).as_posix(), "1", file.read_bytes())

@@ -143,7 +143,7 @@ def test_what_comes_from_a_template_is_told_of_the_server() -> None:
 
 
 @pytest.fixture(scope="module")
-def plane() -> Iterator[rig.Plane]:
+def plane(processes: None) -> Iterator[rig.Plane]:
     try:
         started = rig.Plane(arguments={"kube-apiserver": ["--allow-privileged"]})
     except rig.Unavailable as reason:
@@ -164,7 +164,6 @@ def plane() -> Iterator[rig.Plane]:
         yield started
 
 
-@pytest.mark.xdist_group("plane")
 @pytest.mark.parametrize("profile", ["baseline", "restricted"])
 @pytest.mark.parametrize(
     "row", [row for row in ROWS if not row.get("pure")], ids=lambda row: row["case"]

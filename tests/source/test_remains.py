@@ -24,6 +24,8 @@ from gitops_mcp.source.settings import SourceOptions
 from gitops_mcp.sync import reading
 from gitops_mcp.sync.guard import PruneGuard
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 FILE = "s/c.yaml"
 TEXT = manifest("c")
 FLEET = {f"s/{name}.yaml": manifest(name) for name in "abcd"}

@@ -26,11 +26,9 @@ REFUSED: list[JsonObject] = yaml.safe_load((DATA / "refused.yaml").read_text())
 RESTRICTED = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
 PLURALS = {"Deployment": "apis/apps/v1/{}/deployments", "Service": "api/v1/{}/services"}
 
-pytestmark = pytest.mark.xdist_group("plane")
-
 
 @pytest.fixture(scope="module")
-def plane() -> Iterator[rig.Plane]:
+def plane(processes: None) -> Iterator[rig.Plane]:
     try:
         started = rig.Plane(arguments={"kube-apiserver": ["--allow-privileged"]})
     except rig.Unavailable as reason:

@@ -65,7 +65,7 @@ class Ground:
 
 @pytest.fixture(scope="session", params=["sandbox", "plane"])
 def ground(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    processes: None, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Ground]:
     with contextlib.ExitStack() as stack:
         if request.param == "sandbox":

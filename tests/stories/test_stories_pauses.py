@@ -26,7 +26,7 @@ _numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
-def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def kubeconfig(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Of a sandbox where a new pod has to hold out for two real seconds, instead of ten."""
     with sandbox.start(speed=5) as started:
         yield str(started.write_kubeconfig(tmp_path_factory.mktemp("sandbox") / "config"))

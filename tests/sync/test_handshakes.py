@@ -25,6 +25,8 @@ from gitops_mcp.base.model import Handshake
 from gitops_mcp.base.reasons import Reason
 from gitops_mcp.sync import probes
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 HOST = "web.ai.svc.cluster.local:8080"
 VERSIONS = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
 JSON = {"Content-Type": "application/json"}

@@ -72,6 +72,7 @@ class Time:
         self.now += seconds
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("receiver", [[204]], indirect=True)
 def test_a_hook_is_told_what_goes_and_can_check_who_says_so(
     receiver: Receiver, tmp_path: Path
@@ -87,6 +88,7 @@ def test_a_hook_is_told_what_goes_and_can_check_who_says_so(
     assert headers[hooks.SIGNATURE] == f"sha256={wanted}"
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("receiver", [[503, 429, 200]], indirect=True)
 def test_a_hook_that_is_busy_is_called_again_with_growing_waits(receiver: Receiver) -> None:
     time = Time()
@@ -95,6 +97,7 @@ def test_a_hook_that_is_busy_is_called_again_with_growing_waits(receiver: Receiv
     assert (len(receiver.calls), time.now) == (3, 3.0)
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("receiver", [[500]], indirect=True)
 def test_a_hook_that_never_succeeds_ends_within_the_limit(receiver: Receiver) -> None:
     time = Time()
@@ -109,6 +112,7 @@ def test_a_hook_that_never_succeeds_ends_within_the_limit(receiver: Receiver) ->
     assert time.now < 20
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize(
     ("receiver", "said"),
     [([400], "HTTP 400"), ([302], "HTTP 302")],
@@ -131,6 +135,7 @@ def test_a_secret_that_cannot_be_read_fails_the_hook_alone(tmp_path: Path) -> No
     assert said == "0 of 1 hooks done; dns: its secret cannot be read: No such file or directory"
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("receiver", [[204]], indirect=True)
 def test_an_empty_secret_fails_the_hook(receiver: Receiver, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("\n")

@@ -21,6 +21,8 @@ from gitops_mcp.base.model import Handshake, Inquiry, ProbeResult
 from gitops_mcp.base.reasons import Reason
 from gitops_mcp.sync import conversation, probes, sessiongauge
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 HOST = "web.ai.svc.cluster.local:8080"
 FAILED = Reason.HANDSHAKE_FAILED
 SILENT = Handshake(Reason.UNREACHABLE, "takes the connection but gives no answer in time")
@@ -34,7 +36,9 @@ def ask(url: str, *, host: str = HOST, timeout: float = 5.0) -> Handshake:
 
 
 @pytest.fixture(scope="module", params=[(), ("json", "stateless")], ids=["sse", "json-stateless"])
-def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def real(
+    processes: None, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     """The URL of a running server, without a path."""
     file = tmp_path_factory.mktemp("mcp") / "port"
     script = paths.TESTS / "mcp_server.py"
@@ -376,7 +380,7 @@ def test_an_address_that_drops_packets_is_unreachable() -> None:
 
 
 @pytest.fixture
-def raw() -> Iterator[Callable[[Callable[[socket.socket], None]], str]]:
+def raw(processes: None) -> Iterator[Callable[[Callable[[socket.socket], None]], str]]:
     """Starts servers that speak bytes; each connection is handed to a function of its own."""
     listeners: list[socket.socket] = []
 

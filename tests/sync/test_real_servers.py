@@ -21,6 +21,8 @@ from realservers import Running, compiled, mcp_proxy, python, python_2, supergat
 from gitops_mcp.base.model import Handshake
 from gitops_mcp.sync import probes
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 SERVICE = "web.ai.svc.cluster.local:8080"
 WELL = "HandshakeSucceeded"
 TIMES = 1000 if os.environ.get("GITOPS_MCP_SERVERS") == "require" else 50

@@ -20,8 +20,6 @@ from truth.mutating import COLLECTIONS, TYPES, Api
 from gitops_mcp.base.names import API_VERSION, CRD_NAME, KIND, JsonObject, ObjectRef
 from gitops_mcp.source import crd, serverschema
 
-pytestmark = pytest.mark.xdist_group("plane")
-
 NAMESPACE = "default"
 PATH = COLLECTIONS[KIND].format(NAMESPACE)
 DEFINITION = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{CRD_NAME}"

@@ -47,9 +47,6 @@ CONTROLLERS = (
 )
 MANAGERS = (*PEOPLE, *CONTROLLERS, "gitops-mcp")
 
-pytestmark = pytest.mark.xdist_group("plane")
-
-
 # --- nothing differs --------------------------------------------------------------------------
 
 
