@@ -350,23 +350,23 @@ def test_it_ends_within_5_seconds_though_the_api_server_hangs(place: Place) -> N
 def test_a_bug_in_a_thread_ends_it_though_another_one_hangs(place: Place) -> None:
     place.push(bad=manifest("bad"), slow=manifest("slow"))
     buggy = (
-        "import time; from gitops_mcp import cli, controller\n"
+        "import time\n"
+        "from gitops_mcp.cli import main as cli\n"
+        "from gitops_mcp.sync import controller\n"
         "def look(self, key):\n"
-        "    time.sleep(120 if key.name == 'slow' else 1)\n"
+        "    time.sleep(600 if key.name == 'slow' else 1)\n"
         "    raise RuntimeError('a bug in a thread')\n"
         "controller.Controller.look = look\n"
         "cli.main()"
     )
-    began = time.monotonic()
     ended = subprocess.run(
         [sys.executable, "-c", buggy, "agent", str(place.repository), *place.arguments],
         env=os.environ | {"KUBECONFIG": str(place.kubeconfig)},
         cwd=paths.ROOT,
         capture_output=True,
-        timeout=60,
+        timeout=120,  # it ends before the other thread does
         check=False,
     )
-    assert time.monotonic() - began < 30  # not when the other one has ended
     assert ended.returncode == 70
     assert b"this is a bug; please report it" in ended.stderr
 
