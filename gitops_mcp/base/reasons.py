@@ -62,53 +62,55 @@ class Reason(enum.StrEnum):
     DEPLOYMENT_READY = "DeploymentReady", {"DeploymentReady": "True"}
     SCALED_TO_ZERO = (
         "ScaledToZero", {"DeploymentReady": "True", "Ready": "True"}, Trait.NORMAL,
-        "it has become Ready, with no replica to run",
+        "the server became Ready, with no replica to run",
     )
     DEPLOYMENT_NOT_FOUND = (
-        "DeploymentNotFound", _DEPLOYED, Trait.NONE, "it is not there (yet)",
-        "the next pass makes it",
+        "DeploymentNotFound", _DEPLOYED, Trait.NONE, "the Deployment does not exist (yet)",
+        "wait; the next reconcile creates it",
     )
     ROLLOUT_IN_PROGRESS = (
         "RolloutInProgress", {"Synced": "False", "DeploymentReady": "False"}, Trait.PASSING,
-        "pods are on their way; also while an old one still serves, or "
+        "new pods are starting, an old pod still serves, or the rollout is "
         "[paused](rollouts.md#a-new-pod-that-speaks-no-mcp). Of Synced: the children do not "
         "match yet, or the server waits for its [batch](rollouts.md#in-batches)",
-        "wait; the message counts", "ok",
+        "wait; the message has the counts", "ok",
     )
     DEPLOYMENT_NOT_READY = (
         "DeploymentNotReady", _DEPLOYED, Trait.NONE,
-        "its pods are not available yet, or it is being deleted", "wait; the message counts",
+        "its pods are not available yet, or it is being deleted",
+        "wait; the message has the counts",
     )
     IMAGE_PULL_FAILED = (
         "ImagePullFailed", _DEPLOYED, _TERMINAL,
-        "the registry has no such image, refuses, or cannot be reached",
-        "the message says which; `imagePullSecrets`",
+        "the registry does not have the image, refuses access, or cannot be reached",
+        "the message says which; check `image` and `imagePullSecrets`",
     )
     CRASH_LOOPING = (
         "CrashLooping", _DEPLOYED, _TERMINAL,
-        "the container keeps ending; the message has the exit code", "its log: `kubectl logs`",
+        "the container keeps exiting; the message has the exit code", "see its log: `kubectl logs`",
     )
     CONTAINER_CONFIG_ERROR = (
         "ContainerConfigError", _DEPLOYED, _TERMINAL,
         "a Secret, ConfigMap or key is missing; a root image is refused",
-        "create it; `securityContext.runAsUser`",
+        "create it; set `securityContext.runAsUser`",
     )
     UNSCHEDULABLE = (
-        "Unschedulable", _DEPLOYED, Trait.WARNING, "no node takes the pod",
-        "requests, `nodeSelector`, `tolerations`",
+        "Unschedulable", _DEPLOYED, Trait.WARNING, "no node fits the pod",
+        "check requests, `nodeSelector`, `tolerations`",
     )
     REPLICA_CREATE_FAILED = (
         "ReplicaCreateFailed", _DEPLOYED, _TERMINAL,
-        "quota, pod security or a ServiceAccount forbids the pod",
-        "the message is the API server's",
+        "a quota, pod security or the ServiceAccount forbids the pod",
+        "see the message of the API server",
     )
     RESOURCES_EXHAUSTED = (
         "ResourcesExhausted", {"DeploymentReady": "False", "Synced": "False"}, Trait.WARNING,
-        "out of memory, evicted, quota exceeded", "`resources`, or the namespace's quota",
+        "out of memory, evicted, or over quota",
+        "raise `resources`, or the namespace's quota",
     )
     PROGRESS_DEADLINE_EXCEEDED = (
-        "ProgressDeadlineExceeded", _DEPLOYED, _TERMINAL, "Kubernetes gave the rollout up",
-        "the pods' state says why",
+        "ProgressDeadlineExceeded", _DEPLOYED, _TERMINAL, "the rollout did not finish in time",
+        "see the state of the pods",
     )
 
     SERVICE_READY = "ServiceReady", {"ServiceReady": "True"}
@@ -118,35 +120,38 @@ class Reason(enum.StrEnum):
 
     HANDSHAKE_FAILED = (
         "HandshakeFailed", _NO, _TERMINAL,
-        "something answers on this path that MCP clients cannot use; the message says why",
+        "the answer on this path is not one that MCP clients can use; the message says why",
     )
     HOST_REJECTED = (
         "HostRejected", _NO, _TERMINAL,
-        "it refuses the Service's host name (421, or 400 or 403 that speak of the host)",
-        "its allow-list needs the name",
+        "the server refuses the Service's host name (421, or a 400 or 403 about the host)",
+        "add the name to the server's allow-list",
     )
-    CONNECTION_REFUSED = "ConnectionRefused", _NO, _TERMINAL, "nothing listens on `port`", "`port`"
+    CONNECTION_REFUSED = (
+        "ConnectionRefused", _NO, _TERMINAL, "nothing listens on `port`", "check `port`",
+    )
     UNREACHABLE = (
         "Unreachable", _UNKNOWN, Trait.WARNING,
-        "no answer that tells anything about the server, although the pod is ready: no route (a"
-        " NetworkPolicy, or asked from outside), silence, a connection that is reset (a mesh "
-        "with strict mTLS), TLS on the port, or the server is too busy", "the message says which",
+        "no answer that says anything about the server, although the pod is ready: no route (a"
+        " NetworkPolicy, or a probe from outside), silence, a connection that is reset (a mesh "
+        "with strict mTLS), TLS on the port, or a server that is too busy",
+        "the message says which",
     )
     ACCESS_DENIED = (
         "AccessDenied", _UNKNOWN, Trait.WARNING,
-        "refused without asking for credentials as MCP does (401, 403, 407): a policy, a "
-        "gateway or a login page in front of the server, or credentials that are not enough",
-        "`health.headersFrom`",
+        "the request was refused, without asking for credentials as MCP does (401, 403, 407): "
+        "by a policy, a gateway or a login page in front of the server, or for lack of permissions",
+        "set `health.headersFrom`",
     )
     NOT_PROBED = (
         "NotProbed", _UNKNOWN, Trait.NONE,
-        "`health.mode` is tcp or none, stdio, scaled to zero, probes are off, a Secret of "
-        "`health.headersFrom` cannot be read, or not yet",
+        "no probe (yet): `health.mode` is tcp or none, the transport is stdio, the server is "
+        "scaled to zero, probes are off, or a Secret of `health.headersFrom` cannot be read",
     )
     AUTHENTICATION_REQUIRED = (
         "AuthenticationRequired", _YES, Trait.NONE,
-        "it asks for credentials as MCP does (401 with `WWW-Authenticate: Bearer`): counts as "
-        "verified",
+        "the server asks for credentials as MCP does (401 with `WWW-Authenticate: Bearer`), which "
+        "counts as verified",
     )
     HANDSHAKE_SUCCEEDED = (
         "HandshakeSucceeded", _YES, Trait.NONE,
@@ -156,57 +161,62 @@ class Reason(enum.StrEnum):
     SYNCED = "Synced", {"Synced": "True"}, Trait.NONE, "", "", "ok"
     MANIFEST_INVALID = (
         "ManifestInvalid", _SYNCED, _TERMINAL | Trait.SOURCE,
-        "git's manifest is broken, or asks for something that [the operator does not "
+        "the manifest in git is broken, or asks for something that [the operator does not "
         "allow](manifest.md#what-a-manifest-may-ask-for); the last good version keeps running. "
-        "Or kubectl's is: its children stay as they are",
-        "the message has the mistake, `validate` and `history` its place",
+        "Also of a server made with kubectl: its children stay as they are",
+        "the message has the mistake; `validate` and `history` have its place",
     )
     APPLY_FAILED = (
-        "ApplyFailed", _SYNCED, Trait.WARNING, "the API server refused, or could not be asked",
-        "it is tried again; the message is the API server's",
+        "ApplyFailed", _SYNCED, Trait.WARNING,
+        "the API server refused the request, or did not answer",
+        "see the message of the API server; the request is retried",
     )
     NOT_OWNED = (
-        "NotOwned", _SYNCED, _TERMINAL, "an object of that name belongs to somebody else",
-        '`mcp.example.com/adopt: "true"` takes it over, where that can be done in place: '
+        "NotOwned", _SYNCED, _TERMINAL, "an object of that name has another owner",
+        '`mcp.example.com/adopt: "true"` takes it over, if that is possible in place: '
         "[ownership.md](ownership.md)", "blocked",
     )
     PRUNE_BLOCKED = (
         "PruneBlocked", _SYNCED, Trait.WARNING | Trait.PASSING,
-        "[held back](git.md#pruning-and-what-holds-it-back)", "the message has what releases it",
+        "the server is [not pruned](git.md#pruning-and-what-holds-it-back)",
+        "the message says how to release it",
         "blocked",
     )
     SUSPENDED = (
         "Suspended", _SYNCED, Trait.NORMAL | Trait.PASSING, "`spec.suspend` is true", "", "skipped",
     )
 
-    MCPSERVER_READY = "MCPServerReady", {"Ready": "True"}, Trait.NORMAL, "it has become Ready"
+    MCPSERVER_READY = "MCPServerReady", {"Ready": "True"}, Trait.NORMAL, "the server became Ready"
     TERMINATING = (
         "Terminating", {"Ready": "False"}, Trait.NORMAL,
-        "its [shutdown](shutdown.md) has begun, and by when it should be over",
+        "its [shutdown](shutdown.md) began; the message has the deadline",
     )
 
     APPLIED = (
         "Applied", _EVENT, Trait.NORMAL,
-        "a commit's word was applied: its id, and what was created, updated, deleted",
+        "a commit was applied: its id, and the objects that were created, updated, deleted",
     )
     DRIFT_HEALED = (
         "DriftHealed", _EVENT, Trait.NORMAL,
-        "what somebody changed was taken back: the fields, never their values",
+        "a change by another writer was undone: the fields, never their values",
     )
     SCALE_FOLLOWED = (
         "ScaleFollowed", _EVENT, Trait.NORMAL,
-        "the Deployment took over the replicas that somebody set with `kubectl scale "
-        "mcps/NAME`, where git leaves them out",
+        "the Deployment got the replicas that a user set with `kubectl scale mcps/NAME`, since "
+        "git does not set them",
     )
-    DRAINED = "Drained", _EVENT, Trait.NORMAL, "its sessions are over, or their time is: which"
-    STOPPED = "Stopped", _EVENT, Trait.NORMAL, "it is shut down, and what ended that"
+    DRAINED = "Drained", _EVENT, Trait.NORMAL, "the drain ended; the message says why"
+    STOPPED = (
+        "Stopped", _EVENT, Trait.NORMAL,
+        "the shutdown is complete; the message says what ended the drain",
+    )
     CONTESTED = (
         "Contested", _EVENT, Trait.WARNING,
-        "somebody keeps undoing what the agent applies: [ownership.md](ownership.md#fights)",
+        "another writer keeps undoing the agent's changes: [ownership.md](ownership.md#fights)",
     )
     SOURCE_NOT_READ = (
         "SourceNotRead", _EVENT, Trait.WARNING | Trait.SOURCE,
-        "git cannot be read; `SourceRead` when it can be again",
+        "git cannot be read",
     )
     SOURCE_READ = "SourceRead", _EVENT, Trait.NORMAL | Trait.SOURCE, "git can be read again"
     SERVER_MISSING = (
