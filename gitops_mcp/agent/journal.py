@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Final, Protocol
+from typing import Final
 
 from gitops_mcp.agent.notes import (
     Held,
+    Ledger,
     Server,
     Standing,
     Told,
@@ -33,7 +34,7 @@ from gitops_mcp.base.model import NoteRecord, Outcome, Result, Worked
 from gitops_mcp.base.names import ServerKey
 from gitops_mcp.base.source import Problem, Revision
 from gitops_mcp.decide import ownership, status
-from gitops_mcp.decide.transitions import Transition
+from gitops_mcp.decide.transitions import WRONG, Transition
 from gitops_mcp.report import noterecords, reports
 
 PENDING: Final = 10_000
@@ -54,23 +55,6 @@ LAST_HOLD: Final = timedelta(days=1)
 it goes on (two controllers that fight over a field never end)."""
 FOUND: Final = "found in the cluster after a restart"
 VANISHED: Final = "neither in git nor in the cluster any more after a restart"
-
-
-class Ledger(Protocol):
-    """Where records are kept; ``gitnotes.Notes`` is the real one. The methods that return texts
-    return warnings: none where all went well."""
-
-    def kept(self) -> bool: ...
-
-    def pull(self) -> Sequence[str]: ...
-
-    def stream(self) -> Iterator[NoteRecord]: ...
-
-    def knows(self, commits: Iterable[str]) -> frozenset[str]: ...
-
-    def append(self, records: Sequence[NoteRecord]) -> Sequence[str]: ...
-
-    def push(self) -> Sequence[str]: ...
 
 
 class Journal:
@@ -148,37 +132,31 @@ class Journal:
 
     def heard(self, transition: Transition) -> None:
         """A server was looked at."""
-        worked = transition.worked
+        worked, result = transition.worked, transition.worked.outcome.result
         commit = noted_commit(worked.revision)
         if not commit:
             return
         with self._lock:
             server = self._servers.setdefault(worked.server, Server())
+            server.seen = server.seen or bool(worked.uid)
             for change in transition.made:
                 slim = replace(change, before=None, after=None, foreign=())
                 server.changes[change.ref, change.action] = slim
-            result = worked.outcome.result
             if result == "pruned":
-                self._pruned(worked, server, commit)
+                self._results[worked.server] = result
+                if not worked.uid:  # else its shutdown is under way
+                    if server.seen or server.changes:
+                        self._tell(worked, server)
+                    self._servers[worked.server] = Server()
             elif not worked.uid and result in ("ok", "skipped"):  # there is no such server
                 self._servers.pop(worked.server)
                 self._results.pop(worked.server, None)
             else:
-                server.seen = server.seen or bool(worked.uid)
-                self._stands(worked, server, commit)
+                self._stands(transition, server, commit)
 
-    def _pruned(self, worked: Worked, server: Server, commit: str) -> None:
-        self._results[worked.server] = "pruned"
-        if worked.uid:
-            server.seen = True
-            return  # its shutdown is under way
-        if server.seen or server.changes:
-            self._tell(worked, server, commit)
-        self._servers[worked.server] = Server()
-
-    def _stands(self, worked: Worked, server: Server, commit: str) -> None:
-        outcome = worked.outcome
-        if outcome.result in ("failed", "blocked"):
+    def _stands(self, transition: Transition, server: Server, commit: str) -> None:
+        worked, outcome = transition.worked, transition.worked.outcome
+        if outcome.result in WRONG:
             self._results[worked.server] = outcome.result
             self._trouble(worked, server, commit)
             return
@@ -189,7 +167,7 @@ class Journal:
         moved = moved and is_commit(worked.commit)
         if changed:
             self._results[worked.server] = "changed"
-            self._tell(worked, server, commit)
+            self._tell(worked, server)
             server.applied = frozenset({commit, worked.commit or commit})
             server.owed = True
         elif moved:
@@ -200,8 +178,8 @@ class Journal:
         if outcome.ready:
             server.failing = None
             self._ready(worked, server, commit)
-        elif outcome.ready is False:
-            self._failing(worked, server, commit)
+        elif transition.failing is not None:
+            self._failing(worked, transition.failing, server, commit)
 
     def _ready(self, worked: Worked, server: Server, commit: str) -> None:
         """Once for a commit; a server that no commit brought (kubectl did), once for a change."""
@@ -219,16 +197,16 @@ class Journal:
         message = worked.outcome.message
         self._keep(self._notary.ready(worked.server, worked.at, brought, message=message))
 
-    def _failing(self, worked: Worked, server: Server, commit: str) -> None:
+    def _failing(self, worked: Worked, found: status.Failing, server: Server, commit: str) -> None:
         """That waiting will not cure the server: once for the commit of its state and a reason. It
         is no pass that failed."""
-        found = status.failing(worked.status)
-        if found is None or (why := (worked.commit or commit, found.reason)) == server.failing:
+        why = worked.commit or commit, found.reason
+        if why == server.failing:
             return
         server.failing, server.unwell = why, True
         message = f"{found.reason}: {found.message}"
         outcome = Outcome(worked.server, "failed", worked.outcome.ready, message=message)
-        self._often(outcome, server, worked.at, commit, eventful=False)
+        self._often(outcome, worked, server, eventful=False)
 
     def _trouble(self, worked: Worked, server: Server, commit: str) -> None:
         """Told once for a commit's state and a message; one that may pass, after a while."""
@@ -242,9 +220,9 @@ class Journal:
         if str(worked.server) in self._broken or (fact == server.trouble and not server.changes):
             return
         server.trouble = fact
-        self._tell(worked, server, commit)
+        self._tell(worked, server)
 
-    def _tell(self, worked: Worked, server: Server, commit: str) -> None:
+    def _tell(self, worked: Worked, server: Server) -> None:
         """The record of a look, with all changes since the last one; the end of a server, always
         at once."""
         result = worked.outcome.result
@@ -255,18 +233,13 @@ class Journal:
             result="changed" if result in ("ok", "skipped") else result,
         )
         server.changes = {}
-        self._often(outcome, server, worked.at, commit)
+        self._often(outcome, worked, server)
 
     def _often(
-        self,
-        outcome: Outcome,
-        server: Server,
-        at: datetime,
-        commit: str,
-        *,
-        eventful: bool = True,
+        self, outcome: Outcome, worked: Worked, server: Server, *, eventful: bool = True
     ) -> None:
         """A record as it comes, or held back where there were many."""
+        at, commit = worked.at, noted_commit(worked.revision)
         if server.told_at is not None and at - server.told_at >= FIRST_HOLD:
             server.told = 0
         server.told, server.told_at = server.told + 1, at

@@ -73,15 +73,16 @@ class Gauges:
     leads: Callable[[], Mapping[str, bool]] = dict
 
 
-class Metrics:
-    """The agent's metrics, in a registry of their own. Thread-safe."""
+class Metrics(Collector):
+    """The agent's metrics, in a registry of their own. Thread-safe. It collects the gauges itself:
+    nothing of them is kept, they are asked."""
 
     def __init__(self) -> None:
         self.registry = prometheus.CollectorRegistry()
         # A counter's beginning is the process's, which stands among the metrics already.
         prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]
-        self._now = _Now()
-        self.registry.register(self._now)
+        self._gauges = Gauges()
+        self.registry.register(self)
         prometheus.ProcessCollector(registry=self.registry)
         build = prometheus.Info(f"{PREFIX}build", "The version that runs.", registry=self.registry)
         build.info({"version": __version__, "python": platform.python_version()})
@@ -183,7 +184,7 @@ class Metrics:
 
     def read(self, gauges: Gauges) -> None:
         """Ask these from now on."""
-        self._now.gauges = gauges
+        self._gauges = gauges
 
     # --- what happened ---
 
@@ -240,15 +241,8 @@ class Metrics:
         known = verdict.lower()
         self._webhooks.labels(known if known in VERDICTS else OTHER).inc()
 
-
-class _Now(Collector):
-    """The gauges: nothing of them is kept, they are asked."""
-
-    def __init__(self) -> None:
-        self.gauges = Gauges()
-
     def collect(self) -> Iterable[Metric]:
-        now = self.gauges
+        now = self._gauges
         results, phases = now.results(), now.phases()
         yield _gauge("queue_depth", "Servers that wait to be looked at.", now.queue_depth())
         yield _gauge(

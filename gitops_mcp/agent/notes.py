@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import Protocol
 
 from gitops_mcp.base.model import Change, NoteRecord, Outcome
 from gitops_mcp.base.names import FIELD_MANAGER, JsonObject, ObjectRef, ServerKey
 from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.source import Revision
 from gitops_mcp.decide import status
+
+
+class Ledger(Protocol):
+    """Where records are kept; ``gitnotes.Notes`` is the real one. The methods that return texts
+    return warnings: none where all went well."""
+
+    def kept(self) -> bool: ...
+
+    def pull(self) -> Sequence[str]: ...
+
+    def stream(self) -> Iterator[NoteRecord]: ...
+
+    def knows(self, commits: Iterable[str]) -> frozenset[str]: ...
+
+    def append(self, records: Sequence[NoteRecord]) -> Sequence[str]: ...
+
+    def push(self) -> Sequence[str]: ...
 
 
 @dataclass(frozen=True, slots=True)

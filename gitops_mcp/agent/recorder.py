@@ -358,14 +358,17 @@ def _short(note: str) -> str:
 def _deeds(transition: Transition) -> Iterator[_Fact]:
     """A drift healed, with the fields; or applied, with the commit."""
     worked = transition.worked
-    told = ((Reason.SCALE_FOLLOWED, transition.followed), (Reason.DRIFT_HEALED, transition.healed))
-    for reason, changes in told:
+    undone = {
+        Reason.SCALE_FOLLOWED: transition.followed,
+        Reason.DRIFT_HEALED: transition.healed,
+    }
+    for reason, changes in undone.items():
         if changes:
             yield _fact(worked, reason, "; ".join(map(_healed, changes)))
-    if not transition.applied:
+    if worked.drift or not transition.made:
         return
     done: dict[str, list[str]] = {}
-    for change in transition.applied:
+    for change in transition.made:
         done.setdefault(change.action, []).append(change.ref.kind)
     deeds = "; ".join(f"{action} {', '.join(kinds)}" for action, kinds in done.items())
     revision = worked.commit or ("" if worked.status else worked.revision.sha)

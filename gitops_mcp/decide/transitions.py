@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum
 from typing import Final
@@ -46,42 +46,33 @@ class Kind(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What was last seen of an MCPServer in this term: the (status, reason) of its conditions, the
-    step of its shutdown, the attempts of a request that fails, why it is blocked."""
-
-    conditions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    step: str = ""
-    attempts: int = 0
-    refused: Reason | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Last:
-    """What the last reconcile of a server came to. ``failing``: why waiting does not cure it, and
-    of what commit that is, until it is ready again. ``ended``: when the last shutdown began whose
-    end was reported; ``led``: no other agent led since."""
+    """What is kept of the last reconcile of a server. ``failing``: why waiting does not cure it,
+    and of what commit that is, until it is ready again; ``ended``: when the last shutdown began
+    whose end was reported; ``led``: no other agent led since. ``conditions`` (status and reason by
+    type; None: not seen in this term), ``step`` of the shutdown, ``attempts`` of a request that
+    fails and ``refused`` (why it is blocked) are the MCPServer's."""
 
     result: Result = "ok"
     message: str = ""
     ready: bool | None = None
     failing: tuple[str, str] | None = None
     uid: str = ""
-    seen: Seen | None = None
     ended: str = ""
     led: bool = True
+    conditions: Mapping[str, tuple[str, str]] | None = None
+    step: str = ""
+    attempts: int = 0
+    refused: Reason | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """From the ``last`` reconcile of a server to this one, of which ``next`` is to be remembered
-    (None: nothing).
-
-    ``made`` are the changes that were carried out: ``followed`` carry on what ``kubectl scale`` set
-    on the MCPServer, ``healed`` undo what others did, ``applied`` are the rest. ``failing``: the
-    Ready condition that waiting does not cure. ``turned``: conditions with another status or
-    reason, each after the status that it had ("" where that is not known).
-    """
+    """From the ``last`` reconcile of a server to this one, of which ``next`` is kept (None: the
+    server is gone). Of the changes that were ``made``, ``followed`` carry on what ``kubectl scale``
+    set on the MCPServer, ``healed`` undo what others did. ``failing``: the Ready condition that
+    waiting does not cure. ``turned``: conditions with another status or reason, each after the
+    status that it had ("" where that is not known)."""
 
     worked: Worked
     last: Last
@@ -90,7 +81,6 @@ class Transition:
     made: tuple[Change, ...]
     followed: tuple[Change, ...]
     healed: tuple[Change, ...]
-    applied: tuple[Change, ...]
     failing: status.Failing | None
     turned: tuple[tuple[str, JsonObject], ...]
 
@@ -99,89 +89,83 @@ def transition(before: Last | None, worked: Worked, since: datetime) -> Transiti
     """The one from ``before`` (None: nothing is known) to ``worked``. Of an MCPServer that is seen
     for the first time, and that this reconcile did not create, only those conditions are news that
     turned at ``since`` or later."""
-    outcome, there = worked.outcome, bool(worked.uid)
-    last = before or Last(uid=worked.uid)
+    outcome, there, last = worked.outcome, bool(worked.uid), before or Last(uid=worked.uid)
     made = tuple(change for change in outcome.changes if change.action != "blocked")
     followed = tuple(change for change in made if _follows(worked, change))
-    others = tuple(change for change in made if not _follows(worked, change))
+    created = any(change.action == "create" and change.ref.kind == KIND for change in made)
     failing = status.failing(worked.status) if outcome.ready is False else None
     why = last.failing if outcome.ready is False else None
-    if failing is not None:
-        why = failing.reason, worked.commit
-    wrong = outcome.result in WRONG
-    gone = outcome.result == "pruned" or (not there and outcome.result == "ok")
-
-    replaced = last.seen is not None and last.uid != worked.uid
-    created = any(change.action == "create" and change.ref.kind == KIND for change in made)
-    seen, old = _seen(worked), None if replaced else last.seen
-    turned = tuple(_turned(worked, old or Seen(), None if old or created else since))
-    old = old or Seen(step="" if created else seen.step)
-    seen = replace(seen, conditions={**old.conditions, **seen.conditions})
-    shutdown = outcome.shutdown or {}
-    stopped = shutdown or (last.seen and last.seen.step) if replaced else old.step and not seen.step
+    now = _kept(worked, (failing.reason, worked.commit) if failing is not None else why)
+    # What was seen of this MCPServer before, or would have been.
+    replaced = last.conditions is not None and last.uid != worked.uid
+    first = replaced or last.conditions is None
+    old = last if not first else Last(conditions={}, step="" if created else now.step)
+    known, shutdown = old.conditions or {}, outcome.shutdown or {}
     began, led = shutdown.get("startedAt", ""), last if last.led else Last(uid=worked.uid)
     ended = began not in ("", led.ended) and (not there or led.uid != worked.uid)
-
+    wrong, was_wrong = now.result in WRONG, last.result in WRONG
+    gone = now.result == "pruned" or (not there and now.result == "ok")
     holds = {
-        Kind.TROUBLED: wrong and (outcome.result, outcome.message) != (last.result, last.message),
-        Kind.RECOVERED: last.result in WRONG and not wrong,
-        Kind.REMARKED: not wrong and outcome.message not in ("", last.message),
-        Kind.READY: outcome.ready and last.ready is False,
-        Kind.LAPSED: outcome.ready is False and last.ready,
-        Kind.FAILING: failing is not None and why != last.failing,
-        Kind.ATTEMPTED: there and seen.attempts not in (0, old.attempts),
-        Kind.REFUSED: there and seen.refused not in (None, old.refused),
-        Kind.SHUTTING_DOWN: old.step or seen.step,
-        Kind.TERMINATING: seen.step and not old.step,
-        Kind.DRAINED: seen.step not in _DRAINING and old.step in _DRAINING,
-        Kind.STOPPED: stopped,
+        Kind.TROUBLED: wrong and (now.result, now.message) != (last.result, last.message),
+        Kind.RECOVERED: was_wrong and not wrong,
+        Kind.REMARKED: not wrong and now.message not in ("", last.message),
+        Kind.READY: now.ready and last.ready is False,
+        Kind.LAPSED: now.ready is False and last.ready,
+        Kind.FAILING: failing is not None and now.failing != last.failing,
+        Kind.ATTEMPTED: there and now.attempts not in (0, old.attempts),
+        Kind.REFUSED: there and now.refused not in (None, old.refused),
+        Kind.SHUTTING_DOWN: old.step or now.step,
+        Kind.TERMINATING: now.step and not old.step,
+        Kind.DRAINED: now.step not in _DRAINING and old.step in _DRAINING,
+        Kind.STOPPED: last.step or shutdown if replaced else old.step and not now.step,
         Kind.REPLACED: replaced,
         Kind.ENDED: ended,
         Kind.GONE: gone,
     }
-    mark = began if ended else led.ended
-    said = outcome.result, outcome.message, outcome.ready
-    following = Last(*said, why, worked.uid, seen if there else None, mark)
+    seen = {**known, **(now.conditions or {})} if there else None
     return Transition(
         worked,
         last,
-        None if gone else following,
+        None if gone else replace(now, ended=began if ended else led.ended, conditions=seen),
         frozenset(kind for kind, true in holds.items() if true),
         made,
         followed,
-        others if worked.drift else (),
-        () if worked.drift else others,
+        tuple(change for change in made if worked.drift and not _follows(worked, change)),
         failing,
-        turned,
+        tuple(_turned(worked, known, since if first and not created else None)),
     )
 
 
 def _follows(worked: Worked, change: Change) -> bool:
-    """Does the change only carry on what ``kubectl scale mcps/NAME`` set?"""
     paths = {field.path for field in change.fields}
     return worked.scaled and change.ref.kind == "Deployment" and paths == {"/spec/replicas"}
 
 
-def _seen(worked: Worked) -> Seen:
+def _kept(worked: Worked, failing: tuple[str, str] | None) -> Last:
+    outcome = worked.outcome
+    refused = outcome.result == "blocked" or outcome.reason is Reason.CONTESTED
     conditions = worked.status.get("conditions") or ()
-    refused = worked.outcome.reason
-    if worked.outcome.result != "blocked" and refused is not Reason.CONTESTED:
-        refused = None
-    return Seen(
-        {one["type"]: (one["status"], one["reason"]) for one in conditions},
+    return Last(
+        outcome.result,
+        outcome.message,
+        outcome.ready,
+        failing,
+        worked.uid,
+        conditions={one["type"]: (one["status"], one["reason"]) for one in conditions},
         step=str((worked.status.get("shutdown") or {}).get("step", "")),
         attempts=worked.failure.attempts if worked.failure is not None else 0,
-        refused=refused,
+        refused=outcome.reason if refused else None,
     )
 
 
-def _turned(worked: Worked, old: Seen, since: datetime | None) -> Iterator[tuple[str, JsonObject]]:
+def _turned(
+    worked: Worked, known: Mapping[str, tuple[str, str]], since: datetime | None
+) -> Iterator[tuple[str, JsonObject]]:
     for condition in worked.status.get("conditions") or ():
-        before = old.conditions.get(condition["type"], ("", ""))
+        before = known.get(condition["type"], ("", ""))
         at = status.parse_time(condition.get("lastTransitionTime"))
-        if before != (condition["status"], condition["reason"]) and (
-            since is None or (at is not None and at >= since)
-        ):
+        news = since is None or (at is not None and at >= since)
+        if news and before != (condition["status"], condition["reason"]):
             yield before[0], condition
 
 
@@ -207,7 +191,7 @@ class Transitions:
         """We lead from now on: what was so before is no news, the last leader has reported it."""
         with self._lock:
             self._since = self._clock().replace(microsecond=0)
-            self._last = {key: replace(one, seen=None) for key, one in self._last.items()}
+            self._last = {key: replace(one, conditions=None) for key, one in self._last.items()}
 
     def stand_by(self) -> None:
         """Another agent leads: what our last reconciles came to says nothing of the servers now."""
