@@ -9,6 +9,7 @@ itself.
 
 from __future__ import annotations
 
+import enum
 import json
 import re
 import zlib
@@ -57,7 +58,8 @@ def read(
         body = b"".join(bounded)
     except _Flawed as flawed:
         return Reading(None, str(flawed))
-    message, flaw = _parsed(body, request, batch=True)
+    message, lack = _parsed(body, request, batch=True)
+    flaw = str(lack)
     if message is not None and succeeded and kind != _JSON:
         message, flaw = None, f"its Content-Type is {_shown(kind)}, not {_JSON} or {EVENTS}"
     return Reading(message, flaw, body[:KEPT])
@@ -77,26 +79,38 @@ def _shown(kind: str) -> str:
 # --- JSON -------------------------------------------------------------------------------------
 
 
-def _parsed(body: bytes, request: object, *, batch: bool) -> tuple[JsonObject | None, str]:
+class _Lack(enum.StrEnum):
+    """Why a JSON text has no response for us."""
+
+    NONE = ""
+    EMPTY = "the body is empty"
+    NOT_JSON = "not JSON"
+    BATCH = "a batch in an event"
+    NOT_IN_BATCH = "a batch without the response"
+    NO_RESPONSE = "JSON without result or error"
+    OTHER_ID = "its id is not that of the request"
+
+
+def _parsed(body: bytes, request: object, *, batch: bool) -> tuple[JsonObject | None, _Lack]:
     """The response in a JSON text, or the flaw. Of a batch, which some clients still take in a
     body, the response among its messages."""
     if not body.strip():
-        return None, "the body is empty"
+        return None, _Lack.EMPTY
     try:
         message: Any = json.loads(body)
     except (ValueError, RecursionError):
-        return None, "not JSON"
+        return None, _Lack.NOT_JSON
     if isinstance(message, list):
         if not batch:
-            return None, "a batch in an event"
+            return None, _Lack.BATCH
         found = (one for one in message if isinstance(one, dict) and _answers(one, request))
         response = next(found, None)
-        return response, "" if response is not None else "a batch without the response"
+        return response, _Lack.NONE if response is not None else _Lack.NOT_IN_BATCH
     if not isinstance(message, dict) or not message.keys() & {"result", "error"}:
-        return None, "JSON without result or error"
+        return None, _Lack.NO_RESPONSE
     if _answers(message, request):
-        return message, ""
-    return None, "its id is not that of the request"
+        return message, _Lack.NONE
+    return None, _Lack.OTHER_ID
 
 
 def _answers(message: JsonObject, request: object) -> bool:
@@ -113,11 +127,11 @@ def _in_events(pieces: Iterable[bytes], request: object) -> Reading:
     for kind, data in _events(pieces):
         if kind != "message":
             continue
-        message, why = _parsed(data, request, batch=False)
+        message, lack = _parsed(data, request, batch=False)
         if message is not None:
             return Reading(message)
-        if why.startswith(("a batch", "its id")):
-            flaw = why
+        if lack in (_Lack.BATCH, _Lack.OTHER_ID):
+            flaw = str(lack)
     return Reading(None, flaw)
 
 

@@ -3,6 +3,7 @@
     GitOpsError                 an expected failure: one line on stderr, no traceback
     ├── UsageError              the command line or the configuration is wrong
     ├── SourceError             the git source cannot be read
+    │   ├── Obstructed          a former branch is in a new one's way
     │   ├── Unanswered          its server does not answer, or not now
     │   └── OverLimit           there is more of something than is ever read
     ├── LeaseLost               somebody else writes for this source
@@ -42,6 +43,10 @@ class SourceError(GitOpsError):
 
 class Unanswered(SourceError):
     """The git server could not be asked, or was too busy: nothing is known to be wrong."""
+
+
+class Obstructed(SourceError):
+    """A branch that is gone stands in the way of a new one, whose name begins with its own."""
 
 
 class OverLimit(SourceError):
@@ -112,6 +117,10 @@ class Expired(Transient):
     """410: the resourceVersion or continue token is too old. List again."""
 
 
+class Silent(Transient):
+    """The server took the request, and did not answer in time."""
+
+
 class KindAbsent(Transient):
     """404 of a whole kind: its CRD is not installed, or the server is too old to serve it."""
 
@@ -139,3 +148,7 @@ class Permanent(KubeError):
     category = Category.PERMANENT
     first_retry = timedelta(seconds=2)
     retry_cap = timedelta(minutes=30)
+
+
+class PolicyRefused(Permanent):
+    """403 of the admission policy that lets nobody but us write in our name."""

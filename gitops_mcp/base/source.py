@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -75,14 +76,17 @@ class Problem:
     severity: Severity = "error"
 
 
-LINK = "a symbolic link is not followed"
+class Unread(enum.StrEnum):
+    """Why something in a source is not read, where more follows from it than a message."""
+
+    LINK = "a symbolic link is not followed"
+    SUBMODULE = "a submodule is not read"
+    MISPLACED = "not read: templates/ holds no manifests; move it back, or delete it"
+    """Of a file that is no template either."""
 
 
-SUBMODULE = "a submodule is not read"
-
-
-MISPLACED = "not read: templates/ holds no manifests; move it back, or delete it"
-"""Of a file that is no template either."""
+_THINGS = {Unread.LINK: "link", Unread.SUBMODULE: "submodule"}
+"""What has no lines."""
 
 
 class Remains:
@@ -105,27 +109,31 @@ class Remains:
     def of(self, file: str) -> Problem | None:
         """What is at a manifest's path, or where it was moved to out of sight; None where it is
         gone, or still gives servers or other objects."""
+        found = self._find(file)
+        return Problem(found[0], found[1], 1, None, "", str(found[2])) if found else None
+
+    def _find(self, file: str) -> tuple[str, int, str] | None:
+        """Path, line and what is wrong."""
         for path in (file, *_folders(file)):
             if path in self._lost:
-                return self._problem(path, *self._lost[path])
+                return path, *self._lost[path]
             if path in self._unread:
-                return self._problem(path, 1, self._unread[path])
+                return path, 1, self._unread[path]
         for form in (file.casefold(), *_with_any_folder(file.casefold())):
             if form in self._near:
-                return self._problem(*self._near[form])
+                return self._near[form]
         return None
 
     def keeps(self, file: str) -> str:
         """Why the server of a manifest that gives none any more is kept, and what ends that; ""
         where nothing of the manifest is left."""
-        problem = self.of(file)
-        if problem is None:
+        found = self._find(file)
+        if found is None:
             return ""
-        # A link or a submodule has no lines.
-        thing = {LINK: "link", SUBMODULE: "submodule"}.get(problem.message, "")
-        place = problem.file if thing else f"{problem.file}:{problem.line}"
-        remedy = f"remove the {thing or 'file'} to have the server removed"
-        return f"{place}: {problem.message}; {remedy}"
+        path, line, why = found
+        thing = next((name for kind, name in _THINGS.items() if kind == why), "")
+        place = path if thing else f"{path}:{line}"
+        return f"{place}: {why}; remove the {thing or 'file'} to have the server removed"
 
     @cached_property
     def _near(self) -> Mapping[str, tuple[str, int, str]]:
@@ -135,9 +143,6 @@ class Remains:
             for form in _former(path.casefold()):
                 found.setdefault(form, (path, 1, why))
         return found
-
-    def _problem(self, path: str, line: int, why: str) -> Problem:
-        return Problem(path, line, 1, None, "", why)
 
 
 def _folders(path: str) -> Iterator[str]:

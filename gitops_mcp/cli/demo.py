@@ -425,9 +425,10 @@ class Stage:
                 raise Broken(f"{method} {path} is answered ({error.code})") from error
 
     def _holds_lease(self) -> bool:
+        from gitops_mcp.cluster import sourceleases
+
         lease = self.get("apis/coordination.k8s.io/v1", "default", "leases", "gitops-mcp-default")
-        holder = (lease or {}).get("spec", {}).get("holderIdentity") or ""
-        return str(holder).startswith("agent-")
+        return lease is not None and sourceleases.agents(lease)
 
     def _hear(self) -> None:
         """Show the whole lines that the agent has said since the last time."""

@@ -25,6 +25,7 @@ from gitops_mcp.base.errors import (
     Expired,
     Gone,
     KubeError,
+    Silent,
     Transient,
     UsageError,
 )
@@ -557,9 +558,9 @@ class Cluster:
                     state(error)
                     stop.wait(wait.next(asked))
                     continue
-                if version and not proven and (opened or error.code or _silent(error)):
+                if version and not proven and (opened or error.code or isinstance(error, Silent)):
                     version = ""  # it answers, and brings nothing
-                if not _silent(error) or proven:
+                if not isinstance(error, Silent) or proven:
                     state(error)
                 if proven:
                     proven = False
@@ -716,11 +717,6 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 def _number(version: str) -> int:
     """The versions of one etcd are ordered numbers; 0: none."""
     return int(version) if version.isdigit() else 0
-
-
-def _silent(error: KubeError) -> bool:
-    """Did the server take the request, and say nothing?"""
-    return error.reason == "ReadTimeoutError"
 
 
 class _Backoff:

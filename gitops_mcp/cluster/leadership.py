@@ -38,6 +38,7 @@ from gitops_mcp.cluster.sourceleases import (
     STEP,
     annotated,
     home,
+    is_agent,
     source_named,
 )
 from gitops_mcp.decide.record import PREFIX
@@ -329,7 +330,7 @@ def only_writer(
         if take_over and lease.acquire(take_over=True):
             say(f"{lease} was taken from {holder}")
             break
-        if lease.holder.startswith("agent-"):
+        if is_agent(lease.holder):
             raise LeaseLost(f"{lease} is held by {lease.holder}", hint=hint)
         if time.monotonic() >= until:
             raise LeaseLost(f"{lease} is still held by {lease.holder}", hint=hint)
@@ -351,7 +352,7 @@ def kubectl_writer(
     until = time.monotonic() + patience
     leadership = Leadership(lease, again=False, say=say)
     while not lease.acquire():
-        if lease.holder.startswith("agent-") or time.monotonic() >= until:
+        if is_agent(lease.holder) or time.monotonic() >= until:
             say(f"servers made by kubectl are left to {lease.holder}")
             yield leadership
             return

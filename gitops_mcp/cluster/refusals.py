@@ -20,6 +20,8 @@ from gitops_mcp.base.errors import (
     KindAbsent,
     KubeError,
     Permanent,
+    PolicyRefused,
+    Silent,
     Terminating,
     Transient,
 )
@@ -28,6 +30,7 @@ from gitops_mcp.base.model import INSTALL_CRD
 from gitops_mcp.base.names import (
     API_VERSION,
     KIND,
+    OWNERSHIP_POLICY,
     JsonObject,
     ObjectRef,
 )
@@ -114,6 +117,7 @@ _RULES: Final = (
     _Rule(409, Conflict),
     _Rule(410, Expired),
     _Rule(401, Permanent, hint="the credentials are not accepted: log in again"),
+    _Rule(403, PolicyRefused, message=re.escape(OWNERSHIP_POLICY)),
     _Rule(403, Permanent),
     *(_Rule(code, Configuration) for code in (400, 405, 406, 413, 414, 415, 422)),
 )
@@ -267,7 +271,8 @@ def no_answer(error: Exception, operation: str, ref: ObjectRef | None) -> Transi
         http.ProtocolError: "the connection was lost",
     }
     known = next((words for kind, words in text.items() if isinstance(cause, kind)), "")
-    return Transient(
+    kind = Silent if isinstance(cause, http.ReadTimeoutError) else Transient
+    return kind(
         f"{place(operation, ref)}: {known or type(cause).__name__}",
         reason=type(cause).__name__,
         hint="is the API server up, and is this the right context?",

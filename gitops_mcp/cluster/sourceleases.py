@@ -101,7 +101,7 @@ def lease_namespaces(
         holder, whole = str(spec.get("holderIdentity") or ""), "--" not in metadata["name"]
         # Of two that have a holder one was left by somebody who died, whom the other outlived.
         renewed = str(spec.get("renewTime") or "")
-        return holder.startswith("agent-"), holder != "", whole, renewed, metadata["namespace"]
+        return is_agent(holder), holder != "", whole, renewed, metadata["namespace"]
 
     return tuple(
         max(leases, key=rank)["metadata"]["namespace"] if leases else own
@@ -205,9 +205,14 @@ def _holder(lease: JsonObject) -> str:
     return str((lease.get("spec") or {}).get("holderIdentity") or "")
 
 
+def is_agent(holder: str) -> bool:
+    """Is this holder of a Lease an agent? An identity begins with what its process is."""
+    return holder.partition("-")[0] == "agent"
+
+
 def agents(lease: JsonObject) -> bool:
     """Does an agent hold the Lease, alive or not, as far as one object can say?"""
-    return _holder(lease).startswith("agent-")
+    return is_agent(_holder(lease))
 
 
 def source_of(server: JsonObject) -> str | None:

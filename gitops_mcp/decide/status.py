@@ -66,7 +66,8 @@ def body(
     old: JsonObject = cr.get("status") or {}
     deployment = facts.children.get("Deployment")
     observed = (deployment or {}).get("status") or {}
-    verified = _verified(facts, context, cr.get("spec") or {}, replicas)
+    unasked = _unasked(facts, context, cr.get("spec") or {}, replicas)
+    verified = _verified(facts, unasked)
     conditions = _conditions(
         facts, context, invalid=invalid, synced=synced, verified=verified, replicas=replicas
     )
@@ -88,7 +89,7 @@ def body(
             facts, old, applied_revision, suspended=synced.reason is Reason.SUSPENDED
         ),
         "lastHandledReconcileAt": _handled(facts, context, old, terminating=terminating),
-        "serverInfo": _server_info(facts, old, verified),
+        "serverInfo": _server_info(facts, old, unasked),
         "shutdown": shutdown,
         "conditions": _stamped(conditions, old, generation, facts.now),
     }
@@ -256,12 +257,18 @@ def _rolling(facts: Facts, context: Context, replicas: int) -> Condition:
     )
 
 
-def _verified(facts: Facts, context: Context, spec: Mapping[str, Any], replicas: int) -> Condition:
+class _Unasked(NamedTuple):
+    """Why no handshake counts; ``yet``: one will."""
+
+    message: str
+    yet: bool = False
+
+
+def _verified(facts: Facts, unasked: _Unasked | None) -> Condition:
     """What the last handshake said, as far as it speaks for a pod that is there now."""
-    unasked = _unasked(facts, context, spec, replicas)
     if unasked or facts.probe is None:
         before = None if unasked else _verified_before(facts)
-        message = unasked or "no handshake yet"
+        message = unasked.message if unasked else "no handshake yet"
         return before or Condition.of(Reason.NOT_PROBED, message)
     probe = facts.probe
     before = _verified_before(facts) if probe.wordless else None
@@ -280,22 +287,24 @@ def _verified_before(facts: Facts) -> Condition | None:
     return Condition.of(reason, known.get("message", ""))
 
 
-def _unasked(facts: Facts, context: Context, spec: Mapping[str, Any], replicas: int) -> str:
-    """Why no handshake counts, or ""."""
+def _unasked(
+    facts: Facts, context: Context, spec: Mapping[str, Any], replicas: int
+) -> _Unasked | None:
+    """Why no handshake counts; None where one does, or would."""
     mode = (spec.get("health") or {}).get("mode", "handshake")
     uids = {pod["metadata"].get("uid") for pod in facts.pods}
     probe = facts.probe
     if not transports.of_spec(spec).networked:
-        return "this transport has no network endpoint"
+        return _Unasked("this transport has no network endpoint")
     if mode != "handshake":
-        return f"health.mode is {mode}"
+        return _Unasked(f"health.mode is {mode}")
     if not context.probes:
-        return "probes are off"
+        return _Unasked("probes are off")
     if replicas == 0:
-        return "scaled to zero"
+        return _Unasked("scaled to zero")
     if probe is not None and probe.pods and not probe.pods & uids:
-        return "no handshake with the present pods yet"
-    return ""
+        return _Unasked("no handshake with the present pods yet", yet=True)
+    return None
 
 
 def _ready(conditions: Iterable[Condition], *, terminating: bool) -> Condition:
@@ -307,7 +316,7 @@ def _ready(conditions: Iterable[Condition], *, terminating: bool) -> Condition:
         # Held back by False, never by Unknown.
         if condition.status == "False" and not passing:
             return Condition("Ready", "False", condition.reason, condition.message)
-        zero = zero or condition.reason == Reason.SCALED_TO_ZERO
+        zero = zero or condition.reason is Reason.SCALED_TO_ZERO
     if zero:
         return Condition.of(Reason.SCALED_TO_ZERO, "scaled to zero", "Ready")
     return Condition.of(Reason.MCPSERVER_READY, "the server is ready")
@@ -341,7 +350,7 @@ def _kstatus(ready: Condition, synced: Condition, *, failed: bool) -> list[Condi
         return [Condition("Stalled", "True", ready.reason, ready.message)]
     if ready.status == "False":
         return [Condition("Reconciling", "True", ready.reason, ready.message)]
-    if synced.status == "False" and synced.reason == Reason.ROLLOUT_IN_PROGRESS:
+    if synced.status == "False" and synced.reason is Reason.ROLLOUT_IN_PROGRESS:
         return [Condition("Reconciling", "True", synced.reason, synced.message)]
     return []
 
@@ -411,16 +420,15 @@ def _source(facts: Facts, old: JsonObject, applied_revision: str, *, suspended: 
     return {key: str(value)[: LONGEST[key]] for key, value in found.items() if value}
 
 
-def _server_info(facts: Facts, old: JsonObject, verified: Condition) -> JsonObject | None:
+def _server_info(facts: Facts, old: JsonObject, unasked: _Unasked | None) -> JsonObject | None:
     """What the server said about itself when it was last asked; forgotten where nobody asks."""
     told = old.get("serverInfo")
     known = {name: str(text)[:256] for name, text in told.items()} if told else None
-    if facts.probe is not None and verified.reason != Reason.NOT_PROBED:
-        return facts.probe.server_info or known
-    return known if verified.reason != Reason.NOT_PROBED or verified.message in _NOT_YET else None
-
-
-_NOT_YET: Final = frozenset({"no handshake yet", "no handshake with the present pods yet"})
+    if unasked is not None:
+        return known if unasked.yet else None
+    if facts.probe is None:
+        return known
+    return None if facts.probe.reason is Reason.NOT_PROBED else facts.probe.server_info or known
 
 
 def _coarse(status: JsonObject) -> JsonObject:

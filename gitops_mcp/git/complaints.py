@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import enum
 import re
 
 from gitops_mcp.base import limits
-from gitops_mcp.base.errors import OverLimit, SourceError, Unanswered
+from gitops_mcp.base.errors import Obstructed, OverLimit, SourceError, Unanswered
 from gitops_mcp.base.masking import scrub
 
 BOM = b"\xef\xbb\xbf"
@@ -161,6 +162,30 @@ COMPLAINTS: tuple[tuple[str, str, str, type[SourceError]], ...] = (
 )
 
 
+class Sign(enum.Enum):
+    """What git's stderr may show besides a complaint: a regular expression each."""
+
+    SHALLOW = "shallow"
+    """The server gives no shallow fetch."""
+    NO_REF = "couldn't find remote ref"
+    MEMORY = COMPLAINTS[1][0]
+    TAKEN = "Not updating|cannot lock ref"
+    """Another writer was faster, in this repository."""
+    RACE = r"fetch first|non-fast-forward|stale info|cannot lock ref|failed to update ref"
+    """Another writer was faster, here or at the server."""
+    IN_THE_WAY = "cannot create"
+    """A branch ``a`` that is gone stands in the way of a new branch ``a/b``."""
+    NOT_OURS = (
+        r"refused|denied|not found|returned error|HTTP [345]\d\d|[Hh]ost key|certificate|"
+        r"remote ref|No space left|quota|cannot create"
+    )
+    """Another folder would meet the same trouble."""
+
+    def shown_in(self, err: str) -> bool:
+        """Does git's stderr show it?"""
+        return re.search(self.value, err) is not None
+
+
 _NOISE = re.compile(
     r"[@\s]*$|@ .* @$|Could not read from remote repository|Please make sure you have the correct"
     r"|and the repository exists|Warning: Permanently added|It is (?:also )?possible that"
@@ -210,4 +235,5 @@ def complaint(err: str, root: str) -> SourceError:
     for pattern, message, hint, kind in COMPLAINTS:
         if re.search(pattern, said):
             return kind(f"{root}: {message}" + (f": {words}" if words else ""), hint=hint)
-    return SourceError(f"{root}: {words or 'git failed without a word'}")
+    kind = Obstructed if Sign.IN_THE_WAY.shown_in(said) else SourceError
+    return kind(f"{root}: {words or 'git failed without a word'}")

@@ -28,7 +28,7 @@ from typing import IO, Any, Self
 
 from gitops_mcp.base import limits
 from gitops_mcp.base.errors import OverLimit, SourceError
-from gitops_mcp.git.complaints import COMPLAINTS, complaint, why
+from gitops_mcp.git.complaints import Sign, complaint, why
 
 SHA = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 
@@ -401,7 +401,7 @@ class Git:
                     break
         if len(found) < len(set(ids)):
             missing = next(wanted for wanted in ids if wanted not in found)
-            if re.search(COMPLAINTS[1][0], running.err):
+            if Sign.MEMORY.shown_in(running.err):
                 raise complaint(running.err, self.root)
             raise SourceError(f"{self.root}: object {missing} is missing or broken")
         return found

@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from gitops_mcp.base import limits
-from gitops_mcp.base.errors import OverLimit, SourceError, Unanswered
+from gitops_mcp.base.errors import Obstructed, OverLimit, SourceError, Unanswered
 from gitops_mcp.git.addresses import Server
-from gitops_mcp.git.complaints import NOT_GIT, NOT_GIT_HINT, complaint, printable, why
+from gitops_mcp.git.complaints import NOT_GIT, NOT_GIT_HINT, Sign, complaint, printable, why
 from gitops_mcp.git.gitcommand import FETCH, SHA, Answer, Git
 from gitops_mcp.git.scratch import Scratch
 
@@ -256,10 +256,7 @@ class Mirror:
     def _fetch_branch(self, name: str) -> None:
         try:
             self._transfer(f"+{name}:{name}")
-        except SourceError as error:
-            if "cannot create" not in error.message:
-                raise
-            # A branch a that is gone stands in the way of a new branch a/b.
+        except Obstructed:
             self.fetch_all()
 
     def _fetch_ref(self, ref: str) -> None:
@@ -290,7 +287,7 @@ class Mirror:
         with self._locked():
             if not self._history:
                 answer = self.talk("fetch", "--depth=1", *command[1:])
-                if not answer.status or "shallow" not in answer.err:
+                if not answer.status or not Sign.SHALLOW.shown_in(answer.err):
                     self._judge(answer)
                     return
                 self._history = True  # the oldest servers know nothing less
@@ -300,7 +297,7 @@ class Mirror:
             if not answer.status:
                 return
             error = complaint(answer.err, self.server.url)
-            if isinstance(error, Unanswered) or re.search(_NOT_OURS, answer.err):
+            if isinstance(error, Unanswered) or Sign.NOT_OURS.shown_in(answer.err):
                 raise error
             if isinstance(error, OverLimit):
                 if _size(self.folder) < limits.MIRROR // 2:
@@ -405,11 +402,6 @@ _LEFTOVERS = (
     "objects/**/*.lock",
 )
 """What git leaves in a repository when it is ended. No lock is anybody's while no git runs."""
-_NOT_OURS = (
-    r"refused|denied|not found|returned error|HTTP [345]\d\d|[Hh]ost key|certificate|remote ref|"
-    r"No space left|quota|cannot create"
-)
-"""In what git says of a fetch: another folder would meet the same trouble."""
 
 
 @contextlib.contextmanager

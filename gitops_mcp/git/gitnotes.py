@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ import orjson
 from gitops_mcp.base import limits
 from gitops_mcp.base.errors import GitOpsError, OverLimit
 from gitops_mcp.base.model import NoteRecord
-from gitops_mcp.git.complaints import complaint, printable, why
+from gitops_mcp.git.complaints import Sign, complaint, printable, why
 from gitops_mcp.git.gitcommand import FETCH, SHA, Answer, Git
 
 WRITE_ATTEMPTS = 16
@@ -29,7 +28,6 @@ NOTES_AT_ONCE = 200
 """Commits whose notes are read together by ``stream``."""
 
 _KEYS = ("time", "cluster", "source", "event", "server", "result", "message")
-_RACES = re.compile(r"fetch first|non-fast-forward|stale info|cannot lock ref|failed to update ref")
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +280,7 @@ class Notes:
         answer = git.ask("fast-import", "--quiet", "--done", stdin=b"".join([*parts, b"done\n"]))
         if answer.status == 0:
             return True
-        if "Not updating" in answer.err or "cannot lock ref" in answer.err:
+        if Sign.TAKEN.shown_in(answer.err):
             return False
         raise complaint(answer.err, git.root)
 
@@ -295,10 +293,10 @@ class Notes:
         for attempt in range(WRITE_ATTEMPTS):
             refspec = f"+{self.ref}:{self._theirs}"
             answer = talk("fetch", *FETCH, "--", target, refspec, limit=limits.GIT_NOTES_SECONDS)
-            if not (answer.status and _RACES.search(answer.err)):
+            if not (answer.status and Sign.RACE.shown_in(answer.err)):
                 break
             _wait(attempt)
-        if answer.status and "couldn't find remote ref" not in answer.err:
+        if answer.status and not Sign.NO_REF.shown_in(answer.err):
             cause = complaint(answer.err, place.git.root)
             return [f"the deployment notes could not be fetched: {cause}"]
         self._fetched = True
@@ -328,7 +326,7 @@ class Notes:
             if not refused:
                 cause = str(complaint(answer.err, root))
                 break
-            if not _RACES.search(refused + answer.err):
+            if not Sign.RACE.shown_in(refused + answer.err):
                 reason = refused.rpartition("(")[2].rstrip(")")
                 cause = f"{root} refused them: {printable(reason)[:300]}"
                 break

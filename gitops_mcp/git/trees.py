@@ -15,7 +15,7 @@ from operator import attrgetter
 from gitops_mcp.base import limits
 from gitops_mcp.base.errors import OverLimit, SourceError, UsageError
 from gitops_mcp.base.names import GROUP, KIND
-from gitops_mcp.base.source import LINK, MISPLACED, SUBMODULE, Revision, Snapshot, SourceFile
+from gitops_mcp.base.source import Revision, Snapshot, SourceFile, Unread
 from gitops_mcp.git.addresses import Credentials as Credentials
 from gitops_mcp.git.complaints import printable
 from gitops_mcp.git.gitcommand import Git
@@ -62,7 +62,7 @@ PEEKED = 100
 _PLAIN_MODES = ("100644", "100755")
 
 
-ODD_MODES = {"120000": LINK, "160000": SUBMODULE}
+ODD_MODES = {"120000": Unread.LINK, "160000": Unread.SUBMODULE}
 
 
 _NARROW = "narrow the source with --path"
@@ -161,7 +161,7 @@ class Collector:
         if _mentions_us([data]):
             template = any(mark in data for mark in _PLACEHOLDERS)
             hidden = "/." in f"/{_inside(path, self._below)}"
-            self.lay_aside(path, OUT_OF_SIGHT if template or hidden else MISPLACED)
+            self.lay_aside(path, OUT_OF_SIGHT if template or hidden else Unread.MISPLACED)
 
     def lay_aside(self, path: str, reason: str) -> None:
         if len(self.aside) < limits.FILES:

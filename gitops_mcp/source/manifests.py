@@ -25,13 +25,11 @@ import orjson
 from gitops_mcp.base.model import Policy
 from gitops_mcp.base.names import JsonObject, ServerKey
 from gitops_mcp.base.source import (
-    LINK,
-    MISPLACED,
-    SUBMODULE,
     Loaded,
     Problem,
     Remains,
     SourceFile,
+    Unread,
 )
 from gitops_mcp.source.documents import (
     pointer,
@@ -184,17 +182,17 @@ def _unread(
             message = f"{reason}: manifests in it are not applied"
             problems.append(Problem(path, 1, 1, None, "", message, "warning"))
         else:
-            ignored.append((path, reason))
+            ignored.append((path, str(reason)))
     for path, reason in aside:
-        if reason == MISPLACED:
-            problems.append(Problem(path, 1, 1, None, "", reason, "warning"))
+        if reason == Unread.MISPLACED:
+            problems.append(Problem(path, 1, 1, None, "", str(reason), "warning"))
         elif terms.may_hold_manifests(path.lower()):
             if path.endswith(SUFFIXES):
-                ignored.append((path, reason))
+                ignored.append((path, str(reason)))
             else:
-                problems.append(Problem(path, 1, 1, None, "", reason, "warning"))
+                problems.append(Problem(path, 1, 1, None, "", str(reason), "warning"))
         elif is_vars(path, terms):
-            problems.append(Problem(path, 1, 1, None, "", reason, "warning"))
+            problems.append(Problem(path, 1, 1, None, "", str(reason), "warning"))
     unknown = any(problem.severity == "error" for problem in problems)
     return Found((), tuple(problems), unknown, tuple(ignored))
 
@@ -203,7 +201,9 @@ def _may_be_folder(path: str, reason: str) -> bool:
     """Whether what was not read may stand where a folder of manifests was. What a link leads to is
     not looked at: its name says whether it is a file (``AGENTS.md``, ``LICENSE``)."""
     name = path.rpartition("/")[2]
-    return reason == SUBMODULE or (reason == LINK and "." not in name and name == name.lower())
+    if reason == Unread.SUBMODULE:
+        return True
+    return reason == Unread.LINK and "." not in name and name == name.lower()
 
 
 # --- what is kept ---------------------------------------------------------------------------

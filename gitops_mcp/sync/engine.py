@@ -29,6 +29,7 @@ from gitops_mcp.base.errors import (
     KubeError,
     LeaseLost,
     Permanent,
+    PolicyRefused,
     Terminating,
     Transient,
 )
@@ -47,7 +48,7 @@ from gitops_mcp.base.model import (
     Verb,
     Wait,
 )
-from gitops_mcp.base.names import KIND, OWNERSHIP_POLICY, JsonObject, ObjectRef, ServerKey
+from gitops_mcp.base.names import KIND, JsonObject, ObjectRef, ServerKey
 from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.source import Revision
 from gitops_mcp.cluster.view import Live, View
@@ -770,9 +771,7 @@ class Engine:
                 uid=action.uid,
                 resource_version=action.resource_version,
             )
-        except Permanent as error:
-            if OWNERSHIP_POLICY not in error.message:
-                raise
+        except PolicyRefused:
             self._dry_run, self.refused_dry_runs = False, True
             return _merged(before, action.body)
         if action.ref in memory.taken:

@@ -530,13 +530,11 @@ def survey(
             # The CRD is outside of it.
             return watches.read(cluster, view, [wishes.watch_namespace])
         versions = _lists(cluster, view, source, warn)
-        definition = cluster.get(
-            ObjectRef("apiextensions.k8s.io/v1", "CustomResourceDefinition", "", CRD_NAME)
-        )
-    except Permanent as error:
-        if "customresourcedefinitions" not in error.message:
-            raise
-        definition = None  # without the right to look, the first write will tell
+        definition = None
+        with contextlib.suppress(Permanent):  # without the right to look, the first write will tell
+            definition = cluster.get(
+                ObjectRef("apiextensions.k8s.io/v1", "CustomResourceDefinition", "", CRD_NAME)
+            )
     except KindAbsent as error:
         raise UsageError(
             f"the cluster does not know {KIND} ({API_VERSION})",

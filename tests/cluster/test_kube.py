@@ -197,7 +197,7 @@ def test_a_server_that_does_not_answer_is_given_up_after_the_time_limit_without_
 ) -> None:
     with scripted(lambda _: Answer(wait=threading.Event())) as server:
         cluster = connect(server, timeout=0.2)
-        with pytest.raises(errors.Transient, match=r"get deployment/web .*no answer in time"):
+        with pytest.raises(errors.Silent, match=r"get deployment/web .*no answer in time"):
             cluster.get(DEPLOYMENT)
         assert len(server.asked) == 1
 

@@ -25,7 +25,7 @@ from stage import (
     terminating,
 )
 
-from gitops_mcp.base.errors import Configuration, Permanent, Transient
+from gitops_mcp.base.errors import Configuration, Permanent, PolicyRefused, Transient
 from gitops_mcp.base.model import Inquiry, ProbeResult, SecretHeader
 from gitops_mcp.base.names import (
     ANNOTATION_PRUNE,
@@ -520,7 +520,7 @@ def test_a_dry_run_that_the_ownership_policy_refuses_is_a_local_comparison() -> 
 
     def refuse(verb: str, ref: ObjectRef) -> None:
         if verb == "dry-run" and ref.kind == KIND:
-            raise Permanent("forbidden: ValidatingAdmissionPolicy 'ownership.mcp.example.com'")
+            raise PolicyRefused("forbidden: ValidatingAdmissionPolicy 'ownership.mcp.example.com'")
 
     stage.server.refuse = refuse
     stage.engine.work(KEY)
