@@ -12,7 +12,7 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import Any, Literal
 
-import durationpy
+from gitops_mcp.base import durations
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +139,6 @@ def duration(text: object, default: timedelta) -> timedelta:
     """A time of a spec as it stands in the cluster; the default where there is none that can be
     read."""
     try:
-        return default if text is None else min(durationpy.from_str(str(text)), LONGEST)
-    except (durationpy.DurationError, OverflowError):
+        return default if text is None else min(durations.parse(str(text)), LONGEST)
+    except durations.DurationError:
         return default

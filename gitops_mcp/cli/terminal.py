@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 
 import click
 
+from gitops_mcp.base import durations
 from gitops_mcp.base.model import Progress
 from gitops_mcp.base.names import ServerKey
 from gitops_mcp.base.source import Problem
@@ -64,7 +65,7 @@ class Terminal:
     def progress(self, progress: Progress) -> None:
         """How far a pass has come, and what is still waited for."""
         total, waiting, left = progress
-        time = f", {console.human_duration(left)} left" if left is not None else ""
+        time = f", {durations.human(left)} left" if left is not None else ""
         self.say(f"{total - len(waiting)}/{total} servers done{time}")
         named = [(key, what) for key, what in sorted(waiting.items()) if what]
         for key, what in named[:10]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any
 
 import click
-import durationpy
 
+from gitops_mcp.base import durations
 from gitops_mcp.base.errors import UsageError
 from gitops_mcp.base.model import RESOURCE
 from gitops_mcp.base.names import (
@@ -35,21 +35,15 @@ class Duration(click.ParamType[Any]):
         del param, ctx
         if isinstance(value, timedelta):
             return value
-        from gitops_mcp.source.podrules import DURATION
-
         try:
-            # durationpy alone would take more than Go does: days, blanks, a sign.
-            found = durationpy.from_str(value) if DURATION.fullmatch(value) else self._fail(value)
-        except (durationpy.DurationError, OverflowError):
-            return self._fail(value)
+            found = durations.parse(value)
+        except durations.DurationError:
+            self.fail(f"{value!r} is no duration such as 90s or 1h30m")
         if self._positive and not found:
             self.fail(f"{value!r} is too short: it must be more than 0")
         if found > LONGEST:
-            self.fail(f"{value!r} is longer than {durationpy.to_str(LONGEST)}")
+            self.fail(f"{value!r} is longer than {durations.text(LONGEST)}")
         return found
-
-    def _fail(self, value: str) -> NoReturn:
-        self.fail(f"{value!r} is no duration such as 90s or 1h30m")
 
 
 class Name(click.ParamType[str]):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
+from gitops_mcp.base import quantities
 from gitops_mcp.base.names import (
     ANNOTATION_RECONCILE,
     KIND,
@@ -361,44 +360,13 @@ def canonical(value: Any, shape: Shape) -> Any:
         return [canonical(item, shape.item or shape) for item in value]
     if isinstance(value, bool):
         return (value,)  # or it would equal a number
-    return quantity(value) if shape.quantity else value
+    number = quantities.parse(value) if shape.quantity else None
+    return (
+        value if number is None else number
+    )  # the API server will say of no quantity that it is none
 
 
 def is_default(value: Any, shape: Shape) -> bool:
     if shape.default is None:
         return False
     return bool(canonical(value, shape) == canonical(shape.default, shape))
-
-
-_QUANTITY_TEXT = re.compile(
-    r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)([numkMGTPE]|[KMGTPE]i)?", re.ASCII
-)
-
-
-_FINEST = Decimal("0.001")
-
-
-_SUFFIXES = {"": Decimal(1), "n": Decimal("1e-9"), "u": Decimal("1e-6"), "m": Decimal("1e-3")}
-
-
-_SUFFIXES |= {suffix: Decimal(1000) ** (power + 1) for power, suffix in enumerate("kMGTPE")}
-
-
-_SUFFIXES |= {f"{suffix}i": Decimal(1024) ** (power + 1) for power, suffix in enumerate("KMGTPE")}
-
-
-def quantity(value: Any) -> Any:
-    """A Kubernetes quantity (``1``, ``"1000m"``, ``"1.5Gi"``, ``"1e3"``) as a number.
-
-    What is finer than a thousandth is rounded up, as the API server does with resources. What is
-    no quantity comes back as it is: the API server will say so.
-    """
-    parts = _QUANTITY_TEXT.fullmatch(str(value))
-    if parts is None:
-        return value
-    try:
-        number = Decimal(parts[1]) * _SUFFIXES[parts[2] or ""]
-        fine = int(number.as_tuple().exponent) < int(_FINEST.as_tuple().exponent)
-        return number.quantize(_FINEST, ROUND_CEILING) if fine else number
-    except ArithmeticError:  # 1e999999999
-        return value

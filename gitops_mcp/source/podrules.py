@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
-from decimal import Decimal
 from typing import Any
 
-import durationpy
-
+from gitops_mcp.base import durations, quantities
 from gitops_mcp.base.names import (
     JsonObject,
 )
 from gitops_mcp.source.documents import Finding, Path
-
-DURATION = re.compile(r"0|(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:ns|us|µs|μs|ms|s|m|h))+")
-"""Go's syntax, without a sign."""
-
 
 _DAY = timedelta(days=1)
 
@@ -42,41 +36,18 @@ _LIMITS: tuple[tuple[Path, timedelta, timedelta, str], ...] = (
 def times(spec: JsonObject) -> Iterator[Finding]:
     for path, least, most, message in _LIMITS:
         text = get(spec, path)
-        if text is not None and not least <= _duration(text) <= most:
+        if text is not None and not least <= durations.parse(text) <= most:
             yield Finding(path, message)
-
-
-def _duration(text: str) -> timedelta:
-    try:
-        return durationpy.from_str(text)
-    except (OverflowError, durationpy.DurationError):
-        return timedelta.max  # its syntax is right, so it is too long to be held
-
-
-_SUFFIXES: Mapping[str, Decimal] = {
-    **{s: Decimal(1000) ** n for n, s in enumerate(("n", "u", "m", "", "k", "M", "G", "T"), -3)},
-    "P": Decimal(10) ** 15,
-    "E": Decimal(10) ** 18,
-    **{f"{s}i": Decimal(1024) ** n for n, s in enumerate("KMGTPE", 1)},
-}
-
-
-_QUANTITY = re.compile(r"([-+.0-9]+(?:[eE][-+]?[0-9]{1,3})?)([numkKMGTPE]?i?)")
 
 
 _NATIVE = frozenset({"cpu", "memory", "ephemeral-storage"})
 
 
-def _quantity(value: str | int) -> Decimal | None:
-    match = _QUANTITY.fullmatch(str(value))
-    return Decimal(match[1]) * _SUFFIXES[match[2]] if match else None
-
-
 def resources_of(spec: JsonObject) -> Iterator[Finding]:
     resources = spec.get("resources", {})
     requests, limits = resources.get("requests", {}), resources.get("limits", {})
-    for kind, quantities in (("requests", requests), ("limits", limits)):
-        for name in quantities:
+    for kind, named in (("requests", requests), ("limits", limits)):
+        for name in named:
             if name not in _NATIVE and not _is_extended(name):
                 yield Finding(
                     ("resources", kind, name),
@@ -86,7 +57,7 @@ def resources_of(spec: JsonObject) -> Iterator[Finding]:
                 )
     for name, request in requests.items():
         path: Path = ("resources", "requests", name)
-        asked, most = _quantity(request), _quantity(limits.get(name, ""))
+        asked, most = quantities.parse(request), quantities.parse(limits.get(name, ""))
         if _is_extended(name):
             if asked != most:
                 yield Finding(path, "must equal the limit: this resource is not shared")

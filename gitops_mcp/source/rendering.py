@@ -20,11 +20,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import durationpy
 import orjson
 
 from gitops_mcp import __version__
-from gitops_mcp.base import transports
+from gitops_mcp.base import durations, transports
 from gitops_mcp.base.errors import Configuration
 from gitops_mcp.base.names import (
     ANNOTATION_FILE,
@@ -181,7 +180,7 @@ class Renderer:
             return tuple(orjson.loads(zlib.decompress(known[1])))
         try:
             context = self._context(key, spec, uid=uid, external=external)
-        except durationpy.DurationError:
+        except durations.DurationError:
             raise Configuration(
                 f"{key}: a time in spec.drain or spec.health is no duration",
                 condition=Reason.CONFIGURATION_INVALID,
@@ -293,7 +292,7 @@ def _may_escalate(security: JsonObject) -> bool:
 @lru_cache(maxsize=1024)
 def _seconds(duration: str) -> int:
     """A Go duration in whole seconds."""
-    return _whole(durationpy.from_str(duration))
+    return _whole(durations.parse(duration))
 
 
 def _whole(time: timedelta) -> int:

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from gitops_mcp.base import transports
+from gitops_mcp.base import durations, transports
 from gitops_mcp.base.names import (
     ANNOTATION_ADOPT,
     ANNOTATION_FILE,
@@ -37,7 +37,6 @@ from gitops_mcp.base.names import (
 )
 from gitops_mcp.source.documents import Finding, Path
 from gitops_mcp.source.podrules import (
-    DURATION,
     escalation,
     expressions,
     get,
@@ -196,7 +195,7 @@ def _replicas(spec: JsonObject) -> Iterator[Finding]:
 def _config(spec: JsonObject) -> Iterator[Finding]:
     config = spec.get("config", {})
     timeout = config.get("SESSION_TIMEOUT")
-    if timeout is not None and not DURATION.fullmatch(timeout):
+    if timeout is not None and not durations.PATTERN.fullmatch(timeout):
         yield Finding(
             ("config", "SESSION_TIMEOUT"),
             "must be a duration in Go's syntax, such as 90s or 1h30m",

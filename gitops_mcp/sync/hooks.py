@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
-import durationpy
 import orjson
 
-from gitops_mcp.base import addresses
+from gitops_mcp.base import addresses, durations
 from gitops_mcp.base.errors import UsageError
 from gitops_mcp.base.names import JsonObject
 
@@ -78,8 +77,8 @@ def _parse_one(one: object, place: str) -> Hook:
     if known is not None and (refusal := addresses.metadata(known)):
         raise UsageError(f"{place}: {refusal}")
     try:
-        timeout = durationpy.from_str(str(one.get("timeout", "10s")))
-    except (durationpy.DurationError, ValueError) as error:
+        timeout = durations.parse(str(one.get("timeout", "10s")))
+    except durations.DurationError as error:
         raise UsageError(f"{place}: timeout is no duration such as 10s") from error
     if timeout <= timedelta():
         raise UsageError(f"{place}: timeout must be longer than 0s")

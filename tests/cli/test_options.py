@@ -150,7 +150,7 @@ def test_durations_are_gos(text: str, value: float) -> None:
     assert types.Duration().convert(text, None, None) == timedelta(seconds=value)
 
 
-@pytest.mark.parametrize("text", ["5", "1d", "five", "-3s", "", "1h 2m", "9" * 30 + "h"])
+@pytest.mark.parametrize("text", ["5", "1d", "five", "-3s", "", "1h 2m"])
 def test_what_is_no_duration_is_refused(gitops: Run, text: str) -> None:
     ended = gitops("sync", f"--wait={text}")
     assert ended.code == 2
@@ -272,7 +272,7 @@ def test_what_can_match_is_taken(gitops: Run, option: str, value: str) -> None:
 @pytest.mark.parametrize(
     "arguments", [["sync", "--wait"], ["agent", "--interval"], ["install", "--interval"]]
 )
-@pytest.mark.parametrize("text", ["10001h", "99999999h"])
+@pytest.mark.parametrize("text", ["10001h", "99999999h", "9" * 30 + "h"])
 def test_a_duration_that_outlasts_the_calendar_is_refused(
     gitops: Run, arguments: list[str], text: str
 ) -> None:

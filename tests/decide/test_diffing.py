@@ -344,29 +344,10 @@ def test_the_same_content_means_all_but_bookkeeping_and_status() -> None:
     assert not same_content(one, {"metadata": {"name": "a", "labels": {"x": "y"}}})
 
 
-@pytest.mark.parametrize(
-    ("one", "two"),
-    [
-        (1, "1000m"),
-        (0.5, "500m"),
-        ("1.5Gi", "1536Mi"),
-        ("1e3", "1k"),
-        ("1E", "1000P"),
-        ("2147483648", "2Gi"),
-        ("0", "0m"),
-        ("-1", "-1000m"),
-        ("0.0005", "1m"),
-        ("1500u", "2m"),
-        ("1e30", "1" + "0" * 30),
-    ],
-)
-def test_quantities_are_compared_by_value(one: Any, two: Any) -> None:
-    assert shapes.quantity(one) == shapes.quantity(two)
-
-
-@pytest.mark.parametrize("text", ["", "1KiB", "m", "abc", "1 Gi", "1e", True])
-def test_what_is_no_quantity_stays_what_it_is(text: Any) -> None:
-    assert shapes.quantity(text) == text
+def test_quantities_are_compared_by_value() -> None:
+    shape = shapes.Shape(quantity=True)
+    assert shapes.canonical("1.5Gi", shape) == shapes.canonical("1536Mi", shape)
+    assert shapes.canonical("1 Gi", shape) == "1 Gi"  # none: the API server will say so
 
 
 def test_what_differs_is_visible_and_what_is_visible_differs() -> None:

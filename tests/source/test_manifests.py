@@ -18,11 +18,11 @@ import pytest
 import yaml
 from paths import ROOT
 
-from gitops_mcp.base import resources
+from gitops_mcp.base import durations, resources
 from gitops_mcp.base.model import Policy
 from gitops_mcp.base.names import JsonObject, ServerKey
 from gitops_mcp.base.source import Loaded, Problem, SourceFile
-from gitops_mcp.source import documents, podrules, serverschema, terms
+from gitops_mcp.source import documents, serverschema, terms
 from gitops_mcp.source.manifests import Cache, check, load
 from gitops_mcp.source.terms import MAX_DOCUMENT
 
@@ -173,7 +173,7 @@ def test_every_pattern_can_be_explained() -> None:
 
 def test_one_duration_is_meant_everywhere() -> None:
     pattern = serverschema.schema()["$defs"]["duration"]["pattern"]
-    assert pattern == f"^(?:{podrules.DURATION.pattern})$"
+    assert pattern == f"^(?:{durations.PATTERN.pattern})$"
     config = serverschema.schema()["properties"]["spec"]["properties"]["config"]
     assert any(pattern in rule["rule"] for rule in config["x-kubernetes-validations"])
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from decimal import Decimal
 
 import paths
 import plane as rig
 import pytest
 import yaml
 
+from gitops_mcp.base import quantities
 from gitops_mcp.base.model import Policy
 from gitops_mcp.base.names import API_VERSION, KIND, JsonObject
 from gitops_mcp.base.source import SourceFile
@@ -90,6 +92,22 @@ def test_what_load_refuses_on_the_behalf_of_the_api_it_would_refuse(
     )
     assert (status, answer["reason"]) == (422, "Invalid")
     assert all(cause["field"].startswith("spec.template") for cause in answer["details"]["causes"])
+
+
+def test_quantities_mean_what_the_api_takes_them_for(plane: rig.Plane) -> None:
+    deployment, *_ = children("web", {})
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    for row in yaml.load((paths.DATA / "quantities.yaml").read_text(), yaml.BaseLoader):
+        container["resources"] = {"requests": {"cpu": row["text"]}}
+        status, answer = plane.request(
+            "POST", "/apis/apps/v1/namespaces/default/deployments?dryRun=All", deployment
+        )
+        if row["is"] == "null":
+            assert status == 400, row
+            continue
+        assert status == 201, (row, answer)
+        stored = answer["spec"]["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"]
+        assert quantities.parse(stored) == Decimal(row["is"]), row
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

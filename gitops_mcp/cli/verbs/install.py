@@ -8,9 +8,9 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 import click
-import durationpy
 
 from gitops_mcp import __version__
+from gitops_mcp.base import durations
 from gitops_mcp.base.errors import UsageError
 from gitops_mcp.cli import options, types
 from gitops_mcp.source import settings
@@ -204,7 +204,7 @@ def command(
         )
     arguments = _source(location, source)
     if interval is not None:
-        arguments += [f"--interval={durationpy.to_str(interval)}"]
+        arguments += [f"--interval={durations.text(interval)}"]
     arguments += _allowed(policy)
     arguments += ["--create-namespace"] if create_namespace else []
     arguments += ["--notes=off"] if notes == "off" else []
