@@ -28,7 +28,7 @@ from gitops_mcp.agent.pace import Every, Pace, Periods
 from gitops_mcp.agent.process import LAST_WORDS, LOOK, tried, unless
 from gitops_mcp.agent.recorder import Recorder
 from gitops_mcp.agent.webhook import Verdict
-from gitops_mcp.base import limits, masking
+from gitops_mcp.base import limits, masking, times
 from gitops_mcp.base.bugs import place_of
 from gitops_mcp.base.errors import (
     GitOpsError,
@@ -51,7 +51,6 @@ from gitops_mcp.source import manifests
 from gitops_mcp.source.settings import SourceOptions
 from gitops_mcp.sync import pipeline, probes, reading
 from gitops_mcp.sync.controller import Controller, Leads, Listener
-from gitops_mcp.sync.engine import utc_now
 from gitops_mcp.sync.fleet import Workers
 from gitops_mcp.sync.reading import Source, Wishes
 
@@ -128,7 +127,7 @@ class Agent:
             repository.notes(options.cluster, wanted=lambda: pipeline.notes_wanted(cluster, notes)),
             cluster=options.cluster,
             source=source.source_id,
-            clock=utc_now,
+            clock=times.utc_now,
             warn=warn,
             count=metrics.noted,
         )
@@ -156,7 +155,7 @@ class Agent:
         self._recorder = Recorder(
             cluster,
             instance=lease.identity,
-            clock=utc_now,
+            clock=times.utc_now,
             warn=warn,
             dropped=metrics.event_dropped,
         )
@@ -179,7 +178,7 @@ class Agent:
                 take_over=take_over,
                 may_write=lambda: self._leader.holds,
             )
-        self._status = SourceWatch(clock=utc_now)
+        self._status = SourceWatch(clock=times.utc_now)
         self._described: SourceStatus | None = None
         """The status that Events have reported in this term."""
         if self._books is not None:
@@ -199,7 +198,7 @@ class Agent:
         self._workers = Workers(
             lambda key: self._controller.look(key),
             lambda key, inquiry: self._controller.ask(key, inquiry),
-            clock=utc_now,
+            clock=times.utc_now,
             workers=WORKERS,
             shared=True,
             broken_off=self._broken,
@@ -351,7 +350,7 @@ class Agent:
             },
             job_defaults={"misfire_grace_time": None, "coalesce": True},
         )
-        now = datetime.now(UTC)
+        now = times.utc_now()
         poll, check = self._periods.poll, self._periods.full_check
         every: dict[str, tuple[Callable[[], object], timedelta, datetime]] = {
             "poll": (self._poll, poll, now + poll),
@@ -398,7 +397,7 @@ class Agent:
     def _hurry(self, job: str, within: timedelta = timedelta()) -> None:
         """Run a job now, or so soon; not, where the agent is ending already."""
         with suppress(JobLookupError):
-            self._scheduler.modify_job(job, next_run_time=datetime.now(UTC) + within)
+            self._scheduler.modify_job(job, next_run_time=times.utc_now() + within)
 
     def _poll(self) -> None:
         """Look at git, and adopt what is new. What cannot be read leaves everything as it is."""

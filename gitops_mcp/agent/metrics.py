@@ -12,7 +12,6 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Final, get_args
 
 import prometheus_client as prometheus
@@ -20,6 +19,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from gitops_mcp import __version__
+from gitops_mcp.base import times
 from gitops_mcp.base.model import Result
 from gitops_mcp.base.names import ObjectRef
 from gitops_mcp.base.source import Problem, Severity
@@ -201,9 +201,9 @@ class Metrics(Collector):
             self._pruned.inc()
         if Kind.ENDED in transition.kinds and outcome.shutdown is not None:
             by = outcome.shutdown.get("endedBy", OTHER)
-            seconds = worked.at - datetime.fromisoformat(outcome.shutdown["startedAt"])
+            began = times.parse(outcome.shutdown["startedAt"]) or worked.at
             ended = self._shut_down.labels(by if by in ENDS else OTHER)
-            ended.observe(max(seconds.total_seconds(), 0.0))
+            ended.observe(max((worked.at - began).total_seconds(), 0.0))
 
     def requested(self, operation: str, kind: str, status: int) -> None:
         """A request to the API server has ended: ``kube.Cluster``'s observer."""

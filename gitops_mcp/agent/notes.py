@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Protocol
 
+from gitops_mcp.base import times
 from gitops_mcp.base.model import Change, NoteRecord, Outcome
 from gitops_mcp.base.names import FIELD_MANAGER, JsonObject, ObjectRef, ServerKey
 from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.source import Revision
-from gitops_mcp.decide import status
 
 
 class Ledger(Protocol):
@@ -153,19 +153,19 @@ def applied_at(cr: JsonObject) -> datetime | None:
     if synced.get("status") != "True" and synced.get("reason") != Reason.ROLLOUT_IN_PROGRESS:
         return None
     metadata = cr["metadata"]
-    times = [
+    applied = [
         entry.get("time")
         for entry in metadata.get("managedFields") or ()
         if (entry.get("manager"), entry.get("operation")) == (FIELD_MANAGER, "Apply")
         and not entry.get("subresource")
     ]
-    text = max(filter(None, times), default=metadata.get("creationTimestamp"))
-    return status.parse_time(text) or datetime.fromtimestamp(0, UTC)
+    text = max(filter(None, applied), default=metadata.get("creationTimestamp"))
+    return times.parse(text) or datetime.fromtimestamp(0, UTC)
 
 
 def ready_since(cr: JsonObject) -> datetime | None:
     for one in (cr.get("status") or {}).get("conditions") or ():
         current = one.get("observedGeneration") == cr["metadata"].get("generation")
         if one["type"] == "Ready" and one["status"] == "True" and current:
-            return status.parse_time(one.get("lastTransitionTime"))
+            return times.parse(one.get("lastTransitionTime"))
     return None

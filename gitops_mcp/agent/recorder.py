@@ -17,9 +17,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final, Literal, Protocol
 
+from gitops_mcp.base import times
 from gitops_mcp.base.errors import (
     Category,
     Conflict,
@@ -265,8 +266,8 @@ class Recorder:
             "type": fact.type,
             "reason": str(fact.reason),
             "message": fact.note,
-            "firstTimestamp": _time(first),
-            "lastTimestamp": _time(last),
+            "firstTimestamp": times.rfc3339(first),
+            "lastTimestamp": times.rfc3339(last),
             "count": count,
             "source": {"component": FIELD_MANAGER},
             "reportingComponent": FIELD_MANAGER,
@@ -277,7 +278,7 @@ class Recorder:
 
     def _raise(self, fact: _Fact, name: str, count: int, last: datetime) -> None:
         ref = ObjectRef("v1", "Event", fact.about.namespace, name)
-        self._kube.merge_patch(ref, {"count": count, "lastTimestamp": _time(last)})
+        self._kube.merge_patch(ref, {"count": count, "lastTimestamp": times.rfc3339(last)})
 
     def _refused(self, fact: _Fact, series: _Series, error: KubeError, now: datetime) -> None:
         with self._lock:
@@ -421,7 +422,3 @@ def _conditions(transition: Transition) -> Iterator[_Fact]:
 def _says(worked: Worked, reason: str) -> bool:
     conditions = worked.status.get("conditions") or ()
     return any(condition["reason"] == reason for condition in conditions)
-
-
-def _time(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TextIO
 
+from gitops_mcp.base import times
 from gitops_mcp.base.masking import scrub
 from gitops_mcp.base.model import Change, ChangeAction, Result
 from gitops_mcp.base.source import Problem
@@ -108,7 +109,7 @@ class _Formatter(logging.Formatter):
             message = record.getMessage()
         except (TypeError, ValueError):  # arguments that do not fit: a library's mistake
             message = str(record.msg)
-        time = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        time = times.rfc3339_micro(datetime.fromtimestamp(record.created, UTC))
         shown = _visible(" ".join(scrub(message).splitlines()).strip())
         return self.line(time, record.levelname.lower(), shown, dict(_fields(record)))
 

@@ -15,9 +15,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+from gitops_mcp.base import times
 from gitops_mcp.base.errors import KubeError, LeaseLost, Permanent, UsageError
 from gitops_mcp.base.model import CLUSTER_SOURCE as CLUSTER_SOURCE
 from gitops_mcp.base.names import (
@@ -228,7 +229,7 @@ class Waiting:
     def say(self, message: str) -> None:
         """Say what is waited for. Say it again at each try: status believes it for some seconds
         only. Never raises KubeError."""
-        at = datetime.now(UTC).isoformat(timespec="seconds")
+        at = times.rfc3339(times.utc_now())
         self._write(json.dumps({"at": at, "message": message[:WAITS]}))
 
     def end(self) -> None:
@@ -253,7 +254,8 @@ def waiting_in(leases: Iterable[JsonObject], *, now: datetime) -> str | None:
     is no such agent, or no sign of it for ``STALE``."""
     for said in (annotated(lease, LEASE_WAITS) for lease in leases):
         with suppress(KeyError, ValueError, TypeError):
-            if now - datetime.fromisoformat(said["at"]) <= STALE:
+            at = times.parse(said["at"])
+            if at is not None and now - at <= STALE:
                 return said["message"]
     return None
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Final, Protocol
 
+from gitops_mcp.base import times
 from gitops_mcp.base.errors import (
     Conflict,
     Gone,
@@ -46,15 +47,6 @@ class LeaseApi(Protocol):
     def update(self, body: JsonObject, *, timeout: float | None = None) -> JsonObject: ...
 
 
-def _micro(moment: datetime) -> str:
-    """A MicroTime: the API refuses any other number of decimals than six."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
 def _elapsed() -> float:
     """Seconds on a clock that nobody sets, and that goes on while the machine sleeps."""
     return time.clock_gettime(_CLOCK)
@@ -83,7 +75,7 @@ class Lease:
         *,
         timing: LeaseTiming = LeaseTiming(),
         clock: Callable[[], float] = _elapsed,
-        now: Callable[[], datetime] = _utc_now,
+        now: Callable[[], datetime] = times.utc_now,
     ) -> None:
         self.ref = ObjectRef("coordination.k8s.io/v1", "Lease", namespace, name)
         self.timing = timing
@@ -176,7 +168,7 @@ class Lease:
         """Gives the lease up, if it is still ours, so that the next holder need not wait. The
         caller has seen to it that nothing is being written any more. Raises KubeError."""
         self._until = float("-inf")
-        freed = {"holderIdentity": "", "renewTime": _micro(self._now())}
+        freed = {"holderIdentity": "", "renewTime": times.rfc3339_micro(self._now())}
         for _ in range(2):  # once more, where only somebody's annotation stood between
             if self.holder != self.identity or self._put({**self._record, **freed}):
                 return
@@ -184,7 +176,7 @@ class Lease:
 
     def _claim(self) -> JsonObject:
         """The record that makes the lease ours, or keeps it so."""
-        stamp, old = _micro(self._now()), self._record
+        stamp, old = times.rfc3339_micro(self._now()), self._record
         ours = self.holder == self.identity
         return {
             "holderIdentity": self.identity,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Protocol
 
+from gitops_mcp.base import times
 from gitops_mcp.base.errors import Conflict, Gone, LeaseLost
 from gitops_mcp.base.names import (
     JsonObject,
@@ -199,7 +200,7 @@ class Books:
         with self._lock:
             record = self.record.enforced(held, reaches=reaches, remains=remains)
             if revision is not None and revision != record.revision:
-                at = self._clock().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+                at = times.rfc3339(self._clock())
                 record = replace(record, revision=revision, at=at, spent="")
             if record is not self.record:
                 # A shallow clone does not know the root commits that tell a mirror from a stranger.

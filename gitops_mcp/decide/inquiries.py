@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from gitops_mcp.base import limits, transports
@@ -17,7 +17,6 @@ from gitops_mcp.base.model import Context, Facts, Inquiry, ProbeResult, SecretHe
 from gitops_mcp.base.names import ANNOTATION_RECONCILE, JsonObject
 from gitops_mcp.source import policies, serverschema
 
-EARLIEST, LATEST = datetime(2000, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 HANDSHAKE_INTERVAL = timedelta(seconds=60)
 HANDSHAKE_TIMEOUT = timedelta(seconds=5)
 HANDSHAKE_LONGEST = timedelta(seconds=limits.HANDSHAKE_LONGEST_SECONDS)
@@ -42,17 +41,6 @@ def requested(cr: JsonObject | None) -> str:
     answered in the status once the look has been taken, a handshake included."""
     annotations = (cr or {}).get("metadata", {}).get("annotations") or {}
     return str(annotations.get(ANNOTATION_RECONCILE) or "")[:REQUEST_LIMIT]
-
-
-def moment(text: object) -> datetime | None:
-    """A metav1.Time as it stands in a status; None for anything else. Anybody may have written it:
-    what is centuries away is no time of a cluster, and could not be counted with."""
-    try:
-        found = datetime.fromisoformat(str(text))
-        found = found if found.tzinfo else found.replace(tzinfo=UTC)
-        return found if EARLIEST <= found <= LATEST else None
-    except (ValueError, OverflowError):
-        return None
 
 
 def handshake(facts: Facts, context: Context) -> tuple[Inquiry | None, datetime | None]:

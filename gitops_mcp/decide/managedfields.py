@@ -11,6 +11,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from gitops_mcp.base import merging
 from gitops_mcp.base.masking import OPEN, Sight, stricter
 from gitops_mcp.base.names import (
     FIELD_MANAGER,
@@ -198,10 +199,10 @@ def ownership_patch(
         for entry in entries:
             if entry is not ours:
                 taken, entry["fieldsV1"] = _without(entry.get("fieldsV1", {}), path)
-                moved = _merged(moved, taken)
+                moved = merging.merged(moved, taken)
         for element in reversed(path):
             moved = {element: moved}
-        ours["fieldsV1"] = _merged(ours["fieldsV1"], moved)
+        ours["fieldsV1"] = merging.merged(ours["fieldsV1"], moved)
     kept = [entry for entry in entries if entry["fieldsV1"]]
     return [{"op": "replace", "path": "/metadata/managedFields", "value": kept}]
 
@@ -232,10 +233,6 @@ def _without(tree: JsonObject, path: FieldPath) -> tuple[JsonObject, JsonObject]
     if left.keys() <= {"."} and tree[head]:
         del kept[head]
     return taken, kept
-
-
-def _merged(one: JsonObject, two: JsonObject) -> JsonObject:
-    return one | {name: _merged(one.get(name, {}), below) for name, below in two.items()}
 
 
 class Owner(enum.Enum):

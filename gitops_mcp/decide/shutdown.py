@@ -17,10 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
-from gitops_mcp.base import transports
+from gitops_mcp.base import times, transports
 from gitops_mcp.base.model import Action, Facts, Verb
 from gitops_mcp.base.names import (
     ANNOTATION_SHUTDOWN,
@@ -65,8 +65,8 @@ STEPS = ("Withdrawing", "Draining", "Stopping", "CleaningUp", "Deleting")
 
 _SOUND: Mapping[str, Callable[[Any], bool]] = {
     "step": lambda value: value in STEPS,
-    "startedAt": lambda value: _parse(value) is not None,
-    "deadline": lambda value: _parse(value) is not None,
+    "startedAt": lambda value: times.parse(value) is not None,
+    "deadline": lambda value: times.parse(value) is not None,
     "activeSessions": lambda value: _is_count(value),
     "attempts": lambda value: _is_count(value),
     "deploymentGeneration": lambda value: _is_count(value),
@@ -103,7 +103,7 @@ def under_way(cr: JsonObject) -> bool:
 
 def deadline_of(state: JsonObject) -> datetime | None:
     """When the shutdown should have ended."""
-    return _parse(state.get("deadline"))
+    return times.parse(state.get("deadline"))
 
 
 def begin(cr: JsonObject, now: datetime, *, recreate: bool = False) -> JsonObject:
@@ -112,7 +112,7 @@ def begin(cr: JsonObject, now: datetime, *, recreate: bool = False) -> JsonObjec
     # that nobody saw for a while begins now, too: its sessions have not been let go before.
     started = _whole(now)
     deadline = started + _takes(cr)
-    state = {"step": "Withdrawing", "startedAt": _time(started), "deadline": _time(deadline)}
+    state = {"step": "Withdrawing"} | _span(started, deadline)
     return state | {"recreate": True} if recreate else state
 
 
@@ -122,17 +122,21 @@ def _takes(cr: JsonObject) -> timedelta:
     return timing.drain_timeout + timing.grace + MARGIN
 
 
+def _span(started: datetime, deadline: datetime) -> JsonObject:
+    return {"startedAt": times.rfc3339(started), "deadline": times.rfc3339(deadline)}
+
+
 def _bounded(cr: JsonObject, state: JsonObject, now: datetime) -> JsonObject:
     """The state with its times: one that is missing, or further ahead than a shutdown can take (a
     clock was set back, a spec was changed), is counted anew."""
-    started = _parse(state.get("startedAt"))
+    started = times.parse(state.get("startedAt"))
     if started is None or started > now + MARGIN:
         started = _whole(now)
     latest = started + _takes(cr)
-    deadline = _parse(state.get("deadline"))
+    deadline = times.parse(state.get("deadline"))
     if deadline is None or deadline > latest + MARGIN:
         deadline = latest
-    return state | {"startedAt": _time(started), "deadline": _time(deadline)}
+    return state | _span(started, deadline)
 
 
 def advance(facts: Facts) -> Progress:
@@ -182,11 +186,11 @@ def _draining(facts: Facts, cr: JsonObject, state: JsonObject) -> Progress:
     if facts.sessions is not None:
         state["activeSessions"] = facts.sessions
     look = min(until, facts.now + inquiries.COUNT_INTERVAL) if asked else until
-    return Progress(state, look_again=look, waiting=f"drain until {_time(until)}")
+    return Progress(state, look_again=look, waiting=f"drain until {times.rfc3339(until)}")
 
 
 def _drain_until(facts: Facts, state: JsonObject) -> datetime:
-    started = _parse(state["startedAt"]) or facts.now
+    started = times.parse(state["startedAt"]) or facts.now
     return started + transports.timing((facts.cr or {}).get("spec") or {}).drain_timeout
 
 
@@ -203,7 +207,7 @@ def _stopping(state: JsonObject, deployment: JsonObject | None) -> Progress:
 
 
 def _stop(facts: Facts, state: JsonObject, deployment: JsonObject | None) -> Progress:
-    late = facts.now >= (_parse(state["deadline"]) or facts.now)
+    late = facts.now >= (times.parse(state["deadline"]) or facts.now)
     if deployment is not None and deployment["spec"].get("replicas", 1) != 0:
         if deployment["metadata"].get("generation", 0) != state.get("deploymentGeneration"):
             return _stopping(state, deployment)
@@ -214,14 +218,14 @@ def _stop(facts: Facts, state: JsonObject, deployment: JsonObject | None) -> Pro
     if facts.pods and not late:
         return Progress(
             state,
-            look_again=_parse(state["deadline"]),
+            look_again=times.parse(state["deadline"]),
             waiting=f"{len(facts.pods)} pod(s) to end",
         )
     if deployment is not None and _counts(deployment) and not late:
         # Its controller writes the end of the last pod next: what is sent now would meet that.
         return Progress(
             state,
-            look_again=_parse(state["deadline"]),
+            look_again=times.parse(state["deadline"]),
             waiting=f"{ObjectRef.of(deployment)} to notice",
             brief=True,
         )
@@ -289,7 +293,7 @@ def _delete(facts: Facts, cr: JsonObject, state: JsonObject) -> Progress:
         return Progress(state, tuple(_deletion(child, "delete") for child in standing))
     if facts.children:
         names = ", ".join(sorted(map(_going, facts.children.values())))
-        deadline = _parse(state["deadline"])
+        deadline = times.parse(state["deadline"])
         look = deadline if deadline is not None and facts.now < deadline else None
         return Progress(state, look_again=look, waiting=f"{names} to go")
     if recreate:
@@ -349,14 +353,6 @@ def _foreground(cr: JsonObject) -> bool:
 
 def _whole(moment: datetime) -> datetime:
     return moment.replace(microsecond=0) + timedelta(seconds=1 if moment.microsecond else 0)
-
-
-def _time(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _parse(text: object) -> datetime | None:
-    return inquiries.moment(text)
 
 
 def _is_count(value: object) -> bool:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, NamedTuple
 
+from gitops_mcp.base import times
 from gitops_mcp.base.masking import scrub
 from gitops_mcp.base.model import Outcome, Report, Worked
 from gitops_mcp.base.names import ServerKey
@@ -110,7 +111,7 @@ def of_pass(
     }
     revision = str(report.revision)
     since = before.since if before is not None and before.revision == revision else ""
-    return _status(missing, report.problems, revision=revision, since=since or _time(at))
+    return _status(missing, report.problems, revision=revision, since=since or times.rfc3339(at))
 
 
 def merged(states: Sequence[SourceStatus]) -> SourceStatus:
@@ -173,7 +174,7 @@ class SourceWatch:
         """A commit is enforced from now on, which holds what was ``loaded``."""
         with self._lock:
             if revision != self._revision:
-                self._revision, self._since = revision, _time(self._clock())
+                self._revision, self._since = revision, times.rfc3339(self._clock())
             self._problems = loaded.problems
             self._valid, self._invalid = loaded.servers.keys(), loaded.protected
             self._missing = {key: one for key, one in self._missing.items() if self._held(key)}
@@ -183,7 +184,7 @@ class SourceWatch:
         trouble = _cut(trouble)
         with self._lock:
             if bool(trouble) != bool(self._trouble):
-                self._trouble_since = _time(self._clock()) if trouble else ""
+                self._trouble_since = times.rfc3339(self._clock()) if trouble else ""
             self._trouble = trouble
 
     def heard(self, worked: Worked) -> None:
@@ -239,7 +240,3 @@ def _place(problem: Problem) -> str:
 def _cut(text: str) -> str:
     line = " ".join(scrub(text).split())
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
-
-
-def _time(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -8,10 +8,10 @@ a condition keeps its lastTransitionTime as long as its ``status`` is the same.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final, Literal, NamedTuple
 
-from gitops_mcp.base import transports
+from gitops_mcp.base import times, transports
 from gitops_mcp.base.errors import Category
 from gitops_mcp.base.masking import scrub
 from gitops_mcp.base.model import Condition, Context, Facts
@@ -171,18 +171,13 @@ def not_ready_since(status: JsonObject) -> datetime | None:
     found = ready(status)
     if found.get("status", "True") == "True":
         return None
-    return parse_time(found.get("lastTransitionTime"))
+    return times.parse(found.get("lastTransitionTime"))
 
 
 def selector(name: str) -> str:
     """The label selector of a server's pods, as ``/scale`` shows it to an autoscaler."""
     labels = {LABEL_INSTANCE: name, LABEL_MANAGED_BY: FIELD_MANAGER, LABEL_NAME: APP_NAME}
     return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
-
-
-def parse_time(text: object) -> datetime | None:
-    """A metav1.Time, or None for anything else."""
-    return inquiries.moment(text)
 
 
 # --- conditions -------------------------------------------------------------------------------
@@ -381,8 +376,8 @@ def _since(known: JsonObject, now: datetime, *, same: bool) -> str:
     """The lastTransitionTime of what is the ``same`` as it was; now, where that is no time, or is
     still to come."""
     told = known.get("lastTransitionTime")
-    moment = parse_time(told) if same else None
-    return str(told) if moment is not None and moment <= now + SKEW else _time(now)
+    moment = times.parse(told) if same else None
+    return str(told) if moment is not None and moment <= now + SKEW else times.rfc3339(now)
 
 
 # --- fields -----------------------------------------------------------------------------------
@@ -444,7 +439,3 @@ def _coarse(status: JsonObject) -> JsonObject:
 def _by_type(status: JsonObject) -> dict[str, JsonObject]:
     conditions = status.get("conditions") or ()
     return {one["type"]: one for one in conditions if isinstance(one, dict) and "type" in one}
-
-
-def _time(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -14,6 +14,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Final
 
+from gitops_mcp.base import times
 from gitops_mcp.base.model import Change, Result, Worked
 from gitops_mcp.base.names import KIND, JsonObject, ServerKey
 from gitops_mcp.base.reasons import Reason
@@ -163,7 +164,7 @@ def _turned(
 ) -> Iterator[tuple[str, JsonObject]]:
     for condition in worked.status.get("conditions") or ():
         before = known.get(condition["type"], ("", ""))
-        at = status.parse_time(condition.get("lastTransitionTime"))
+        at = times.parse(condition.get("lastTransitionTime"))
         news = since is None or (at is not None and at >= since)
         if news and before != (condition["status"], condition["reason"]):
             yield before[0], condition

@@ -6,7 +6,6 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from typing import Any, Literal
 
 import orjson
@@ -76,27 +75,6 @@ _MESSAGE_WIDTH = 72
 def clipped(message: str, *, wide: bool) -> str:
     text = one_line(scrub(message))
     return text if wide or len(text) <= _MESSAGE_WIDTH else f"{text[: _MESSAGE_WIDTH - 1]}…"
-
-
-def human_duration(duration: timedelta) -> str:
-    """An age as kubectl writes it: ``7m11s``, ``3h``, ``2d4h``, ``400d``."""
-    seconds = int(duration.total_seconds())
-    if seconds < 0:
-        return "0s" if seconds == -1 else "<invalid>"  # clocks differ a little
-    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
-    for below, whole, unit, rest, small in (
-        (120, seconds, "s", 0, ""),
-        (600, minutes, "m", seconds % 60, "s"),
-        (3 * 3600, minutes, "m", 0, ""),
-        (8 * 3600, hours, "h", minutes % 60, "m"),
-        (48 * 3600, hours, "h", 0, ""),
-        (8 * 86400, days, "d", hours % 24, "h"),
-        (730 * 86400, days, "d", 0, ""),
-        (8 * 365 * 86400, days // 365, "y", days % 365, "d"),
-    ):
-        if seconds < below:
-            return f"{whole}{unit}{rest}{small}" if rest else f"{whole}{unit}"
-    return f"{days // 365}y"
 
 
 def short(revision: str) -> str:

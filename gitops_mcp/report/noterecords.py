@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Literal
 
+from gitops_mcp.base import times
 from gitops_mcp.base.masking import scrub
 from gitops_mcp.base.model import (
     Change,
@@ -56,7 +57,7 @@ class Notary:
         if outcome.shutdown:
             extra["shutdown"] = outcome.shutdown
         if count > 1 and since is not None:
-            extra |= {"count": count, "since": note_time(since)}
+            extra |= {"count": count, "since": times.rfc3339_micro(since)}
         server = str(outcome.server)
         return self._record(event, server, outcome.result, deeds(outcome), time, commit, **extra)
 
@@ -90,7 +91,8 @@ class Notary:
         commit: str,
         **extra: Any,
     ) -> NoteRecord:
-        fixed = (note_time(time), self.cluster, self.source, event, server, result, scrub(message))
+        at = times.rfc3339_micro(time)
+        fixed = (at, self.cluster, self.source, event, server, result, scrub(message))
         return NoteRecord(*fixed, extra=extra, commit=commit)
 
 
@@ -148,11 +150,6 @@ _EVENTS: Mapping[Result, _Event] = {
     "failed": "failed",
     "blocked": "blocked",
 }
-
-
-def note_time(time: datetime) -> str:
-    """``YYYY-MM-DDThh:mm:ss.ffffffZ``, always with its six decimals."""
-    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def history(records: Iterable[NoteRecord], *, output: str = "text", style: Style = PLAIN) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
+from gitops_mcp.base import durations, times
 from gitops_mcp.base.masking import scrub
 from gitops_mcp.base.model import (
     RESOURCE,
@@ -20,7 +21,6 @@ from gitops_mcp.report.console import (
     Style,
     clipped,
     columns,
-    human_duration,
     objects,
     one_line,
     plural,
@@ -104,7 +104,7 @@ def _status_row(server: JsonObject, now: datetime, *, wide: bool) -> list[str]:
         spec.get("replicas", ""),
         spec.get("transport", ""),
         said.get("endpoint", ""),
-        human_duration(now - datetime.fromisoformat(created)) if created else "",
+        _age(created, now) if created else "",
         spec.get("suspend") is True,
         short(said.get("source", {}).get("revision", "")),
         _message(conditions, wide=wide),
@@ -178,7 +178,7 @@ def status_heading(
         parts.append("no agent" if everywhere else "agent unknown (no permission to list leases)")
     else:
         warning = " (stale: does it still run?)" if now - seen > stale else ""
-        parts.append(f"agent seen {human_duration(now - seen)} ago{warning}")
+        parts.append(f"agent seen {durations.human(now - seen)} ago{warning}")
     if state.since and state.revision == revision:
         parts.append(f"commit read {_age(state.since, now)} ago")
     if state.problem_count:
@@ -205,10 +205,8 @@ _SHOWN = 5
 
 
 def _age(time: str, now: datetime) -> str:
-    try:
-        return human_duration(now - datetime.fromisoformat(time))
-    except (ValueError, TypeError):  # TypeError: a time without its zone
-        return "<unknown>"
+    at = times.parse(time)
+    return durations.human(now - at) if at else "<unknown>"
 
 
 def source_read(source: str, answer: Mapping[str, str], *, style: Style = PLAIN) -> str:

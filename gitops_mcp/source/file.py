@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from gitops_mcp.base import merging
 from gitops_mcp.base.names import GROUP, KIND, NAMESPACE_NAME, JsonObject, ServerKey
 from gitops_mcp.base.source import (
     McpServer,
@@ -25,7 +26,7 @@ from gitops_mcp.source.documents import (
     pointer,
     shown,
 )
-from gitops_mcp.source.groupvars import Defaults, Shared, fitting, merge, without_nulls
+from gitops_mcp.source.groupvars import Defaults, Shared, fitting
 from gitops_mcp.source.recognition import (
     CONFLICT,
     EMPTY,
@@ -222,12 +223,14 @@ class File:
     ) -> tuple[JsonObject, list[Finding]]:
         """The manifest over its defaults and without what only the server sets, and what is wrong
         with it."""
-        manifest, findings = as_written_by_hand(without_nulls(value) if document.nulls else value)
+        manifest, findings = as_written_by_hand(
+            merging.without_nulls(value) if document.nulls else value
+        )
         own = (without(value, findings) if findings else value).get("spec")
         if own is None and self.defaults.spec:
             own = {}
         if isinstance(own, dict) and (self.defaults.spec or document.nulls):
-            manifest["spec"] = fitting(merge(self.defaults.spec, own), own)
+            manifest["spec"] = fitting(merging.patched(self.defaults.spec, own), own)
         findings += findings_of(
             manifest,
             key,

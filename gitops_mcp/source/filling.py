@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from gitops_mcp.base import merging
 from gitops_mcp.base.errors import UsageError
 from gitops_mcp.base.names import (
     JsonObject,
@@ -27,17 +28,6 @@ CHILDREN: Mapping[str, tuple[str, str]] = MappingProxyType(
     {"deployment.yaml.j2": ("apps/v1", "Deployment"), "service.yaml.j2": ("v1", "Service")}
 )
 """What is rendered below an MCPServer, in this order: template → apiVersion and kind."""
-
-
-def _merged(defaults: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``over`` laid on ``defaults``: maps key by key, all else replaced."""
-    result = dict(defaults)
-    for name, value in over.items():
-        below = result.get(name)
-        if isinstance(below, Mapping) and isinstance(value, Mapping):
-            value = _merged(below, value)
-        result[name] = value
-    return result
 
 
 _MARK = "\ue000"
@@ -84,7 +74,7 @@ def compile_templates(texts: Mapping[str, str]) -> dict[str, jinja2.Template]:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    environment.filters["merged"] = _merged
+    environment.filters["merged"] = merging.merged
     # These turn rendered text into a value: it would be put in as a string, placeholders and all.
     captures = (nodes.Macro, nodes.CallBlock, nodes.FilterBlock, nodes.AssignBlock, nodes.Block)
     for name in CHILDREN:

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from gitops_mcp.base import transports
+from gitops_mcp.base import merging, transports
 from gitops_mcp.base.names import API_VERSION, KIND, JsonObject
 from gitops_mcp.base.source import (
     Problem,
@@ -115,7 +115,7 @@ class Defaults:
                 broken = broken or not usable
                 if isinstance(document.value, dict) and usable:
                     sources.insert(0, (file.path, document))
-                    spec = merge(spec, document.value.get("spec") or {})
+                    spec = merging.patched(spec, document.value.get("spec") or {})
                     variables |= {k: v for k, v in document.value.items() if k != "spec"}
         return cls(spec, variables, tuple(sources), tuple(problems), broken)
 
@@ -158,7 +158,7 @@ def _read_group_vars(path: str, data: bytes) -> tuple[Document, list[Problem], b
     # A part of a spec is judged as a whole one, but for what it may leave out. Rules between
     # fields wait for the manifest: either of two fields may still change.
     found = unknown_nulls({"spec": spec}) if document.nulls else []
-    whole = around({"image": "any", **without_nulls(spec or {})})
+    whole = around({"image": "any", **merging.without_nulls(spec or {})})
     if document.fractions or not serverschema.accepts(whole):
         found += serverschema.findings(whole)
     for finding in found:
@@ -172,20 +172,6 @@ def around(spec: JsonObject) -> JsonObject:
     return {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "any"}, "spec": spec}
 
 
-def merge(base: JsonObject, over: JsonObject) -> JsonObject:
-    """``over`` laid over ``base``: maps key by key, anything else replaced, null removes."""
-    merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        if value is None:
-            merged.pop(key, None)
-        elif isinstance(value, dict):
-            merged[key] = merge(below if isinstance(below, dict) else {}, value)
-        else:
-            merged[key] = without_nulls(value)
-    return merged
-
-
 def fitting(spec: JsonObject, own: JsonObject) -> JsonObject:
     """A completed spec without a default for the fleet that its transport cannot have."""
     most = transports.of_spec(spec).max_replicas
@@ -193,12 +179,3 @@ def fitting(spec: JsonObject, own: JsonObject) -> JsonObject:
     if "replicas" in own or most is None or not isinstance(wanted, int) or wanted <= most:
         return spec
     return {name: value for name, value in spec.items() if name != "replicas"}
-
-
-def without_nulls(value: Any) -> Any:
-    """Without the null values of maps; in a list a null is a mistake and stays."""
-    if isinstance(value, dict):
-        return {k: without_nulls(v) for k, v in value.items() if v is not None}
-    if isinstance(value, list):
-        return [without_nulls(v) for v in value]
-    return value

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
+from gitops_mcp.base import times
 from gitops_mcp.base.errors import GitOpsError, LeaseLost
 from gitops_mcp.base.model import Context, Decision, Inquiry, Worked
 from gitops_mcp.base.names import ServerKey
@@ -26,7 +27,7 @@ from gitops_mcp.decide.rollout import Rollout
 from gitops_mcp.decide.transitions import Transition, Transitions
 from gitops_mcp.source import manifests
 from gitops_mcp.sync import pipeline, probes
-from gitops_mcp.sync.engine import Engine, utc_now
+from gitops_mcp.sync.engine import Engine
 from gitops_mcp.sync.fleet import Look
 from gitops_mcp.sync.guard import PruneGuard
 from gitops_mcp.sync.memory import Aim, Ask, Kube
@@ -83,7 +84,7 @@ class Controller:
         sees: Callable[[str], bool] = lambda _: True,
         ask: Ask = probes.ask,
         warn: Callable[[str], None] = lambda _: None,
-        clock: Callable[[], datetime] = utc_now,
+        clock: Callable[[], datetime] = times.utc_now,
         rng: random.Random | None = None,
     ) -> None:
         self._kube = kube
@@ -336,8 +337,8 @@ class Controller:
             engine.forget(key)
         self._looked(key, aimed)
         later = None if self._enforced(key) else self._clock() + RECORD_RETRY
-        times = filter(None, (decision.look_again, failure.retry_at if failure else None, later))
-        return Look(min(times, default=None), decision.inquiry)
+        due = filter(None, (decision.look_again, failure.retry_at if failure else None, later))
+        return Look(min(due, default=None), decision.inquiry)
 
     def ask(self, key: ServerKey, inquiry: Inquiry) -> None:
         """Have an inquiry about a server answered; it is worth a look after that. Who has stopped

@@ -16,9 +16,10 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from weakref import WeakValueDictionary
 
+from gitops_mcp.base import merging, times
 from gitops_mcp.base.bugs import place_of
 from gitops_mcp.base.errors import (
     Category,
@@ -95,11 +96,6 @@ MAX_RACES = 10
 """Lost races in a row before one counts as a failure."""
 
 
-def utc_now() -> datetime:
-    """The wall clock, in UTC."""
-    return datetime.now(UTC)
-
-
 def _log_bug(key: ServerKey, error: Exception) -> None:
     _log.error("%s: an unexpected error", key, exc_info=error, extra={"fields": {"server": key}})
 
@@ -130,7 +126,7 @@ class Engine:
         wake: Callable[[ServerKey], None] = lambda _: None,
         complete: Callable[[], bool] = lambda: True,
         bug: Callable[[ServerKey, Exception], None] = _log_bug,
-        clock: Callable[[], datetime] = utc_now,
+        clock: Callable[[], datetime] = times.utc_now,
         rng: random.Random | None = None,
     ) -> None:
         self._kube = kube
@@ -703,9 +699,9 @@ class Engine:
                     memory.noise.add(action.key)
                     continue
                 if action.ref in memory.taken and isinstance(error, Configuration):
-                    # Refused for what is still there.
+                    # Refused for what was added by hand and is still there.
                     memory.noise.add(action.key)
-                    memory.overlay.put(_merged(before, action.body))
+                    memory.overlay.put(merging.merged(before or {}, action.body))
                     continue
                 if _is_news(action, error) and memory.races < MAX_RACES:
                     return self._learn(key, memory, memory.overlay, action.ref)
@@ -758,9 +754,10 @@ class Engine:
                 (f.path for f in action.change.fields if f.after is None) if action.change else ()
             )
             return managedfields.without(before, gone)
+        roughly = merging.merged(before or {}, action.body)
         absent = before is None and key.namespace in self.foreseen
         if not self._dry_run or absent:
-            return _merged(before, action.body)
+            return roughly
         try:
             after = self._kube.apply(
                 action.body,
@@ -773,9 +770,9 @@ class Engine:
             )
         except PolicyRefused:
             self._dry_run, self.refused_dry_runs = False, True
-            return _merged(before, action.body)
+            return roughly
         if action.ref in memory.taken:
-            return _merged(before, action.body)  # the answer still holds what would be gone
+            return roughly  # the answer still holds what would be gone
         if before is None:
             # The uid of a dry-run is made up: children must not be rendered with it.
             after = copy.copy(after)
@@ -876,16 +873,3 @@ def _remember(memory: Memory, change: Change) -> None:
     elif (change.ref, "replace") in memory.changes:
         return
     memory.changes[change.ref, change.action] = change
-
-
-def _merged(before: JsonObject | None, body: JsonObject) -> JsonObject:
-    """What an apply would roughly leave, where no dry-run may be asked for, or would be refused
-    since what was added by hand is still there."""
-    if before is None:
-        return body
-    return before | {
-        name: _merged(before[name], value)
-        if isinstance(value, dict) and isinstance(before.get(name), dict)
-        else value
-        for name, value in body.items()
-    }

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from gitops_mcp.base import times
 from gitops_mcp.base.errors import GitOpsError, KindAbsent, LeaseLost, Permanent, UsageError
 from gitops_mcp.base.model import (
     INSTALL_CRD,
@@ -97,7 +98,7 @@ class Pass:
         from gitops_mcp.cluster.view import View
         from gitops_mcp.cluster.watches import Watches
         from gitops_mcp.sync import fleet, probes
-        from gitops_mcp.sync.engine import Engine, utc_now
+        from gitops_mcp.sync.engine import Engine
         from gitops_mcp.sync.guard import PruneGuard
         from gitops_mcp.sync.memory import Aim
 
@@ -133,9 +134,8 @@ class Pass:
             self.warn(left_over)
         watching = Watches(self.cluster, view, versions)
         check = self.wishes.check
-        batches = (
-            None if check else self.source.rollout(view, keys, context, self.wishes, now=utc_now())
-        )
+        now = times.utc_now()
+        batches = None if check else self.source.rollout(view, keys, context, self.wishes, now=now)
         aim = Aim(
             self.source.loaded,
             self.source.renderer,
@@ -160,14 +160,14 @@ class Pass:
         )
         runner = fleet.Fleet(
             engine,
-            clock=utc_now,
+            clock=times.utc_now,
             watches=None if self.wishes.check else watching,
             rollout=batches,
             progress=self.progress,
         )
         view.subscribe(runner.hear)
         within = self.wishes.ready_within
-        patience = fleet.Patience(utc_now() + within if within is not None else None)
+        patience = fleet.Patience(times.utc_now() + within if within is not None else None)
         try:
             runner.run(keys, patience)
         except BaseException:
@@ -214,14 +214,12 @@ class Pass:
 
     def _describe(self, books: Books, report: Report, view: View) -> None:
         """Have the record say what the cluster lacks. A pass with a limit does not know all."""
-        from gitops_mcp.sync.engine import utc_now
-
         if self.source.limit.wanted or self.source.limit.unwanted:
             return
         state = sourcestatus.of_pass(
             report,
             invalid=self.source.loaded.protected,
-            at=utc_now(),
+            at=times.utc_now(),
             exists=lambda key: view.resource(key) is not None,
             before=books.record.status,
         )
@@ -243,9 +241,7 @@ class Pass:
     def _opened(self, view: View) -> Books:
         """The source's record, read, and written ahead. Raises UsageError where another repository
         has this id."""
-        from gitops_mcp.sync.engine import utc_now
-
-        source, books = self.source, self.books or Books(None, clock=utc_now)
+        source, books = self.source, self.books or Books(None, clock=times.utc_now)
         live = partial(ours, view, source)
         try:
             books.open(source.identity, revision=self.last, live=live)
@@ -259,7 +255,7 @@ class Pass:
                     "with the same --source-id, prints a fitting role",
                 ) from error
             self.warn(f"{error.message}: what the prune guard would hold is a guess")
-            books = Books(None, clock=utc_now)
+            books = Books(None, clock=times.utc_now)
             books.open(source.identity, revision=self.last, live=live)
         return books
 

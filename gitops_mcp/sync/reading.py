@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
-from gitops_mcp.base import resources
+from gitops_mcp.base import resources, times
 from gitops_mcp.base.errors import UsageError
 from gitops_mcp.base.model import (
     Context,
@@ -557,20 +557,11 @@ def books(
     may_write: Callable[[], bool] = lambda: True,
 ) -> Books:
     """The record of a source, beside the Lease of the same name in ``namespace``."""
-    from gitops_mcp.sync.engine import utc_now
-
     name = leadership.lease_name(source_id, area)
     return Books(
         Store(cluster, namespace, name, source_id),
-        clock=utc_now,
+        clock=times.utc_now,
         may_write=may_write,
         take_over=take_over,
         read_only=read_only,
     )
-
-
-def now() -> datetime:
-    """The wall clock."""
-    from gitops_mcp.sync.engine import utc_now
-
-    return utc_now()

@@ -197,15 +197,6 @@ class TestTimes:
         assert status.not_ready_since({}) is None
         assert status.not_ready_since(body_of({})) is None
 
-    @pytest.mark.parametrize("text", [None, "", "soon", 5])
-    def test_what_is_no_time_is_none(self, text: object) -> None:
-        assert status.parse_time(text) is None
-
-    def test_times_are_utc(self) -> None:
-        assert status.parse_time("2026-01-01T00:00:10Z") == NOW
-        assert status.parse_time("2026-01-01T01:00:10+01:00") == NOW
-        assert status.parse_time("2026-01-01T00:00:10") == NOW
-
 
 class TestDiffers:
     def again(self, row: dict[str, Any], live: JsonObject) -> JsonObject:

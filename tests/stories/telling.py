@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import gitfixtures
 import yaml
 
+from gitops_mcp.base import times
 from gitops_mcp.base.errors import Gone
 from gitops_mcp.base.model import NoteRecord, Outcome, Propagation, Report
 from gitops_mcp.base.names import API_VERSION, FINALIZER, KIND, JsonObject, ObjectRef, ServerKey
@@ -211,7 +212,7 @@ class Story:
                 self.report = one.run()
                 if not self.report.check:
                     records = noterecords.notes_of(
-                        self.report, source=read.source_id, time=reading.now()
+                        self.report, source=read.source_id, time=times.utc_now()
                     )
                     pipeline.write_notes(
                         read,

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 from stage import DELETED, KEY, NOW, RENDERER, WEB, Stage, children, cr
 
+from gitops_mcp.base import times
 from gitops_mcp.base.errors import Immutable
 from gitops_mcp.base.model import Decision, Inquiry
 from gitops_mcp.base.names import JsonObject, ObjectRef, ServerKey
 from gitops_mcp.base.source import McpServer
 from gitops_mcp.source import serverschema
-from gitops_mcp.sync.engine import Engine, utc_now
+from gitops_mcp.sync.engine import Engine
 from gitops_mcp.sync.fleet import Fleet, Look, Patience, Workers
 
 SOON = timedelta(milliseconds=20)
@@ -64,15 +65,15 @@ def in_background(fleet: Fleet, patience: Patience) -> Callable[[], None]:
 
 
 def test_a_shutdown_that_outlasts_the_wait_for_ready_is_not_looked_at_in_a_loop() -> None:
-    stage = Stage(clock=utc_now)
-    began = utc_now().strftime("%Y-%m-%dT%H:%M:%SZ")
+    stage = Stage(clock=times.utc_now)
+    began = times.utc_now().strftime("%Y-%m-%dT%H:%M:%SZ")
     body = cr(**DELETED | {"deletionTimestamp": began})
     stage.stands({**body, "spec": {**body["spec"], "drain": {"timeout": "60s"}}})
     for child in (*children(body), pod()):
         stage.stands(child)
     engine = Counted(stage.engine)
-    fleet = Fleet(engine, clock=utc_now)  # type: ignore[arg-type]
-    end = in_background(fleet, Patience(ready_by=utc_now() + timedelta(seconds=0.2)))
+    fleet = Fleet(engine, clock=times.utc_now)  # type: ignore[arg-type]
+    end = in_background(fleet, Patience(ready_by=times.utc_now() + timedelta(seconds=0.2)))
     time.sleep(1.5)
     end()
     assert 1 <= engine.looks < 10
@@ -103,7 +104,7 @@ def test_what_runs_when_a_pass_is_broken_off_begins_no_further_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An interrupt comes while the MCPServer is being made: its children are not."""
-    stage = Stage(git=WEB, clock=utc_now)
+    stage = Stage(git=WEB, clock=times.utc_now)
     reached, go_on = threading.Event(), threading.Event()
 
     def refuse(verb: str, _: ObjectRef) -> None:
@@ -119,7 +120,7 @@ def test_what_runs_when_a_pass_is_broken_off_begins_no_further_request(
         raise KeyboardInterrupt
 
     stage.server.refuse = refuse
-    fleet = Fleet(stage.engine, clock=utc_now)
+    fleet = Fleet(stage.engine, clock=times.utc_now)
     monkeypatch.setattr(fleet._workers, "_pause", interrupt)
     with pytest.raises(KeyboardInterrupt):
         fleet.run([KEY], Patience())
@@ -131,7 +132,7 @@ def test_an_unexpected_error_of_one_server_is_that_servers_alone(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[ServerKey] = []
-    stage = Stage(git=WEB, clock=utc_now, bug=lambda key, _: told.append(key))
+    stage = Stage(git=WEB, clock=times.utc_now, bug=lambda key, _: told.append(key))
     other = ServerKey("ai", "other")
     work = stage.engine.work
 
@@ -141,7 +142,7 @@ def test_an_unexpected_error_of_one_server_is_that_servers_alone(
         return work(key)
 
     monkeypatch.setattr(stage.engine, "work", broken)
-    fleet = Fleet(stage.engine, clock=utc_now)
+    fleet = Fleet(stage.engine, clock=times.utc_now)
     fleet.run([KEY, other], Patience())
     assert told == [other]
     assert stage.engine.outcome(KEY).result == "changed"
@@ -153,7 +154,7 @@ def test_an_unexpected_error_of_one_server_is_that_servers_alone(
 def test_an_inquiry_that_ends_with_an_unexpected_error_ends_no_pass(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stage = Stage(git=WEB, clock=utc_now)
+    stage = Stage(git=WEB, clock=times.utc_now)
     looks = 0
 
     def work(_: ServerKey) -> Decision:
@@ -166,7 +167,7 @@ def test_an_inquiry_that_ends_with_an_unexpected_error_ends_no_pass(
 
     monkeypatch.setattr(stage.engine, "work", work)
     monkeypatch.setattr(stage.engine, "ask", ask)
-    Fleet(stage.engine, clock=utc_now).run([KEY], Patience())
+    Fleet(stage.engine, clock=times.utc_now).run([KEY], Patience())
     assert looks == 1
     assert stage.engine.outcome(KEY).result == "failed"
 
@@ -227,7 +228,7 @@ class Asking:
         self.let_go = threading.Event()
         self._inquiries = dict(inquiries)
         self._over = False
-        self.workers = Workers(self._look, self._ask, clock=utc_now)
+        self.workers = Workers(self._look, self._ask, clock=times.utc_now)
         self.thread = threading.Thread(target=self.workers.run, args=(lambda: self._over,))
 
     def _look(self, key: ServerKey) -> Look:

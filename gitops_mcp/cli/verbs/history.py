@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import click
 
+from gitops_mcp.base import times
 from gitops_mcp.cli import options, types
 from gitops_mcp.source import settings
 
@@ -72,7 +73,7 @@ def command(
         if notes.left_out:
             terminal.warn(notes.left_out)
     if since is not None:
-        oldest = noterecords.note_time(reading.now() - since)
+        oldest = times.rfc3339_micro(times.utc_now() - since)
         records = [record for record in records if record.time >= oldest]
     records = records[:max_count]
     if none:

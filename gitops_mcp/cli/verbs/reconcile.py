@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gitops_mcp.base import times
 from gitops_mcp.cli import options, types
 from gitops_mcp.source import settings
 
@@ -131,17 +132,16 @@ def _read_git(cluster: Cluster, source: str, timeout: timedelta, terminal: Termi
     from gitops_mcp.base.names import ANNOTATION_RECONCILE, ObjectRef
     from gitops_mcp.cluster import leadership, sourceleases
     from gitops_mcp.report import overview, reports
-    from gitops_mcp.sync import reading
 
     found = sourceleases.find_leases(cluster, source)
     held = [ObjectRef.of(lease) for lease in found.seen if sourceleases.agents(lease)]
     if not held:
-        waiting = leadership.waiting_in(found.seen, now=reading.now())
+        waiting = leadership.waiting_in(found.seen, now=times.utc_now())
         if waiting is None:
             raise _no_agent(f"source {source!r}", seen=found.everywhere)
         click.echo(reports.source_waits(source, waiting, style=terminal.style), nl=False)
         return False
-    request = _stamp()
+    request = times.rfc3339_micro(times.utc_now())
     annotated = {"metadata": {"annotations": {ANNOTATION_RECONCILE: request}}}
     for lease in held:
         cluster.merge_patch(lease, annotated, manager=MANAGER)
@@ -213,7 +213,6 @@ def _expect_agents(cluster: Cluster, servers: Collection[JsonObject], terminal: 
     from gitops_mcp.base.names import LABEL_SOURCE
     from gitops_mcp.cluster import leadership, sourceleases
     from gitops_mcp.cluster.leadership import CLUSTER_SOURCE
-    from gitops_mcp.sync import reading
 
     found = (body["metadata"] for body in servers)
     wanted = {
@@ -221,7 +220,7 @@ def _expect_agents(cluster: Cluster, servers: Collection[JsonObject], terminal: 
         for each in found
     }
     renewals, everywhere = _renewals(cluster, wanted)
-    oldest = (reading.now() - leadership.STALE).isoformat()
+    oldest = times.rfc3339_micro(times.utc_now() - leadership.STALE)
     silent = {each for each in wanted if renewals.get(each, "") < oldest}
     if silent & renewals.keys():
         # Our clock may be wrong: have they renewed their lease meanwhile?
@@ -237,7 +236,7 @@ def _expect_agents(cluster: Cluster, servers: Collection[JsonObject], terminal: 
             terminal.warn(f"no permission to list leases: is an agent of {whose} alive?")
             return
         leases = sourceleases.find_leases(cluster, source).seen
-        raise _no_agent(whose, seen=True, waits=leadership.waiting_in(leases, now=reading.now()))
+        raise _no_agent(whose, seen=True, waits=leadership.waiting_in(leases, now=times.utc_now()))
 
 
 def _no_agent(whose: str, *, seen: bool, waits: str | None = None) -> GitOpsError:
@@ -272,18 +271,12 @@ def _renewals(
     return renewals, found.everywhere
 
 
-def _stamp() -> str:
-    from gitops_mcp.sync import reading
-
-    return reading.now().strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
 def _request(cluster: Cluster, servers: Collection[JsonObject]) -> str:
     """Annotate the servers; returns the value that the answer will name."""
     from gitops_mcp.base.errors import Gone
     from gitops_mcp.base.names import ANNOTATION_RECONCILE, ObjectRef
 
-    request = _stamp()
+    request = times.rfc3339_micro(times.utc_now())
     annotated = {"metadata": {"annotations": {ANNOTATION_RECONCILE: request}}}
 
     def annotate(body: JsonObject) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from gitops_mcp.base import times
 from gitops_mcp.cli import options
 from gitops_mcp.source import settings
 
@@ -174,9 +175,8 @@ class _Shown:
     def _print(self, servers: list[JsonObject]) -> None:
         from gitops_mcp.cluster import leadership
         from gitops_mcp.report import overview
-        from gitops_mcp.sync import reading
 
-        now = reading.now()
+        now = times.utc_now()
         found = self._agent(now)
         state = found.state.without({"/".join(_name(body)) for body in servers})
         self._missing = tuple(filter(self._shows, state.missing))
@@ -267,7 +267,7 @@ class _Found(NamedTuple):
 
 def _renewed(lease: JsonObject) -> datetime:
     text = lease.get("spec", {}).get("renewTime")
-    return datetime.fromisoformat(text) if text else datetime.min.replace(tzinfo=UTC)
+    return times.parse(text) or datetime.min.replace(tzinfo=UTC)
 
 
 def _name(body: JsonObject) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gitops_mcp.base import times
 from gitops_mcp.base.errors import UsageError
 from gitops_mcp.cli import options, types
 from gitops_mcp.source import settings
@@ -170,7 +171,7 @@ def command(
         except BaseException:
             if one.unfinished is not None and wanted:
                 done = noterecords.notes_of(
-                    one.unfinished, source=line.source_id, time=reading.now()
+                    one.unfinished, source=line.source_id, time=times.utc_now()
                 )
                 # The commit is not synced: the next pass goes on, and so does what it allows.
                 note(record for record in done if record.event != "synced")
@@ -180,7 +181,7 @@ def command(
         if wanted:
             note(
                 noterecords.notes_of(
-                    report, source=line.source_id, time=reading.now(), ready=one.ready
+                    report, source=line.source_id, time=times.utc_now(), ready=one.ready
                 )
             )
     pending = sum(
