@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ast
 import re
-import textwrap
 from html import escape
+from textwrap import wrap
 
 import grimp
 from paths import ROOT
@@ -60,19 +60,17 @@ def lines(package: str, modules: list[str], walk: dict[str, int], wide: float) -
     says = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
     numbers = ((walk.get(f"{package}/{module}"), module) for module in modules)
     listed = "  ".join(f"{number}·{module}" if number else module for number, module in numbers)
-    marked = (
+    said = [f"<tspan class='says'>{escape(one)}</tspan>" for one in wrap(says, int(wide / CHAR))]
+    marked = [
         re.sub(r"\d+·\w+", r"<tspan class='step'>\g<0></tspan>", line)
-        for line in textwrap.wrap(listed, int(wide / CHAR))
-    )
-    said = (escape(line) for line in textwrap.wrap(says, int(wide / CHAR)))
-    name = f"<tspan class='name'>{package}/</tspan>"
-    return [name, *(f"<tspan class='says'>{line}</tspan>" for line in said), *marked]
+        for line in wrap(listed, int(wide / CHAR))
+    ]
+    return [f"<tspan class='name'>{package}/</tspan>", *said, *marked]
 
 
 def draw() -> str:
     """The picture, as the text of an SVG file."""
-    modules, graph = packages()
-    walk = steps()
+    (modules, graph), walk = packages(), steps()
 
     def below(package: str) -> set[str]:
         return graph[package].union(*map(below, graph[package]))
