@@ -15,6 +15,7 @@ from typing import Any, Final
 from gitops_mcp.base.model import Condition
 from gitops_mcp.base.names import JsonObject
 from gitops_mcp.base.reasons import Reason
+from gitops_mcp.base.wording import clipped
 
 LONGEST: Final = 400
 """Characters of another program's message that a condition repeats."""
@@ -131,7 +132,7 @@ def _unfinished(live: JsonObject, counts: Mapping[str, int], replicas: int) -> C
 def _controller_trouble(live: JsonObject) -> tuple[Reason, str] | None:
     """What the Deployment controller says that holds it up, as ``(reason, message)``."""
     for condition in (live.get("status") or {}).get("conditions") or ():
-        message = _short(condition.get("message", ""))
+        message = clipped(str(condition.get("message", "")), LONGEST)
         if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
             return Reason.REPLICA_CREATE_FAILED, message
     if stalled(live):
@@ -220,7 +221,7 @@ def _configuration(pod: JsonObject) -> tuple[Reason, str] | None:
         if reason.lower() in ("createcontainerconfigerror", "createcontainererror"):
             return (
                 Reason.CONTAINER_CONFIG_ERROR,
-                f"container {container['name']}: {_short(message)}",
+                f"container {container['name']}: {clipped(str(message), LONGEST)}",
             )
     return None
 
@@ -247,7 +248,7 @@ def _memory(pod: JsonObject) -> tuple[Reason, str] | None:
     if "resources" in troubles(str(status.get("reason", ""))):
         return (
             Reason.RESOURCES_EXHAUSTED,
-            f"pod {status['reason']}: {_short(status.get('message', ''))}",
+            f"pod {status['reason']}: {clipped(str(status.get('message', '')), LONGEST)}",
         )
     return None
 
@@ -276,17 +277,12 @@ def _unschedulable(pod: JsonObject) -> tuple[Reason, str] | None:
     for condition in (pod.get("status") or {}).get("conditions") or ():
         told = (condition.get("type"), condition.get("status"), condition.get("reason"))
         if told == ("PodScheduled", "False", "Unschedulable"):
-            return Reason.UNSCHEDULABLE, _short(condition.get("message", ""))
+            return Reason.UNSCHEDULABLE, clipped(str(condition.get("message", "")), LONGEST)
     return None
 
 
 _FINDERS: Final = (_image, _configuration, _memory, _crash, _unschedulable)
 """In the order in which they are worth telling: the first one found names the reason."""
-
-
-def _short(text: str) -> str:
-    text = " ".join(str(text).split())
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
 # --- the Service ------------------------------------------------------------------------------

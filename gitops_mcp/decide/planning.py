@@ -33,6 +33,7 @@ from gitops_mcp.base.names import (
     ObjectRef,
 )
 from gitops_mcp.base.reasons import Reason
+from gitops_mcp.base.wording import short_sha
 from gitops_mcp.decide import diffing, managedfields, shutdown
 from gitops_mcp.decide.applying import applies
 from gitops_mcp.decide.children import child_actions, open_gates, pause_or_resume
@@ -119,7 +120,7 @@ def _other_source(facts: Facts) -> Decision:
 
 def _other_repository(facts: Facts, context: Context) -> Decision:
     known = (facts.cr or {}).get("status") or {}
-    commit = str((known.get("source") or {}).get("revision", ""))[:12]
+    commit = short_sha(str((known.get("source") or {}).get("revision", "")))
     return _refused(
         facts,
         f"mcpserver/{facts.key.name} was applied from commit {commit}, which is not in this "

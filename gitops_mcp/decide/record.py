@@ -28,6 +28,7 @@ from gitops_mcp.base.names import (
     ServerKey,
 )
 from gitops_mcp.base.source import Revision
+from gitops_mcp.base.wording import short_sha
 from gitops_mcp.decide.sourcestatus import SourceStatus
 
 PREFIX = "gitops-mcp-"
@@ -199,7 +200,7 @@ def refusal(record: Record, mine: Identity, *, take_over: bool = False) -> Usage
     """Why this source must not change anything under its id, or None."""
     theirs = record.fingerprint
     if not theirs.agrees(mine.fingerprint) and not (take_over and mine.named):
-        last = f", last enforced {record.commit[:12]}" if record.commit else ""
+        last = f", last enforced {short_sha(record.commit)}" if record.commit else ""
         at = f" at {record.at}" if record.at else ""
         hint = "give this source another --source-id; or take the id over with --take-over"
         if not mine.named:

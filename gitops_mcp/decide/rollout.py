@@ -18,6 +18,7 @@ from gitops_mcp.base.errors import UsageError
 from gitops_mcp.base.model import Decision, Deferral
 from gitops_mcp.base.names import ServerKey
 from gitops_mcp.base.source import Revision
+from gitops_mcp.base.wording import short_sha
 
 THRESHOLD = 10
 """Running servers from which on a change of their workloads is rolled out in batches."""
@@ -106,7 +107,7 @@ class Rollout:
         members = sorted({*rolling, *rolled, *in_flight}, key=lambda key: (key not in unwell, key))
         batched = under_way or len(members) >= THRESHOLD
         size = (serial if batched else ALL).size(len(members))
-        self._commit = revision.sha[:12] or str(revision)
+        self._commit = short_sha(revision.sha) or str(revision)
         self._batches = [members[at : at + size] for at in range(0, len(members), size)]
         self._batch_of = {key: at for at, batch in enumerate(self._batches) for key in batch}
         self._opened = 0

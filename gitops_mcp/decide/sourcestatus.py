@@ -19,6 +19,7 @@ from gitops_mcp.base.model import Outcome, Report, Worked
 from gitops_mcp.base.names import ServerKey
 from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.source import Loaded, Problem
+from gitops_mcp.base.wording import clipped
 
 PROBLEMS = 20
 """Problems that are listed; all are counted."""
@@ -238,5 +239,4 @@ def _place(problem: Problem) -> str:
 
 
 def _cut(text: str) -> str:
-    line = " ".join(scrub(text).split())
-    return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
+    return clipped(scrub(text), LONGEST)

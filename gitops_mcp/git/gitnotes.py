@@ -18,6 +18,7 @@ import orjson
 from gitops_mcp.base import limits
 from gitops_mcp.base.errors import GitOpsError, OverLimit
 from gitops_mcp.base.model import NoteRecord
+from gitops_mcp.base.wording import short_sha
 from gitops_mcp.git.complaints import Sign, complaint, printable, why
 from gitops_mcp.git.gitcommand import FETCH, SHA, Answer, Git
 
@@ -98,7 +99,7 @@ class Notes:
             if push and not warnings:
                 warnings += self._push(place)
             warnings += [
-                f"commit {commit[:12]} is not in this repository: no note was written"
+                f"commit {short_sha(commit)} is not in this repository: no note was written"
                 for commit in sorted(unknown)
             ]
         except (GitOpsError, OSError) as error:
@@ -373,7 +374,8 @@ def _lines(git: Git, tip: str, commits: Iterable[str] | None = None) -> dict[str
     for commit, (_, blob) in chosen.items():
         if sizes[blob] > limits.NOTE:
             raise OverLimit(
-                f"the notes of commit {commit[:12]} are larger than {limits.NOTE // limits.MIB} MiB"
+                f"the notes of commit {short_sha(commit)} are larger than "
+                f"{limits.NOTE // limits.MIB} MiB"
             )
     return _texts(git, chosen)
 

@@ -16,6 +16,7 @@ from gitops_mcp.base import limits
 from gitops_mcp.base.errors import OverLimit, SourceError, UsageError
 from gitops_mcp.base.names import GROUP, KIND
 from gitops_mcp.base.source import Revision, Snapshot, SourceFile, Unread
+from gitops_mcp.base.wording import short_sha
 from gitops_mcp.git.addresses import Credentials as Credentials
 from gitops_mcp.git.complaints import printable
 from gitops_mcp.git.gitcommand import Git
@@ -232,7 +233,7 @@ def list_paths(git: Git, commit: str, *command: str) -> Iterator[bytes]:
     try:
         yield from git.records(*command, most=limits.PATHS, longest=limits.PATH)
     except OverLimit as error:
-        raise OverLimit(f"{error.message}, at {commit[:12]}", hint=_NARROW) from error
+        raise OverLimit(f"{error.message}, at {short_sha(commit)}", hint=_NARROW) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +271,7 @@ class Taking:
         wanted, hidden = self._wanted(collector, entries())
         if not there:
             raise SourceError(
-                f"{self.root}: no folder {self.prefix + self.below} at {self.commit[:12]}",
+                f"{self.root}: no folder {self.prefix + self.below} at {short_sha(self.commit)}",
                 hint="check --path and --ref",
             )
         self._keep(collector, wanted, self.git.sizes(wanted.values()))

@@ -77,11 +77,6 @@ def clipped(message: str, *, wide: bool) -> str:
     return text if wide or len(text) <= _MESSAGE_WIDTH else f"{text[: _MESSAGE_WIDTH - 1]}…"
 
 
-def short(revision: str) -> str:
-    sha, dash, dirty = revision.partition("-")
-    return f"{sha[:12]}{dash}{dirty}"
-
-
 def objects(
     bodies: Sequence[JsonObject],
     *,
@@ -149,10 +144,6 @@ def value_text(value: Any) -> str:
 
 def revision_text(revision: Revision) -> str | None:
     return str(revision) if revision.sha else None
-
-
-def plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def file_name(name: str) -> str:

@@ -17,6 +17,7 @@ from gitops_mcp.base.model import (
 )
 from gitops_mcp.base.names import KIND, JsonObject
 from gitops_mcp.base.source import Problem
+from gitops_mcp.base.wording import plural, short_sha
 from gitops_mcp.report.console import (
     PLAIN,
     Look,
@@ -24,7 +25,6 @@ from gitops_mcp.report.console import (
     changes_shown,
     file_name,
     one_line,
-    plural,
     pointer,
     to_yaml,
     value_text,
@@ -120,7 +120,7 @@ _DIFF_LOOKS: Mapping[str, Look] = {"+": "green", "-": "red", "@": "cyan"}
 
 def unified(change: Change, base: str | None) -> Iterator[str]:
     where = one_line(f"{change.ref.kind}/{change.ref.namespace}/{change.ref.name}")
-    sides = (f"{one_line(base[:12]) if base else 'live'}/{where}", f"git/{where}")
+    sides = (f"{one_line(short_sha(base)) if base else 'live'}/{where}", f"git/{where}")
     one, two = (
         side if body is not None else "/dev/null"
         for side, body in zip(sides, (change.before, change.after), strict=True)

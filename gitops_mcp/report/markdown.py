@@ -12,6 +12,7 @@ from gitops_mcp.base.model import (
     Outcome,
     Report,
 )
+from gitops_mcp.base.wording import short_sha
 from gitops_mcp.report.console import changes_shown, one_line, pointer, value_text, without_reason
 from gitops_mcp.report.differences import by_reason, skipped_servers, summary_line, unified
 
@@ -36,7 +37,7 @@ _FIELDS = 5
 
 def to_markdown(report: Report, base: str | None) -> str:
     cluster = re.sub(r"[^\w.-]", "_", report.cluster)
-    against = f"against {_code(base[:12])}" if base else "against the cluster"
+    against = f"against {_code(short_sha(base))}" if base else "against the cluster"
     # The first line lets a workflow find its comment again.
     parts = [
         f"<!-- gitops-mcp diff {cluster} -->\n",

@@ -19,6 +19,7 @@ from gitops_mcp.base.model import (
 )
 from gitops_mcp.base.names import JsonObject, ServerKey
 from gitops_mcp.base.source import Problem
+from gitops_mcp.base.wording import short_sha
 from gitops_mcp.report.console import PLAIN, Look, Style, columns, one_line, to_json
 from gitops_mcp.report.reports import deeds, recap, recap_text
 
@@ -160,7 +161,7 @@ def history(records: Iterable[NoteRecord], *, output: str = "text", style: Style
     rows = [
         (
             one_line(record.time[:19]) + "Z",
-            one_line(record.commit[:12]),
+            one_line(short_sha(record.commit)),
             one_line(record.event),
             one_line(record.server or "-"),
             one_line(f"{scrub(record.message)}{_place(record)}{_often(record)}"),

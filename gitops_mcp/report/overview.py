@@ -13,6 +13,7 @@ from gitops_mcp.base.model import (
 from gitops_mcp.base.names import LABEL_SOURCE, JsonObject
 from gitops_mcp.base.reasons import PASSING, Reason
 from gitops_mcp.base.source import Revision
+from gitops_mcp.base.wording import plural, short_sha
 from gitops_mcp.decide.sourcestatus import Missing, SourceStatus
 from gitops_mcp.report.console import (
     PHASE_LOOKS,
@@ -23,8 +24,6 @@ from gitops_mcp.report.console import (
     columns,
     objects,
     one_line,
-    plural,
-    short,
 )
 from gitops_mcp.report.reports import WAITS, WIDE_COLUMNS
 
@@ -106,7 +105,7 @@ def _status_row(server: JsonObject, now: datetime, *, wide: bool) -> list[str]:
         said.get("endpoint", ""),
         _age(created, now) if created else "",
         spec.get("suspend") is True,
-        short(said.get("source", {}).get("revision", "")),
+        short_sha(said.get("source", {}).get("revision", "")),
         _message(conditions, wide=wide),
         *([source, ", ".join(_held_back(conditions)), verified] if wide else ()),
     ]
@@ -170,7 +169,9 @@ def status_heading(
     was seen enforces nothing.
     """
     state = state or SourceStatus()
-    commit = f" at {short(one_line(revision))}" if revision not in ("", str(Revision(""))) else ""
+    commit = (
+        f" at {short_sha(one_line(revision))}" if revision not in ("", str(Revision(""))) else ""
+    )
     parts = [f"source {one_line(source)}{commit}"]
     if waits is not None and seen is None:
         parts.append(WAITS)
@@ -216,11 +217,11 @@ def source_read(source: str, answer: Mapping[str, str], *, style: Style = PLAIN)
     if answer.get("result") == "failed":
         revision = answer.get("revision", "")
         failed = "not read" if revision else "nothing is enforced"
-        kept = f"; still enforcing {short(revision)}" if revision else ""
+        kept = f"; still enforcing {short_sha(revision)}" if revision else ""
         message = one_line(scrub(answer.get("message", "")))
         return f"source {name}: {style('red', failed)}: {message}{one_line(kept)}\n"
     news = "new" if answer.get("result") == "moved" else "no change"
-    return f"source {name}: read {one_line(short(answer.get('revision', '')))} ({news})\n"
+    return f"source {name}: read {one_line(short_sha(answer.get('revision', '')))} ({news})\n"
 
 
 def missing(one: Missing, *, style: Style = PLAIN) -> str:

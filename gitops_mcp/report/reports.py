@@ -23,6 +23,7 @@ from gitops_mcp.base.model import (
 )
 from gitops_mcp.base.names import JsonObject, ServerKey
 from gitops_mcp.base.source import Loaded, Problem
+from gitops_mcp.base.wording import plural
 from gitops_mcp.report.console import (
     PLAIN,
     Look,
@@ -30,7 +31,6 @@ from gitops_mcp.report.console import (
     changes_shown,
     columns,
     one_line,
-    plural,
     pointer,
     revision_text,
     to_json,

@@ -17,6 +17,7 @@ from gitops_mcp.base.source import (
     Problem,
     Severity,
 )
+from gitops_mcp.base.wording import plural
 from gitops_mcp.source import rules
 from gitops_mcp.source.documents import (
     Document,
@@ -369,7 +370,7 @@ def _and_more(unlisted: Sequence[Problem], count: int, where: str) -> Problem:
         first.column,
         None,
         "",
-        f"and {count} more problem{'s' if count > 1 else ''} {where}",
+        f"and {plural(count, 'more problem')} {where}",
         "error" if error else "warning",
     )
 

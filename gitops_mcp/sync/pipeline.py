@@ -34,6 +34,7 @@ from gitops_mcp.base.names import (
     ServerKey,
 )
 from gitops_mcp.base.source import Problem
+from gitops_mcp.base.wording import short_sha
 from gitops_mcp.cluster import leadership, sourceleases
 from gitops_mcp.cluster.leadership import Say
 from gitops_mcp.decide import ownership, sourcestatus, status
@@ -336,7 +337,7 @@ class Pass:
         mine = source.identity
         other = stored is not None and not stored.fingerprint.agrees(mine.fingerprint)
         if stored is not None and other:
-            last = f", which enforced {stored.commit[:12]} last" if stored.commit else ""
+            last = f", which enforced {short_sha(stored.commit)} last" if stored.commit else ""
             self.say(
                 f"source id {mine.source!r} {would} taken over from another repository: "
                 f"{stored.fingerprint}{last}"
@@ -346,7 +347,7 @@ class Pass:
         for key in keys:
             unknown = other or stored is None or key not in stored.servers
             if unknown and key in source.loaded.servers and source.is_others(key, view):
-                commit = applied_revision(view.resource(key))[:12]
+                commit = short_sha(applied_revision(view.resource(key)))
                 taken[key] = f"taken over from another repository, applied from commit {commit}"
         return taken
 

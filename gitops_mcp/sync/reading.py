@@ -23,6 +23,7 @@ from gitops_mcp.base.names import (
     ServerKey,
 )
 from gitops_mcp.base.source import Loaded, Snapshot
+from gitops_mcp.base.wording import short_sha
 from gitops_mcp.cluster import leadership
 from gitops_mcp.cluster.leadership import Say
 from gitops_mcp.decide import ownership, pruning, turns
@@ -279,9 +280,9 @@ class Source:
             return ""
         at = f" at {record.at}" if record.at else ""
         return (
-            f"commit {record.commit[:12]}, which was enforced last{at}, is not in this repository "
-            "(a shallow clone needs its whole history: fetch-depth: 0; a force-push may have "
-            "dropped it)"
+            f"commit {short_sha(record.commit)}, which was enforced last{at}, is not in this "
+            "repository (a shallow clone needs its whole history: fetch-depth: 0; a force-push may "
+            "have dropped it)"
         )
 
     def rollout(
@@ -344,7 +345,7 @@ class Source:
             return None  # this commit was synced: what it allowed is spent
         commits = self.repository.commits_between(last, revision.sha)
         allowed = [
-            pruning.Allowance(commit.allow_prune, f"commit {commit.sha[:12]}", commit.sha)
+            pruning.Allowance(commit.allow_prune, f"commit {short_sha(commit.sha)}", commit.sha)
             for commit in commits
             if commit.allow_prune is not None
         ]
@@ -354,8 +355,8 @@ class Source:
         if vain is None:
             return found
         remark = (
-            f"commit {vain.sha[:12]} says {vain.ignored[0]!r}, which does not count: it takes a "
-            f"paragraph of trailers with one number, 'Allow-Prune: {count}'"
+            f"commit {short_sha(vain.sha)} says {vain.ignored[0]!r}, which does not count: it "
+            f"takes a paragraph of trailers with one number, 'Allow-Prune: {count}'"
         )
         return replace(found or pruning.Allowance(0, ""), remark=remark)
 
