@@ -18,7 +18,6 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
-from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from gitops_mcp.agent.webhook import MAX_BODY, Verdict
@@ -102,12 +101,7 @@ class Endpoints:
         thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._end()
 
     def _bind(self) -> socket.socket:

@@ -418,6 +418,11 @@ connection = _gathered(
 )
 """Which cluster: ``connection: ConnectionOptions``."""
 
+create_namespace = option(
+    "--create-namespace", is_flag=True, help="Create namespaces that are missing."
+)
+"""``create_namespace: bool``."""
+
 serial = option(
     "--serial",
     metavar="20%|N|off",
@@ -505,16 +510,17 @@ def _default(key: str, value: Any) -> Any:
     return checked_defaults({key: value})[key]
 
 
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
 def _plain(key: str, value: Any, place: str, alone: str | None) -> str:
     """A value as it would stand on the command line. ``alone``: what the option means by itself."""
-    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+    if _is_texts(value):
         return ",".join(value)
     if isinstance(value, dict) and key in MAPS:
         names = {each: [one] if isinstance(one, str) else one for each, one in value.items()}
-        if all(
-            isinstance(one, list) and all(isinstance(name, str) for name in one)
-            for one in names.values()
-        ):
+        if all(map(_is_texts, names.values())):
             return ",".join(f"{each}/{name}" for each, one in names.items() for name in one)
         raise UsageError(f"{place}: expected a list of names for each namespace")
     if not isinstance(value, str):

@@ -46,7 +46,7 @@ Examples:
     help="Between two looks at every server, whether anything happened or not.",
 )
 @options.serial
-@options.option("--create-namespace", is_flag=True, help="Create namespaces that are missing.")
+@options.create_namespace
 @options.option(
     "--watch-namespace",
     metavar="NAME",

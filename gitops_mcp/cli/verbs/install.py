@@ -84,7 +84,7 @@ the API.
     help="The cluster's DNS domain.",
 )
 @options.policy
-@options.option("--create-namespace", is_flag=True, help="Create namespaces that are missing.")
+@options.create_namespace
 @options.option(
     "--interval",
     type=types.Duration(positive=True),

@@ -54,7 +54,7 @@ with --wait, is not Ready, or the source has problems; 2 could not run.
     "--wait", type=types.Duration(), metavar="[=5m]", help="Wait until the servers are Ready."
 )
 @options.serial
-@options.option("--create-namespace", is_flag=True, help="Create namespaces that are missing.")
+@options.create_namespace
 @options.option(
     "--take-over",
     is_flag=True,
