@@ -22,7 +22,7 @@ DEV := $(VENV)/.dev-$(call key,requirements/*.txt pyproject.toml)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo quick test coverage fuzz simulate truth plane servers cluster bench bench-plane bench-agent tables lint types format build \
+.PHONY: help demo quick test coverage budgets fuzz simulate truth plane servers cluster bench bench-plane bench-agent tables lint types format build \
   lock clean
 
 help: ## List the targets
@@ -71,6 +71,9 @@ servers: $(DEV) ## Build other people's MCP servers that some tests start (npm, 
 
 cluster: $(DEV) ## Run the real control plane until Ctrl-C; prints what makes kubectl use it
 	@$(PY) tests/plane.py run
+
+budgets: $(DEV) ## Measure what hostile input costs, as ratios to ordinary input
+	@$(PY) benchmarks/budgets.py
 
 bench: $(DEV) ## Run the benchmarks and print their tables
 	@set -e; for name in verbs load_render source passes waiting walk; do \

@@ -124,9 +124,10 @@ def read(one: Input) -> None:
         assert "\n" not in problem.message
 
 
-def run(count: int, seed: int) -> tuple[float, float]:
+def run(count: int, seed: int, seconds: float = SECONDS) -> tuple[float, float]:
     """Read so many inputs; the slowest one's seconds, and MiB that the run took. Raises
-    AssertionError, naming the input, where one is over the budget."""
+    AssertionError, naming the input, where one takes more than ``seconds`` of CPU or too
+    much memory."""
     for one in kept():
         read(one)
     slowest, base = 0.0, _memory()
@@ -138,7 +139,7 @@ def run(count: int, seed: int) -> tuple[float, float]:
             raise AssertionError(f"input {number} of seed {seed}: {one!r}") from error
         took = time.thread_time() - began
         slowest = max(slowest, took)
-        assert took < SECONDS, f"input {number} of seed {seed} took {took:.1f} s: {one!r}"
+        assert took < seconds, f"input {number} of seed {seed} took {took:.1f} s: {one!r}"
         grown = _memory() - base
         assert grown < MEMORY_KIB, f"input {number} of seed {seed}: {grown} KiB more: {one!r}"
         if number and number % 10_000 == 0:

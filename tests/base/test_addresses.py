@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import socket
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
 import pytest
+import urllib3
 from scripted import Answer, scripted
 
 from gitops_mcp.base import addresses
@@ -171,29 +171,36 @@ def test_of_several_addresses_the_first_that_takes_a_connection_is_asked(
     with scripted(lambda _: Answer(200, "g 7" if asks == "gauge" else "7")) as server:
         port = int(server.url.rpartition(":")[2])
         url = f"http://several.ai.svc:{port}/x"
-        began = time.monotonic()
         with _silent(port):
             if asks == "hook":
-                hook = hooks.Hook("dns", url, timeout=timedelta(seconds=1))
-                assert hooks.run([hook], {}, limit=timedelta(seconds=1)) == "1 of 1 hooks done"
+                hook = hooks.Hook("dns", url, timeout=timedelta(seconds=2))
+                assert hooks.run([hook], {}, limit=timedelta(seconds=2)) == "1 of 1 hooks done"
             else:
                 gauge = "g" if asks == "gauge" else ""
-                assert sessiongauge.sessions(url, gauge=gauge, timeout=1) == 7
-        assert 0.3 < time.monotonic() - began < 1
+                assert sessiongauge.sessions(url, gauge=gauge, timeout=2) == 7
     assert [one.headers["host"] for one in server.asked] == [f"several.ai.svc:{port}"]
 
 
 @pytest.mark.usefixtures("processes")
 def test_a_hook_that_no_address_takes_ends_in_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     _answers(monkeypatch, [SILENT, REFUSING])
+    given: list[tuple[float, float]] = []
+
+    class Noted(urllib3.Timeout):
+        def __init__(self, *, total: float, connect: float) -> None:
+            given.append((total, connect))
+            super().__init__(total=total, connect=connect)
+
+    monkeypatch.setattr(urllib3, "Timeout", Noted)
     with socket.create_server((REFUSING, 0)) as taken:
         port = taken.getsockname()[1]
     with _silent(port):
         hook = hooks.Hook("dns", f"http://several.ai.svc:{port}/x")
-        began = time.monotonic()
         said = hooks.run([hook], {}, limit=timedelta(seconds=0.5))
     assert said == "0 of 1 hooks done; dns: no answer (NewConnectionError)"
-    assert time.monotonic() - began < 0.6
+    (first, share), (second, _) = given
+    assert second <= first <= 0.5
+    assert share <= 0.25  # the other address has its half
 
 
 @pytest.mark.usefixtures("processes")

@@ -283,9 +283,8 @@ def test_a_repair_is_ready_on_the_commit_that_brought_it(fleet: Fleet) -> None:
         (manifest(namespace=None), 0),
     ):
         commit_all(fleet.folder, {"web.yaml": text})
-        began = time.monotonic()
-        assert fleet("sync", "--wait=60s").code == code
-        assert time.monotonic() - began < 30, "what has failed is not waited for to be Ready"
+        # Longer than a test may take: what has failed is not waited for.
+        assert fleet("sync", "--wait=1h").code == code
     asked = ("history", fleet.folder, "--server", f"{fleet.name}/web", "-o", "json")
     newest = fleet.run(*asked).json[0]
     assert newest["event"] == "ready"
@@ -659,11 +658,9 @@ def test_an_interrupted_sync_ends_with_130_and_the_next_one_goes_on(
     assert ("applied", f"{fleet.name}/good") in told
     assert "synced" not in {event for event, _ in told}
     write(fleet.folder, {"web.yaml": manifest(namespace=None)})
-    began = time.monotonic()
     ended = fleet("sync", "--wait=60s")
     assert ended.code == 0, ended.out
     assert "waiting for sync" not in ended.err  # the lease was given back
-    assert time.monotonic() - began < 30
 
 
 def test_a_server_that_turns_ready_later_is_noted_on_the_commit_that_brought_it(

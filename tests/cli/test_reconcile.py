@@ -243,10 +243,8 @@ def test_no_answer_in_time_is_an_error_that_names_who_is_silent(place: Place) ->
     for name in ("web", "slow"):
         place.server(name)
     place.lease()
-    began = time.monotonic()
     with place.answering(lambda n, r: place.answer(n, r) if n == "web" else None):
         ended = place("--timeout", "1s")
-    assert time.monotonic() - began < 10
     assert ended.code == 2
     assert ended.out == f"{place.name}/web Ready: it is ready\n"
     assert f"no answer within 1s from {place.name}/slow" in ended.error

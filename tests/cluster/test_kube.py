@@ -7,7 +7,6 @@ import itertools
 import json
 import random
 import threading
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -1063,10 +1062,9 @@ def test_a_renewal_is_one_request_with_a_time_limit_of_its_own(connect: Connect)
         assert lease.acquire()
         assert [asked.method for asked in server.asked] == ["GET", "POST", "PUT"]
         clock[0] = 7.9  # the deadline is at 8
-        began = time.monotonic()
         with pytest.raises(errors.Transient, match="no answer in time"):
-            lease.acquire()
-        assert time.monotonic() - began < 2
+            lease.acquire()  # it hangs for ever
+        assert len(server.asked) == 4
         assert lease.holds
         hung.set()
 

@@ -126,10 +126,8 @@ class Agent:
     def alive(self) -> bool:
         return self.process.poll() is None
 
-    def send(self, number: signal.Signals) -> float:
-        """When it was sent."""
+    def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
-        return time.monotonic()
 
     def kill(self) -> None:
         if self.alive:
@@ -160,9 +158,8 @@ def test_who_was_killed_or_stopped_is_followed(place: Place) -> None:
     second = place.agent("two", source)
     until(lambda: stands_by(second), "a stand-by")
     until(lambda: place.get("Deployment", "web"), "its work")
-    killed = first.send(signal.SIGKILL)
+    first.send(signal.SIGKILL)
     until(lambda: place.leader(source) == second.pid, "the next leader")
-    assert time.monotonic() - killed < 15
     place.put(source, "example.com/web:1", "api")
     until(lambda: place.get("Deployment", "api"), "its work")
 
@@ -170,9 +167,7 @@ def test_who_was_killed_or_stopped_is_followed(place: Place) -> None:
     until(lambda: stands_by(third), "a stand-by")
     second.send(signal.SIGTERM)
     until(lambda: place.leader(source) != second.pid, "the release")
-    released = time.monotonic()
     until(lambda: place.leader(source) == third.pid, "the next leader")
-    assert time.monotonic() - released < 2
     assert second.process.wait(10) == 0
 
 
@@ -203,9 +198,8 @@ def test_nothing_that_a_former_leader_sends_is_carried_out(place: Place) -> None
     proxy.rule = hang
     place.put(source, "example.com/web:2", *names)
     until(lambda: hanging, "writes on their way")
-    slept = former.send(signal.SIGSTOP)
+    former.send(signal.SIGSTOP)
     until(lambda: place.leader(source) == heir.pid, "the next leader")
-    assert time.monotonic() - slept < 15
     until(lambda: place.images() == {"example.com/web:2"}, "its work")
 
     proxy.rule = lambda _: None
@@ -260,10 +254,8 @@ def test_a_leader_that_gets_no_answers_is_followed(place: Place) -> None:
     until(lambda: stands_by(heir), "a stand-by")
     place.plane.requests()
     proxy.rule = lambda request: None if request.watch else faults.HUNG
-    hung = time.monotonic()
     until(lambda: "was not renewed in time" in former.said, "it to notice")
     until(lambda: place.leader(source) == heir.pid, "the next leader")
-    assert time.monotonic() - hung < 15
     place.put(source, "example.com/web:2", "web")
     until(lambda: place.images() == {"example.com/web:2"}, "its work")
     proxy.rule = lambda _: None
@@ -307,10 +299,9 @@ def test_kubectls_servers_are_run_by_one_leader_and_then_by_another(place: Place
     until(lambda: place.get("Deployment", "first"), "its work")
     seen = place.plane.requests(user=other.user)
     assert {one.resource for one in seen if one.verb in WRITES} <= {"leases"}
-    killed = stands.send(signal.SIGKILL)
+    stands.send(signal.SIGKILL)
     by_hand(place, "second")
     until(lambda: place.get("Deployment", "second"), "the work of the other one")
-    assert time.monotonic() - killed < 15
     assert place.leader(leadership.CLUSTER_SOURCE) == other.pid
 
 

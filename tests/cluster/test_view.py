@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -361,7 +360,7 @@ def test_outlines_share_what_they_have_in_common_and_stay_apart_where_they_diffe
     assert view.resource(ServerKey("ai", "web-0")) is None
 
 
-def test_a_server_costs_little_memory_and_little_time() -> None:
+def test_a_server_costs_little_memory() -> None:
     """Servers that differ in the names of their settings, so in their managedFields, too."""
     count = 300
     view = View()
@@ -374,10 +373,6 @@ def test_a_server_costs_little_memory_and_little_time() -> None:
     finally:
         tracemalloc.stop()
     assert held / count < 2_000
-    start = time.thread_time()
-    for number in range(count):
-        view.live(ServerKey("ai", f"web-{number}"))
-    assert (time.thread_time() - start) / count < 0.001
 
 
 def test_who_keeps_the_view_says_whether_it_is_complete() -> None:

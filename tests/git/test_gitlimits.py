@@ -161,10 +161,8 @@ def test_a_command_that_takes_too_long_is_ended(
         made = tree(repository, *(f"040000 tree {made}\td{n}" for n in range(10)))
     commit_tree(repository, made, "refs/heads/main")
     monkeypatch.setattr(limits, "GIT_SECONDS", 0.5)
-    began = time.monotonic()
     with pytest.raises(SourceError, match="git ls-tree took too long"):
         open_source(str(repository)).snapshot()
-    assert time.monotonic() - began < 20
 
 
 def test_a_commit_message_without_end_is_cut(repository: Path) -> None:
@@ -316,12 +314,13 @@ def test_a_full_disk_is_cleared_and_not_filled_again(
         assert opened.poll().new == moved
 
 
-def test_the_wait_after_a_failed_fetch_grows() -> None:
+def test_the_wait_after_a_failed_fetch_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
     patience = gitmirror.Patience()
     waits = []
     for _ in range(9):
         patience.failed({"HEAD": "a"}, SourceError("no"))
-        waits.append(patience._until - time.monotonic())
+        waits.append(patience._until - 1000)
     assert waits[0] <= 5
     assert 140 < waits[-1] <= 300
     with pytest.raises(SourceError):
@@ -329,7 +328,7 @@ def test_the_wait_after_a_failed_fetch_grows() -> None:
     patience.check({"HEAD": "b"})
     for _ in range(9):
         patience.nudge()  # a webhook, replayed
-        assert 70 < patience._until - time.monotonic() <= 150
+        assert 70 < patience._until - 1000 <= 150
     patience.hurry()
     patience.check({"HEAD": "a"})
 
@@ -433,9 +432,7 @@ def test_many_notes_are_read_from_the_newest_on(repository: Path) -> None:
     made = tree(repository, f"100644 blob {blob}\t{head}")
     commit_tree(repository, made, "refs/notes/gitops-mcp/default")
     notes = open_source(str(repository)).notes()
-    began = time.process_time()
     found = notes.read()
-    assert time.process_time() - began < 10
     assert "only the newest 16 MiB were read" in notes.left_out
     assert found[0].time == max(lines)[10:37]
     assert 50_000 < len(found) < 150_000

@@ -1,14 +1,14 @@
-"""What reading one file may cost, whatever it holds: files that are as dense, as long or as
-wrong as files can be. Each was slow, or large, at some time."""
+"""What reading one file may take, whatever it holds: files that are as dense, as long or as
+wrong as files can be. Each was slow, or large, at some time; benchmarks/budgets.py times them."""
 
 from __future__ import annotations
 
 import sys
-import time
 import tracemalloc
 from functools import partial
 
 import pytest
+from hostile import GOOD, HEAD, JSON_SHAPES, MIB, SHAPES, SIZE, servers
 
 from gitops_mcp.base.errors import UsageError
 from gitops_mcp.base.names import JsonObject, ServerKey
@@ -16,87 +16,13 @@ from gitops_mcp.base.source import Loaded, SourceFile
 from gitops_mcp.source import documents, serverschema, settings, terms
 from gitops_mcp.source.manifests import load
 
-MIB = 1 << 20
-SIZE = MIB // 4
-"""Characters of each file here: enough to tell what does not grow with the length."""
-SECONDS = 20.0
-"""Of processor time for such a file. It takes about 0.3, under coverage on a busy machine up to 3;
-what grows with the square of the length, or worse, takes minutes to hours. `make fuzz` keeps the
-bar of a second."""
 PART = SIZE // 4
 """What is traced takes ten times as long."""
 MEMORY = 64 * PART + MIB
 """Bytes for a file of that length, where it may hold as many values as its part of a MiB."""
-HEAD = "apiVersion: mcp.example.com/v1alpha1\nkind: MCPServer\nmetadata: {name: web}\n"
-GOOD = HEAD + "spec:\n  image: ghcr.io/example/web:1.0\n"
-
-
-def full(part: str, size: int = SIZE) -> str:
-    """``part`` again and again, ``size`` characters."""
-    return (part * (size // len(part) + 1))[:size]
-
-
-def servers(text: str) -> str:
-    """So many documents like this one, each of another server."""
-    each = (text.replace("name: web", f"name: web-{n}") for n in range(SIZE // len(text)))
-    return "---\n".join(each)[:SIZE]
-
-
-SHAPES: dict[str, str] = {
-    # What the patterns of a scanner may trip over.
-    "a directive and blank lines": "%a\n" + "\n" * 60 + "x: 1\n---\n",
-    "directives only": "---\n%a" + full("\n \n") + "x\n",
-    "a number and a letter": "a: " + full("1") + "x\n",
-    "digits with underlines": "a: " + full("1_1") + ".x\n",
-    "an exponent": "a: " + full("1") + "e" + "\n",
-    "sexagesimal": "a: " + full("1:") + "x\n",
-    "a fraction": GOOD + "  port: " + full("1") + ".0\n",
-    "one long key": GOOD + "  " + full("a", SIZE - 200) + ": 1\n",
-    # As many things as there can be.
-    "lists": "[" + full("[],") + "]",
-    "lists below lists": "[" + full(f"{'[' * 40}{']' * 40},") + "]",
-    "maps": "[" + full("{a: },") + "]",
-    "maps of maps": "[" + full("{a: {b: {c: d}}},") + "]",
-    "scalars": GOOD + "  args: [" + full("a,") + "]",
-    "items": GOOD + "  args:\n" + full("  - a\n"),
-    "variables": GOOD + "  env:\n" + full("  - {name: A, value: b}\n"),
-    "keys": GOOD + "  config:\n" + "".join(f"    K{n}: a\n" for n in range(17_000)),
-    "nulls": GOOD + "  config:\n" + "".join(f"    K{n}:\n" for n in range(17_000)),
-    "unknown fields": GOOD + "".join(f"  k{n}: a\n" for n in range(17_000)),
-    "unknown fields without values": GOOD + "".join(f"  k{n}:\n" for n in range(17_000)),
-    "the same key": GOOD + full("  port: 1\n"),
-    "one key of many twice": "".join(f"k{n}: 1\n" for n in range(10_000)) + full("k9999: 1\n"),
-    "tags and anchors": GOOD + "  args:\n" + full("  - !t &a x\n"),
-    "aliases": GOOD + "  args: [&a x," + full("*a,") + "]",
-    "documents": full("---\na\n"),
-    "documents with an end": full("a\n...\n"),
-    "empty documents": full("---\n"),
-    "comments": full("# a\n"),
-    "broken documents": full("---\na: [\n"),
-    "broken manifests": servers(HEAD + "spec: {\n"),
-    "wrong manifests": servers(GOOD + "  ports: 1\n"),
-    "two manifests of each server": full("---\n" + GOOD),
-    "items of a list": "apiVersion: v1\nkind: List\nitems:\n" + full("- {kind: MCPServer}\n"),
-    "manifests": servers(
-        GOOD + "  env: [{name: A, value: b}]\n  config: {B: c}\n"
-        "  resources: {limits: {memory: 64Mi, cpu: 500m}}\n"
-    ),
-}
-JSON_SHAPES: dict[str, str] = {
-    "an open string of quotes": r'{"a": "\ud83d\ude00", "b": "' + full(r"\""),
-    "an open string of backslashes": r'{"a": "\ud83d\ude00", "b": "' + full("\\"),
-    "numbers": '{"kind": "MCPServer", "a": [' + full("1,") + "1]}",
-    "surrogates": '["' + full(r"\ud83d\ude00", SIZE - 4) + '"]',
-    "levels": full("["),
-    "objects": "[" + full('{"a":[]},') + "{}]",
-}
 FILES = [
     *(pytest.param("a.yaml", text, id=name) for name, text in SHAPES.items()),
     *(pytest.param("a.json", text, id=f"JSON: {name}") for name, text in JSON_SHAPES.items()),
-    *(
-        pytest.param("group_vars/all.yaml", text, id=f"group_vars: {name}")
-        for name, text in SHAPES.items()
-    ),
 ]
 
 
@@ -105,14 +31,6 @@ def read(path: str, text: str) -> Loaded:
 
 
 @pytest.mark.parametrize(("path", "text"), FILES)
-def test_a_file_costs_what_its_length_allows(path: str, text: str) -> None:
-    read(path, GOOD)  # what is imported and compiled once
-    began = time.thread_time()
-    read(path, text)
-    assert time.thread_time() - began < SECONDS
-
-
-@pytest.mark.parametrize(("path", "text"), FILES[: len(SHAPES) + len(JSON_SHAPES)])
 def test_a_file_takes_the_memory_that_its_length_allows(
     path: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

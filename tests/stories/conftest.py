@@ -129,7 +129,7 @@ def _rights(plane: rig.Plane, wanted: Installation) -> str:
     file = str(plane.account_kubeconfig(wanted.name, namespace=wanted.namespace))
     account = Cluster(file)
     namespace = wanted.watch_namespace or None
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not all(
         account.can(*right._replace(namespace=namespace)) for right in permissions.NEEDED
     ):
@@ -140,7 +140,7 @@ def _rights(plane: rig.Plane, wanted: Installation) -> str:
 
 
 def _until_served(hand: Cluster) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         try:
             hand.list(API_VERSION, KIND, None)

@@ -184,9 +184,7 @@ def test_a_drain_ends_with_the_last_session(story: Story) -> None:
     story.remove("web")
     told = iter([2, 1])
     with answering(f"{address_of(story)}:{port}", lambda *_: (200, f"left {next(told, 0)}\n")):
-        began = time.monotonic()
         assert story.sync(probes=True, allow_prune=1) == {"web": "pruned"}
-    assert time.monotonic() - began < 30
     shutdown = story.outcome().shutdown
     assert shutdown is not None
     assert shutdown["endedBy"] == "SessionsClosed"

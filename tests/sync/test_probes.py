@@ -469,10 +469,7 @@ def flood(connection: socket.socket) -> None:
 def test_a_server_that_misbehaves_costs_its_time_limit_at_most(
     raw: Raw, speak: Callable[[socket.socket], None], said: Handshake
 ) -> None:
-    began = time.monotonic()
-    found = ask(raw(speak), timeout=0.4)
-    assert found == said
-    assert time.monotonic() - began < 3  # three times the limit of an answer, and some
+    assert ask(raw(speak), timeout=0.4) == said  # none of them ends by itself
 
 
 def test_a_server_that_is_silent_to_the_modern_era_has_time_for_the_other() -> None:
@@ -556,18 +553,17 @@ def test_addresses_where_nobody_is_say_nothing_about_sessions(url: str) -> None:
 
 
 def test_the_silent_pods_of_one_server_are_asked_at_the_same_time() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
-        count = probes.AT_ONCE
-        targets = tuple((f"pod-{number}", url) for number in range(count))
-        inquiry = Inquiry("handshake", targets, timedelta(seconds=1), host=HOST)
-        began = time.monotonic()
+    count = probes.AT_ONCE
+    together = threading.Barrier(count, timeout=60)
+
+    def answer(_: Asked) -> Answer:
+        together.wait()  # silent until the last of them is asked
+        return Answer(404)
+
+    with scripted(answer) as server:
+        targets = tuple((f"pod-{number}", server.url) for number in range(count))
+        inquiry = Inquiry("handshake", targets, timedelta(seconds=60), host=HOST)
         found = probes.asking(lambda: True)(inquiry, lambda: datetime.now(UTC))
-        took = time.monotonic() - began
     assert isinstance(found, ProbeResult)
-    assert (found.reason, len(found.pods), found.passed) == (
-        "Unreachable",
-        count,
-        frozenset(),
-    )
-    assert took < count  # one after the other they take three seconds each
+    assert (len(found.pods), found.passed) == (count, frozenset())
+    assert not together.broken
