@@ -36,15 +36,6 @@ CLUSTER_SOURCE = "cluster"
 """The pseudo-source of servers that kubectl made."""
 
 
-# --- identity -------------------------------------------------------------------------------
-
-
-# --- git ------------------------------------------------------------------------------------
-
-
-# --- load -----------------------------------------------------------------------------------
-
-
 # --- probe ----------------------------------------------------------------------------------
 
 
@@ -65,8 +56,7 @@ class Handshake:
 class ProbeResult:
     """What the last MCP handshake with a server's pods said.
 
-    ``reason`` is a reason of the Verified condition (HandshakeSucceeded, AuthenticationRequired,
-    HandshakeFailed, HostRejected, ConnectionRefused, NotProbed, Unreachable, AccessDenied).
+    ``reason`` is one of ``reasons.VERIFIED``.
     ``pods`` are the uids that it speaks for, ``passed`` those among them that answered well.
     ``asked`` is the request for a fresh look that it answers. ``answers`` has the last word of each
     pod by uid, which outlasts a pod's being too busy; ``wait`` is how long the busiest one asked to
