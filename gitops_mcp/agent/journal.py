@@ -286,11 +286,8 @@ class Journal:
 
     def _begin_batch(self) -> None:
         """What was done is done: it counts in one recap only."""
-        self._results = {
-            key: "ok" if result == "changed" else result
-            for key, result in self._results.items()
-            if result != "pruned"
-        }
+        left = {key: one for key, one in self._results.items() if one != "pruned"}
+        self._results = {key: "ok" if one == "changed" else one for key, one in left.items()}
 
     def _keep(
         self, record: NoteRecord | None, *, found: bool = False, eventful: bool = True

@@ -12,6 +12,7 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, get_args
 
 import prometheus_client as prometheus
@@ -84,7 +85,9 @@ class Metrics(Collector):
         self._gauges = Gauges()
         self.registry.register(self)
         prometheus.ProcessCollector(registry=self.registry)
-        build = prometheus.Info(f"{PREFIX}build", "The version that runs.", registry=self.registry)
+        info = partial(prometheus.Info, registry=self.registry)
+        gauge = partial(prometheus.Gauge, registry=self.registry)
+        build = info(f"{PREFIX}build", "The version that runs.")
         build.info({"version": __version__, "python": platform.python_version()})
 
         self._reconciled = self._histogram(
@@ -119,24 +122,18 @@ class Metrics(Collector):
             "How long a look at the git server took.",
             {"result": POLLS},
         )
-        self._polled = prometheus.Gauge(
-            f"{PREFIX}git_last_success_timestamp_seconds",
-            "When git was last asked, and answered.",
-            registry=self.registry,
+        self._polled = gauge(
+            f"{PREFIX}git_last_success_timestamp_seconds", "When git was last asked, and answered."
         )
-        self._revision = prometheus.Info(
-            f"{PREFIX}revision", "The commit that is enforced.", registry=self.registry
-        )
-        self._source = prometheus.Info(
+        self._revision = info(f"{PREFIX}revision", "The commit that is enforced.")
+        self._source = info(
             f"{PREFIX}source",
             "The source that is enforced, and the name of the cluster that it is read for.",
-            registry=self.registry,
         )
-        self._problems = prometheus.Gauge(
+        self._problems = gauge(
             f"{PREFIX}source_problems",
             "Mistakes in the manifests of the commit that is enforced.",
             ("severity",),
-            registry=self.registry,
         )
         self._notes = {
             "pushed": self._counter("notes_pushed_total", "Deployment notes that were pushed."),
@@ -245,44 +242,25 @@ class Metrics(Collector):
         now = self._gauges
         results, phases = now.results(), now.phases()
         yield _gauge("queue_depth", "Servers that wait to be looked at.", now.queue_depth())
-        yield _gauge(
-            "queue_oldest_age_seconds",
-            "How long the one that has waited longest has waited.",
-            now.queue_oldest(),
-        )
-        yield _gauge(
-            "view_age_seconds",
-            "Time since our view of the cluster was last known to be current.",
-            now.view_age(),
-        )
-        yield _gauges(
-            "servers",
-            "Servers in the cluster by phase.",
-            "phase",
-            {phase: phases.get(phase, 0) for phase in PHASES},
-        )
-        yield _gauges(
-            "servers_by_result",
-            "Servers by what the last look at them came to.",
-            "result",
-            {result: results.get(result, 0) for result in RESULTS},
-        )
-        yield _gauges(
-            "leader",
-            "Whether this agent is the one that writes, by source.",
-            "source",
-            now.leads(),
-        )
+        waited = "How long the one that has waited longest has waited."
+        yield _gauge("queue_oldest_age_seconds", waited, now.queue_oldest())
+        age = "Time since our view of the cluster was last known to be current."
+        yield _gauge("view_age_seconds", age, now.view_age())
+        by_phase = {phase: phases.get(phase, 0) for phase in PHASES}
+        yield _gauge("servers", "Servers in the cluster by phase.", phase=by_phase)
+        by_result = {result: results.get(result, 0) for result in RESULTS}
+        came_to = "Servers by what the last look at them came to."
+        yield _gauge("servers_by_result", came_to, result=by_result)
+        writes = "Whether this agent is the one that writes, by source."
+        yield _gauge("leader", writes, source=now.leads())
 
 
-def _gauge(name: str, text: str, value: float) -> Metric:
-    return GaugeMetricFamily(f"{PREFIX}{name}", text, value=value)
-
-
-def _gauges(name: str, text: str, label: str, values: Mapping[Any, float]) -> Metric:
-    family = GaugeMetricFamily(f"{PREFIX}{name}", text, labels=(label,))
-    for value, number in values.items():
-        family.add_metric((value,), number)
+def _gauge(name: str, text: str, value: float | None = None, **by: Mapping[Any, float]) -> Metric:
+    """One value, or one for each value of a label."""
+    family = GaugeMetricFamily(f"{PREFIX}{name}", text, value=value, labels=tuple(by) or None)
+    for values in by.values():
+        for label, number in values.items():
+            family.add_metric((label,), number)
     return family
 
 

@@ -239,11 +239,8 @@ class Looks:
         )
         if Kind.LAPSED in kinds and not outcome.changes:  # else it is our own rollout
             level = max(level, logging.WARNING)
-        fields: dict[str, object] = {
-            "server": worked.server,
-            "revision": worked.revision,
-            "result": outcome.result,
-        }
+        fields: dict[str, object] = {"server": worked.server, "revision": worked.revision}
+        fields["result"] = outcome.result
         if outcome.result == "pruned":
             fields["ended_by"] = (outcome.shutdown or {}).get("endedBy")
         _log.log(level, "; ".join(facts), extra={"fields": fields})
