@@ -22,6 +22,7 @@ from pathlib import Path
 import plane
 import pytest
 import realservers
+import urllib3.util.connection  # noqa: F401 -- binds "::1" when imported, in no test's name
 
 _GIT = {
     "GIT_AUTHOR_NAME": "Test",
