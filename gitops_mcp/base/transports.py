@@ -12,7 +12,7 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import Any, Literal
 
-from gitops_mcp.base import durations
+from gitops_mcp.base import durations, objects
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ def timing(spec: Mapping[str, Any]) -> Timing:
     clients need to leave.
     """
     row = of_spec(spec)
-    drain = spec.get("drain") or {}
+    drain = objects.part(spec, "drain")
     pre_stop = duration(drain.get("preStop"), row.pre_stop)
     return Timing(
         pre_stop=pre_stop,

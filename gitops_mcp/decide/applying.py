@@ -6,6 +6,7 @@ import hashlib
 
 import orjson
 
+from gitops_mcp.base import objects
 from gitops_mcp.base.model import (
     Action,
     Change,
@@ -82,7 +83,6 @@ def applies(
                 wanted=wanted,
             )
         ]
-    uid, version = live["metadata"]["uid"], live["metadata"]["resourceVersion"]
     if difference.seize:
         # A plain apply would leave these for ever: what we never owned we cannot give up.
         patch = managedfields.ownership_patch(live, difference.seize)
@@ -92,8 +92,7 @@ def applies(
                 ref,
                 "take over what was added by hand",
                 {"patch": patch},
-                uid=uid,
-                resource_version=version,
+                **objects.preconditions(live),
                 change=change,
                 key=difference.key,
             )
@@ -104,8 +103,7 @@ def applies(
             ref,
             "update",
             body,
-            uid=uid,
-            resource_version=version,
+            **objects.preconditions(live),
             change=change,
             key=difference.key,
             wanted=wanted,
@@ -121,7 +119,7 @@ def _holds_still(facts: Facts, contest: Contest) -> bool:
 
 def _hash(facts: Facts, body: JsonObject) -> str:
     """What an apply means, but for replicas that are not git's: a scaler contests nothing."""
-    spec = body.get("spec") or {}
+    spec = objects.spec(body)
     if carries_replicas(facts) or (facts.cr is not None and is_scaled_elsewhere(facts.cr)):
         spec = {name: value for name, value in spec.items() if name != "replicas"}
     text = orjson.dumps([body["metadata"], spec], option=orjson.OPT_SORT_KEYS)
@@ -131,9 +129,9 @@ def _hash(facts: Facts, body: JsonObject) -> str:
 def _claim(facts: Facts, body: JsonObject, live: JsonObject) -> list[Action]:
     """Apply what is equal already, where nothing proves that it is ours: else what git drops one
     day would stay for ever, and the server with it."""
-    uid = live["metadata"].get("uid")  # one that is only foreseen has none
+    uid = objects.uid(live)  # one that is only foreseen has none
     key = f"claim {uid}"
-    if uid is None or not unproven(body, live) or key in facts.noise:
+    if not uid or not unproven(body, live) or key in facts.noise:
         return []
     ref = ObjectRef.of(body)
     reason = "take ownership: others made it from this source"
@@ -143,8 +141,7 @@ def _claim(facts: Facts, body: JsonObject, live: JsonObject) -> list[Action]:
             ref,
             "take ownership",
             body,
-            uid=uid,
-            resource_version=live["metadata"]["resourceVersion"],
+            **objects.preconditions(live),
             change=Change("update", facts.key, ref, reason=reason),
             key=key,
             claims=True,
@@ -155,5 +152,5 @@ def _claim(facts: Facts, body: JsonObject, live: JsonObject) -> list[Action]:
 def unproven(body: JsonObject, live: JsonObject) -> bool:
     """Does ``live`` lack the proof that an apply of ``body`` leaves: that its mark is ours?"""
     mark = LABEL_SOURCE if body["kind"] == KIND else LABEL_MANAGED_BY
-    wanted = mark in (body["metadata"].get("labels") or {})
+    wanted = mark in objects.labels(body)
     return wanted and not managedfields.owns(live, "metadata", "labels", mark)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from gitops_mcp.base import objects
 from gitops_mcp.base.model import (
     Action,
     Context,
@@ -61,21 +62,21 @@ def child_actions(
             continue
         if live is not None and refusal(live, cr, adopt=adopts(facts.desired)):
             continue
-        if live is not None and ("deletionTimestamp" in live["metadata"] or is_orphaned(live, cr)):
+        if live is not None and (objects.is_deleting(live) or is_orphaned(live, cr)):
             leaving.append(str(ObjectRef.of(live)))
             continue  # its end is an event; then it is created anew
         if facts.deferred and live is not None and reshapes(facts, context, body, live):
             later.append(str(ObjectRef.of(live)))
             continue
         if external and kind == "Deployment":
-            replicas = at_most((live or cr).get("spec", {}).get("replicas", 1), cr["spec"])
+            replicas = at_most(objects.replicas(objects.spec(live or cr)), cr["spec"])
             body = {**body, "spec": {**body["spec"], "replicas": replicas}}
         if live is not None and kind == "Deployment" and pausing.paused(live):
             held = live["spec"].get("minReadySeconds", 0)  # until the pause is over
             body = {**body, "spec": {**body["spec"], "minReadySeconds": held}}
         yield from applies(facts, context, body, live, contested)
     for kind, live in facts.children.items():
-        if kind in wanted or "deletionTimestamp" in live["metadata"]:
+        if kind in wanted or objects.is_deleting(live):
             continue
         if controls(cr, live):
             yield delete_action(facts.key, live, "no longer rendered")
@@ -98,10 +99,9 @@ def open_gates(facts: Facts) -> Iterator[Action]:
     """Open the readiness gate of pods that answered our handshake (``health.gate``)."""
     passed = facts.probe.passed if facts.probe is not None else frozenset()
     for pod in facts.pods:
-        gates = [gate.get("conditionType") for gate in pod["spec"].get("readinessGates") or ()]
-        conditions = (pod.get("status") or {}).get("conditions") or ()
-        opened = any(c["type"] == READINESS_GATE and c["status"] == "True" for c in conditions)
-        if READINESS_GATE not in gates or opened or pod["metadata"]["uid"] not in passed:
+        gates = [gate.get("conditionType") for gate in objects.items(pod, "spec", "readinessGates")]
+        opened = objects.condition(pod, READINESS_GATE).get("status") == "True"
+        if READINESS_GATE not in gates or opened or objects.uid(pod) not in passed:
             continue
         ref = ObjectRef.of(pod)
         body = {
@@ -116,8 +116,7 @@ def open_gates(facts: Facts) -> Iterator[Action]:
             "open the readiness gate",
             body,
             "status",
-            uid=pod["metadata"]["uid"],
-            resource_version=pod["metadata"]["resourceVersion"],
+            **objects.preconditions(pod),
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from gitops_mcp.base import objects
 from gitops_mcp.base.errors import Category
 from gitops_mcp.base.model import (
     Action,
@@ -26,7 +27,7 @@ from gitops_mcp.base.names import (
 )
 from gitops_mcp.base.reasons import Reason
 from gitops_mcp.decide import diffing, inquiries, shutdown
-from gitops_mcp.decide.ownership import controls, generation, refusal
+from gitops_mcp.decide.ownership import controls, refusal
 from gitops_mcp.decide.writing import at_rest, status_write
 
 
@@ -39,19 +40,17 @@ def holds_off(facts: Facts) -> bool:
         return False
     if failure.asked != inquiries.requested(cr):
         return False
-    if cr is None or failure.generation == generation(cr):
+    if cr is None or failure.generation == objects.generation(cr):
         return True
-    return failure.category is Category.TRANSIENT and "deletionTimestamp" not in cr["metadata"]
+    return failure.category is Category.TRANSIENT and not objects.is_deleting(cr)
 
 
 def delete_action(key: ServerKey, live: JsonObject, reason: str) -> Action:
-    metadata = live["metadata"]
     return Action(
         Verb.DELETE,
         ObjectRef.of(live),
         "delete",
-        uid=metadata["uid"],
-        resource_version=metadata["resourceVersion"],
+        **objects.preconditions(live),
         change=deletion_decision(key, live, reason),
     )
 
@@ -121,7 +120,7 @@ def shut_down(facts: Facts, context: Context) -> Decision:
     if facts.cr is None or decision.result != "pruned":
         return decision
     ours = without_strangers(facts, recreate=False).children
-    standing = [child for child in ours.values() if "deletionTimestamp" not in child["metadata"]]
+    standing = [child for child in ours.values() if not objects.is_deleting(child)]
     reason = "being shut down"
     changes = [deletion_decision(facts.key, live, reason) for live in (facts.cr, *standing)]
     return replace(decision, changes=tuple(changes))
@@ -130,8 +129,8 @@ def shut_down(facts: Facts, context: Context) -> Decision:
 def _shutdown_step(facts: Facts, context: Context) -> Decision:
     cr = facts.cr
     assert cr is not None  # noqa: S101 -- only what exists is shut down
-    finalizers = cr["metadata"].get("finalizers") or ()
-    deleted = "deletionTimestamp" in cr["metadata"]
+    finalizers = objects.finalizers(cr)
+    deleted = objects.is_deleting(cr)
     if deleted and FINALIZER not in finalizers:
         names = ", ".join(name for name in finalizers) or "the API server"
         # What git does not hold may take its time; what it holds is made anew after that.
@@ -151,7 +150,7 @@ def _shutdown_step(facts: Facts, context: Context) -> Decision:
         return Decision(
             "failed", message=failure.message, look_again=failure.retry_at, waiting="shutdown"
         )
-    recreate = bool((shutdown.state_of(cr) or {}).get("recreate"))
+    recreate = bool(objects.part(shutdown.state_of(cr)).get("recreate"))
     facts = without_strangers(facts, recreate=recreate)
     progress = shutdown.advance(facts)
     deadline = shutdown.deadline_of(progress.state)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from gitops_mcp.base import objects
 from gitops_mcp.base.model import Condition
 from gitops_mcp.base.names import JsonObject
 from gitops_mcp.base.reasons import Reason
@@ -64,10 +65,9 @@ def deployment(live: JsonObject | None, pods: Sequence[JsonObject], *, replicas:
     should have: they count when all are updated, ready and available, and no other is left."""
     if live is None:
         return _false(Reason.DEPLOYMENT_NOT_FOUND, "the Deployment does not exist")
-    if "deletionTimestamp" in live["metadata"]:
+    if objects.is_deleting(live):
         return _false(Reason.DEPLOYMENT_NOT_READY, "the Deployment is being deleted")
-    status = live.get("status") or {}
-    counts = {key: status.get(key, 0) for key in _COUNTS}  # zeros are left out
+    counts = {key: objects.number(live, "status", key) for key in _COUNTS}
     seen = _seen(live)
     if seen and all(count == replicas for count in counts.values()):
         if replicas == 0:
@@ -86,20 +86,15 @@ def stalled(live: JsonObject | None) -> bool:
     return (
         live is not None
         and _seen(live)
-        and any(
-            (condition.get("type"), condition.get("reason")) == _GIVEN_UP
-            for condition in (live.get("status") or {}).get("conditions") or ()
-        )
+        and objects.condition(live, "Progressing").get("reason") == "ProgressDeadlineExceeded"
     )
 
 
 def _seen(live: JsonObject) -> bool:
     """Whether the status speaks of the spec as it stands."""
-    observed = (live.get("status") or {}).get("observedGeneration", 0)
-    return bool(observed >= live["metadata"].get("generation", 0))
+    return objects.number(live, "status", "observedGeneration") >= objects.generation(live)
 
 
-_GIVEN_UP: Final = ("Progressing", "ProgressDeadlineExceeded")
 _COUNTS: Final = ("replicas", "updatedReplicas", "readyReplicas", "availableReplicas")
 
 
@@ -131,10 +126,9 @@ def _unfinished(live: JsonObject, counts: Mapping[str, int], replicas: int) -> C
 
 def _controller_trouble(live: JsonObject) -> tuple[Reason, str] | None:
     """What the Deployment controller says that holds it up, as ``(reason, message)``."""
-    for condition in (live.get("status") or {}).get("conditions") or ():
-        message = clipped(str(condition.get("message", "")), LONGEST)
-        if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
-            return Reason.REPLICA_CREATE_FAILED, message
+    failure = objects.condition(live, "ReplicaFailure")
+    if failure.get("status") == "True":
+        return Reason.REPLICA_CREATE_FAILED, clipped(objects.text(failure, "message"), LONGEST)
     if stalled(live):
         return Reason.PROGRESS_DEADLINE_EXCEEDED, "no progress within the Deployment's deadline"
     return None
@@ -160,9 +154,9 @@ def _newest(pods: Sequence[JsonObject]) -> list[JsonObject]:
     Pods that are going away say nothing about those to come, nor do failed ones (of an eviction,
     say) that have been replaced.
     """
-    staying = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+    staying = [pod for pod in pods if not objects.is_deleting(pod)]
     alive = [pod for pod in staying if _phase(pod) not in ("Failed", "Succeeded")] or staying
-    latest = max(alive, key=lambda pod: pod["metadata"].get("creationTimestamp", ""), default=None)
+    latest = max(alive, key=objects.created, default=None)
     return sorted(
         (pod for pod in alive if latest is not None and _template(pod) == _template(latest)),
         key=lambda pod: str(pod["metadata"]["name"]),
@@ -170,26 +164,25 @@ def _newest(pods: Sequence[JsonObject]) -> list[JsonObject]:
 
 
 def _phase(pod: JsonObject) -> str:
-    return str((pod.get("status") or {}).get("phase", ""))
+    return objects.text(pod, "status", "phase")
 
 
 def _template(pod: JsonObject) -> str:
-    return str((pod["metadata"].get("labels") or {}).get("pod-template-hash", ""))
+    return objects.text(pod, "metadata", "labels", "pod-template-hash")
 
 
 def _containers(pod: JsonObject) -> Iterator[JsonObject]:
     """The statuses of the containers that are not ready, init containers first."""
-    status = pod.get("status") or {}
     for key in ("initContainerStatuses", "containerStatuses"):
-        for container in status.get(key) or ():
+        for container in objects.items(pod, "status", key):
             if not container.get("ready"):
                 yield container
 
 
 def _waiting(pod: JsonObject) -> Iterator[tuple[JsonObject, str, str]]:
     for container in _containers(pod):
-        waiting = (container.get("state") or {}).get("waiting") or {}
-        yield container, str(waiting.get("reason", "")), str(waiting.get("message", ""))
+        waiting = objects.part(container, "state", "waiting")
+        yield container, objects.text(waiting, "reason"), objects.text(waiting, "message")
 
 
 def _image(pod: JsonObject) -> tuple[Reason, str] | None:
@@ -228,23 +221,20 @@ def _configuration(pod: JsonObject) -> tuple[Reason, str] | None:
 
 def _exit(container: JsonObject) -> JsonObject | None:
     """The container's present or last end."""
-    for state in (container.get("state"), container.get("lastState")):
-        terminated: JsonObject | None = (state or {}).get("terminated")
-        if terminated is not None:
-            return terminated
-    return None
+    ends = (objects.part(container, state, "terminated") for state in ("state", "lastState"))
+    return next(filter(None, ends), None)
 
 
 def _memory(pod: JsonObject) -> tuple[Reason, str] | None:
     for container in _containers(pod):
-        end = _exit(container) or {}
-        if "resources" in troubles(str(end.get("reason", ""))):
-            name, code = container["name"], end.get("exitCode")
+        end = _exit(container)
+        if "resources" in troubles(objects.text(end, "reason")):
+            name, code = container["name"], objects.at(end, "exitCode")
             return (
                 Reason.RESOURCES_EXHAUSTED,
                 f"container {name} was out of memory (exit code {code})",
             )
-    status = pod.get("status") or {}
+    status = objects.status(pod)
     if "resources" in troubles(str(status.get("reason", ""))):
         return (
             Reason.RESOURCES_EXHAUSTED,
@@ -270,14 +260,13 @@ def _crash(pod: JsonObject) -> tuple[Reason, str] | None:
 
 def _initialised(pod: JsonObject, container: JsonObject) -> bool:
     """Whether it is an init container that has done its work."""
-    return container in ((pod.get("status") or {}).get("initContainerStatuses") or ())
+    return container in objects.items(pod, "status", "initContainerStatuses")
 
 
 def _unschedulable(pod: JsonObject) -> tuple[Reason, str] | None:
-    for condition in (pod.get("status") or {}).get("conditions") or ():
-        told = (condition.get("type"), condition.get("status"), condition.get("reason"))
-        if told == ("PodScheduled", "False", "Unschedulable"):
-            return Reason.UNSCHEDULABLE, clipped(str(condition.get("message", "")), LONGEST)
+    scheduled = objects.condition(pod, "PodScheduled")
+    if (scheduled.get("status"), scheduled.get("reason")) == ("False", "Unschedulable"):
+        return Reason.UNSCHEDULABLE, clipped(objects.text(scheduled, "message"), LONGEST)
     return None
 
 
@@ -295,7 +284,7 @@ def service(live: JsonObject | None, *, networked: bool) -> Condition:
         return Condition.of(Reason.SERVICE_NOT_REQUIRED, message)
     if live is None:
         return Condition.of(Reason.SERVICE_NOT_FOUND, "the Service does not exist")
-    if "deletionTimestamp" in live["metadata"]:
+    if objects.is_deleting(live):
         message = "the Service is being deleted"
         return Condition.of(Reason.SERVICE_NOT_READY, message)
     kind = live["spec"].get("type", "ClusterIP")
@@ -311,11 +300,11 @@ def _has_address(live: JsonObject) -> bool:
 
 
 def _has_node_ports(live: JsonObject) -> bool:
-    return all(port.get("nodePort") for port in live["spec"].get("ports") or ())
+    return all(port.get("nodePort") for port in objects.items(live, "spec", "ports"))
 
 
 def _has_ingress(live: JsonObject) -> bool:
-    return bool(((live.get("status") or {}).get("loadBalancer") or {}).get("ingress"))
+    return bool(objects.part(live, "status", "loadBalancer").get("ingress"))
 
 
 _PROMISES: Final[Mapping[str, tuple[str, Callable[[JsonObject], bool]]]] = {

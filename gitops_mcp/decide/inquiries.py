@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from gitops_mcp.base import limits, transports
+from gitops_mcp.base import limits, objects, transports
 from gitops_mcp.base.model import Context, Facts, Inquiry, ProbeResult, SecretHeader
 from gitops_mcp.base.names import ANNOTATION_RECONCILE, JsonObject
 from gitops_mcp.source import policies, serverschema
@@ -39,8 +39,7 @@ REQUEST_LIMIT = 256
 def requested(cr: JsonObject | None) -> str:
     """The request for a fresh look at a server: whatever its annotation says, "" for none. It is
     answered in the status once the look has been taken, a handshake included."""
-    annotations = (cr or {}).get("metadata", {}).get("annotations") or {}
-    return str(annotations.get(ANNOTATION_RECONCILE) or "")[:REQUEST_LIMIT]
+    return objects.text(cr, "metadata", "annotations", ANNOTATION_RECONCILE)[:REQUEST_LIMIT]
 
 
 def handshake(facts: Facts, context: Context) -> tuple[Inquiry | None, datetime | None]:
@@ -51,7 +50,7 @@ def handshake(facts: Facts, context: Context) -> tuple[Inquiry | None, datetime 
     are asked less and less often, at least each HANDSHAKE_RETRY_CAP.
     """
     spec = _spec(facts)
-    health = spec.get("health") or {}
+    health = objects.part(spec, "health")
     asked = context.probes and health.get("mode", "handshake") == "handshake"
     if not asked or not transports.of_spec(spec).networked or facts.failure is not None:
         return None, None
@@ -63,7 +62,7 @@ def handshake(facts: Facts, context: Context) -> tuple[Inquiry | None, datetime 
     if last is not None:
         again = interval
         if not pods.keys() <= last.passed:
-            failures = last.failures if last.generation == _generation(facts) else 1
+            failures = last.failures if last.generation == objects.generation(facts.cr) else 1
             again = min(interval, HANDSHAKE_RETRY) * 2 ** min(max(failures - 1, 0), 16)
             again = min(again, HANDSHAKE_RETRY_CAP)
         again = _spread(again, facts, last.at)
@@ -81,9 +80,9 @@ def handshake(facts: Facts, context: Context) -> tuple[Inquiry | None, datetime 
             transports.duration(health.get("timeout"), HANDSHAKE_TIMEOUT), HANDSHAKE_LONGEST
         ),
         asked=asked_for,
-        uid=_uid(facts),
-        generation=_generation(facts),
-        known=last.answers if last and last.generation == _generation(facts) else {},
+        uid=objects.uid(facts.cr),
+        generation=objects.generation(facts.cr),
+        known=last.answers if last and last.generation == objects.generation(facts.cr) else {},
         headers_from=tuple(
             SecretHeader(
                 item["name"],
@@ -91,7 +90,7 @@ def handshake(facts: Facts, context: Context) -> tuple[Inquiry | None, datetime 
                 item["secretKeyRef"]["key"],
                 item.get("prefix", ""),
             )
-            for item in health.get("headersFrom") or ()
+            for item in objects.items(health, "headersFrom")
         ),
     )
     return inquiry, None
@@ -113,18 +112,14 @@ def answered(answer: ProbeResult, inquiry: Inquiry, last: ProbeResult | None) ->
 
 def _spread(wait: timedelta, facts: Facts, at: datetime) -> timedelta:
     """A little less than ``wait``: how much less, server and time say."""
-    chance = zlib.crc32(f"{_uid(facts)} {at.isoformat()}".encode()) / 2**32
+    chance = zlib.crc32(f"{objects.uid(facts.cr)} {at.isoformat()}".encode()) / 2**32
     return wait * (1 - SPREAD * chance)
-
-
-def _generation(facts: Facts) -> int:
-    return int(((facts.cr or {}).get("metadata") or {}).get("generation") or 0)
 
 
 def sessions(facts: Facts, context: Context) -> Inquiry | None:
     """How to count the sessions that a shutdown waits for, where the server can tell."""
     spec = _spec(facts)
-    drain = spec.get("drain") or {}
+    drain = objects.part(spec, "drain")
     counted = facts.sessions_at is not None and facts.now < facts.sessions_at + COUNT_INTERVAL
     if not context.probes or counted:
         return None
@@ -132,7 +127,7 @@ def sessions(facts: Facts, context: Context) -> Inquiry | None:
         if any(policies.drain_url(facts.key, spec, context.policy)):
             return None
         targets: tuple[tuple[str, str], ...] = (("", drain["url"]),)
-        return Inquiry("sessions", targets, timeout=COUNT_TIMEOUT, uid=_uid(facts))
+        return Inquiry("sessions", targets, timeout=COUNT_TIMEOUT, uid=objects.uid(facts.cr))
     gauge = drain.get("gauge")
     pods = dict(addresses(facts.pods))
     if not gauge or not pods:
@@ -144,8 +139,8 @@ def sessions(facts: Facts, context: Context) -> Inquiry | None:
         targets,
         timeout=COUNT_TIMEOUT,
         gauge=gauge["name"],
-        match=tuple(sorted((gauge.get("match") or {}).items())),
-        uid=_uid(facts),
+        match=tuple(sorted(objects.part(gauge, "match").items())),
+        uid=objects.uid(facts.cr),
     )
 
 
@@ -155,28 +150,19 @@ def cleanup(facts: Facts) -> Inquiry | None:
     if facts.cleanup is not None:
         return None
     limit = CLEANUP_HURRIED if facts.namespace == "Terminating" else CLEANUP_LIMIT
-    return Inquiry("cleanup", targets=(), timeout=limit, uid=_uid(facts))
-
-
-def _uid(facts: Facts) -> str:
-    return str(((facts.cr or {}).get("metadata") or {}).get("uid", ""))
+    return Inquiry("cleanup", targets=(), timeout=limit, uid=objects.uid(facts.cr))
 
 
 def _spec(facts: Facts) -> Mapping[str, Any]:
     assert facts.cr is not None  # noqa: S101 -- asked only of servers that exist
-    spec: Mapping[str, Any] = serverschema.defaulted(facts.cr).get("spec") or {}
-    return spec
+    return objects.spec(serverschema.defaulted(facts.cr))
 
 
 def addresses(pods: tuple[JsonObject, ...]) -> Iterator[tuple[str, str]]:
     """The uid and the address of each pod whose containers are ready and that is not ending. A
     pod may wait for a readiness gate that our handshake opens: its own Ready is not asked."""
     for pod in pods:
-        status = pod.get("status") or {}
-        ready = any(
-            condition.get("type") == "ContainersReady" and condition.get("status") == "True"
-            for condition in status.get("conditions") or ()
-        )
-        if ready and status.get("podIP") and "deletionTimestamp" not in pod["metadata"]:
-            ip = status["podIP"]
-            yield pod["metadata"]["uid"], f"[{ip}]" if ":" in ip else ip
+        ready = objects.condition(pod, "ContainersReady").get("status") == "True"
+        ip = objects.text(pod, "status", "podIP")
+        if ready and ip and not objects.is_deleting(pod):
+            yield objects.uid(pod), f"[{ip}]" if ":" in ip else ip

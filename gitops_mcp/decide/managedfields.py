@@ -11,7 +11,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from gitops_mcp.base import merging
+from gitops_mcp.base import merging, objects
 from gitops_mcp.base.masking import OPEN, Sight, stricter
 from gitops_mcp.base.names import (
     FIELD_MANAGER,
@@ -28,7 +28,7 @@ FieldPath = tuple[str, ...]
 
 def owns(live: JsonObject, *path: str, manager: str = FIELD_MANAGER) -> bool:
     """Whether an apply of ``manager`` owns a field: ``owns(cr, "metadata", "labels", "a")``."""
-    for entry in _entries(live):
+    for entry in objects.managed_fields(live):
         if _is_apply_of(entry, manager):
             tree: Any = entry.get("fieldsV1", {})
             for name in path:
@@ -40,13 +40,14 @@ def owns(live: JsonObject, *path: str, manager: str = FIELD_MANAGER) -> bool:
 def owns_status(live: JsonObject, *path: str, manager: str = FIELD_MANAGER) -> bool:
     """Whether an apply of ``manager`` to the status owns a field below ``status``, by its elements
     in FieldsV1: ``owns_status(cr, "f:shutdown", "f:step")``."""
-    return any(_reaches(entry, path) for entry in _entries(live) if _applies_status(entry, manager))
+    entries = objects.managed_fields(live)
+    return any(_reaches(entry, path) for entry in entries if _applies_status(entry, manager))
 
 
 def shares_status(live: JsonObject, *path: str, manager: str = FIELD_MANAGER) -> bool:
     """Whether anybody but ``manager`` owns such a field, or nobody does: an apply that leaves it
     out does not remove it."""
-    entries = _entries(live)
+    entries = objects.managed_fields(live)
     others = (entry for entry in entries if not _applies_status(entry, manager))
     return not owns_status(live, *path, manager=manager) or any(
         _reaches(entry, path) for entry in others
@@ -59,7 +60,7 @@ def _applies_status(entry: JsonObject, manager: str) -> bool:
 
 
 def _reaches(entry: JsonObject, path: tuple[str, ...]) -> bool:
-    tree: Any = (entry.get("fieldsV1") or {}).get("f:status")
+    tree: Any = objects.part(entry, "fieldsV1", "f:status")
     for element in path:
         tree = tree.get(element) if isinstance(tree, dict) else None
     return tree is not None
@@ -72,13 +73,13 @@ def writers(
     away), the one that wrote to the object last. Our own names all begin with ``manager``."""
     others = [
         entry
-        for entry in _entries(live)
+        for entry in objects.managed_fields(live)
         if not entry.get("subresource") and not str(entry.get("manager", "")).startswith(manager)
     ]
     found = {
         str(entry.get("manager", ""))
         for entry in others
-        if any(_holds(entry.get("fieldsV1") or {}, place) for place in places)
+        if any(_holds(objects.part(entry, "fieldsV1"), place) for place in places)
     }
     if not found and others:
         found = {str(max(others, key=lambda entry: entry.get("time", "")).get("manager", ""))}
@@ -92,8 +93,8 @@ def holders(
     part of it."""
     found = {
         str(entry.get("manager", ""))
-        for entry in _entries(live)
-        if not entry.get("subresource") and _leads(entry.get("fieldsV1") or {}, live, path)
+        for entry in objects.managed_fields(live)
+        if not entry.get("subresource") and _leads(objects.part(entry, "fieldsV1"), live, path)
     }
     return tuple(sorted(name for name in found if name and not name.startswith(manager)))
 
@@ -181,7 +182,7 @@ def ownership_patch(
     The apply that follows removes them, if it does not mention them. The caller guards the patch
     with the live object's resourceVersion, since it replaces ``managedFields`` as a whole.
     """
-    entries = [dict(entry) for entry in _entries(live)]
+    entries = [dict(entry) for entry in objects.managed_fields(live)]
     ours = next((entry for entry in entries if _is_apply_of(entry, manager)), None)
     if ours is None:
         ours = {
@@ -205,11 +206,6 @@ def ownership_patch(
         ours["fieldsV1"] = merging.merged(ours["fieldsV1"], moved)
     kept = [entry for entry in entries if entry["fieldsV1"]]
     return [{"op": "replace", "path": "/metadata/managedFields", "value": kept}]
-
-
-def _entries(live: JsonObject) -> list[JsonObject]:
-    entries: list[JsonObject] = live.get("metadata", {}).get("managedFields") or []
-    return entries
 
 
 def _is_apply_of(entry: JsonObject, manager: str) -> bool:
@@ -258,11 +254,11 @@ ALL_OURS: Owners = ((Owner.OURS, _EVERYTHING),)
 
 
 def owners_of(live: JsonObject, manager: str, people: frozenset[str]) -> Owners:
-    entries = _entries(live)
+    entries = objects.managed_fields(live)
     ours = next((entry for entry in entries if _is_apply_of(entry, manager)), None)
     owners: list[tuple[Owner, Mapping[str, Any]]] = []
     for entry in entries:
-        name, tree = entry.get("manager", ""), entry.get("fieldsV1") or {}
+        name, tree = entry.get("manager", ""), objects.part(entry, "fieldsV1")
         if entry is ours:
             owners.append((Owner.OURS, tree))
         elif (name in people or name == manager) and not entry.get("subresource"):
@@ -295,16 +291,14 @@ def _made_it(entry: JsonObject, ours: JsonObject) -> bool:
 
 
 def _labels_of(entry: JsonObject) -> Mapping[str, Any]:
-    metadata = (entry.get("fieldsV1") or {}).get("f:metadata") or {}
-    labels: Mapping[str, Any] = metadata.get("f:labels") or {}
-    return labels
+    return objects.part(entry, "fieldsV1", "f:metadata", "f:labels")
 
 
 def _parted(tree: JsonObject) -> Owners:
     """What a maker owns. Its spec gives way as a person's does. Labels and annotations may be its
     own marks (which backup, which release): they stay, but for those that we own, too."""
     spec = {name: below for name, below in tree.items() if name != "f:metadata"}
-    metadata = tree.get("f:metadata") or {}
+    metadata = objects.part(tree, "f:metadata")
     marks = {name: metadata[name] for name in ("f:labels", "f:annotations") if name in metadata}
     rest = {name: below for name, below in metadata.items() if name not in marks}
     return (

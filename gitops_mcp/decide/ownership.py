@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
-from gitops_mcp.base import transports
+from gitops_mcp.base import objects, transports
 from gitops_mcp.base.errors import GitOpsError
 from gitops_mcp.base.model import (
     Context,
@@ -63,7 +63,7 @@ class Owner(enum.Enum):
 
 def owner_of(cr: JsonObject, source: str) -> Owner:
     """Whose ``cr`` is, seen from ``source``: the label says it, and our Apply entry proves it."""
-    label = (cr["metadata"].get("labels") or {}).get(LABEL_SOURCE)
+    label = objects.labels(cr).get(LABEL_SOURCE)
     if label is None:
         return Owner.KUBECTL
     if label != source:
@@ -88,15 +88,14 @@ def prunable(cr: JsonObject, context: Context) -> bool:
     """Is ``cr`` a prune candidate where git holds it no longer: ours, and of this run's path?"""
     if owner_of(cr, context.source) is not Owner.OURS or shutdown.under_way(cr):
         return False
-    if (cr.get("spec") or {}).get("suspend") is True:
+    if objects.spec(cr).get("suspend") is True:
         return False
     return in_scope(cr, context)
 
 
 def outlives_git(cr: JsonObject) -> bool:
     """Is it left to kubectl, instead of pruned, once git holds it no longer?"""
-    annotations = cr["metadata"].get("annotations") or {}
-    return bool(annotations.get(ANNOTATION_PRUNE) == "disabled")
+    return bool(objects.annotations(cr).get(ANNOTATION_PRUNE) == "disabled")
 
 
 def in_scope(cr: JsonObject, context: Context) -> bool:
@@ -106,20 +105,18 @@ def in_scope(cr: JsonObject, context: Context) -> bool:
 
 def file_of(cr: JsonObject) -> str:
     """The file that ``cr`` was applied from, "" for one that git never held."""
-    return str((cr["metadata"].get("annotations") or {}).get(ANNOTATION_FILE, ""))
+    return objects.text(cr, "metadata", "annotations", ANNOTATION_FILE)
 
 
 def is_applied(server: McpServer | None, cr: JsonObject | None) -> bool:
     """Does the status say that git's word for the server (None: that of the CR itself) was carried
     out? What differs from it then, somebody else has done."""
-    live = (cr or {}).get("status") or {}
-    conditions = live.get("conditions") or ()
-    synced: JsonObject = next((one for one in conditions if one.get("type") == "Synced"), {})
+    synced = objects.condition(cr, "Synced")
     if cr is None or synced.get("status") != "True":
         return False
     if server is None:
-        return bool(synced.get("observedGeneration") == cr["metadata"].get("generation"))
-    return bool((live.get("source") or {}).get("digest") == server.digest[:16])
+        return bool(synced.get("observedGeneration") == objects.generation(cr))
+    return objects.text(cr, "status", "source", "digest") == server.digest[:16]
 
 
 def is_scaled(server: McpServer | None, cr: JsonObject | None) -> bool:
@@ -127,8 +124,8 @@ def is_scaled(server: McpServer | None, cr: JsonObject | None) -> bool:
     replicas to the cluster?"""
     if cr is None or server is None or "replicas" in server.spec:
         return False
-    observed = (cr.get("status") or {}).get("observedGeneration")
-    return isinstance(observed, int) and observed < generation(cr)
+    observed = objects.status(cr).get("observedGeneration")
+    return isinstance(observed, int) and observed < objects.generation(cr)
 
 
 def within(file: str, path: str) -> bool:
@@ -152,7 +149,7 @@ def claimant(facts: Facts, context: Context, renderer: Renderer) -> Owner | None
     if owner is Owner.COPIED:
         return owner if _made_from(cr, desired, renderer) else Owner.KUBECTL
     # Our label was changed or taken off: we applied the rest. Or we did so under another id.
-    labels = cr["metadata"].get("labels") or {}
+    labels = objects.labels(cr)
     relabelled = not (
         LABEL_SOURCE in labels and managedfields.owns(cr, "metadata", "labels", LABEL_SOURCE)
     )
@@ -175,10 +172,9 @@ def _applied(cr: JsonObject) -> bool:
 def _made_from(cr: JsonObject, desired: McpServer, renderer: Renderer) -> bool:
     """Does what stands in the MCPServer come from this manifest: does it name its file, or say the
     very same?"""
-    annotations = cr["metadata"].get("annotations") or {}
-    if annotations.get(ANNOTATION_FILE) == desired.file:
+    if objects.annotations(cr).get(ANNOTATION_FILE) == desired.file:
         return True
-    live = cr.get("spec") or {}
+    live = objects.spec(cr)
     open_ = {name: live[name] for name in ("replicas", "suspend") if name in live}
     body = serverschema.defaulted(renderer.custom_resource(desired))
     wanted = {"kind": KIND, "spec": open_ | body["spec"]}
@@ -221,11 +217,6 @@ def strict(context: Context, owner: Owner | None) -> Context:
     return replace(context, kubectl_managers=frozenset())
 
 
-def generation(cr: JsonObject | None) -> int:
-    """Of an MCPServer's spec; its deletion counts, too. 0: there is none."""
-    return int(cr["metadata"].get("generation", 0)) if cr is not None else 0
-
-
 def cr_body(
     facts: Facts, context: Context, renderer: Renderer, owner: Owner | None
 ) -> JsonObject | None:
@@ -241,7 +232,7 @@ def cr_body(
             body = managedfields.owned(live)
             wanted = facts.desired.spec.get("suspend")
             if wanted is not None:
-                body["spec"] = (body.get("spec") or {}) | {"suspend": wanted}
+                body["spec"] = objects.spec(body) | {"suspend": wanted}
     elif live is None or owner is Owner.OURS:
         return None
     else:
@@ -250,17 +241,17 @@ def cr_body(
             "kind": KIND,
             "metadata": {"name": facts.key.name, "namespace": facts.key.namespace},
         }
-    spec = dict(body.get("spec") or {})
+    spec = dict(objects.spec(body))
     if carries_replicas(facts) and not (live is not None and suspended_decision(facts)):
-        live_replicas = (live or {}).get("spec", {}).get("replicas")
+        live_replicas = objects.spec(live).get("replicas")
         if facts.desired is not None or live_replicas is None or _owns_replicas(live):
             spec["replicas"] = at_most(
                 1 if live_replicas is None else live_replicas,
-                facts.desired.spec if facts.desired is not None else (live or {}).get("spec") or {},
+                facts.desired.spec if facts.desired is not None else objects.spec(live),
             )
     metadata = dict(body["metadata"])
     metadata.pop("finalizers", None)
-    if context.finalizer or FINALIZER in ((live or {}).get("metadata", {}).get("finalizers") or ()):
+    if context.finalizer or FINALIZER in objects.finalizers(live):
         metadata["finalizers"] = [FINALIZER]
     if (
         owner is Owner.KUBECTL
@@ -291,7 +282,7 @@ def suspended_decision(facts: Facts) -> bool:
     """Git's word where it has one, else the CR's."""
     wanted = facts.desired.spec.get("suspend") if facts.desired is not None else None
     if wanted is None and facts.cr is not None:
-        wanted = (facts.cr.get("spec") or {}).get("suspend")
+        wanted = objects.spec(facts.cr).get("suspend")
     return wanted is True
 
 
@@ -303,34 +294,27 @@ def set_by(cr: JsonObject, path: Path) -> str:
 
 
 def is_scaled_elsewhere(cr: JsonObject) -> bool:
-    annotations = cr["metadata"].get("annotations") or {}
-    return bool(annotations.get(ANNOTATION_REPLICAS) == "external")
-
-
-def _controller(child: JsonObject) -> JsonObject:
-    references = child["metadata"].get("ownerReferences") or ()
-    found: JsonObject = next((ref for ref in references if ref.get("controller")), {})
-    return found
+    return bool(objects.annotations(cr).get(ANNOTATION_REPLICAS) == "external")
 
 
 def controls(cr: JsonObject, child: JsonObject) -> bool:
     """Is the child this very CR's? One that is only foreseen has no uid, and so no child."""
-    uid = cr["metadata"].get("uid")
-    return uid is not None and _controller(child).get("uid") == uid
+    uid = objects.uid(cr)
+    return uid != "" and objects.controller_of(child).get("uid") == uid
 
 
 def is_orphaned(child: JsonObject, cr: JsonObject) -> bool:
     """Is the child a former CR's of the same name? The garbage collector takes it in a moment."""
-    controller = _controller(child)
-    return bool(controller) and controller["uid"] != cr["metadata"].get("uid")
+    controller = objects.controller_of(child)
+    return bool(controller) and controller["uid"] != objects.uid(cr)
 
 
 def refusal(child: JsonObject, cr: JsonObject, *, adopt: bool) -> str:
     """Why ``child`` is not ours to write, or ""."""
     ref = ObjectRef.of(child)
-    controller = _controller(child)
+    controller = objects.controller_of(child)
     if controller:
-        same = controller.get("uid") == cr["metadata"].get("uid")
+        same = controller.get("uid") == objects.uid(cr)
         # Others have a kind of this name, too: the group tells.
         kind = (controller.get("apiVersion", "").split("/")[0], controller.get("kind"))
         former = kind == (GROUP, KIND) and controller.get("name") == ref.name
@@ -345,7 +329,7 @@ def refusal(child: JsonObject, cr: JsonObject, *, adopt: bool) -> str:
         return (
             f'{ref} exists and is not ours; annotate the manifest with {ANNOTATION_ADOPT}: "true"'
         )
-    selector = (child.get("spec") or {}).get("selector") or {}
+    selector = objects.part(child, "spec", "selector")
     if child["kind"] == "Deployment" and selector != {"matchLabels": _marks(ref.name)}:
         return (
             f"{ref} exists and cannot be taken over in place, since its selector is another one "
@@ -361,7 +345,7 @@ def _marks(name: str) -> dict[str, str]:
 
 def _looks_rendered(child: JsonObject) -> bool:
     """Does the child bear the labels of one that we rendered?"""
-    labels = child["metadata"].get("labels") or {}
+    labels = objects.labels(child)
     marks = _marks(child["metadata"]["name"])
     return all(labels.get(key) == value for key, value in marks.items())
 
@@ -369,7 +353,7 @@ def _looks_rendered(child: JsonObject) -> bool:
 def _clusters_own(child: JsonObject) -> bool:
     """Is it the control plane's, or an agent's? No annotation in git gives these away."""
     metadata = child["metadata"]
-    labels = metadata.get("labels") or {}
+    labels = objects.labels(child)
     place = (child["kind"], metadata.get("namespace"), metadata["name"])
     return (
         place == ("Service", "default", "kubernetes")
@@ -382,4 +366,4 @@ def _clusters_own(child: JsonObject) -> bool:
 
 def is_strange(child: JsonObject) -> bool:
     """Is it nobody's of whom we know: only an annotation in git could make it ours?"""
-    return not _controller(child) and not _looks_rendered(child)
+    return not objects.controller_of(child) and not _looks_rendered(child)

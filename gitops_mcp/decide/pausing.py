@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from gitops_mcp.base import objects
 from gitops_mcp.base.model import Context, Facts
 from gitops_mcp.base.names import PAUSE_MANAGER, JsonObject
 from gitops_mcp.base.reasons import DISPROVEN
@@ -33,55 +34,43 @@ def culprit(facts: Facts, context: Context) -> str | None:
     """The name of a new pod that fails the handshake while older ones of another template pass it;
     "" where there is none, None where nobody can say yet."""
     deployment = facts.children.get("Deployment")
-    since = _template_since(deployment or {})
+    since = _template_since(deployment)
     pods = list(_alive(facts.pods))
-    young = [pod for pod in pods if _created(pod) >= since]
+    young = {objects.uid(pod) for pod in pods if objects.created(pod) >= since}
     probe = facts.probe
-    health = ((facts.cr or {}).get("spec") or {}).get("health") or {}
+    health = objects.part(facts.cr, "spec", "health")
     if not young or health.get("mode", "handshake") != "handshake":
         return ""  # what failed is of a former template, or nobody wants to know any more
     if probe is None or not context.probes:
         return None
     if probe.reason not in DISPROVEN:
-        return "" if {_uid(pod) for pod in young} <= probe.passed else None
-    proven = {_template(pod) for pod in pods if _created(pod) < since and _uid(pod) in probe.passed}
-    failing = [
-        pod
-        for pod in young
-        if _uid(pod) in probe.pods - probe.passed and probe.of(_uid(pod)) in DISPROVEN
-    ]
+        return "" if young <= probe.passed else None
+    proven = {_template(pod) for pod in pods if objects.uid(pod) in probe.passed - young}
+    disproven = {uid for uid in young & (probe.pods - probe.passed) if probe.of(uid) in DISPROVEN}
+    failing = [pod for pod in pods if objects.uid(pod) in disproven]
     kept = [pod for pod in failing if proven - {_template(pod)}]
     if kept:
         return min(str(pod["metadata"]["name"]) for pod in kept)
-    return "" if failing or {_uid(pod) for pod in young} <= probe.passed else None
+    return "" if failing or young <= probe.passed else None
 
 
-def _template_since(deployment: JsonObject) -> str:
+def _template_since(deployment: JsonObject | None) -> str:
     """When the pod template was last written (RFC 3339, whole seconds), whoever did. Pods of an
     earlier second are of a former one, or were there before a change that concerns no pod."""
-    entries = deployment.get("metadata", {}).get("managedFields") or ()
     times = [
         str(entry.get("time", ""))
-        for entry in entries
-        if "f:template" in ((entry.get("fieldsV1") or {}).get("f:spec") or {})
+        for entry in objects.managed_fields(deployment)
+        if "f:template" in objects.part(entry, "fieldsV1", "f:spec")
     ]
     return max(times, default="")
 
 
 def _alive(pods: tuple[JsonObject, ...]) -> Iterator[JsonObject]:
     for pod in pods:
-        ended = (pod.get("status") or {}).get("phase") in _ENDED
-        if not ended and "deletionTimestamp" not in pod["metadata"]:
+        ended = objects.status(pod).get("phase") in _ENDED
+        if not ended and not objects.is_deleting(pod):
             yield pod
 
 
-def _created(pod: JsonObject) -> str:
-    return str(pod["metadata"].get("creationTimestamp", ""))
-
-
 def _template(pod: JsonObject) -> str:
-    return str((pod["metadata"].get("labels") or {}).get("pod-template-hash", ""))
-
-
-def _uid(pod: JsonObject) -> str:
-    return str(pod["metadata"]["uid"])
+    return objects.text(pod, "metadata", "labels", "pod-template-hash")

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 
+from gitops_mcp.base import objects
 from gitops_mcp.base.errors import GitOpsError
 from gitops_mcp.base.model import (
     Action,
@@ -84,8 +85,8 @@ def decide(facts: Facts, context: Context, renderer: Renderer) -> Decision:
         return Decision("skipped", message=message, look_again=later)
     if facts.desired is not None:
         if owner is Owner.KUBECTL and not adopts(facts.desired):
-            label = (facts.cr or {})["metadata"].get("labels") or {}
-            copied = f", though it bears the label {LABEL_SOURCE}" if LABEL_SOURCE in label else ""
+            labels = objects.labels(facts.cr)
+            copied = f", though it bears the label {LABEL_SOURCE}" if LABEL_SOURCE in labels else ""
             return _refused(facts, f"mcpserver/{facts.key.name} was made by hand{copied}")
         return _converge(facts, context, renderer, owner)
     if cr is None:
@@ -119,8 +120,7 @@ def _other_source(facts: Facts) -> Decision:
 
 
 def _other_repository(facts: Facts, context: Context) -> Decision:
-    known = (facts.cr or {}).get("status") or {}
-    commit = short_sha(str((known.get("source") or {}).get("revision", "")))
+    commit = short_sha(objects.text(facts.cr, "status", "source", "revision"))
     return _refused(
         facts,
         f"mcpserver/{facts.key.name} was applied from commit {commit}, which is not in this "
@@ -308,7 +308,7 @@ def _invalid(facts: Facts, context: Context) -> str:
         return _first_problem(facts) or "the manifest in git cannot be applied"
     if facts.desired is not None or facts.cr is None:
         return ""
-    spec = facts.cr.get("spec") or {}
+    spec = objects.spec(facts.cr)
     return "; ".join(manifests.check(facts.key, spec, policy=context.policy))
 
 
@@ -326,10 +326,10 @@ def why_forbidden(
     assert facts.cr is not None  # noqa: S101 -- children are rendered from the CR
     if _left_alone(facts, context, owner):
         return "servers made with kubectl are not run here (--manual-servers off)"
-    spec, policy = facts.cr.get("spec") or {}, context.policy
+    spec, policy = objects.spec(facts.cr), context.policy
     found = policies.of_server(facts.key, spec, policy)
     for child in children:
-        template = (child.get("spec") or {}).get("template")
+        template = objects.part(child, "spec", "template")
         if child["kind"] == "Deployment" and template:
             found += podsecurity.findings(template, spec, policy.pods)
     return "; ".join(
@@ -366,7 +366,7 @@ def _unallowed(
 
 def _bare(body: JsonObject, facts: Facts) -> JsonObject:
     """What git says alone: no finalizer, no replicas that we would choose."""
-    spec = dict(body.get("spec") or {})
+    spec = dict(objects.spec(body))
     if carries_replicas(facts):
         spec.pop("replicas", None)
     metadata = {name: value for name, value in body["metadata"].items() if name != "finalizers"}

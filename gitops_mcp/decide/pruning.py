@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
+from gitops_mcp.base import objects
 from gitops_mcp.base.model import (
     Action,
     Change,
@@ -120,7 +121,7 @@ def prune(facts: Facts, context: Context) -> Decision:
     reason = "git no longer holds it"
     own = without_strangers(facts).children.values()
     changes = tuple(deletion_decision(facts.key, child, reason) for child in own)
-    if FINALIZER in (cr["metadata"].get("finalizers") or ()):
+    if FINALIZER in objects.finalizers(cr):
         return Decision("pruned", actions=(delete_action(facts.key, cr, reason),), changes=changes)
     synced = Condition.of(Reason.ROLLOUT_IN_PROGRESS, reason)
     state = shutdown.begin(cr, facts.now)
@@ -139,10 +140,9 @@ def prune(facts: Facts, context: Context) -> Decision:
 
 def _disown(facts: Facts, cr: JsonObject) -> Action:
     """Take our label and our ownership off, in one patch: the server is kubectl's from then on."""
-    metadata = cr["metadata"]
     entries = [
         entry
-        for entry in metadata.get("managedFields", ())
+        for entry in objects.managed_fields(cr)
         if (entry.get("manager"), entry.get("operation")) != (FIELD_MANAGER, "Apply")
         or entry.get("subresource")
     ]
@@ -150,7 +150,7 @@ def _disown(facts: Facts, cr: JsonObject) -> Action:
         {"op": "remove", "path": f"/metadata/labels/{managedfields.escaped(LABEL_SOURCE)}"},
         {"op": "replace", "path": "/metadata/managedFields", "value": entries or [{}]},
     ]
-    if ANNOTATION_FILE in (metadata.get("annotations") or {}):
+    if ANNOTATION_FILE in objects.annotations(cr):
         patch.insert(
             1,
             {
@@ -164,7 +164,6 @@ def _disown(facts: Facts, cr: JsonObject) -> Action:
         ObjectRef.of(cr),
         "leave to kubectl",
         {"patch": patch},
-        uid=metadata["uid"],
-        resource_version=metadata["resourceVersion"],
+        **objects.preconditions(cr),
         change=Change("update", facts.key, ObjectRef.of(cr), reason=reason),
     )

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from gitops_mcp.base import times, transports
+from gitops_mcp.base import objects, times, transports
 from gitops_mcp.base.model import Action, Facts, Verb
 from gitops_mcp.base.names import (
     ANNOTATION_SHUTDOWN,
@@ -83,7 +83,7 @@ def state_of(cr: JsonObject) -> JsonObject | None:
     Whoever may write the status may write anything there: a field counts only where our own apply
     to the status owns it, and where it makes sense. Without a step there is no shutdown.
     """
-    stands = (cr.get("status") or {}).get("shutdown")
+    stands = objects.status(cr).get("shutdown")
     if not isinstance(stands, dict):
         return None
     state = {
@@ -98,7 +98,7 @@ def state_of(cr: JsonObject) -> JsonObject | None:
 
 def under_way(cr: JsonObject) -> bool:
     """Deleted, or being shut down without a finalizer to hold it."""
-    return "deletionTimestamp" in cr["metadata"] or state_of(cr) is not None
+    return objects.is_deleting(cr) or state_of(cr) is not None
 
 
 def deadline_of(state: JsonObject) -> datetime | None:
@@ -118,7 +118,7 @@ def begin(cr: JsonObject, now: datetime, *, recreate: bool = False) -> JsonObjec
 
 def _takes(cr: JsonObject) -> timedelta:
     """How long a shutdown may take."""
-    timing = transports.timing(cr.get("spec") or {})
+    timing = transports.timing(objects.spec(cr))
     return timing.drain_timeout + timing.grace + MARGIN
 
 
@@ -152,7 +152,7 @@ def advance(facts: Facts) -> Progress:
     if _foreground(cr):
         state = state | {"endedBy": "ForegroundDeletion"}
     if state["step"] in ("Withdrawing", "Draining"):
-        if service is not None and WITHDRAWN not in (service["spec"].get("selector") or {}):
+        if service is not None and WITHDRAWN not in objects.part(service, "spec", "selector"):
             return Progress(state, (_withdraw(service, state["startedAt"]),))
         ended = _drain_ended(facts, state, deployment)
         if not ended:
@@ -160,7 +160,7 @@ def advance(facts: Facts) -> Progress:
         state = state | {"endedBy": state.get("endedBy", ended)}
         return _stopping(state, deployment)
     if state["step"] == "Stopping":
-        return _stop(facts, state, deployment)
+        return _stop(facts, cr, state, deployment)
     return _delete(facts, cr, state)
 
 
@@ -180,7 +180,7 @@ def _drain_ended(facts: Facts, state: JsonObject, deployment: Any) -> str:
 
 def _draining(facts: Facts, cr: JsonObject, state: JsonObject) -> Progress:
     until = _drain_until(facts, state)
-    drain = (cr.get("spec") or {}).get("drain") or {}
+    drain = objects.part(cr, "spec", "drain")
     asked = "gauge" in drain or "url" in drain
     state = state | {"step": "Draining"}
     if facts.sessions is not None:
@@ -191,7 +191,7 @@ def _draining(facts: Facts, cr: JsonObject, state: JsonObject) -> Progress:
 
 def _drain_until(facts: Facts, state: JsonObject) -> datetime:
     started = times.parse(state["startedAt"]) or facts.now
-    return started + transports.timing((facts.cr or {}).get("spec") or {}).drain_timeout
+    return started + transports.timing(objects.spec(facts.cr)).drain_timeout
 
 
 # --- stop -----------------------------------------------------------------------------------
@@ -202,14 +202,16 @@ def _stopping(state: JsonObject, deployment: JsonObject | None) -> Progress:
     was raised by somebody."""
     attempt = {"attempts": state.get("attempts", 0) + 1}
     if deployment is not None:
-        attempt["deploymentGeneration"] = deployment["metadata"].get("generation", 0)
+        attempt["deploymentGeneration"] = objects.generation(deployment)
     return Progress(state | {"step": "Stopping"} | attempt, persist=True)
 
 
-def _stop(facts: Facts, state: JsonObject, deployment: JsonObject | None) -> Progress:
+def _stop(
+    facts: Facts, cr: JsonObject, state: JsonObject, deployment: JsonObject | None
+) -> Progress:
     late = facts.now >= (times.parse(state["deadline"]) or facts.now)
-    if deployment is not None and deployment["spec"].get("replicas", 1) != 0:
-        if deployment["metadata"].get("generation", 0) != state.get("deploymentGeneration"):
+    if deployment is not None and objects.replicas(deployment["spec"]) != 0:
+        if objects.generation(deployment) != state.get("deploymentGeneration"):
             return _stopping(state, deployment)
         if state.get("attempts", 0) > SCALE_ATTEMPTS:
             delete = _deletion(deployment, "delete what is scaled up again", foreground=True)
@@ -231,17 +233,17 @@ def _stop(facts: Facts, state: JsonObject, deployment: JsonObject | None) -> Pro
         )
     if facts.pods:
         state = state | {"endedBy": "Deadline"}
-    return _delete(facts, facts.cr or {}, state)
+    return _delete(facts, cr, state)
 
 
 def _counts(deployment: JsonObject) -> bool:
     """Does the Deployment's status still speak of pods?"""
-    status = deployment.get("status") or {}
+    status = objects.status(deployment)
     return any(status.get(key) for key in ("replicas", "terminatingReplicas"))
 
 
 def _withdraw(service: JsonObject, started: str) -> Action:
-    selector = dict(service["spec"].get("selector") or {}) | {WITHDRAWN: "true"}
+    selector = objects.part(service, "spec", "selector") | {WITHDRAWN: "true"}
     return _take(
         service,
         "withdraw endpoints",
@@ -252,7 +254,7 @@ def _withdraw(service: JsonObject, started: str) -> Action:
 
 def _scale_to_zero(deployment: JsonObject) -> Action:
     """One that was adopted bears none of our labels: with this one, its end is watched."""
-    labels = deployment["metadata"].get("labels") or {}
+    labels = objects.labels(deployment)
     watched = labels.get(LABEL_MANAGED_BY) == FIELD_MANAGER
     metadata = {} if watched else {"labels": {LABEL_MANAGED_BY: FIELD_MANAGER}}
     return _take(deployment, "scale to 0", metadata=metadata, spec={"replicas": 0})
@@ -272,8 +274,7 @@ def _take(live: JsonObject, why: str, *, metadata: JsonObject, spec: JsonObject)
             "spec": spec,
         },
         manager=SHUTDOWN_MANAGER,
-        uid=live["metadata"]["uid"],
-        resource_version=live["metadata"]["resourceVersion"],
+        **objects.preconditions(live),
     )
 
 
@@ -281,7 +282,7 @@ def _take(live: JsonObject, why: str, *, metadata: JsonObject, spec: JsonObject)
 
 
 def _delete(facts: Facts, cr: JsonObject, state: JsonObject) -> Progress:
-    recreate = state.get("recreate") and "deletionTimestamp" not in cr["metadata"]
+    recreate = state.get("recreate") and not objects.is_deleting(cr)
     if facts.cleanup != "" and "cleanup" not in state and not recreate:
         if facts.cleanup is None:
             return Progress(state | {"step": "CleaningUp"}, waiting="cleanup hooks")
@@ -303,16 +304,15 @@ def _delete(facts: Facts, cr: JsonObject, state: JsonObject) -> Progress:
 
 def _going(child: JsonObject) -> str:
     """``service/web``, and which finalizers hold it."""
-    held = ", ".join(child["metadata"].get("finalizers") or ())
+    held = ", ".join(objects.finalizers(child))
     return f"{ObjectRef.of(child)} (held by {held})" if held else str(ObjectRef.of(child))
 
 
 def release(cr: JsonObject) -> Action:
     """The end: drop our finalizer where a deletion waits for it, else delete the CR."""
-    metadata = cr["metadata"]
-    if "deletionTimestamp" not in metadata:
+    if not objects.is_deleting(cr):
         return _deletion(cr, "delete")
-    index = metadata["finalizers"].index(FINALIZER)
+    index = objects.finalizers(cr).index(FINALIZER)
     return Action(
         Verb.JSON_PATCH,
         ObjectRef.of(cr),
@@ -323,8 +323,7 @@ def release(cr: JsonObject) -> Action:
                 {"op": "remove", "path": f"/metadata/finalizers/{index}"},
             ]
         },
-        uid=metadata["uid"],
-        resource_version=metadata["resourceVersion"],
+        **objects.preconditions(cr),
     )
 
 
@@ -333,8 +332,7 @@ def _deletion(live: JsonObject, why: str, *, foreground: bool = False) -> Action
         Verb.DELETE,
         ObjectRef.of(live),
         why,
-        uid=live["metadata"]["uid"],
-        resource_version=live["metadata"]["resourceVersion"],
+        **objects.preconditions(live),
         propagation="Foreground" if foreground else "Background",
     )
 
@@ -344,11 +342,11 @@ def _deletion(live: JsonObject, why: str, *, foreground: bool = False) -> Action
 
 def _standing(child: JsonObject | None) -> JsonObject | None:
     """The child unless it is going away already."""
-    return child if child is not None and "deletionTimestamp" not in child["metadata"] else None
+    return child if child is not None and not objects.is_deleting(child) else None
 
 
 def _foreground(cr: JsonObject) -> bool:
-    return "foregroundDeletion" in cr["metadata"].get("finalizers", ())
+    return "foregroundDeletion" in objects.finalizers(cr)
 
 
 def _whole(moment: datetime) -> datetime:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal, NamedTuple
 
-from gitops_mcp.base import times, transports
+from gitops_mcp.base import objects, times, transports
 from gitops_mcp.base.errors import Category
 from gitops_mcp.base.masking import scrub
 from gitops_mcp.base.model import Condition, Context, Facts
@@ -62,26 +62,24 @@ def body(
     cr = facts.cr
     if cr is None:
         raise ValueError("a status needs its MCPServer")
-    metadata = cr["metadata"]
-    old: JsonObject = cr.get("status") or {}
+    old = objects.status(cr)
     deployment = facts.children.get("Deployment")
-    observed = (deployment or {}).get("status") or {}
-    unasked = _unasked(facts, context, cr.get("spec") or {}, replicas)
+    unasked = _unasked(facts, context, objects.spec(cr), replicas)
     verified = _verified(facts, unasked)
     conditions = _conditions(
         facts, context, invalid=invalid, synced=synced, verified=verified, replicas=replicas
     )
-    terminating = "deletionTimestamp" in metadata or bool(shutdown)
+    terminating = objects.is_deleting(cr) or bool(shutdown)
     ready = _ready(conditions, terminating=terminating)
     failed = not terminating and _failed(facts, ready)
     phase = _phase(ready, terminating=terminating, failed=failed)
-    generation = metadata.get("generation", 0)
+    generation = objects.generation(cr)
     conditions += [ready, *_kstatus(ready, synced, failed=failed)]
     wanted: JsonObject = {
         "phase": phase,
-        "replicas": observed.get("replicas", 0),
-        "readyReplicas": observed.get("readyReplicas", 0),
-        "selector": selector(metadata["name"]),
+        "replicas": objects.number(deployment, "status", "replicas"),
+        "readyReplicas": objects.number(deployment, "status", "readyReplicas"),
+        "selector": selector(cr["metadata"]["name"]),
         "endpoint": endpoint,
         "observedGeneration": generation,
         "lastTransitionTime": _since(old, facts.now, same=old.get("phase") == phase),
@@ -99,14 +97,14 @@ def body(
 def differs(wanted: JsonObject, live: JsonObject) -> Difference:
     """Whether the live status must be written again. Conditions of types that we do not set are
     somebody else's and count for nothing."""
-    live_conditions = _by_type(live)
+    live_conditions = objects.by_type(live)
     ours = {
         "conditions": {
             kind: condition for kind, condition in live_conditions.items() if kind in CONDITIONS
         }
     }
     have = {**{key: value for key, value in live.items() if key in _KEYS}, **ours}
-    want = {**wanted, "conditions": _by_type(wanted)}
+    want = {**wanted, "conditions": objects.by_type(wanted)}
     if have == want:
         return ""
     return "minor" if _coarse(have) == _coarse(want) else "major"
@@ -115,7 +113,7 @@ def differs(wanted: JsonObject, live: JsonObject) -> Difference:
 def strange(wanted: JsonObject, cr: JsonObject) -> list[str]:
     """What stands in the status of ``cr`` though we do not want it, and stays when we apply what we
     want, since somebody else put it there: as JSON pointers, in the order to remove them."""
-    live = cr.get("status") or {}
+    live = objects.status(cr)
     found: list[tuple[str, tuple[str, ...]]] = []
     for name in sorted(_KEYS & live.keys()):
         if name not in wanted:
@@ -125,7 +123,7 @@ def strange(wanted: JsonObject, cr: JsonObject) -> list[str]:
                 (f"/status/{name}/{below}", (f"f:{name}", f"f:{below}"))
                 for below in sorted(live[name].keys() - wanted[name].keys())
             ]
-    ours = _by_type(wanted)
+    ours = objects.by_type(wanted)
     for index, condition in reversed(list(enumerate(live.get("conditions") or ()))):
         kind = condition.get("type") if isinstance(condition, dict) else None
         if kind in CONDITIONS and kind not in ours:
@@ -136,7 +134,7 @@ def strange(wanted: JsonObject, cr: JsonObject) -> list[str]:
 
 def ready(status: JsonObject) -> JsonObject:
     """The Ready condition of a status; empty where it has none."""
-    return _by_type(status).get("Ready") or {}
+    return objects.by_type(status).get("Ready", {})
 
 
 def is_ready(status: JsonObject) -> bool:
@@ -162,7 +160,7 @@ def failing(status: JsonObject) -> Failing | None:
 
 def refused(status: JsonObject) -> bool:
     """Is something in the way of what git says of the server?"""
-    synced = _by_type(status).get("Synced") or {}
+    synced = objects.by_type(status).get("Synced", {})
     return synced.get("status") == "False" and synced.get("reason") not in PASSING
 
 
@@ -221,7 +219,7 @@ def _conditions(
     replicas: int,
 ) -> list[Condition]:
     """What is true by itself, in the order in which it holds Ready back."""
-    spec = (facts.cr or {}).get("spec") or {}
+    spec = objects.spec(facts.cr)
     networked = transports.of_spec(spec).networked
     configuration = (
         Condition.of(Reason.CONFIGURATION_INVALID, invalid)
@@ -273,9 +271,8 @@ def _verified(facts: Facts, unasked: _Unasked | None) -> Condition:
 def _verified_before(facts: Facts) -> Condition | None:
     """What another process found out about this spec; it stands until the pods answer to us, so
     that a pass that finds the same tells nobody anything else in between."""
-    cr = facts.cr or {}
-    known = _by_type(cr.get("status") or {}).get("Verified") or {}
-    current = known.get("observedGeneration") == cr.get("metadata", {}).get("generation")
+    known = objects.condition(facts.cr, "Verified")
+    current = known.get("observedGeneration") == objects.generation(facts.cr)
     reason = next((one for one in VERIFIED if one == known.get("reason")), None)
     if reason is None or not current or not any(inquiries.addresses(facts.pods)):
         return None
@@ -286,8 +283,8 @@ def _unasked(
     facts: Facts, context: Context, spec: Mapping[str, Any], replicas: int
 ) -> _Unasked | None:
     """Why no handshake counts; None where one does, or would."""
-    mode = (spec.get("health") or {}).get("mode", "handshake")
-    uids = {pod["metadata"].get("uid") for pod in facts.pods}
+    mode = objects.part(spec, "health").get("mode", "handshake")
+    uids = {objects.uid(pod) for pod in facts.pods}
     probe = facts.probe
     if not transports.of_spec(spec).networked:
         return _Unasked("this transport has no network endpoint")
@@ -354,10 +351,10 @@ def _stamped(
     conditions: Iterable[Condition], old: JsonObject, generation: int, now: datetime
 ) -> list[JsonObject]:
     """The conditions as metav1 has them; a time moves only when the status does."""
-    before = _by_type(old)
+    before = objects.by_type(old)
     stamped: list[JsonObject] = []
     for condition in conditions:
-        known = before.get(condition.type) or {}
+        known = before.get(condition.type, {})
         since = _since(known, now, same=known.get("status") == condition.status)
         stamped.append(
             {
@@ -394,17 +391,16 @@ def _handled(facts: Facts, context: Context, old: JsonObject, *, terminating: bo
 
 def _source(facts: Facts, old: JsonObject, applied_revision: str, *, suspended: bool) -> JsonObject:
     """Where the server comes from; a server that kubectl made has no source."""
-    metadata = (facts.cr or {})["metadata"]
-    if facts.desired is None and LABEL_SOURCE not in (metadata.get("labels") or {}):
+    if facts.desired is None and LABEL_SOURCE not in objects.labels(facts.cr):
         return {}
-    known = old.get("source") or {}
+    known = objects.part(old, "source")
     if (facts.failure is not None or suspended) and "digest" in known:
         # What git says now has not been applied.
         return {key: str(value)[: LONGEST[key]] for key, value in known.items() if key in LONGEST}
     path = (
         facts.desired.file
         if facts.desired is not None
-        else (metadata.get("annotations") or {}).get(ANNOTATION_FILE) or known.get("path")
+        else objects.annotations(facts.cr).get(ANNOTATION_FILE) or known.get("path")
     )
     digest = facts.desired.digest[:16] if facts.desired is not None else known.get("digest")
     found = {
@@ -434,8 +430,3 @@ def _coarse(status: JsonObject) -> JsonObject:
     }
     rest = {k: v for k, v in status.items() if k not in ("replicas", "readyReplicas")}
     return {**rest, "conditions": conditions}
-
-
-def _by_type(status: JsonObject) -> dict[str, JsonObject]:
-    conditions = status.get("conditions") or ()
-    return {one["type"]: one for one in conditions if isinstance(one, dict) and "type" in one}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from gitops_mcp.base import objects
 from gitops_mcp.base.errors import GitOpsError
 from gitops_mcp.base.model import (
     Context,
@@ -40,7 +41,7 @@ def rolls(facts: Facts, context: Context, renderer: Renderer) -> bool:
     hands_off = owner is Owner.OTHER or shutdown.under_way(cr) or suspended_decision(facts)
     if owner is Owner.KUBECTL and facts.desired is not None and not adopts(facts.desired):
         hands_off = True
-    if hands_off or not kept or is_orphaned(live, cr) or "deletionTimestamp" in live["metadata"]:
+    if hands_off or not kept or is_orphaned(live, cr) or objects.is_deleting(live):
         return False
     if refusal(live, cr, adopt=adopts(facts.desired)):
         return False
@@ -60,22 +61,21 @@ def rolled(facts: Facts, context: Context) -> bool:
     cr, live = facts.cr, facts.children.get("Deployment")
     if cr is None or live is None or facts.desired is None or suspended_decision(facts):
         return False
-    if shutdown.under_way(cr) or cr["metadata"].get("generation", 1) == 1:
+    if shutdown.under_way(cr) or objects.generation(cr) <= 1:
         return False
-    source = (cr.get("status") or {}).get("source") or {}
+    source = objects.part(cr, "status", "source")
     known = (source.get("revision"), source.get("digest"))
     if known != (str(context.revision), facts.desired.digest[:16]):
         return False
-    replaced = (live["spec"].get("strategy") or {}).get("type") == "Recreate"
+    replaced = objects.text(live, "spec", "strategy", "type") == "Recreate"
     return replaced or _serves(live)
 
 
-def waited(cr: JsonObject) -> bool:
+def waited(cr: JsonObject | None) -> bool:
     """Does its status say that the server waits for a batch, or for something else to be over?"""
-    conditions = (cr.get("status") or {}).get("conditions") or ()
-    told = ("Synced", "False", Reason.ROLLOUT_IN_PROGRESS)
-    return any((c.get("type"), c.get("status"), c.get("reason")) == told for c in conditions)
+    synced = objects.condition(cr, "Synced")
+    return (synced.get("status"), synced.get("reason")) == ("False", Reason.ROLLOUT_IN_PROGRESS)
 
 
 def _serves(deployment: JsonObject) -> bool:
-    return bool((deployment.get("status") or {}).get("readyReplicas"))
+    return objects.number(deployment, "status", "readyReplicas") > 0

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from gitops_mcp.base import transports
+from gitops_mcp.base import objects, transports
 from gitops_mcp.base.model import (
     Action,
     Condition,
@@ -81,7 +81,7 @@ def synced_condition(facts: Facts, context: Context, invalid: str, refused: list
 
 def _applied_revision(facts: Facts, context: Context) -> str:
     """The commit at which this desired state was first applied here."""
-    source = ((facts.cr or {}).get("status") or {}).get("source") or {}
+    source = objects.part(facts.cr, "status", "source")
     if facts.desired is None:
         return ""
     if source.get("digest") != facts.desired.digest[:16]:
@@ -150,8 +150,8 @@ def _status(
 def _wanted_replicas(facts: Facts, spec: Mapping[str, Any]) -> int:
     deployment = facts.children.get("Deployment")
     if facts.cr is not None and is_scaled_elsewhere(facts.cr) and deployment is not None:
-        return int(deployment["spec"].get("replicas", 1))
-    return int(spec.get("replicas", 1))
+        return objects.replicas(deployment["spec"])
+    return objects.replicas(spec)
 
 
 def status_write(
@@ -168,10 +168,10 @@ def _status_action(facts: Facts, wanted: JsonObject) -> tuple[Action | None, dat
     """The status apply that is due, or when it will be; neither, when the status stands."""
     cr = facts.cr
     assert cr is not None  # noqa: S101 -- a status stands on a CR
-    difference = status.differs(wanted, cr.get("status") or {})
+    difference = status.differs(wanted, objects.status(cr))
     if not difference:
         return None, None
-    due = _due(facts, cr.get("status") or {}, minor=difference == "minor")
+    due = _due(facts, objects.status(cr), minor=difference == "minor")
     if due is not None and facts.now < due:
         return None, due
     ref = ObjectRef.of(cr)
@@ -185,8 +185,7 @@ def _status_action(facts: Facts, wanted: JsonObject) -> tuple[Action | None, dat
             "remove what others wrote into the status",
             body,
             "status",
-            uid=cr["metadata"]["uid"],
-            resource_version=cr["metadata"]["resourceVersion"],
+            **objects.preconditions(cr),
         ), None
     body = {
         "apiVersion": ref.api_version,
@@ -200,8 +199,7 @@ def _status_action(facts: Facts, wanted: JsonObject) -> tuple[Action | None, dat
         "write the status",
         body,
         "status",
-        uid=cr["metadata"].get("uid"),  # a foreseen one has neither
-        resource_version=cr["metadata"].get("resourceVersion"),
+        **objects.preconditions(cr),
     ), None
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
-from gitops_mcp.base import times
+from gitops_mcp.base import objects, times
 from gitops_mcp.base.errors import GitOpsError, LeaseLost
 from gitops_mcp.base.model import Context, Decision, Inquiry, Worked
 from gitops_mcp.base.names import ServerKey
@@ -366,20 +366,20 @@ class Controller:
         drift: bool,
         scaled: bool,
     ) -> None:
-        cr = self._view.live(key).cr or {}
+        cr = self._view.live(key).cr
         outcome = engine.outcome(key)
         if cr and decision.result == "pruned":
             # It is told once it has gone.
             outcome = replace(outcome, result="ok", changes=(), message=decision.waiting)
         else:
             engine.told(key)
-        status = cr.get("status") or {}
+        status = objects.status(cr)
         worked = Worked(
             server=key,
             outcome=outcome,
             revision=engine.revision,
-            commit=(status.get("source") or {}).get("revision", ""),
-            uid=cr.get("metadata", {}).get("uid", ""),
+            commit=objects.text(status, "source", "revision"),
+            uid=objects.uid(cr),
             at=self._clock(),
             seconds=(self._clock() - began).total_seconds(),
             status=status,

@@ -19,7 +19,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from weakref import WeakValueDictionary
 
-from gitops_mcp.base import merging, times
+from gitops_mcp.base import merging, objects, times
 from gitops_mcp.base.bugs import place_of
 from gitops_mcp.base.errors import (
     Category,
@@ -262,7 +262,7 @@ class Engine:
     def _remembered(self, key: ServerKey, live: Live) -> Memory:
         """The memory of this very MCPServer: what was learnt of a former one does not hold."""
         memory = self.memory(key)
-        uid = live.cr["metadata"].get("uid", "") if live.cr is not None else ""
+        uid = objects.uid(live.cr)
         if uid and memory.uid not in ("", uid):
             memory = self._memories[key] = Memory(
                 cleanup=None if self._hooks else "",
@@ -279,7 +279,7 @@ class Engine:
 
     def _namespace(self, key: ServerKey, live: Live) -> Namespace:
         """The namespace's phase; asked only where a create or a deletion depends on it."""
-        needed = live.cr is None or "deletionTimestamp" in live.cr["metadata"]
+        needed = live.cr is None or objects.is_deleting(live.cr)
         known = self._namespaces.get(key.namespace)
         if not needed and (known is None or known[0] != "Terminating"):
             return "Active"
@@ -320,7 +320,7 @@ class Engine:
             return "Active"  # without the right to look, the create itself will tell
         if found is None:
             return "Absent"
-        return "Terminating" if "deletionTimestamp" in found["metadata"] else "Active"
+        return "Terminating" if objects.is_deleting(found) else "Active"
 
     # --- work ---
 
@@ -335,7 +335,7 @@ class Engine:
             facts = self._facts(key, aim)
             memory = self.memory(key)
             memory.asked = inquiries.requested(facts.cr)
-            memory.generation = ownership.generation(facts.cr)
+            memory.generation = objects.generation(facts.cr)
             decision = planning.decide(facts, aim.context, aim.renderer)
             if facts.cr is not None:
                 memory.shutdown = shutdown.state_of(facts.cr) or memory.shutdown
@@ -428,7 +428,7 @@ class Engine:
                 uid=action.uid,
                 resource_version=action.resource_version,
             )
-            released = "deletionTimestamp" in patched["metadata"]
+            released = objects.is_deleting(patched)
             released = released and not patched["metadata"].get("finalizers")
             self._now(before, None if released else patched)
             if action.subresource == "status":
@@ -512,7 +512,7 @@ class Engine:
         """Have an inquiry answered, and remember it. Takes as long as the servers take. What comes
         to its turn once another MCPServer bears the name is not asked: it is none of that one's."""
         cr = self._view.resource(key)
-        if cr is None or cr["metadata"].get("uid") != inquiry.uid:
+        if cr is None or objects.uid(cr) != inquiry.uid:
             return
         memory = self.memory(key)
         if inquiry.kind == "cleanup":
@@ -570,7 +570,7 @@ class Engine:
             if secret is None:
                 raise _NoHeaders(f"{where} does not exist")
             secrets[header.secret] = secret
-            coded = (secret.get("data") or {}).get(header.key)
+            coded = objects.part(secret, "data").get(header.key)
             if coded is None:
                 raise _NoHeaders(f"{where} has no key {header.key}")
             try:
@@ -584,14 +584,14 @@ class Engine:
 
     def _event(self, key: ServerKey) -> JsonObject:
         """What a cleanup hook is told."""
-        cr = self._view.live(key).cr or {}
-        status, context = cr.get("status") or {}, self._aim.context
+        cr = self._view.live(key).cr
+        status, context = objects.status(cr), self._aim.context
         return {
             "event": "cleanup",
             "server": str(key),
             "cluster": context.cluster,
             "source": context.source,
-            "uid": cr.get("metadata", {}).get("uid"),
+            "uid": objects.uid(cr) or None,
             "endpoint": status.get("endpoint"),
             "revision": str(context.revision),
         }

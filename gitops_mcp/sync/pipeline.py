@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from gitops_mcp.base import times
+from gitops_mcp.base import objects, times
 from gitops_mcp.base.errors import GitOpsError, KindAbsent, LeaseLost, Permanent, UsageError
 from gitops_mcp.base.model import (
     INSTALL_CRD,
@@ -391,7 +391,7 @@ class Pass:
         if can("*", "*", "*", None):
             return
         gated = self.wishes.probes and any(
-            (loaded.servers[key].spec.get("health") or {}).get("gate")
+            objects.part(loaded.servers[key].spec, "health").get("gate")
             for key in mine & loaded.servers.keys()
         )
         needed = [*NEEDED, *([OPEN_GATES] if gated else [])]
@@ -443,7 +443,7 @@ class Pass:
         bearing = [
             key
             for key, cr in view.resources()
-            if key in keys and FINALIZER in (cr["metadata"].get("finalizers") or ())
+            if key in keys and FINALIZER in objects.finalizers(cr)
         ]
         if bearing:
             self.warn(
@@ -568,11 +568,11 @@ def _lists(cluster: Cluster, view: View, source: Source, warn: Say) -> Versions:
 
 
 def _is_ready(cr: JsonObject) -> bool:
-    return status.is_ready(cr.get("status") or {})
+    return status.is_ready(objects.status(cr))
 
 
 def _is_refused(cr: JsonObject | None) -> bool:
-    return cr is not None and status.refused(cr.get("status") or {})
+    return cr is not None and status.refused(objects.status(cr))
 
 
 # --- notes ----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
-from gitops_mcp.base import resources, times
+from gitops_mcp.base import objects, resources, times
 from gitops_mcp.base.errors import UsageError
 from gitops_mcp.base.model import (
     Context,
@@ -311,7 +311,7 @@ class Source:
             )
             if turns.rolls(facts, context, self.renderer):
                 rolling.add(key)
-                under_way = under_way or turns.waited(facts.cr or {})
+                under_way = under_way or turns.waited(facts.cr)
             elif turns.rolled(facts, context):
                 rolled.add(key)
         unwell = after.unwell.intersection(keys) if after is not None else frozenset()
@@ -544,7 +544,7 @@ class Wishes:
 
 def applied_revision(cr: JsonObject | None) -> str:
     """The revision at which a server's state was first applied."""
-    return str((((cr or {}).get("status") or {}).get("source") or {}).get("revision", ""))
+    return objects.text(cr, "status", "source", "revision")
 
 
 def books(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
-from gitops_mcp.base import addresses, answers, limits
+from gitops_mcp.base import addresses, answers, limits, objects
 from gitops_mcp.base.masking import scrub
 from gitops_mcp.base.model import Handshake
 from gitops_mcp.base.names import JsonObject
@@ -165,13 +165,12 @@ class Answer:
 
     @property
     def result(self) -> JsonObject | None:
-        found = (self.message or {}).get("result")
+        found = objects.at(self.message, "result")
         return found if isinstance(found, dict) else None
 
     @property
     def _error(self) -> JsonObject:
-        found = (self.message or {}).get("error")
-        return found if isinstance(found, dict) else {}
+        return objects.part(self.message, "error")
 
     @property
     def error_code(self) -> int | None:

@@ -10,6 +10,7 @@ import paths
 import pytest
 import yaml
 
+from gitops_mcp.base import objects
 from gitops_mcp.base.errors import Category
 from gitops_mcp.base.model import Context, Decision, Deferral, Facts, Failure
 from gitops_mcp.base.names import FINALIZER, LABEL_MANAGED_BY, LABEL_SOURCE, JsonObject, ServerKey
@@ -155,7 +156,7 @@ def facts_and_context(case: dict[str, Any]) -> tuple[Facts, Context]:
             1,
             NOW + timedelta(seconds=failure["after"]),
             immutable=failure.get("immutable", False),
-            generation=failure.get("generation", ownership.generation(cr)),
+            generation=failure.get("generation", objects.generation(cr)),
         )
         if failure
         else None,
