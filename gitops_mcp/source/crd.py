@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from gitops_mcp.base import objects
 from gitops_mcp.base.names import CRD_NAME, GROUP, KIND, PLURAL, VERSION, JsonObject
 
 _SAME = frozenset(
@@ -167,7 +168,7 @@ def _fields(crd: JsonObject) -> set[str]:
 
 
 def _pointers(schema: JsonObject, at: str) -> Iterator[str]:
-    for name, below in (schema.get("properties") or {}).items():
+    for name, below in objects.part(schema, "properties").items():
         yield f"{at}/{name}"
         yield from _pointers(below, f"{at}/{name}")
     for part in ("items", "additionalProperties"):

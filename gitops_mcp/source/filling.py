@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from gitops_mcp.base import merging
+from gitops_mcp.base import merging, objects
 from gitops_mcp.base.errors import UsageError
 from gitops_mcp.base.names import (
     JsonObject,
@@ -139,7 +139,7 @@ def render_template(
 
 def checked(body: JsonObject, template: str, key: ServerKey) -> JsonObject:
     """The body, once it is the object that the template stands for and no other."""
-    metadata = body.get("metadata") or {}
+    metadata = objects.part(body, "metadata")
     found = (
         body.get("apiVersion"),
         body.get("kind"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from gitops_mcp.base import merging, transports
+from gitops_mcp.base import merging, objects, transports
 from gitops_mcp.base.names import API_VERSION, KIND, JsonObject
 from gitops_mcp.base.source import (
     Problem,
@@ -115,7 +115,7 @@ class Defaults:
                 broken = broken or not usable
                 if isinstance(document.value, dict) and usable:
                     sources.insert(0, (file.path, document))
-                    spec = merging.patched(spec, document.value.get("spec") or {})
+                    spec = merging.patched(spec, objects.spec(document.value))
                     variables |= {k: v for k, v in document.value.items() if k != "spec"}
         return cls(spec, variables, tuple(sources), tuple(problems), broken)
 

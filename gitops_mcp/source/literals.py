@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from gitops_mcp.base import objects
 from gitops_mcp.base.names import JsonObject
 from gitops_mcp.base.secretnames import allows, takes_secret
 from gitops_mcp.source.documents import Finding, Path
@@ -33,7 +34,7 @@ _LOGIN = re.compile(r"://[^/\s:@]{0,128}:(?!\$)[^/\s@]{1,256}@")
 def of_manifest(metadata: JsonObject, spec: JsonObject) -> list[Finding]:
     """A warning for each secret in variables, arguments and annotations."""
     found: list[Path] = []
-    for name, value in (spec.get("config") or {}).items():
+    for name, value in objects.part(spec, "config").items():
         if _is_secret(name, value):
             found.append(("spec", "config", name))
     for index, item in enumerate(spec.get("env") or ()):
@@ -43,7 +44,7 @@ def of_manifest(metadata: JsonObject, spec: JsonObject) -> list[Finding]:
         found += (("spec", field, index) for index in _arguments(spec.get(field) or ()))
     places: tuple[tuple[Path, JsonObject], ...] = (
         (("metadata",), metadata),
-        (("spec", "service"), spec.get("service") or {}),
+        (("spec", "service"), objects.part(spec, "service")),
     )
     for path, parent in places:
         found += ((*path, "annotations", name) for name in _annotations(parent.get("annotations")))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
-from gitops_mcp.base import durations, quantities
+from gitops_mcp.base import durations, objects, quantities
 from gitops_mcp.base.names import (
     JsonObject,
 )
@@ -35,7 +35,7 @@ _LIMITS: tuple[tuple[Path, timedelta, timedelta, str], ...] = (
 
 def times(spec: JsonObject) -> Iterator[Finding]:
     for path, least, most, message in _LIMITS:
-        text = get(spec, path)
+        text = objects.at(spec, *path)
         if text is not None and not least <= durations.parse(text) <= most:
             yield Finding(path, message)
 
@@ -109,11 +109,11 @@ def volumes_of(spec: JsonObject) -> Iterator[Finding]:
         path: Path = ("volumes", index)
         yield from _downward(volume, (*path, "downwardAPI"))
         seen: set[str] = set()
-        for number, source in enumerate(get(volume, ("projected", "sources")) or ()):
+        for number, source in enumerate(objects.at(volume, "projected", "sources") or ()):
             below: Path = (*path, "projected", "sources", number)
             yield from _downward(source, (*below, "downwardAPI"))
             for kind in ("configMap", "secret", "downwardAPI"):
-                for place, item in enumerate(get(source, (kind, "items")) or ()):
+                for place, item in enumerate(objects.at(source, kind, "items") or ()):
                     if item.get("path") in seen:
                         twice: Path = (*below, kind, "items", place, "path")
                         yield Finding(twice, "this file stands in the volume already")
@@ -122,11 +122,11 @@ def volumes_of(spec: JsonObject) -> Iterator[Finding]:
 
 
 def _downward(holder: JsonObject, path: Path) -> Iterator[Finding]:
-    for index, item in enumerate(get(holder, ("downwardAPI", "items")) or ()):
+    for index, item in enumerate(objects.at(holder, "downwardAPI", "items") or ()):
         below: Path = (*path, "items", index)
         if ("fieldRef" in item) == ("resourceFieldRef" in item):
             yield Finding(below, "must have exactly one of fieldRef and resourceFieldRef")
-        field = get(item, ("fieldRef", "fieldPath"))
+        field = objects.at(item, "fieldRef", "fieldPath")
         if field is not None and not _FILE_FIELDS.fullmatch(field):
             yield Finding(
                 (*below, "fieldRef", "fieldPath"),
@@ -138,10 +138,10 @@ def _downward(holder: JsonObject, path: Path) -> Iterator[Finding]:
 
 
 def _claim(volume: JsonObject, path: Path) -> Iterator[Finding]:
-    claim = get(volume, path[2:])
+    claim = objects.at(volume, *path[2:])
     if claim is None:
         return
-    requests = get(claim, ("resources", "requests"))
+    requests = objects.at(claim, "resources", "requests")
     if requests is not None and "storage" not in requests:
         yield Finding((*path, "resources", "requests"), "needs storage", "key")
     source = claim.get("dataSource", {})
@@ -151,7 +151,7 @@ def _claim(volume: JsonObject, path: Path) -> Iterator[Finding]:
 
 def sysctls(spec: JsonObject) -> Iterator[Finding]:
     seen: set[str] = set()
-    for index, sysctl in enumerate(get(spec, ("podSecurityContext", "sysctls")) or ()):
+    for index, sysctl in enumerate(objects.at(spec, "podSecurityContext", "sysctls") or ()):
         name = sysctl.get("name")
         if name in seen:
             path: Path = ("podSecurityContext", "sysctls", index, "name")
@@ -169,14 +169,14 @@ _NEVER: tuple[tuple[Path, object, str], ...] = (
 
 def never(spec: JsonObject) -> Iterator[Finding]:
     for path, value, needed in _NEVER:
-        if get(spec, path) == value:
+        if objects.at(spec, *path) == value:
             yield Finding(path, f"needs {needed}, which an MCPServer cannot have")
 
 
 def profiles(spec: JsonObject) -> Iterator[Finding]:
     for context in ("securityContext", "podSecurityContext"):
         for profile in ("seccompProfile", "appArmorProfile"):
-            value = get(spec, (context, profile))
+            value = objects.at(spec, context, profile)
             if value and (value.get("type") == "Localhost") != ("localhostProfile" in value):
                 yield Finding(
                     (context, profile),
@@ -186,7 +186,7 @@ def profiles(spec: JsonObject) -> Iterator[Finding]:
 
 def escalation(spec: JsonObject) -> Iterator[Finding]:
     context = spec.get("securityContext", {})
-    added = get(context, ("capabilities", "add")) or ()
+    added = objects.at(context, "capabilities", "add") or ()
     if context.get("allowPrivilegeEscalation") is False and (
         context.get("privileged") or any(_capability(name) == "SYS_ADMIN" for name in added)
     ):
@@ -198,15 +198,6 @@ def escalation(spec: JsonObject) -> Iterator[Finding]:
 
 def _capability(name: str) -> str:
     return name.upper().removeprefix("CAP_")
-
-
-def get(value: Any, path: Iterable[str | int]) -> Any:
-    """The value at a path of maps; None where there is none."""
-    for step in path:
-        if not isinstance(value, dict):
-            return None
-        value = value.get(step)
-    return value
 
 
 def _walk(value: Any, path: Path = ()) -> Iterator[tuple[Path, JsonObject]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from gitops_mcp.base import objects
 from gitops_mcp.base.model import PodProfile
 from gitops_mcp.base.names import JsonObject
 from gitops_mcp.source.documents import Finding, Path, pointer
@@ -95,18 +96,11 @@ def _contexts(template: JsonObject) -> Iterator[tuple[Path, JsonObject]]:
 
 
 def _spec(template: JsonObject) -> JsonObject:
-    spec: JsonObject = template.get("spec") or {}
-    return spec
-
-
-def _get(value: Any, *steps: str) -> Any:
-    for step in steps:
-        value = value.get(step) if isinstance(value, dict) else None
-    return value
+    return objects.spec(template)
 
 
 def _is_windows(template: JsonObject) -> bool:
-    return bool(_get(_spec(template), "os", "name") == "windows")
+    return bool(objects.at(_spec(template), "os", "name") == "windows")
 
 
 def _in_user_namespace(template: JsonObject) -> bool:
@@ -124,7 +118,7 @@ def _host_namespaces(template: JsonObject) -> Iterator[Path]:
 
 def _privileged(template: JsonObject) -> Iterator[Path]:
     for path, container in _containers(template):
-        if _get(container, "securityContext", "privileged"):
+        if objects.at(container, "securityContext", "privileged"):
             yield (*path, "securityContext", "privileged")
 
 
@@ -151,7 +145,7 @@ def _added(allowed: frozenset[str]) -> Where:
     def where(template: JsonObject) -> Iterator[Path]:
         for path, container in _containers(template):
             for index, name in enumerate(
-                _get(container, "securityContext", "capabilities", "add") or ()
+                objects.at(container, "securityContext", "capabilities", "add") or ()
             ):
                 if name not in allowed:
                     yield (*path, "securityContext", "capabilities", "add", index)
@@ -190,7 +184,7 @@ def _handler_hosts(template: JsonObject) -> Iterator[Path]:
     for path, container in _containers(template):
         for handler in _HANDLERS:
             for kind in ("httpGet", "tcpSocket"):
-                if _get(container, *handler, kind, "host"):
+                if objects.at(container, *handler, kind, "host"):
                     yield (*path, *handler, kind, "host")
 
 
@@ -202,7 +196,7 @@ def _apparmor(template: JsonObject) -> Iterator[Path]:
         profile = context.get("appArmorProfile")
         if profile and profile.get("type") not in ("RuntimeDefault", "Localhost"):
             yield (*path, "appArmorProfile", "type")
-    for key, value in (_get(template, "metadata", "annotations") or {}).items():
+    for key, value in objects.annotations(template).items():
         allowed = value in ("", "runtime/default") or str(value).startswith("localhost/")
         if key.startswith(_APPARMOR) and not allowed:
             yield ("metadata", "annotations", key)
@@ -215,7 +209,7 @@ _SELINUX_TYPES = frozenset(
 
 def _selinux(template: JsonObject) -> Iterator[Path]:
     for path, context in _contexts(template):
-        options = context.get("seLinuxOptions") or {}
+        options = objects.part(context, "seLinuxOptions")
         if options.get("type", "") not in _SELINUX_TYPES:
             yield (*path, "seLinuxOptions", "type")
         for name in ("user", "role"):
@@ -225,7 +219,7 @@ def _selinux(template: JsonObject) -> Iterator[Path]:
 
 def _proc_mount(template: JsonObject) -> Iterator[Path]:
     for path, container in _containers(template):
-        if _get(container, "securityContext", "procMount") not in (None, "Default"):
+        if objects.at(container, "securityContext", "procMount") not in (None, "Default"):
             yield (*path, "securityContext", "procMount")
 
 
@@ -263,14 +257,14 @@ _SAFE_SYSCTLS = frozenset(
 
 
 def _sysctls(template: JsonObject) -> Iterator[Path]:
-    for index, sysctl in enumerate(_get(_spec(template), "securityContext", "sysctls") or ()):
+    for index, sysctl in enumerate(objects.at(_spec(template), "securityContext", "sysctls") or ()):
         if sysctl.get("name") not in _SAFE_SYSCTLS:
             yield ("spec", "securityContext", "sysctls", index, "name")
 
 
 def _host_process(template: JsonObject) -> Iterator[Path]:
     for path, context in _contexts(template):
-        if _get(context, "windowsOptions", "hostProcess"):
+        if objects.at(context, "windowsOptions", "hostProcess"):
             yield (*path, "windowsOptions", "hostProcess")
 
 
@@ -309,18 +303,18 @@ def _escalation(template: JsonObject) -> Iterator[Path]:
     if _is_windows(template):
         return
     for path, container in _containers(template):
-        if _get(container, "securityContext", "allowPrivilegeEscalation") is not False:
+        if objects.at(container, "securityContext", "allowPrivilegeEscalation") is not False:
             yield (*path, "securityContext", "allowPrivilegeEscalation")
 
 
 def _non_root(template: JsonObject) -> Iterator[Path]:
     if _in_user_namespace(template):
         return
-    of_pod = _get(_spec(template), "securityContext", "runAsNonRoot")
+    of_pod = objects.at(_spec(template), "securityContext", "runAsNonRoot")
     if of_pod is False:
         yield ("spec", "securityContext", "runAsNonRoot")
     for path, container in _containers(template):
-        own = _get(container, "securityContext", "runAsNonRoot")
+        own = objects.at(container, "securityContext", "runAsNonRoot")
         if own is False or (own is None and of_pod is None):
             yield (*path, "securityContext", "runAsNonRoot")
 
@@ -337,9 +331,9 @@ def _any_seccomp(template: JsonObject) -> Iterator[Path]:
     if _is_windows(template):
         return
     yield from _seccomp(template)
-    of_pod = _get(_spec(template), "securityContext", "seccompProfile", "type")
+    of_pod = objects.at(_spec(template), "securityContext", "seccompProfile", "type")
     for path, container in _containers(template):
-        if not _get(container, "securityContext", "seccompProfile") and of_pod is None:
+        if not objects.at(container, "securityContext", "seccompProfile") and of_pod is None:
             yield (*path, "securityContext", "seccompProfile")
 
 
@@ -347,7 +341,7 @@ def _drops_all(template: JsonObject) -> Iterator[Path]:
     if _is_windows(template):
         return
     for path, container in _containers(template):
-        if "ALL" not in (_get(container, "securityContext", "capabilities", "drop") or ()):
+        if "ALL" not in (objects.at(container, "securityContext", "capabilities", "drop") or ()):
             yield (*path, "securityContext", "capabilities", "drop")
 
 
@@ -398,19 +392,19 @@ RULES: tuple[Rule, ...] = (
 def outline(spec: JsonObject) -> JsonObject:
     """The pod template that the shipped templates make of a spec, as far as the rules look at it,
     without rendering it (a test holds it against them). ``spec`` keeps to the schema."""
-    own = spec.get("securityContext") or {}
-    capabilities = own.get("capabilities") or {}
+    own = objects.part(spec, "securityContext")
+    capabilities = objects.part(own, "capabilities")
     container = {
         "allowPrivilegeEscalation": bool(own.get("privileged"))
         or "CAP_SYS_ADMIN" in (capabilities.get("add") or ()),
         **own,
         "capabilities": {"drop": ["ALL"], **capabilities},
     }
-    own = spec.get("podSecurityContext") or {}
-    seccomp = {"type": "RuntimeDefault", **(own.get("seccompProfile") or {})}
+    own = objects.part(spec, "podSecurityContext")
+    seccomp = {"type": "RuntimeDefault", **objects.part(own, "seccompProfile")}
     pod = {"runAsNonRoot": True, **own, "seccompProfile": seccomp}
     return {
-        "metadata": {"annotations": spec.get("podAnnotations") or {}},
+        "metadata": {"annotations": objects.part(spec, "podAnnotations")},
         "spec": {
             "securityContext": pod,
             "containers": [

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from gitops_mcp.base import addresses
+from gitops_mcp.base import addresses, objects
 from gitops_mcp.base.model import Policy
 from gitops_mcp.base.names import JsonObject, ServerKey
 from gitops_mcp.source.documents import Finding, Path
@@ -115,7 +115,7 @@ def _references(value: Any, path: Path, names: Collection[str]) -> Iterator[Path
 def drain_url(key: ServerKey, spec: Mapping[str, Any], policy: Policy) -> Iterator[Finding]:
     """An address that the agent is to ask and the operator does not allow. Also asked right before
     a request, since a live MCPServer may say anything."""
-    url = (spec.get("drain") or {}).get("url")
+    url = objects.part(spec, "drain").get("url")
     if not url:
         return
     path: Path = ("spec", "drain", "url")

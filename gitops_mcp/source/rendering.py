@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from gitops_mcp import __version__
-from gitops_mcp.base import durations, transports
+from gitops_mcp.base import durations, objects, transports
 from gitops_mcp.base.errors import Configuration
 from gitops_mcp.base.names import (
     ANNOTATION_FILE,
@@ -173,7 +173,7 @@ class Renderer:
         metadata, spec = cr["metadata"], cr["spec"]
         key = ServerKey(metadata["namespace"], metadata["name"])
         uid = metadata.get("uid")
-        external = (metadata.get("annotations") or {}).get(ANNOTATION_REPLICAS) == "external"
+        external = objects.part(metadata, "annotations").get(ANNOTATION_REPLICAS) == "external"
         inputs = hashlib.sha256(orjson.dumps([uid, external, spec])).digest()
         known = self._rendered.get(key)
         if known is not None and known[0] == inputs:
@@ -282,7 +282,7 @@ def _names(name: str, items: list[JsonObject]) -> bool:
 
 def _may_escalate(security: JsonObject) -> bool:
     """Whether the API refuses ``allowPrivilegeEscalation: false`` beside these settings."""
-    added = (security.get("capabilities") or {}).get("add") or ()
+    added = objects.part(security, "capabilities").get("add") or ()
     return bool(security.get("privileged")) or "CAP_SYS_ADMIN" in added
 
 

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from gitops_mcp.base import durations, transports
+from gitops_mcp.base import durations, objects, transports
 from gitops_mcp.base.names import (
     ANNOTATION_ADOPT,
     ANNOTATION_FILE,
@@ -39,7 +39,6 @@ from gitops_mcp.source.documents import Finding, Path
 from gitops_mcp.source.podrules import (
     escalation,
     expressions,
-    get,
     never,
     profiles,
     resources_of,
@@ -82,7 +81,7 @@ def unused(own: JsonObject, spec: JsonObject) -> list[Finding]:
     return [
         Finding(("spec", *path), f"{transport.name} has no network: leave it out", "key")
         for path in _NETWORK_FIELDS
-        if get(own, path) is not None
+        if objects.at(own, *path) is not None
     ]
 
 
@@ -294,7 +293,7 @@ def _mounts(spec: JsonObject) -> Iterator[Finding]:
                 yield Finding((*path, field), "must be a path inside the volume, without '..'")
         if mount.get("recursiveReadOnly", "Disabled") != "Disabled" and not mount.get("readOnly"):
             yield Finding((*path, "recursiveReadOnly"), "needs readOnly: true")
-        privileged = get(spec, ("securityContext", "privileged"))
+        privileged = objects.at(spec, "securityContext", "privileged")
         if mount.get("mountPropagation") == "Bidirectional" and not privileged:
             yield Finding((*path, "mountPropagation"), "Bidirectional needs a privileged container")
 
