@@ -28,7 +28,7 @@ from gitops_mcp.agent.pace import Every, Pace, Periods
 from gitops_mcp.agent.process import LAST_WORDS, LOOK, tried, unless
 from gitops_mcp.agent.recorder import Recorder
 from gitops_mcp.agent.webhook import Verdict
-from gitops_mcp.base import limits, masking, times
+from gitops_mcp.base import limits, masking, objects, times
 from gitops_mcp.base.bugs import place_of
 from gitops_mcp.base.errors import (
     GitOpsError,
@@ -608,4 +608,4 @@ class Agent:
 
     def _phases(self) -> Counter[str]:
         crs = (cr for _, cr in self._view.resources())
-        return Counter(str((cr.get("status") or {}).get("phase", "")) for cr in crs)
+        return Counter(objects.text(cr, "status", "phase") for cr in crs)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Protocol
 
-from gitops_mcp.base import times
+from gitops_mcp.base import objects, times
 from gitops_mcp.base.model import Change, NoteRecord, Outcome
 from gitops_mcp.base.names import FIELD_MANAGER, JsonObject, ObjectRef, ServerKey
 from gitops_mcp.base.reasons import Reason
@@ -143,29 +143,27 @@ def noted_commit(revision: Revision) -> str:
 
 
 def source_of(cr: JsonObject) -> str:
-    return str(((cr.get("status") or {}).get("source") or {}).get("revision", ""))
+    return objects.text(cr, "status", "source", "revision")
 
 
 def applied_at(cr: JsonObject) -> datetime | None:
     """When the present state was applied; None where it is not (or not yet)."""
-    conditions = {one["type"]: one for one in (cr.get("status") or {}).get("conditions") or ()}
-    synced = conditions.get("Synced") or {}
+    synced = objects.condition(cr, "Synced")
     if synced.get("status") != "True" and synced.get("reason") != Reason.ROLLOUT_IN_PROGRESS:
         return None
-    metadata = cr["metadata"]
     applied = [
         entry.get("time")
-        for entry in metadata.get("managedFields") or ()
+        for entry in objects.managed_fields(cr)
         if (entry.get("manager"), entry.get("operation")) == (FIELD_MANAGER, "Apply")
         and not entry.get("subresource")
     ]
-    text = max(filter(None, applied), default=metadata.get("creationTimestamp"))
+    text = max(filter(None, applied), default=objects.created(cr))
     return times.parse(text) or datetime.fromtimestamp(0, UTC)
 
 
 def ready_since(cr: JsonObject) -> datetime | None:
-    for one in (cr.get("status") or {}).get("conditions") or ():
-        current = one.get("observedGeneration") == cr["metadata"].get("generation")
+    for one in objects.status(cr).get("conditions") or ():
+        current = one.get("observedGeneration") == objects.generation(cr)
         if one["type"] == "Ready" and one["status"] == "True" and current:
             return times.parse(one.get("lastTransitionTime"))
     return None

@@ -25,7 +25,7 @@ from typing import Any, Final
 
 import click
 
-from gitops_mcp.base import resources
+from gitops_mcp.base import objects, resources
 from gitops_mcp.base.errors import UsageError
 from gitops_mcp.base.names import ANNOTATION_SHUTDOWN, API_VERSION
 from gitops_mcp.report.console import Style
@@ -112,8 +112,9 @@ def _broken_manifest(stage: Stage) -> None:
     stage.run("git push --quiet")
     stage.until("the good change is Ready", lambda: _image_ready(stage, "falcon", "0.19.1"))
     stage.until("the broken one is told", lambda: _phase(stage, "ai-tools", "gitlab") == "Failed")
-    ready = stage.get("apis/apps/v1", "ai-tools", "deployments", "gitlab") or {}
-    stage.check(ready.get("status", {}).get("readyReplicas") == 2, "its last good pods still serve")
+    gitlab = stage.get("apis/apps/v1", "ai-tools", "deployments", "gitlab")
+    ready = objects.number(gitlab, "status", "readyReplicas")
+    stage.check(ready == 2, "its last good pods still serve")
     stage.say("falcon runs 0.19.1. gitlab is Failed, and its last good version keeps serving:")
     stage.run("gitops-mcp status gitlab falcon -A")
     stage.say("Repaired:")
@@ -160,23 +161,21 @@ def _notes(stage: Stage) -> None:
 
 
 def _servers(stage: Stage) -> list[Any]:
-    listed = stage.get(f"apis/{API_VERSION}", "", "mcpservers", "") or {}
-    items: list[Any] = listed.get("items", [])
-    return items
+    return objects.items(stage.get(f"apis/{API_VERSION}", "", "mcpservers", ""), "items")
 
 
 def _phases(stage: Stage) -> dict[str, int]:
     """How many servers are in each phase."""
     found: dict[str, int] = {}
     for server in _servers(stage):
-        phase = (server.get("status") or {}).get("phase", "")
+        phase = objects.text(server, "status", "phase")
         found[phase] = found.get(phase, 0) + 1
     return found
 
 
 def _phase(stage: Stage, namespace: str, name: str) -> str:
-    server = stage.get(f"apis/{API_VERSION}", namespace, "mcpservers", name) or {}
-    return str((server.get("status") or {}).get("phase", ""))
+    server = stage.get(f"apis/{API_VERSION}", namespace, "mcpservers", name)
+    return objects.text(server, "status", "phase")
 
 
 def _image(stage: Stage, namespace: str, name: str) -> str:
@@ -189,7 +188,7 @@ def _image(stage: Stage, namespace: str, name: str) -> str:
 def _image_ready(stage: Stage, name: str, tag: str) -> bool:
     if not _image(stage, "platform", name).endswith(f":{tag}"):
         return False
-    status = (stage.get("apis/apps/v1", "platform", "deployments", name) or {}).get("status", {})
+    status = objects.status(stage.get("apis/apps/v1", "platform", "deployments", name))
     rolled = status.get("updatedReplicas") == status.get("replicas") == status.get("readyReplicas")
     return rolled and _phase(stage, "platform", name) == "Ready"
 
@@ -203,23 +202,23 @@ class _Sight:
         self._name = name
 
     def terminating(self) -> bool:
-        server = self._get(f"apis/{API_VERSION}", "mcpservers") or {}
-        return bool((server.get("status") or {}).get("shutdown", {}).get("deadline"))
+        server = self._get(f"apis/{API_VERSION}", "mcpservers")
+        return objects.text(server, "status", "shutdown", "deadline") != ""
 
     def withdrawn(self) -> bool:
-        service = self._get("api/v1", "services") or {}
-        if ANNOTATION_SHUTDOWN not in (service.get("metadata", {}).get("annotations") or {}):
+        service = self._get("api/v1", "services")
+        if ANNOTATION_SHUTDOWN not in objects.annotations(service):
             return False
         return self._endpoints() == 0 and self._pods() == 1
 
     def draining(self) -> bool:
-        server = self._get(f"apis/{API_VERSION}", "mcpservers") or {}
-        step = (server.get("status") or {}).get("shutdown", {}).get("step")
+        server = self._get(f"apis/{API_VERSION}", "mcpservers")
+        step = objects.text(server, "status", "shutdown", "step")
         return step == "Draining" and self._pods() == 1
 
     def stopping(self) -> bool:
-        deployment = self._get("apis/apps/v1", "deployments") or {}
-        return bool(deployment.get("spec", {}).get("replicas") == 0)
+        deployment = self._get("apis/apps/v1", "deployments")
+        return deployment is not None and objects.replicas(deployment["spec"]) == 0
 
     def stopped(self) -> bool:
         return self._pods() == 0

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 
 import orjson
 
-from gitops_mcp.base import limits
+from gitops_mcp.base import limits, objects
 from gitops_mcp.base.errors import (
     Expired,
     Gone,
@@ -673,7 +673,7 @@ class Cluster:
             body["dryRun"] = ["All"]
         answer = self._request("DELETE", path_of(ref), operation="delete", ref=ref, body=body)
         # Some kinds (Service) are answered with the object as it was, though it has gone.
-        if "deletionTimestamp" not in (answer.get("metadata") or {}):
+        if not objects.is_deleting(answer):
             return None
         return {"apiVersion": ref.api_version, "kind": ref.kind, **answer}
 

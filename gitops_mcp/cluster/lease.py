@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Final, Protocol
 
-from gitops_mcp.base import times
+from gitops_mcp.base import objects, times
 from gitops_mcp.base.errors import (
     Conflict,
     Gone,
@@ -107,7 +107,7 @@ class Lease:
 
     @property
     def _record(self) -> JsonObject:
-        return (self._live or {}).get("spec") or {}
+        return objects.spec(self._live)
 
     @property
     def holds(self) -> bool:
@@ -122,13 +122,13 @@ class Lease:
 
     def annotation(self, key: str) -> str:
         """What the lease says of ``key``, or will say with our next write ("": nothing)."""
-        known = ((self._live or {}).get("metadata") or {}).get("annotations") or {}
+        known = objects.annotations(self._live)
         return str({**known, **self.annotations}.get(key, ""))
 
     def look(self) -> None:
         """See who holds it: one GET. Raises KubeError."""
         live = self._api.get(self.ref, timeout=self._timeout())
-        record = (live or {}).get("spec") or {}
+        record = objects.spec(live)
         if record != self._record:
             # Taken after the answer: what we read may have been written while we waited for it.
             self._unchanged_since = self._clock()
@@ -207,7 +207,7 @@ class Lease:
             },
         }
         metadata = body["metadata"]
-        merged = {**(metadata.get("annotations") or {}), **self.annotations}
+        merged = {**objects.part(metadata, "annotations"), **self.annotations}
         annotations = {key: text for key, text in merged.items() if text}
         body = {**body, "metadata": {**metadata, "annotations": annotations}, "spec": record}
         write = self._api.create if self._live is None else self._api.update

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
+from gitops_mcp.base import objects
 from gitops_mcp.base.errors import (
     Configuration,
     Conflict,
@@ -81,7 +82,7 @@ class _Rule:
             and (not self.cause or any(reason == self.cause for reason, _, _ in causes))
             and (not self.field or any(field == self.field for _, field, _ in causes))
             and (not self.refusal or any(re.search(self.refusal, text) for _, _, text in causes))
-            and (not self.details or (status.get("details") or {}).get("kind") == self.details)
+            and (not self.details or objects.part(status, "details").get("kind") == self.details)
         )
 
 
@@ -170,7 +171,7 @@ def _redact_cause(text: str) -> str:
 
 
 def _causes(status: JsonObject) -> Causes:
-    found = (status.get("details") or {}).get("causes") or []
+    found = objects.items(status, "details", "causes")
     return tuple(
         (cause.get("reason", ""), cause.get("field", ""), _redact_cause(cause.get("message", "")))
         for cause in found
@@ -194,7 +195,7 @@ def _cause_text(code: int, status: JsonObject, causes: Causes) -> str:
 def _retry_after(headers: Mapping[str, str], status: JsonObject) -> timedelta | None:
     """What the server asks for, as far as it is a wait: whoever answers in its place may ask for
     none, and that would be a loop without a pause."""
-    asked = headers.get("Retry-After") or (status.get("details") or {}).get("retryAfterSeconds")
+    asked = headers.get("Retry-After") or objects.part(status, "details").get("retryAfterSeconds")
     try:
         seconds = float(asked or 0)
     except (TypeError, ValueError, OverflowError):

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
+from gitops_mcp.base import objects
 from gitops_mcp.base.errors import Permanent, UsageError
 from gitops_mcp.base.model import CLUSTER_SOURCE as CLUSTER_SOURCE
 from gitops_mcp.base.names import (
@@ -55,13 +56,13 @@ LEASE_WAITS = f"{GROUP}/waits"
 with ``at`` (RFC 3339) and ``message``."""
 
 
-def answer_of(lease: JsonObject) -> dict[str, str]:
+def answer_of(lease: JsonObject | None) -> dict[str, str]:
     """The answer to a reconcile request that a Lease has; empty without one that can be read."""
     return annotated(lease, LEASE_READ)
 
 
-def annotated(lease: JsonObject, annotation: str) -> dict[str, str]:
-    text = (lease.get("metadata", {}).get("annotations") or {}).get(annotation, "")
+def annotated(lease: JsonObject | None, annotation: str) -> dict[str, str]:
+    text = objects.text(lease, "metadata", "annotations", annotation)
     try:
         answer = json.loads(text) if text else {}
     except ValueError:
@@ -97,7 +98,7 @@ def lease_namespaces(
         found[source_named(lease["metadata"]["name"])].append(lease)
 
     def rank(lease: JsonObject) -> tuple[object, ...]:
-        spec, metadata = lease.get("spec") or {}, lease["metadata"]
+        spec, metadata = objects.spec(lease), lease["metadata"]
         holder, whole = str(spec.get("holderIdentity") or ""), "--" not in metadata["name"]
         # Of two that have a holder one was left by somebody who died, whom the other outlived.
         renewed = str(spec.get("renewTime") or "")
@@ -188,21 +189,21 @@ def find_states(
 def living(cluster: Cluster, leases: Iterable[JsonObject]) -> tuple[ObjectRef, str] | None:
     """One of these Leases that is held and renewed, and its holder; None where there is none. Where
     somebody holds one, this takes ``SECOND_LOOK`` seconds at most. Raises KubeError."""
-    held = {ObjectRef.of(lease): lease["spec"] for lease in leases if _holder(lease)}
+    held = {ObjectRef.of(lease): objects.spec(lease) for lease in leases if _holder(lease)}
     until = time.monotonic() + SECOND_LOOK
     while held and time.monotonic() < until:
         time.sleep(STEP / 4)
         for ref in tuple(held):
-            lease = cluster.get(ref) or {}
+            lease = cluster.get(ref)
             if not _holder(lease):
                 del held[ref]
-            elif lease["spec"] != held[ref]:
+            elif objects.spec(lease) != held[ref]:
                 return ref, _holder(lease)
     return None
 
 
-def _holder(lease: JsonObject) -> str:
-    return str((lease.get("spec") or {}).get("holderIdentity") or "")
+def _holder(lease: JsonObject | None) -> str:
+    return objects.text(lease, "spec", "holderIdentity")
 
 
 def is_agent(holder: str) -> bool:
@@ -217,7 +218,7 @@ def agents(lease: JsonObject) -> bool:
 
 def source_of(server: JsonObject) -> str | None:
     """The source id that the MCPServer bears as a label."""
-    label = (server["metadata"].get("labels") or {}).get(LABEL_SOURCE)
+    label = objects.labels(server).get(LABEL_SOURCE)
     return None if label is None else str(label)
 
 

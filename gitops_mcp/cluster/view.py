@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import orjson
 
+from gitops_mcp.base import objects
 from gitops_mcp.base.names import (
     ANNOTATION_FILE,
     ANNOTATION_PRUNE,
@@ -134,7 +135,7 @@ def key_of(body: JsonObject) -> ServerKey:
     metadata = body["metadata"]
     name = metadata["name"]
     if body["kind"] == "Pod":
-        name = (metadata.get("labels") or {}).get(LABEL_INSTANCE, "")
+        name = objects.labels(body).get(LABEL_INSTANCE, "")
     return ServerKey(metadata.get("namespace", ""), name)
 
 
@@ -195,7 +196,7 @@ class View:
         kind, metadata = body["kind"], body["metadata"]
         name = ""
         if kind == "Pod":
-            gates = (body.get("spec") or {}).get("readinessGates")
+            gates = objects.spec(body).get("readinessGates")
             name = metadata["name"]
             metadata = {k: v for k, v in metadata.items() if k != "managedFields"}
             body = body | {"metadata": metadata, "spec": {"readinessGates": gates or []}}
@@ -382,12 +383,12 @@ def outline(cr: JsonObject) -> JsonObject:
         _copy(cr, found, path)
     found["metadata"]["managedFields"] = [
         {name: entry[name] for name in ("manager", "operation", "subresource") if name in entry}
-        | {"fieldsV1": _copies(entry.get("fieldsV1") or {}, _PROOFS)}
-        for entry in cr["metadata"].get("managedFields") or ()
+        | {"fieldsV1": _copies(objects.part(entry, "fieldsV1"), _PROOFS)}
+        for entry in objects.managed_fields(cr)
     ]
     found["status"]["conditions"] = [
         {name: one[name] for name in ("type", "status", "reason") if name in one}
-        for one in (cr.get("status") or {}).get("conditions") or ()
+        for one in objects.items(cr, "status", "conditions")
         if one.get("type") == "Ready"
     ]
     return found
@@ -398,17 +399,17 @@ def read_of(body: JsonObject) -> JsonObject:
     when a manager wrote, and the values of annotations that are neither of our group nor set by
     us. Who has set which annotation is kept."""
     metadata = {k: v for k, v in body["metadata"].items() if k != "resourceVersion"}
-    managers = metadata.get("managedFields") or ()
+    managers = objects.managed_fields(body)
     metadata["managedFields"] = [{k: v for k, v in m.items() if k != "time"} for m in managers]
     ours = {
         name.removeprefix("f:")
         for manager in managers
         if manager.get("manager") == FIELD_MANAGER
-        for name in manager.get("fieldsV1", {}).get("f:metadata", {}).get("f:annotations", {})
+        for name in objects.part(manager, "fieldsV1", "f:metadata", "f:annotations")
     }
     metadata["annotations"] = {
         name: value if name in ours or name.startswith(f"{GROUP}/") else ""
-        for name, value in (metadata.get("annotations") or {}).items()
+        for name, value in objects.annotations(body).items()
     }
     return {**body, "metadata": metadata}
 

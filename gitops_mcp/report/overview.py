@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
-from gitops_mcp.base import durations, times
+from gitops_mcp.base import durations, objects, times
 from gitops_mcp.base.masking import scrub
 from gitops_mcp.base.model import (
     RESOURCE,
@@ -15,6 +15,7 @@ from gitops_mcp.base.reasons import PASSING, Reason
 from gitops_mcp.base.source import Revision
 from gitops_mcp.base.wording import plural, short_sha
 from gitops_mcp.decide.sourcestatus import Missing, SourceStatus
+from gitops_mcp.report import console
 from gitops_mcp.report.console import (
     PHASE_LOOKS,
     PLAIN,
@@ -53,11 +54,11 @@ def status(
     if output in ("json", "yaml"):
         more = {} if source is None else {"source": source}
         bodies = list(map(_without_managers, servers))
-        return objects(bodies, output=output, as_list=True, more=more)
+        return console.objects(bodies, output=output, as_list=True, more=more)
     wide = output == "wide"
     rows = [_status_row(server, now, wide=wide) for server in servers]
     if missing:
-        whose = str((source or {}).get("id", ""))
+        whose = objects.text(source, "id")
         rows = sorted([*rows, *(_missing_row(one, whose, wide=wide) for one in missing)])
     titles = [*_STATUS_COLUMNS, *(WIDE_COLUMNS if wide else ())]
     first = 0 if all_namespaces else 1
@@ -89,12 +90,12 @@ _STATUS_COLUMNS = (
 
 
 def _status_row(server: JsonObject, now: datetime, *, wide: bool) -> list[str]:
-    metadata, spec = server["metadata"], server.get("spec") or {}
-    said = server.get("status") or {}
+    metadata, spec = server["metadata"], objects.spec(server)
+    said = objects.status(server)
     created = metadata.get("creationTimestamp")
-    conditions = {one.get("type"): one for one in said.get("conditions", ())}
+    conditions = objects.by_type(said)
     verified = conditions.get("Verified", {}).get("reason", "")
-    source = (metadata.get("labels") or {}).get(LABEL_SOURCE, "")
+    source = objects.labels(server).get(LABEL_SOURCE, "")
     cells = [
         metadata.get("namespace", ""),
         metadata["name"],
@@ -233,8 +234,8 @@ def missing(one: Missing, *, style: Style = PLAIN) -> str:
 
 def standing(server: JsonObject, *, style: Style = PLAIN, gone: bool = False) -> str:
     """How a server stands, on a line: ``ai/web Ready: the server is ready``."""
-    metadata, status = server["metadata"], server.get("status") or {}
-    conditions = {one["type"]: one for one in status.get("conditions") or ()}
+    metadata, status = server["metadata"], objects.status(server)
+    conditions = objects.by_type(status)
     worst = _worst(conditions)
     phase = "Gone" if gone else str(status.get("phase") or "Unknown")
     text = "" if gone else str(worst.get("message", ""))

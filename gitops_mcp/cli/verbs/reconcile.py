@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gitops_mcp.base import times
+from gitops_mcp.base import objects, times
 from gitops_mcp.cli import options, types
 from gitops_mcp.source import settings
 
@@ -150,7 +150,7 @@ def _read_git(cluster: Cluster, source: str, timeout: timedelta, terminal: Termi
     while waited and time.monotonic() < until:
         time.sleep(ASK_AGAIN)
         for lease in sorted(waited, key=str):
-            answer = sourceleases.answer_of(cluster.get(lease) or {})
+            answer = sourceleases.answer_of(cluster.get(lease))
             if answer.get("request") == request:
                 waited.discard(lease)
                 read = read and answer["result"] != "failed"
@@ -216,7 +216,7 @@ def _expect_agents(cluster: Cluster, servers: Collection[JsonObject], terminal: 
 
     found = (body["metadata"] for body in servers)
     wanted = {
-        ((each.get("labels") or {}).get(LABEL_SOURCE, CLUSTER_SOURCE), each["namespace"])
+        (objects.part(each, "labels").get(LABEL_SOURCE, CLUSTER_SOURCE), each["namespace"])
         for each in found
     }
     renewals, everywhere = _renewals(cluster, wanted)
@@ -266,7 +266,7 @@ def _renewals(
     for lease in filter(sourceleases.agents, found.seen):
         for each in wanted:
             if sourceleases.covers(lease["metadata"]["name"], *each):
-                renewed = (lease.get("spec") or {}).get("renewTime") or ""
+                renewed = objects.text(lease, "spec", "renewTime")
                 renewals[each] = max(renewals.get(each, ""), renewed)
     return renewals, found.everywhere
 
@@ -320,7 +320,7 @@ def _answers(
                 told = [(body, False) for body in bodies]
                 told += [(_stub(name), True) for name in lost]
             for body, gone in told:
-                answer = (body.get("status") or {}).get("lastHandledReconcileAt")
+                answer = objects.status(body).get("lastHandledReconcileAt")
                 if _name(body) in waited and (gone or answer == request):
                     waited.discard(_name(body))
                     yield body, gone

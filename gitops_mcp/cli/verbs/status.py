@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from gitops_mcp.base import times
+from gitops_mcp.base import objects, times
 from gitops_mcp.cli import options
 from gitops_mcp.source import settings
 
@@ -240,7 +240,7 @@ class _Shown:
         seen: datetime | None = None
         revision = trouble = ""
         for lease in sorted(leases, key=_renewed):
-            annotations = lease["metadata"].get("annotations") or {}
+            annotations = objects.annotations(lease)
             revision = annotations.get(sourceleases.LEASE_REVISION, revision)
             if sourceleases.agents(lease):
                 seen = _renewed(lease)

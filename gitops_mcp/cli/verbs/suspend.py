@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gitops_mcp.base import objects
 from gitops_mcp.cli import options
 from gitops_mcp.source import settings
 
@@ -120,8 +121,8 @@ def _set_by_others(ref: ObjectRef, live: JsonObject, wanted: bool) -> UsageError
 
     managers = {
         str(entry["manager"])
-        for entry in live["metadata"].get("managedFields") or ()
-        if "f:suspend" in (entry.get("fieldsV1") or {}).get("f:spec", {})
+        for entry in objects.managed_fields(live)
+        if "f:suspend" in objects.part(entry, "fieldsV1", "f:spec")
     } - {MANAGER}
     state = str(bool(live["spec"].get("suspend"))).lower()
     if FIELD_MANAGER in managers:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from gitops_mcp.base import objects
 from gitops_mcp.cli import options
 from gitops_mcp.source import settings
 
@@ -135,7 +136,7 @@ def _until_silent(cluster: Cluster, leases: list[JsonObject], terminal: Terminal
 
 
 def _holder(lease: JsonObject) -> str:
-    return str((lease.get("spec") or {}).get("holderIdentity") or "")
+    return objects.text(lease, "spec", "holderIdentity")
 
 
 # --- servers --------------------------------------------------------------------------------
@@ -157,9 +158,7 @@ def _release(cluster: Cluster, terminal: Terminal, *, keep: bool) -> None:
     orphans = 0
     if keep:
         # One that is being deleted already goes with all that it has.
-        staying = {
-            s["metadata"]["uid"] for s in servers if "deletionTimestamp" not in s["metadata"]
-        }
+        staying = {objects.uid(s) for s in servers if not objects.is_deleting(s)}
         for child in _children(cluster):
             ref = ObjectRef.of(child)
             orphans += _edit(cluster, ref, lambda live: _owner_of_ours(live, staying))
