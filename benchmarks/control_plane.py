@@ -39,6 +39,7 @@ from passes import CHANGE_WRITES, Passes, settle
 from plane import Plane, Request, Unavailable
 
 from gitops_mcp.base.names import KIND, JsonObject, ServerKey
+from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.cli.main import spare_the_collector
 from gitops_mcp.cluster.kinds import PLURALS
 from gitops_mcp.cluster.kube import PAGE, Cluster
@@ -183,7 +184,7 @@ class Recorder(Cluster):
         super().__init__(kubeconfig)
         self.sent: list[Apply] = []
 
-    def apply(self, body: JsonObject, **options: Any) -> JsonObject:
+    def apply(self, body: JsonObject, **options: Any) -> LiveObject:
         """As ever."""
         self.sent.append((body, options))
         return super().apply(body, **options)

@@ -11,6 +11,7 @@ from typing import Any
 from gitops_mcp.base.errors import Conflict, Gone, Terminating
 from gitops_mcp.base.model import Context
 from gitops_mcp.base.names import FINALIZER, KIND, LABEL_SOURCE, JsonObject, ObjectRef, ServerKey
+from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.base.resources import folder
 from gitops_mcp.base.source import Loaded, McpServer, Revision
 from gitops_mcp.cluster.view import View
@@ -43,9 +44,9 @@ class Server:
         self.asked.append(f"{verb} {ref.kind}")
         self.refuse(verb, ref)
 
-    def get(self, ref: ObjectRef) -> JsonObject | None:
+    def get(self, ref: ObjectRef) -> LiveObject | None:
         self._ask("get", ref)
-        return self.objects.get(ref)
+        return LiveObject(self.objects[ref]) if ref in self.objects else None
 
     def apply(
         self,
@@ -56,7 +57,7 @@ class Server:
         dry_run: bool,
         manager: str,
         **_: Any,
-    ) -> JsonObject:
+    ) -> LiveObject:
         ref = ObjectRef.of(body)
         self._ask("dry-run" if dry_run else "apply", ref)
         old = self.objects.get(ref)
@@ -64,7 +65,7 @@ class Server:
             raise Gone(f"no {ref} of uid {uid}")
         if old is not None and resource_version not in (None, old["metadata"]["resourceVersion"]):
             raise Conflict(f"{ref} has been modified")
-        new = _merged(old or {}, body)
+        new = LiveObject(_merged(old or {}, body))
         number = str(next(self._versions))
         new["metadata"] = {"uid": f"uid-{number}", **new["metadata"], "resourceVersion": number}
         tree: JsonObject
@@ -82,9 +83,9 @@ class Server:
             self.objects[ref] = new
         return new
 
-    def json_patch(self, ref: ObjectRef, ops: list[JsonObject], **_: Any) -> JsonObject:
+    def json_patch(self, ref: ObjectRef, ops: list[JsonObject], **_: Any) -> LiveObject:
         self._ask("patch", ref)
-        new = copy.deepcopy(self.objects[ref])
+        new = LiveObject(copy.deepcopy(self.objects[ref]))
         for op in ops:
             *parents, last = (
                 part.replace("~1", "/").replace("~0", "~") for part in op["path"].split("/")[1:]
@@ -99,7 +100,7 @@ class Server:
         self.objects[ref] = new
         return new
 
-    def delete(self, ref: ObjectRef, *, uid: str | None, **_: Any) -> JsonObject | None:
+    def delete(self, ref: ObjectRef, *, uid: str | None, **_: Any) -> LiveObject | None:
         self._ask("delete", ref)
         if self.objects[ref]["metadata"]["uid"] != uid:
             raise Gone(f"another {ref}")
@@ -144,21 +145,22 @@ class Stage:
             **{"clock": lambda: self.now, **more},
         )
 
-    def stands(self, body: JsonObject) -> JsonObject:
+    def stands(self, body: JsonObject) -> LiveObject:
         """An object that is there before the pass begins."""
         ref = ObjectRef.of(body)
         self.server.objects[ref] = body
-        self.view.put(body)
-        return body
+        live = LiveObject(body)
+        self.view.put(live)
+        return live
 
 
-def cr(*, server: McpServer = WEB, **metadata: Any) -> JsonObject:
+def cr(*, server: McpServer = WEB, **metadata: Any) -> LiveObject:
     body = RENDERER.custom_resource(server)
     tree: JsonObject = {"f:metadata": {"f:labels": {f"f:{LABEL_SOURCE}": {}}}}
     entry = {"manager": "gitops-mcp", "operation": "Apply", "fieldsV1": tree}
     known = {"uid": "u", "resourceVersion": "1", "generation": 1, "managedFields": [entry]}
     spec = {"replicas": 1, **body["spec"]}
-    return {**body, "spec": spec, "metadata": {**body["metadata"], **known, **metadata}}
+    return LiveObject({**body, "spec": spec, "metadata": {**body["metadata"], **known, **metadata}})
 
 
 def terminating(server: Server) -> None:
@@ -174,14 +176,14 @@ def terminating(server: Server) -> None:
     server.refuse = refuse
 
 
-def children(cr: JsonObject, **owner: Any) -> list[JsonObject]:
+def children(cr: JsonObject, **owner: Any) -> list[LiveObject]:
     """A Deployment and a Service that serve, as ``cr`` wants them; ``owner`` changes whose."""
     bodies = []
-    for body in RENDERER.children(serverschema.defaulted(cr)):
+    for body in RENDERER.children(LiveObject(serverschema.defaulted(cr))):
         owners = [{**body["metadata"]["ownerReferences"][0], **owner}]
         known = {"uid": body["kind"], "resourceVersion": "3", "generation": 1}
         metadata = {**body["metadata"], **known, "ownerReferences": owners}
-        bodies.append({**body, "metadata": metadata})
+        bodies.append(LiveObject({**body, "metadata": metadata}))
     counts = ("replicas", "updatedReplicas", "readyReplicas", "availableReplicas")
     bodies[0]["status"] = {"observedGeneration": 1, **dict.fromkeys(counts, 1)}
     bodies[1]["spec"] = {**bodies[1]["spec"], "clusterIP": "10.0.0.1"}

@@ -9,7 +9,8 @@ from typing import Protocol
 
 from gitops_mcp.base import objects, times
 from gitops_mcp.base.model import Change, NoteRecord, Outcome
-from gitops_mcp.base.names import FIELD_MANAGER, JsonObject, ObjectRef, ServerKey
+from gitops_mcp.base.names import FIELD_MANAGER, ObjectRef, ServerKey
+from gitops_mcp.base.objects import LiveObject, Outline
 from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.source import Revision
 
@@ -40,8 +41,8 @@ class Standing:
 
     revision: Revision
     held: Collection[ServerKey]
-    outlines: Mapping[ServerKey, JsonObject]
-    whole: Callable[[ServerKey], JsonObject | None]
+    outlines: Mapping[ServerKey, Outline]
+    whole: Callable[[ServerKey], LiveObject | None]
     sees: Callable[[ServerKey], bool] = lambda _: True
 
 
@@ -142,11 +143,11 @@ def noted_commit(revision: Revision) -> str:
     return "" if revision.dirty else revision.sha
 
 
-def source_of(cr: JsonObject) -> str:
+def source_of(cr: LiveObject | Outline) -> str:
     return objects.text(cr, "status", "source", "revision")
 
 
-def applied_at(cr: JsonObject) -> datetime | None:
+def applied_at(cr: LiveObject) -> datetime | None:
     """When the present state was applied; None where it is not (or not yet)."""
     synced = objects.condition(cr, "Synced")
     if synced.get("status") != "True" and synced.get("reason") != Reason.ROLLOUT_IN_PROGRESS:
@@ -161,7 +162,7 @@ def applied_at(cr: JsonObject) -> datetime | None:
     return times.parse(text) or datetime.fromtimestamp(0, UTC)
 
 
-def ready_since(cr: JsonObject) -> datetime | None:
+def ready_since(cr: LiveObject) -> datetime | None:
     for one in objects.status(cr).get("conditions") or ():
         current = one.get("observedGeneration") == objects.generation(cr)
         if one["type"] == "Ready" and one["status"] == "True" and current:

@@ -1,7 +1,7 @@
 """The values that travel the line: git files in, objects and reports out.
 
-Everything here is frozen. Kubernetes objects are plain JSON dictionaries (``JsonObject``), shared
-between threads and caches: nobody edits one that somebody else made.
+Everything here is frozen. Kubernetes objects are plain JSON dictionaries (``objects`` reads them),
+shared between threads and caches: nobody edits one that somebody else made.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from gitops_mcp.base.names import (
     ObjectRef,
     ServerKey,
 )
+from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.base.reasons import Reason, Status
 from gitops_mcp.base.source import McpServer, Problem, Revision
 
@@ -350,9 +351,9 @@ class Facts:
     strange: bool = False
     former: Former | None = None
     deferred: Deferral | None = None
-    cr: JsonObject | None = None
-    children: Mapping[str, JsonObject] = field(default_factory=dict)
-    pods: tuple[JsonObject, ...] = ()
+    cr: LiveObject | None = None
+    children: Mapping[str, LiveObject] = field(default_factory=dict)
+    pods: tuple[LiveObject, ...] = ()
     namespace: Namespace = "Active"
     probe: ProbeResult | None = None
     failure: Failure | None = None

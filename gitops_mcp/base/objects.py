@@ -6,9 +6,17 @@ server does not check. Never writes, never copies, raises nothing.
 """
 
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import Any, NewType, TypedDict
 
 from gitops_mcp.base.names import JsonObject
+
+LiveObject = NewType("LiveObject", JsonObject)
+"""A whole object: as the API server returned it, or as it will be once an apply was carried out."""
+DesiredObject = NewType("DesiredObject", JsonObject)
+"""An object as we apply it: the fields that we mean, and no other."""
+Outline = NewType("Outline", JsonObject)
+"""Of an MCPServer what is asked of all of them at once (``view.outline``): what it lacks may well
+be there."""
 
 
 def at(value: Any, *path: str | int) -> Any:

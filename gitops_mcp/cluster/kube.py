@@ -36,6 +36,7 @@ from gitops_mcp.base.names import (
     JsonObject,
     ObjectRef,
 )
+from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.cluster.connection import configure, context_names, kubeconfig_paths
 from gitops_mcp.cluster.kinds import path_of
 from gitops_mcp.cluster.refusals import LONGEST, PluginFailed, no_answer, place, translate
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Listed = list[T]
-Objects = Listed[JsonObject]
+Objects = Listed[LiveObject]
 Query = dict[str, str]
 
 REQUEST_TIMEOUT: Final = limits.API_SECONDS
@@ -98,7 +99,7 @@ def contexts(kubeconfig: str | None) -> list[str]:
 Observer = Callable[[str, str, int], None]
 """Called after each request with the operation, the kind and the HTTP status (0: no answer)."""
 
-Event = tuple[str, JsonObject]
+Event = tuple[str, LiveObject]
 """ADDED, MODIFIED, DELETED or BOOKMARK, and the object (of a bookmark: only its version)."""
 
 
@@ -278,6 +279,10 @@ class Cluster:
             raise Transient(f"{place(operation, ref)}: the answer is not an object")
         return answer
 
+    def _object(self, method: str, path: str, **options: Any) -> LiveObject:
+        """A request that is answered with an object."""
+        return LiveObject(self._request(method, path, **options))
+
     # --- reading ---
 
     @cached_property
@@ -296,10 +301,10 @@ class Cluster:
         Raises KubeError where the server does not answer."""
         return str(self._version.get("gitVersion", "")).endswith("+sandbox")
 
-    def get(self, ref: ObjectRef, *, timeout: float | None = None) -> JsonObject | None:
+    def get(self, ref: ObjectRef, *, timeout: float | None = None) -> LiveObject | None:
         """The live object, or None where there is none. Raises KindAbsent where its CRD is."""
         try:
-            return self._request("GET", path_of(ref), operation="get", ref=ref, timeout=timeout)
+            return self._object("GET", path_of(ref), operation="get", ref=ref, timeout=timeout)
         except Gone:
             return None
 
@@ -323,7 +328,7 @@ class Cluster:
         *,
         label_selector: str = "",
         limit: int = PAGE,
-        narrowed: Callable[[JsonObject], T],
+        narrowed: Callable[[LiveObject], T],
     ) -> tuple[Listed[T], str]: ...
 
     def list(
@@ -334,7 +339,7 @@ class Cluster:
         *,
         label_selector: str = "",
         limit: int = PAGE,
-        narrowed: Callable[[JsonObject], Any] = lambda item: item,
+        narrowed: Callable[[LiveObject], Any] = lambda item: item,
     ) -> tuple[Listed[Any], str]:
         """All objects of a kind (``namespace`` None: of all namespaces), and the resourceVersion
         to watch from. Read page by page; when the pages expire meanwhile, all in one. ``narrowed``
@@ -351,7 +356,7 @@ class Cluster:
         namespace: str | None,
         selector: str,
         limit: int,
-        narrowed: Callable[[JsonObject], Any],
+        narrowed: Callable[[LiveObject], Any],
     ) -> tuple[Listed[Any], str]:
         ref = ObjectRef(api_version, kind, namespace or "", "")
         path = path_of(ref)
@@ -366,7 +371,8 @@ class Cluster:
             items.reverse()
             while items:  # each is let go of as soon as it is narrowed: a page is large
                 # Items of built-in kinds do not say what they are.
-                found.append(narrowed({"apiVersion": api_version, "kind": kind, **items.pop()}))
+                item = {"apiVersion": api_version, "kind": kind, **items.pop()}
+                found.append(narrowed(LiveObject(item)))
             if not metadata.get("continue"):
                 return found, metadata.get("resourceVersion", "")
             query = {**query, "continue": metadata["continue"]}
@@ -441,7 +447,7 @@ class Cluster:
                 if stop.is_set() or self._closed.is_set():
                     return
                 event = orjson.loads(line)
-                item: JsonObject = event["object"]
+                item: LiveObject = event["object"]
                 if event["type"] == "ERROR":
                     code = item.get("code", 0)
                     raise translate(code, {}, orjson.dumps(item), operation="watch", ref=ref)
@@ -465,7 +471,7 @@ class Cluster:
         label_selector: str = "",
         resource_version: str = "",
         state: Callable[[KubeError | None], None] = lambda _: None,
-        narrowed: Callable[[JsonObject], Any] = lambda item: item,
+        narrowed: Callable[[LiveObject], Any] = lambda item: item,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> Iterator[
@@ -583,12 +589,12 @@ class Cluster:
         subresource: str = "",
         uid: str | None = None,
         resource_version: str | None = None,
-    ) -> JsonObject:
+    ) -> LiveObject:
         """Server-side apply. With ``uid`` an object that has gone is not made anew (Gone); with
         ``resource_version`` a write in between is a Conflict."""
         ref = ObjectRef.of(body)
         query: Query = {"fieldManager": manager, "force": "true" if force else "false"}
-        return self._request(
+        return self._object(
             "PATCH",
             path_of(ref, subresource),
             operation=f"apply {subresource} of" if subresource else "apply",
@@ -601,14 +607,14 @@ class Cluster:
     def json_patch(
         self,
         ref: ObjectRef,
-        ops: Objects,
+        ops: Listed[JsonObject],
         *,
         manager: str = FIELD_MANAGER,
         dry_run: bool = False,
         subresource: str = "",
         uid: str | None = None,
         resource_version: str | None = None,
-    ) -> JsonObject:
+    ) -> LiveObject:
         """RFC 6902 patch, guarded like ``apply``: operations come after the tests of uid and
         resourceVersion. A test that fails is a Conflict."""
         held = {"uid": uid, "resourceVersion": resource_version}
@@ -617,7 +623,7 @@ class Cluster:
             for key, value in held.items()
             if value
         ]
-        return self._request(
+        return self._object(
             "PATCH",
             path_of(ref, subresource),
             operation="patch",
@@ -636,10 +642,10 @@ class Cluster:
         subresource: str = "",
         uid: str | None = None,
         resource_version: str | None = None,
-    ) -> JsonObject:
+    ) -> LiveObject:
         """RFC 7386 patch, guarded like ``apply``."""
         guarded = _precondition(body, uid, resource_version) if uid or resource_version else body
-        return self._request(
+        return self._object(
             "PATCH",
             path_of(ref, subresource),
             operation="patch",
@@ -657,7 +663,7 @@ class Cluster:
         resource_version: str | None = None,
         propagation: Propagation = "Background",
         dry_run: bool = False,
-    ) -> JsonObject | None:
+    ) -> LiveObject | None:
         """Deletes that very object: another one of its name (or none at all) is Gone.
 
         Returns what still stands of it, held by finalizers or a grace period; None: it is gone.
@@ -671,19 +677,19 @@ class Cluster:
         }
         if dry_run:
             body["dryRun"] = ["All"]
-        answer = self._request("DELETE", path_of(ref), operation="delete", ref=ref, body=body)
+        answer = self._object("DELETE", path_of(ref), operation="delete", ref=ref, body=body)
         # Some kinds (Service) are answered with the object as it was, though it has gone.
         if not objects.is_deleting(answer):
             return None
-        return {"apiVersion": ref.api_version, "kind": ref.kind, **answer}
+        return LiveObject({"apiVersion": ref.api_version, "kind": ref.kind, **answer})
 
     def create(
         self, body: JsonObject, *, manager: str = FIELD_MANAGER, timeout: float | None = None
-    ) -> JsonObject:
+    ) -> LiveObject:
         """POST: for what is made once and never applied (Events, reviews, Leases)."""
         metadata = body.get("metadata", {})
         ref = ObjectRef(body["apiVersion"], body["kind"], metadata.get("namespace", ""), "")
-        return self._request(
+        return self._object(
             "POST",
             path_of(ref),
             operation="create",
@@ -693,10 +699,10 @@ class Cluster:
             timeout=timeout,
         )
 
-    def update(self, body: JsonObject, *, timeout: float | None = None) -> JsonObject:
+    def update(self, body: JsonObject, *, timeout: float | None = None) -> LiveObject:
         """PUT of a whole object that was read before; its resourceVersion guards it."""
         ref = ObjectRef.of(body)
-        return self._request(
+        return self._object(
             "PUT",
             path_of(ref),
             operation="update",

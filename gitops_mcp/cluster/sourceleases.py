@@ -21,6 +21,7 @@ from gitops_mcp.base.names import (
     JsonObject,
     ObjectRef,
 )
+from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.decide.record import PREFIX, Record, parse
 from gitops_mcp.decide.record import area_of as area_of
 from gitops_mcp.decide.record import lease_name as lease_name
@@ -113,7 +114,7 @@ def lease_namespaces(
 class FoundLeases(NamedTuple):
     """The Leases of some sources, as far as this user may read Leases."""
 
-    seen: list[JsonObject]
+    seen: list[LiveObject]
     everywhere: bool
     """Whether all namespaces were listed. If not, an agent may hold a Lease that was not seen."""
 

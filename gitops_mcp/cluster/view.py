@@ -35,6 +35,7 @@ from gitops_mcp.base.names import (
     ObjectRef,
     ServerKey,
 )
+from gitops_mcp.base.objects import LiveObject, Outline
 
 
 class Watched(NamedTuple):
@@ -67,11 +68,11 @@ SHARED = 1024
 class Live:
     """The live objects of one server; ``children`` by kind, ``pods`` by name."""
 
-    cr: JsonObject | None = None
-    children: dict[str, JsonObject] = field(default_factory=dict)
-    pods: dict[str, JsonObject] = field(default_factory=dict)
+    cr: LiveObject | None = None
+    children: dict[str, LiveObject] = field(default_factory=dict)
+    pods: dict[str, LiveObject] = field(default_factory=dict)
 
-    def put(self, body: JsonObject) -> None:
+    def put(self, body: LiveObject) -> None:
         """Hold ``body`` as its object's present state."""
         kind = body["kind"]
         if kind == KIND:
@@ -90,7 +91,7 @@ class Live:
         else:
             self.children.pop(ref.kind, None)
 
-    def get(self, ref: ObjectRef) -> JsonObject | None:
+    def get(self, ref: ObjectRef) -> LiveObject | None:
         """The object as we know it."""
         if ref.kind == KIND:
             return self.cr
@@ -107,7 +108,7 @@ class Packed(NamedTuple):
     uid: str
     version: int
     data: bytes
-    outline: JsonObject | None
+    outline: Outline | None
 
 
 class Slot(NamedTuple):
@@ -146,7 +147,7 @@ class View:
         self._lock = threading.Lock()
         self._packer = _Packer()
         self._servers: dict[ServerKey, dict[Slot, _Held]] = {}
-        self._outlines: dict[ServerKey, JsonObject] = {}
+        self._outlines: dict[ServerKey, Outline] = {}
         self._ended: dict[str, _End] = {}
         """By uid, the objects that have gone, the last ``REMEMBERED`` of them in order."""
         self._changed: Callable[[ServerKey], None] = lambda _: None
@@ -178,20 +179,20 @@ class View:
             live.put(self._packer.unpack(slot.kind, one.data))
         return live
 
-    def resources(self) -> Iterator[tuple[ServerKey, JsonObject]]:
+    def resources(self) -> Iterator[tuple[ServerKey, Outline]]:
         """Every MCPServer with its key, cut down to what ``outline`` keeps."""
         with self._lock:
             found = list(self._outlines.items())
         return iter(found)
 
-    def resource(self, key: ServerKey) -> JsonObject | None:
+    def resource(self, key: ServerKey) -> Outline | None:
         """One server's MCPServer, cut down in the same way: a look-up, where ``live`` unpacks."""
         with self._lock:
             return self._outlines.get(key)
 
     # --- told ---
 
-    def pack(self, body: JsonObject) -> Packed:
+    def pack(self, body: LiveObject) -> Packed:
         """What of an object is worth its memory: of a pod what is ever asked, of others all."""
         kind, metadata = body["kind"], body["metadata"]
         name = ""
@@ -199,7 +200,8 @@ class View:
             gates = objects.spec(body).get("readinessGates")
             name = metadata["name"]
             metadata = {k: v for k, v in metadata.items() if k != "managedFields"}
-            body = body | {"metadata": metadata, "spec": {"readinessGates": gates or []}}
+            kept = {"metadata": metadata, "spec": {"readinessGates": gates or []}}
+            body = LiveObject(body | kept)
         return Packed(
             key_of(body),
             Slot(kind, name),
@@ -209,7 +211,7 @@ class View:
             self._packer.shared(outline(body)) if kind == KIND else None,
         )
 
-    def put(self, body: JsonObject, *, asked: bool = False) -> None:
+    def put(self, body: LiveObject, *, asked: bool = False) -> None:
         """Take over an object's state, unless a newer one is known already. ``asked``: it was
         looked at by its name just now, whatever lists and watches say of it."""
         self._put(self.pack(body), asked=asked)
@@ -245,7 +247,7 @@ class View:
             return not asked and new.version <= end.version
         return end.by == "answer" or new.version < end.version
 
-    def drop(self, body: JsonObject, *, for_good: bool = False) -> None:
+    def drop(self, body: LiveObject, *, for_good: bool = False) -> None:
         """That object (that uid) has gone: ``for_good``, or from what the watch is about."""
         name = body["metadata"]["name"] if body["kind"] == "Pod" else ""
         version = int(body["metadata"]["resourceVersion"])
@@ -322,7 +324,7 @@ class _Packer:
         self._dictionaries: dict[str, bytes] = {}
         self._shared: dict[str, Any] = {}
 
-    def pack(self, kind: str, body: JsonObject) -> bytes:
+    def pack(self, kind: str, body: LiveObject) -> bytes:
         text = orjson.dumps(body)
         known = self._dictionaries.get(kind)
         if known is None and len(text) <= WINDOW:
@@ -333,23 +335,24 @@ class _Packer:
             packer = zlib.compressobj(LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS, zdict=known)
         return (_ALONE if known is None else _ALIKE) + packer.compress(text) + packer.flush()
 
-    def unpack(self, kind: str, data: bytes) -> JsonObject:
+    def unpack(self, kind: str, data: bytes) -> LiveObject:
         if data[:1] == _ALIKE:
             unpacker = zlib.decompressobj(-zlib.MAX_WBITS, self._dictionaries[kind])
         else:
             unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
-        body: JsonObject = orjson.loads(unpacker.decompress(memoryview(data)[1:]))
+        body: LiveObject = orjson.loads(unpacker.decompress(memoryview(data)[1:]))
         return body
 
-    def shared(self, outline: JsonObject) -> JsonObject:
+    def shared(self, outline: Outline) -> Outline:
         """The outline, made of parts that it shares with others that say the same."""
-        return {
+        shared = {
             part: {
                 name: value if isinstance(value, str) else self._one(value)
                 for name, value in values.items()
             }
             for part, values in outline.items()
         }
+        return Outline(shared)
 
     def _one(self, value: Any) -> Any:
         if len(self._shared) >= SHARED:
@@ -374,11 +377,11 @@ _PROOFS = (("f:metadata", "f:labels", f"f:{LABEL_SOURCE}"), ("f:status", "f:shut
 """Where managedFields say who set the source's label, and the state of a shutdown."""
 
 
-def outline(cr: JsonObject) -> JsonObject:
+def outline(cr: LiveObject) -> Outline:
     """What is asked of every MCPServer at once: which and whose it is and proves to be, from which
     file and commit, in what phase, whether Ready (without the message), going, suspended, kept. An
     MCPServer with nothing but these."""
-    found: JsonObject = {"metadata": {}, "spec": {}, "status": {}}
+    found = Outline({"metadata": {}, "spec": {}, "status": {}})
     for path in _ASKED:
         _copy(cr, found, path)
     found["metadata"]["managedFields"] = [
@@ -394,7 +397,7 @@ def outline(cr: JsonObject) -> JsonObject:
     return found
 
 
-def read_of(body: JsonObject) -> JsonObject:
+def read_of(body: LiveObject) -> JsonObject:
     """An object without what no decision reads, though it may change all the time: its version,
     when a manager wrote, and the values of annotations that are neither of our group nor set by
     us. Who has set which annotation is kept."""

@@ -16,6 +16,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 from gitops_mcp.base.errors import Expired, KubeError, Transient
+from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.cluster.view import WATCHED, Packed, View, Watched
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ class Watches:
                 self._streams[place].missed = False
             else:
                 event, body = news[1]
-                body = {"apiVersion": watched.api_version, "kind": watched.kind, **body}
+                body = LiveObject({"apiVersion": watched.api_version, "kind": watched.kind, **body})
                 if event == "DELETED":
                     self._view.drop(body)
                 else:

@@ -19,9 +19,9 @@ from gitops_mcp.base.names import (
     KIND,
     LABEL_MANAGED_BY,
     LABEL_SOURCE,
-    JsonObject,
     ObjectRef,
 )
+from gitops_mcp.base.objects import DesiredObject, LiveObject
 from gitops_mcp.decide import diffing, inquiries, managedfields
 from gitops_mcp.decide.ownership import (
     carries_replicas,
@@ -39,8 +39,8 @@ conflict with what is there (measured: a missing object is not held against it).
 def applies(
     facts: Facts,
     context: Context,
-    body: JsonObject,
-    live: JsonObject | None,
+    body: DesiredObject,
+    live: LiveObject | None,
     contested: list[ObjectRef],
 ) -> list[Action]:
     """The actions that make ``live`` what ``body`` says: none, when it is so already. ``contested``
@@ -117,7 +117,7 @@ def _holds_still(facts: Facts, contest: Contest) -> bool:
     return facts.now < contest.until and contest.asked == inquiries.requested(facts.cr)
 
 
-def _hash(facts: Facts, body: JsonObject) -> str:
+def _hash(facts: Facts, body: DesiredObject) -> str:
     """What an apply means, but for replicas that are not git's: a scaler contests nothing."""
     spec = objects.spec(body)
     if carries_replicas(facts) or (facts.cr is not None and is_scaled_elsewhere(facts.cr)):
@@ -126,7 +126,7 @@ def _hash(facts: Facts, body: JsonObject) -> str:
     return hashlib.sha256(text).hexdigest()
 
 
-def _claim(facts: Facts, body: JsonObject, live: JsonObject) -> list[Action]:
+def _claim(facts: Facts, body: DesiredObject, live: LiveObject) -> list[Action]:
     """Apply what is equal already, where nothing proves that it is ours: else what git drops one
     day would stay for ever, and the server with it."""
     uid = objects.uid(live)  # one that is only foreseen has none
@@ -149,7 +149,7 @@ def _claim(facts: Facts, body: JsonObject, live: JsonObject) -> list[Action]:
     ]
 
 
-def unproven(body: JsonObject, live: JsonObject) -> bool:
+def unproven(body: DesiredObject, live: LiveObject) -> bool:
     """Does ``live`` lack the proof that an apply of ``body`` leaves: that its mark is ours?"""
     mark = LABEL_SOURCE if body["kind"] == KIND else LABEL_MANAGED_BY
     wanted = mark in objects.labels(body)

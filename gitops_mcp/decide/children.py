@@ -16,6 +16,7 @@ from gitops_mcp.base.names import (
     JsonObject,
     ObjectRef,
 )
+from gitops_mcp.base.objects import DesiredObject, LiveObject
 from gitops_mcp.decide import diffing, managedfields, pausing
 from gitops_mcp.decide.applying import applies
 from gitops_mcp.decide.ending import delete_action
@@ -35,7 +36,7 @@ from gitops_mcp.source.rendering import READINESS_GATE
 def child_actions(
     facts: Facts,
     context: Context,
-    children: Sequence[JsonObject],
+    children: Sequence[DesiredObject],
     refused: list[str],
     leaving: list[str],
     later: list[str],
@@ -70,10 +71,10 @@ def child_actions(
             continue
         if external and kind == "Deployment":
             replicas = at_most(objects.replicas(objects.spec(live or cr)), cr["spec"])
-            body = {**body, "spec": {**body["spec"], "replicas": replicas}}
+            body = _with_spec(body, replicas=replicas)
         if live is not None and kind == "Deployment" and pausing.paused(live):
             held = live["spec"].get("minReadySeconds", 0)  # until the pause is over
-            body = {**body, "spec": {**body["spec"], "minReadySeconds": held}}
+            body = _with_spec(body, minReadySeconds=held)
         yield from applies(facts, context, body, live, contested)
     for kind, live in facts.children.items():
         if kind in wanted or objects.is_deleting(live):
@@ -82,7 +83,11 @@ def child_actions(
             yield delete_action(facts.key, live, "no longer rendered")
 
 
-def reshapes(facts: Facts, context: Context, body: JsonObject, live: JsonObject) -> bool:
+def _with_spec(body: DesiredObject, **fields: int) -> DesiredObject:
+    return DesiredObject({**body, "spec": {**body["spec"], **fields}})
+
+
+def reshapes(facts: Facts, context: Context, body: DesiredObject, live: LiveObject) -> bool:
     """Would applying ``body`` replace the pods that run, for another reason than to heal what
     somebody else changed?"""
     people = context.kubectl_managers

@@ -21,6 +21,7 @@ from gitops_mcp.base.names import (
     FIELD_MANAGER,
     JsonObject,
 )
+from gitops_mcp.base.objects import DesiredObject, LiveObject
 from gitops_mcp.decide.managedfields import (
     ALL_OURS,
     At,
@@ -78,8 +79,8 @@ class Difference:
 
 
 def compare(
-    desired: JsonObject | None,
-    live: JsonObject | None,
+    desired: DesiredObject | None,
+    live: LiveObject | None,
     *,
     kubectl_managers: frozenset[str],
     manager: str = FIELD_MANAGER,
@@ -96,8 +97,8 @@ def compare(
 
 
 def agrees(
-    desired: JsonObject,
-    live: JsonObject,
+    desired: DesiredObject,
+    live: LiveObject,
     *,
     kubectl_managers: frozenset[str],
     manager: str = FIELD_MANAGER,

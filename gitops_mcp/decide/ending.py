@@ -21,10 +21,10 @@ from gitops_mcp.base.names import (
     API_VERSION,
     FINALIZER,
     KIND,
-    JsonObject,
     ObjectRef,
     ServerKey,
 )
+from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.base.reasons import Reason
 from gitops_mcp.decide import diffing, inquiries, shutdown
 from gitops_mcp.decide.ownership import controls, refusal
@@ -45,7 +45,7 @@ def holds_off(facts: Facts) -> bool:
     return failure.category is Category.TRANSIENT and not objects.is_deleting(cr)
 
 
-def delete_action(key: ServerKey, live: JsonObject, reason: str) -> Action:
+def delete_action(key: ServerKey, live: LiveObject, reason: str) -> Action:
     return Action(
         Verb.DELETE,
         ObjectRef.of(live),
@@ -55,7 +55,7 @@ def delete_action(key: ServerKey, live: JsonObject, reason: str) -> Action:
     )
 
 
-def deletion_decision(key: ServerKey, live: JsonObject, reason: str) -> Change:
+def deletion_decision(key: ServerKey, live: LiveObject, reason: str) -> Change:
     difference = diffing.compare(None, live, kubectl_managers=frozenset())
     return Change(
         "delete",

@@ -15,6 +15,7 @@ from typing import Any, Final
 from gitops_mcp.base import objects
 from gitops_mcp.base.model import Condition
 from gitops_mcp.base.names import JsonObject
+from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.wording import clipped
 
@@ -60,7 +61,7 @@ def troubles(*texts: str) -> frozenset[str]:
 # --- the Deployment ---------------------------------------------------------------------------
 
 
-def deployment(live: JsonObject | None, pods: Sequence[JsonObject], *, replicas: int) -> Condition:
+def deployment(live: LiveObject | None, pods: Sequence[LiveObject], *, replicas: int) -> Condition:
     """DeploymentReady. ``pods`` are those that carry the server's labels, ``replicas`` how many it
     should have: they count when all are updated, ready and available, and no other is left."""
     if live is None:
@@ -81,7 +82,7 @@ def deployment(live: JsonObject | None, pods: Sequence[JsonObject], *, replicas:
     return _unfinished(live, counts, replicas)
 
 
-def stalled(live: JsonObject | None) -> bool:
+def stalled(live: LiveObject | None) -> bool:
     """Whether the Deployment controller has given up the rollout of what stands in the spec."""
     return (
         live is not None
@@ -90,7 +91,7 @@ def stalled(live: JsonObject | None) -> bool:
     )
 
 
-def _seen(live: JsonObject) -> bool:
+def _seen(live: LiveObject) -> bool:
     """Whether the status speaks of the spec as it stands."""
     return objects.number(live, "status", "observedGeneration") >= objects.generation(live)
 
@@ -106,7 +107,7 @@ def _ready(counts: Mapping[str, int], replicas: int) -> str:
     return f"{counts['readyReplicas']}/{replicas} replicas ready"
 
 
-def _unfinished(live: JsonObject, counts: Mapping[str, int], replicas: int) -> Condition:
+def _unfinished(live: LiveObject, counts: Mapping[str, int], replicas: int) -> Condition:
     """On its way, as far as anybody can tell."""
     paused = " (the Deployment is paused)" if live["spec"].get("paused") else ""
     updated, total = counts["updatedReplicas"], counts["replicas"]
@@ -124,7 +125,7 @@ def _unfinished(live: JsonObject, counts: Mapping[str, int], replicas: int) -> C
     return _false(Reason.DEPLOYMENT_NOT_READY, text + paused)
 
 
-def _controller_trouble(live: JsonObject) -> tuple[Reason, str] | None:
+def _controller_trouble(live: LiveObject) -> tuple[Reason, str] | None:
     """What the Deployment controller says that holds it up, as ``(reason, message)``."""
     failure = objects.condition(live, "ReplicaFailure")
     if failure.get("status") == "True":
@@ -137,7 +138,7 @@ def _controller_trouble(live: JsonObject) -> tuple[Reason, str] | None:
 # --- its pods ---------------------------------------------------------------------------------
 
 
-def _pod_trouble(pods: Sequence[JsonObject]) -> tuple[Reason, str] | None:
+def _pod_trouble(pods: Sequence[LiveObject]) -> tuple[Reason, str] | None:
     """What keeps the newest template's pods from being ready, as ``(reason, message)``."""
     newest = _newest(pods)
     for find in _FINDERS:
@@ -148,7 +149,7 @@ def _pod_trouble(pods: Sequence[JsonObject]) -> tuple[Reason, str] | None:
     return None
 
 
-def _newest(pods: Sequence[JsonObject]) -> list[JsonObject]:
+def _newest(pods: Sequence[LiveObject]) -> list[LiveObject]:
     """The pods of the template that was rolled out last, in the order of their names.
 
     Pods that are going away say nothing about those to come, nor do failed ones (of an eviction,
@@ -163,15 +164,15 @@ def _newest(pods: Sequence[JsonObject]) -> list[JsonObject]:
     )
 
 
-def _phase(pod: JsonObject) -> str:
+def _phase(pod: LiveObject) -> str:
     return objects.text(pod, "status", "phase")
 
 
-def _template(pod: JsonObject) -> str:
+def _template(pod: LiveObject) -> str:
     return objects.text(pod, "metadata", "labels", "pod-template-hash")
 
 
-def _containers(pod: JsonObject) -> Iterator[JsonObject]:
+def _containers(pod: LiveObject) -> Iterator[JsonObject]:
     """The statuses of the containers that are not ready, init containers first."""
     for key in ("initContainerStatuses", "containerStatuses"):
         for container in objects.items(pod, "status", key):
@@ -179,13 +180,13 @@ def _containers(pod: JsonObject) -> Iterator[JsonObject]:
                 yield container
 
 
-def _waiting(pod: JsonObject) -> Iterator[tuple[JsonObject, str, str]]:
+def _waiting(pod: LiveObject) -> Iterator[tuple[JsonObject, str, str]]:
     for container in _containers(pod):
         waiting = objects.part(container, "state", "waiting")
         yield container, objects.text(waiting, "reason"), objects.text(waiting, "message")
 
 
-def _image(pod: JsonObject) -> tuple[Reason, str] | None:
+def _image(pod: LiveObject) -> tuple[Reason, str] | None:
     for container, reason, message in _waiting(pod):
         if "image" in troubles(reason):
             detail = next((words for told, words in _REGISTRY.items() if told(message)), "")
@@ -209,7 +210,7 @@ _REGISTRY: Final[Mapping[Callable[[str], Any], str]] = {
 }
 
 
-def _configuration(pod: JsonObject) -> tuple[Reason, str] | None:
+def _configuration(pod: LiveObject) -> tuple[Reason, str] | None:
     for container, reason, message in _waiting(pod):
         if reason.lower() in ("createcontainerconfigerror", "createcontainererror"):
             return (
@@ -225,7 +226,7 @@ def _exit(container: JsonObject) -> JsonObject | None:
     return next(filter(None, ends), None)
 
 
-def _memory(pod: JsonObject) -> tuple[Reason, str] | None:
+def _memory(pod: LiveObject) -> tuple[Reason, str] | None:
     for container in _containers(pod):
         end = _exit(container)
         if "resources" in troubles(objects.text(end, "reason")):
@@ -243,7 +244,7 @@ def _memory(pod: JsonObject) -> tuple[Reason, str] | None:
     return None
 
 
-def _crash(pod: JsonObject) -> tuple[Reason, str] | None:
+def _crash(pod: LiveObject) -> tuple[Reason, str] | None:
     for container, reason, _ in _waiting(pod):
         end = _exit(container)
         # Also while it runs again and is not ready yet: else the reason would come and go.
@@ -258,12 +259,12 @@ def _crash(pod: JsonObject) -> tuple[Reason, str] | None:
     return None
 
 
-def _initialised(pod: JsonObject, container: JsonObject) -> bool:
+def _initialised(pod: LiveObject, container: JsonObject) -> bool:
     """Whether it is an init container that has done its work."""
     return container in objects.items(pod, "status", "initContainerStatuses")
 
 
-def _unschedulable(pod: JsonObject) -> tuple[Reason, str] | None:
+def _unschedulable(pod: LiveObject) -> tuple[Reason, str] | None:
     scheduled = objects.condition(pod, "PodScheduled")
     if (scheduled.get("status"), scheduled.get("reason")) == ("False", "Unschedulable"):
         return Reason.UNSCHEDULABLE, clipped(objects.text(scheduled, "message"), LONGEST)
@@ -277,7 +278,7 @@ _FINDERS: Final = (_image, _configuration, _memory, _crash, _unschedulable)
 # --- the Service ------------------------------------------------------------------------------
 
 
-def service(live: JsonObject | None, *, networked: bool) -> Condition:
+def service(live: LiveObject | None, *, networked: bool) -> Condition:
     """ServiceReady: whether the Service has what its type promises."""
     if not networked:
         message = "this transport has no network endpoint"
@@ -295,19 +296,19 @@ def service(live: JsonObject | None, *, networked: bool) -> Condition:
     return Condition.of(Reason.SERVICE_READY, f"the {kind} Service is ready")
 
 
-def _has_address(live: JsonObject) -> bool:
+def _has_address(live: LiveObject) -> bool:
     return bool(live["spec"].get("clusterIP"))
 
 
-def _has_node_ports(live: JsonObject) -> bool:
+def _has_node_ports(live: LiveObject) -> bool:
     return all(port.get("nodePort") for port in objects.items(live, "spec", "ports"))
 
 
-def _has_ingress(live: JsonObject) -> bool:
+def _has_ingress(live: LiveObject) -> bool:
     return bool(objects.part(live, "status", "loadBalancer").get("ingress"))
 
 
-_PROMISES: Final[Mapping[str, tuple[str, Callable[[JsonObject], bool]]]] = {
+_PROMISES: Final[Mapping[str, tuple[str, Callable[[LiveObject], bool]]]] = {
     "ClusterIP": ("address", _has_address),
     "NodePort": ("node port for every port", _has_node_ports),
     "LoadBalancer": ("ingress", _has_ingress),

@@ -14,7 +14,8 @@ from typing import Any
 
 from gitops_mcp.base import limits, objects, transports
 from gitops_mcp.base.model import Context, Facts, Inquiry, ProbeResult, SecretHeader
-from gitops_mcp.base.names import ANNOTATION_RECONCILE, JsonObject
+from gitops_mcp.base.names import ANNOTATION_RECONCILE
+from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.source import policies, serverschema
 
 HANDSHAKE_INTERVAL = timedelta(seconds=60)
@@ -36,7 +37,7 @@ REQUEST_LIMIT = 256
 """Characters of a request for a fresh look: what is longer is cut, and so is its answer."""
 
 
-def requested(cr: JsonObject | None) -> str:
+def requested(cr: LiveObject | None) -> str:
     """The request for a fresh look at a server: whatever its annotation says, "" for none. It is
     answered in the status once the look has been taken, a handshake included."""
     return objects.text(cr, "metadata", "annotations", ANNOTATION_RECONCILE)[:REQUEST_LIMIT]
@@ -158,7 +159,7 @@ def _spec(facts: Facts) -> Mapping[str, Any]:
     return objects.spec(serverschema.defaulted(facts.cr))
 
 
-def addresses(pods: tuple[JsonObject, ...]) -> Iterator[tuple[str, str]]:
+def addresses(pods: tuple[LiveObject, ...]) -> Iterator[tuple[str, str]]:
     """The uid and the address of each pod whose containers are ready and that is not ending. A
     pod may wait for a readiness gate that our handshake opens: its own Ready is not asked."""
     for pod in pods:

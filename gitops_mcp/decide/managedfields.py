@@ -20,13 +20,14 @@ from gitops_mcp.base.names import (
     LABEL_NAME,
     JsonObject,
 )
+from gitops_mcp.base.objects import DesiredObject, LiveObject, Outline
 from gitops_mcp.decide.shapes import MEMBER, METADATA_WE_MEAN, OTHER_KIND, SHAPES, ItemKey, Shape
 
 FieldPath = tuple[str, ...]
 """A place in a FieldsV1 tree, e.g. ``("f:spec", "f:ports", 'k:{"port":80,"protocol":"TCP"}')``."""
 
 
-def owns(live: JsonObject, *path: str, manager: str = FIELD_MANAGER) -> bool:
+def owns(live: LiveObject | Outline, *path: str, manager: str = FIELD_MANAGER) -> bool:
     """Whether an apply of ``manager`` owns a field: ``owns(cr, "metadata", "labels", "a")``."""
     for entry in objects.managed_fields(live):
         if _is_apply_of(entry, manager):
@@ -37,14 +38,14 @@ def owns(live: JsonObject, *path: str, manager: str = FIELD_MANAGER) -> bool:
     return False
 
 
-def owns_status(live: JsonObject, *path: str, manager: str = FIELD_MANAGER) -> bool:
+def owns_status(live: LiveObject | Outline, *path: str, manager: str = FIELD_MANAGER) -> bool:
     """Whether an apply of ``manager`` to the status owns a field below ``status``, by its elements
     in FieldsV1: ``owns_status(cr, "f:shutdown", "f:step")``."""
     entries = objects.managed_fields(live)
     return any(_reaches(entry, path) for entry in entries if _applies_status(entry, manager))
 
 
-def shares_status(live: JsonObject, *path: str, manager: str = FIELD_MANAGER) -> bool:
+def shares_status(live: LiveObject, *path: str, manager: str = FIELD_MANAGER) -> bool:
     """Whether anybody but ``manager`` owns such a field, or nobody does: an apply that leaves it
     out does not remove it."""
     entries = objects.managed_fields(live)
@@ -67,7 +68,7 @@ def _reaches(entry: JsonObject, path: tuple[str, ...]) -> bool:
 
 
 def writers(
-    live: JsonObject, places: Iterable[FieldPath], *, manager: str = FIELD_MANAGER
+    live: LiveObject, places: Iterable[FieldPath], *, manager: str = FIELD_MANAGER
 ) -> tuple[str, ...]:
     """The managers but ours that own any of these fields; where nobody owns one (it was taken
     away), the one that wrote to the object last. Our own names all begin with ``manager``."""
@@ -87,7 +88,7 @@ def writers(
 
 
 def holders(
-    live: JsonObject, path: Sequence[str | int], *, manager: str = FIELD_MANAGER
+    live: LiveObject, path: Sequence[str | int], *, manager: str = FIELD_MANAGER
 ) -> tuple[str, ...]:
     """The managers but ours that own what stands at ``path``, a path of names and indices, or some
     part of it."""
@@ -140,18 +141,17 @@ def _holds(tree: Any, place: Sequence[str | _Item]) -> bool:
     return True
 
 
-def owned(live: JsonObject, *, manager: str = FIELD_MANAGER) -> JsonObject:
+def owned(live: LiveObject, *, manager: str = FIELD_MANAGER) -> DesiredObject:
     """The fields that ``manager``'s applies own, as they stand: the body of an apply that changes
     nothing and gives nothing up."""
     owners = owners_of(live, manager, frozenset())
     ours = tuple(owner for owner in owners if owner[0] is Owner.OURS)
     shape = SHAPES.get(live["kind"], OTHER_KIND)
     part: JsonObject = owned_part(meant_part(live), shape, At(), ours) if ours else {}
-    whole: JsonObject = identity_of(live)(part)
-    return whole
+    return DesiredObject(identity_of(live)(part))
 
 
-def without(live: JsonObject, pointers: Iterable[str]) -> JsonObject:
+def without(live: LiveObject, pointers: Iterable[str]) -> LiveObject:
     """A copy of ``live`` that lacks the fields at these JSON pointers."""
     body = copy.deepcopy(live)
     for pointer in sorted(pointers, key=lambda p: [_token(t) for t in p.split("/")], reverse=True):
@@ -175,7 +175,7 @@ def _token(text: str) -> tuple[int, str]:
 
 
 def ownership_patch(
-    live: JsonObject, paths: tuple[FieldPath, ...], *, manager: str = FIELD_MANAGER
+    live: LiveObject, paths: tuple[FieldPath, ...], *, manager: str = FIELD_MANAGER
 ) -> list[JsonObject]:
     """The JSON patch that makes ``manager``'s Apply entry the one owner of ``paths``.
 
@@ -253,7 +253,7 @@ _EVERYTHING: Mapping[str, Any] = MappingProxyType({})
 ALL_OURS: Owners = ((Owner.OURS, _EVERYTHING),)
 
 
-def owners_of(live: JsonObject, manager: str, people: frozenset[str]) -> Owners:
+def owners_of(live: LiveObject, manager: str, people: frozenset[str]) -> Owners:
     entries = objects.managed_fields(live)
     ours = next((entry for entry in entries if _is_apply_of(entry, manager)), None)
     owners: list[tuple[Owner, Mapping[str, Any]]] = []

@@ -29,9 +29,9 @@ from gitops_mcp.base.names import (
     LABEL_MANAGED_BY,
     LABEL_NAME,
     LABEL_SOURCE,
-    JsonObject,
     ObjectRef,
 )
+from gitops_mcp.base.objects import DesiredObject, LiveObject, Outline
 from gitops_mcp.base.source import McpServer
 from gitops_mcp.decide import diffing, managedfields, shutdown
 from gitops_mcp.source import serverschema
@@ -44,9 +44,9 @@ AGENT = "gitops-mcp"
 class Renderer(Protocol):
     """What ``rendering`` offers: the objects of a server, as applied."""
 
-    def custom_resource(self, server: McpServer) -> JsonObject: ...
+    def custom_resource(self, server: McpServer) -> DesiredObject: ...
 
-    def children(self, cr: JsonObject) -> tuple[JsonObject, ...]: ...
+    def children(self, cr: LiveObject | DesiredObject) -> tuple[DesiredObject, ...]: ...
 
 
 class Owner(enum.Enum):
@@ -61,7 +61,7 @@ class Owner(enum.Enum):
     """Another source's: never written."""
 
 
-def owner_of(cr: JsonObject, source: str) -> Owner:
+def owner_of(cr: LiveObject | Outline, source: str) -> Owner:
     """Whose ``cr`` is, seen from ``source``: the label says it, and our Apply entry proves it."""
     label = objects.labels(cr).get(LABEL_SOURCE)
     if label is None:
@@ -79,12 +79,12 @@ def is_kubectls(facts: Facts, context: Context) -> bool:
     return made_by_hand(facts.cr, context.source)
 
 
-def made_by_hand(cr: JsonObject, source: str) -> bool:
+def made_by_hand(cr: LiveObject | Outline, source: str) -> bool:
     """Did somebody make ``cr`` with kubectl, seen from ``source``?"""
     return owner_of(cr, source) in (Owner.KUBECTL, Owner.COPIED)
 
 
-def prunable(cr: JsonObject, context: Context) -> bool:
+def prunable(cr: LiveObject | Outline, context: Context) -> bool:
     """Is ``cr`` a prune candidate where git holds it no longer: ours, and of this run's path?"""
     if owner_of(cr, context.source) is not Owner.OURS or shutdown.under_way(cr):
         return False
@@ -93,22 +93,22 @@ def prunable(cr: JsonObject, context: Context) -> bool:
     return in_scope(cr, context)
 
 
-def outlives_git(cr: JsonObject) -> bool:
+def outlives_git(cr: LiveObject | Outline) -> bool:
     """Is it left to kubectl, instead of pruned, once git holds it no longer?"""
     return bool(objects.annotations(cr).get(ANNOTATION_PRUNE) == "disabled")
 
 
-def in_scope(cr: JsonObject, context: Context) -> bool:
+def in_scope(cr: LiveObject | Outline, context: Context) -> bool:
     """Was ``cr`` applied from a file below this run's path?"""
     return within(file_of(cr), context.path)
 
 
-def file_of(cr: JsonObject) -> str:
+def file_of(cr: LiveObject | Outline) -> str:
     """The file that ``cr`` was applied from, "" for one that git never held."""
     return objects.text(cr, "metadata", "annotations", ANNOTATION_FILE)
 
 
-def is_applied(server: McpServer | None, cr: JsonObject | None) -> bool:
+def is_applied(server: McpServer | None, cr: LiveObject | None) -> bool:
     """Does the status say that git's word for the server (None: that of the CR itself) was carried
     out? What differs from it then, somebody else has done."""
     synced = objects.condition(cr, "Synced")
@@ -119,7 +119,7 @@ def is_applied(server: McpServer | None, cr: JsonObject | None) -> bool:
     return objects.text(cr, "status", "source", "digest") == server.digest[:16]
 
 
-def is_scaled(server: McpServer | None, cr: JsonObject | None) -> bool:
+def is_scaled(server: McpServer | None, cr: LiveObject | None) -> bool:
     """Has somebody changed the MCPServer since its children followed it last, where git leaves its
     replicas to the cluster?"""
     if cr is None or server is None or "replicas" in server.spec:
@@ -159,7 +159,7 @@ def claimant(facts: Facts, context: Context, renderer: Renderer) -> Owner | None
     return owner
 
 
-def _applied(cr: JsonObject) -> bool:
+def _applied(cr: LiveObject) -> bool:
     """Did we ever apply the MCPServer from git, whatever its source label says now?"""
     marks = (
         ("spec", "image"),
@@ -169,7 +169,7 @@ def _applied(cr: JsonObject) -> bool:
     return any(managedfields.owns(cr, *mark) for mark in marks)
 
 
-def _made_from(cr: JsonObject, desired: McpServer, renderer: Renderer) -> bool:
+def _made_from(cr: LiveObject, desired: McpServer, renderer: Renderer) -> bool:
     """Does what stands in the MCPServer come from this manifest: does it name its file, or say the
     very same?"""
     if objects.annotations(cr).get(ANNOTATION_FILE) == desired.file:
@@ -219,7 +219,7 @@ def strict(context: Context, owner: Owner | None) -> Context:
 
 def cr_body(
     facts: Facts, context: Context, renderer: Renderer, owner: Owner | None
-) -> JsonObject | None:
+) -> DesiredObject | None:
     """The CR as we apply it, or None where we write none.
 
     A single apply holds all that we mean: a field left out would be given up, and so removed.
@@ -236,11 +236,8 @@ def cr_body(
     elif live is None or owner is Owner.OURS:
         return None
     else:
-        body = {
-            "apiVersion": API_VERSION,
-            "kind": KIND,
-            "metadata": {"name": facts.key.name, "namespace": facts.key.namespace},
-        }
+        named = {"name": facts.key.name, "namespace": facts.key.namespace}
+        body = DesiredObject({"apiVersion": API_VERSION, "kind": KIND, "metadata": named})
     spec = dict(objects.spec(body))
     if carries_replicas(facts) and not (live is not None and suspended_decision(facts)):
         live_replicas = objects.spec(live).get("replicas")
@@ -260,7 +257,7 @@ def cr_body(
         and "finalizers" not in metadata
     ):
         return None
-    return {**body, "metadata": metadata, **({"spec": spec} if spec else {})}
+    return DesiredObject({**body, "metadata": metadata, **({"spec": spec} if spec else {})})
 
 
 def carries_replicas(facts: Facts) -> bool:
@@ -274,7 +271,7 @@ def at_most(replicas: int, spec: Mapping[str, Any]) -> int:
     return replicas if limit is None else min(replicas, limit)
 
 
-def _owns_replicas(cr: JsonObject | None) -> bool:
+def _owns_replicas(cr: LiveObject | None) -> bool:
     return cr is not None and managedfields.owns(cr, "spec", "replicas")
 
 
@@ -286,30 +283,30 @@ def suspended_decision(facts: Facts) -> bool:
     return wanted is True
 
 
-def set_by(cr: JsonObject, path: Path) -> str:
+def set_by(cr: LiveObject, path: Path) -> str:
     """Who but us set the field of a finding, as the end of its message."""
     by = managedfields.holders(cr, path) if len(path) > 1 else ()
     managers = ", ".join(repr(name) for name in by)
     return f" (set by the field manager {managers})" if by else ""
 
 
-def is_scaled_elsewhere(cr: JsonObject) -> bool:
+def is_scaled_elsewhere(cr: LiveObject) -> bool:
     return bool(objects.annotations(cr).get(ANNOTATION_REPLICAS) == "external")
 
 
-def controls(cr: JsonObject, child: JsonObject) -> bool:
+def controls(cr: LiveObject, child: LiveObject) -> bool:
     """Is the child this very CR's? One that is only foreseen has no uid, and so no child."""
     uid = objects.uid(cr)
     return uid != "" and objects.controller_of(child).get("uid") == uid
 
 
-def is_orphaned(child: JsonObject, cr: JsonObject) -> bool:
+def is_orphaned(child: LiveObject, cr: LiveObject) -> bool:
     """Is the child a former CR's of the same name? The garbage collector takes it in a moment."""
     controller = objects.controller_of(child)
     return bool(controller) and controller["uid"] != objects.uid(cr)
 
 
-def refusal(child: JsonObject, cr: JsonObject, *, adopt: bool) -> str:
+def refusal(child: LiveObject, cr: LiveObject, *, adopt: bool) -> str:
     """Why ``child`` is not ours to write, or ""."""
     ref = ObjectRef.of(child)
     controller = objects.controller_of(child)
@@ -343,14 +340,14 @@ def _marks(name: str) -> dict[str, str]:
     return {LABEL_NAME: APP_NAME, LABEL_INSTANCE: name, LABEL_MANAGED_BY: FIELD_MANAGER}
 
 
-def _looks_rendered(child: JsonObject) -> bool:
+def _looks_rendered(child: LiveObject) -> bool:
     """Does the child bear the labels of one that we rendered?"""
     labels = objects.labels(child)
     marks = _marks(child["metadata"]["name"])
     return all(labels.get(key) == value for key, value in marks.items())
 
 
-def _clusters_own(child: JsonObject) -> bool:
+def _clusters_own(child: LiveObject) -> bool:
     """Is it the control plane's, or an agent's? No annotation in git gives these away."""
     metadata = child["metadata"]
     labels = objects.labels(child)
@@ -364,6 +361,6 @@ def _clusters_own(child: JsonObject) -> bool:
     )
 
 
-def is_strange(child: JsonObject) -> bool:
+def is_strange(child: LiveObject) -> bool:
     """Is it nobody's of whom we know: only an annotation in git could make it ours?"""
     return not objects.controller_of(child) and not _looks_rendered(child)

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 from gitops_mcp.base import objects
 from gitops_mcp.base.model import Context, Facts
-from gitops_mcp.base.names import PAUSE_MANAGER, JsonObject
+from gitops_mcp.base.names import PAUSE_MANAGER
+from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.base.reasons import DISPROVEN
 from gitops_mcp.decide import managedfields
 
@@ -23,7 +24,7 @@ as long as the API can say, which it takes only below the deadline."""
 _ENDED = ("Failed", "Succeeded")
 
 
-def paused(deployment: JsonObject | None) -> bool:
+def paused(deployment: LiveObject | None) -> bool:
     """Is the rollout paused by us? What a person pauses is theirs to resume."""
     return deployment is not None and managedfields.owns(
         deployment, "spec", "paused", manager=PAUSE_MANAGER
@@ -54,7 +55,7 @@ def culprit(facts: Facts, context: Context) -> str | None:
     return "" if failing or young <= probe.passed else None
 
 
-def _template_since(deployment: JsonObject | None) -> str:
+def _template_since(deployment: LiveObject | None) -> str:
     """When the pod template was last written (RFC 3339, whole seconds), whoever did. Pods of an
     earlier second are of a former one, or were there before a change that concerns no pod."""
     times = [
@@ -65,12 +66,12 @@ def _template_since(deployment: JsonObject | None) -> str:
     return max(times, default="")
 
 
-def _alive(pods: tuple[JsonObject, ...]) -> Iterator[JsonObject]:
+def _alive(pods: tuple[LiveObject, ...]) -> Iterator[LiveObject]:
     for pod in pods:
         ended = objects.status(pod).get("phase") in _ENDED
         if not ended and not objects.is_deleting(pod):
             yield pod
 
 
-def _template(pod: JsonObject) -> str:
+def _template(pod: LiveObject) -> str:
     return objects.text(pod, "metadata", "labels", "pod-template-hash")

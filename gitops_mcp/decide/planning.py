@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 
-from gitops_mcp.base import objects
+from gitops_mcp.base import merging, objects
 from gitops_mcp.base.errors import GitOpsError
 from gitops_mcp.base.model import (
     Action,
@@ -30,9 +30,9 @@ from gitops_mcp.base.names import (
     API_VERSION,
     KIND,
     LABEL_SOURCE,
-    JsonObject,
     ObjectRef,
 )
+from gitops_mcp.base.objects import DesiredObject, LiveObject
 from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.wording import short_sha
 from gitops_mcp.decide import diffing, managedfields, shutdown
@@ -145,7 +145,7 @@ def _first_problem(facts: Facts) -> str:
 # --- what a rollout asks --------------------------------------------------------------------
 
 
-def foresee(facts: Facts, context: Context, renderer: Renderer, owner: Owner | None) -> JsonObject:
+def foresee(facts: Facts, context: Context, renderer: Renderer, owner: Owner | None) -> LiveObject:
     """The CR as our apply would leave it, as far as its children depend on it."""
     cr, body = facts.cr, cr_body(facts, context, renderer, owner)
     assert cr is not None  # noqa: S101 -- asked only of servers that exist
@@ -154,16 +154,7 @@ def foresee(facts: Facts, context: Context, renderer: Renderer, owner: Owner | N
         return cr
     fields = diffing.compare(body, cr, kubectl_managers=people).fields
     left = managedfields.without(cr, (change.path for change in fields if change.after is None))
-    return serverschema.defaulted(_over(left, body))
-
-
-def _over(live: JsonObject, body: JsonObject) -> JsonObject:
-    return live | {
-        name: _over(live[name], value)
-        if isinstance(value, dict) and isinstance(live.get(name), dict)
-        else value
-        for name, value in body.items()
-    }
+    return serverschema.defaulted(LiveObject(merging.merged(left, body)))
 
 
 # --- converge -------------------------------------------------------------------------------
@@ -319,7 +310,7 @@ def _left_alone(facts: Facts, context: Context, owner: Owner | None) -> bool:
 
 
 def why_forbidden(
-    facts: Facts, context: Context, owner: Owner | None, children: Sequence[JsonObject]
+    facts: Facts, context: Context, owner: Owner | None, children: Sequence[DesiredObject]
 ) -> str:
     """Why these children may not run, or "". What a manifest asks for was judged when it was read,
     but others may have added to the MCPServer since, and a template to the pod."""
@@ -343,14 +334,14 @@ def _unallowed(
     context: Context,
     renderer: Renderer,
     owner: Owner | None,
-    body: JsonObject | None,
+    body: DesiredObject | None,
 ) -> str:
     """Why the server, as it will be once its MCPServer is written (from ``body`` where there is
     none yet), may not run, or "". A spec that cannot be rendered is told where it is rendered."""
     if facts.cr is not None:
         seen = foresee(facts, context, renderer, owner)
     elif body is not None:
-        seen = serverschema.defaulted(body)
+        seen = LiveObject(serverschema.defaulted(body))
     else:
         return ""
     foreseen = replace(facts, cr=seen)
@@ -364,10 +355,10 @@ def _unallowed(
     return why_forbidden(foreseen, context, owner, children)
 
 
-def _bare(body: JsonObject, facts: Facts) -> JsonObject:
+def _bare(body: DesiredObject, facts: Facts) -> DesiredObject:
     """What git says alone: no finalizer, no replicas that we would choose."""
     spec = dict(objects.spec(body))
     if carries_replicas(facts):
         spec.pop("replicas", None)
     metadata = {name: value for name, value in body["metadata"].items() if name != "finalizers"}
-    return {**body, "metadata": metadata, "spec": spec}
+    return DesiredObject({**body, "metadata": metadata, "spec": spec})

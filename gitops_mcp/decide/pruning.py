@@ -26,6 +26,7 @@ from gitops_mcp.base.names import (
     ObjectRef,
     ServerKey,
 )
+from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.base.reasons import Reason
 from gitops_mcp.decide import managedfields, shutdown
 from gitops_mcp.decide.ending import delete_action, deletion_decision, hold, without_strangers
@@ -138,7 +139,7 @@ def prune(facts: Facts, context: Context) -> Decision:
     )
 
 
-def _disown(facts: Facts, cr: JsonObject) -> Action:
+def _disown(facts: Facts, cr: LiveObject) -> Action:
     """Take our label and our ownership off, in one patch: the server is kubectl's from then on."""
     entries = [
         entry

@@ -32,6 +32,7 @@ from gitops_mcp.base.names import (
     JsonObject,
     ObjectRef,
 )
+from gitops_mcp.base.objects import LiveObject, Outline
 from gitops_mcp.decide import inquiries, managedfields
 
 WITHDRAWN = f"{GROUP}/withdrawn"
@@ -77,7 +78,7 @@ _SOUND: Mapping[str, Callable[[Any], bool]] = {
 """The fields of ``status.shutdown``, and what each may hold."""
 
 
-def state_of(cr: JsonObject) -> JsonObject | None:
+def state_of(cr: LiveObject | Outline) -> JsonObject | None:
     """The ``status.shutdown`` that we wrote; None where there is none.
 
     Whoever may write the status may write anything there: a field counts only where our own apply
@@ -96,7 +97,7 @@ def state_of(cr: JsonObject) -> JsonObject | None:
     return state if "step" in state else None
 
 
-def under_way(cr: JsonObject) -> bool:
+def under_way(cr: LiveObject | Outline) -> bool:
     """Deleted, or being shut down without a finalizer to hold it."""
     return objects.is_deleting(cr) or state_of(cr) is not None
 
@@ -106,7 +107,7 @@ def deadline_of(state: JsonObject) -> datetime | None:
     return times.parse(state.get("deadline"))
 
 
-def begin(cr: JsonObject, now: datetime, *, recreate: bool = False) -> JsonObject:
+def begin(cr: LiveObject, now: datetime, *, recreate: bool = False) -> JsonObject:
     """The first ``status.shutdown``. With ``recreate`` the CR stays and its children come back."""
     # Whole seconds, rounded up: clients are given no less time than they were promised. A deletion
     # that nobody saw for a while begins now, too: its sessions have not been let go before.
@@ -116,7 +117,7 @@ def begin(cr: JsonObject, now: datetime, *, recreate: bool = False) -> JsonObjec
     return state | {"recreate": True} if recreate else state
 
 
-def _takes(cr: JsonObject) -> timedelta:
+def _takes(cr: LiveObject) -> timedelta:
     """How long a shutdown may take."""
     timing = transports.timing(objects.spec(cr))
     return timing.drain_timeout + timing.grace + MARGIN
@@ -126,7 +127,7 @@ def _span(started: datetime, deadline: datetime) -> JsonObject:
     return {"startedAt": times.rfc3339(started), "deadline": times.rfc3339(deadline)}
 
 
-def _bounded(cr: JsonObject, state: JsonObject, now: datetime) -> JsonObject:
+def _bounded(cr: LiveObject, state: JsonObject, now: datetime) -> JsonObject:
     """The state with its times: one that is missing, or further ahead than a shutdown can take (a
     clock was set back, a spec was changed), is counted anew."""
     started = times.parse(state.get("startedAt"))
@@ -178,7 +179,7 @@ def _drain_ended(facts: Facts, state: JsonObject, deployment: Any) -> str:
     return ""
 
 
-def _draining(facts: Facts, cr: JsonObject, state: JsonObject) -> Progress:
+def _draining(facts: Facts, cr: LiveObject, state: JsonObject) -> Progress:
     until = _drain_until(facts, state)
     drain = objects.part(cr, "spec", "drain")
     asked = "gauge" in drain or "url" in drain
@@ -197,7 +198,7 @@ def _drain_until(facts: Facts, state: JsonObject) -> datetime:
 # --- stop -----------------------------------------------------------------------------------
 
 
-def _stopping(state: JsonObject, deployment: JsonObject | None) -> Progress:
+def _stopping(state: JsonObject, deployment: LiveObject | None) -> Progress:
     """Note the Deployment's generation before each scale to 0: a later one that still has replicas
     was raised by somebody."""
     attempt = {"attempts": state.get("attempts", 0) + 1}
@@ -207,7 +208,7 @@ def _stopping(state: JsonObject, deployment: JsonObject | None) -> Progress:
 
 
 def _stop(
-    facts: Facts, cr: JsonObject, state: JsonObject, deployment: JsonObject | None
+    facts: Facts, cr: LiveObject, state: JsonObject, deployment: LiveObject | None
 ) -> Progress:
     late = facts.now >= (times.parse(state["deadline"]) or facts.now)
     if deployment is not None and objects.replicas(deployment["spec"]) != 0:
@@ -236,13 +237,13 @@ def _stop(
     return _delete(facts, cr, state)
 
 
-def _counts(deployment: JsonObject) -> bool:
+def _counts(deployment: LiveObject) -> bool:
     """Does the Deployment's status still speak of pods?"""
     status = objects.status(deployment)
     return any(status.get(key) for key in ("replicas", "terminatingReplicas"))
 
 
-def _withdraw(service: JsonObject, started: str) -> Action:
+def _withdraw(service: LiveObject, started: str) -> Action:
     selector = objects.part(service, "spec", "selector") | {WITHDRAWN: "true"}
     return _take(
         service,
@@ -252,7 +253,7 @@ def _withdraw(service: JsonObject, started: str) -> Action:
     )
 
 
-def _scale_to_zero(deployment: JsonObject) -> Action:
+def _scale_to_zero(deployment: LiveObject) -> Action:
     """One that was adopted bears none of our labels: with this one, its end is watched."""
     labels = objects.labels(deployment)
     watched = labels.get(LABEL_MANAGED_BY) == FIELD_MANAGER
@@ -260,7 +261,7 @@ def _scale_to_zero(deployment: JsonObject) -> Action:
     return _take(deployment, "scale to 0", metadata=metadata, spec={"replicas": 0})
 
 
-def _take(live: JsonObject, why: str, *, metadata: JsonObject, spec: JsonObject) -> Action:
+def _take(live: LiveObject, why: str, *, metadata: JsonObject, spec: JsonObject) -> Action:
     """An apply of single fields under a manager of its own: ours keeps all that it owns."""
     ref = ObjectRef.of(live)
     return Action(
@@ -281,7 +282,7 @@ def _take(live: JsonObject, why: str, *, metadata: JsonObject, spec: JsonObject)
 # --- delete ---------------------------------------------------------------------------------
 
 
-def _delete(facts: Facts, cr: JsonObject, state: JsonObject) -> Progress:
+def _delete(facts: Facts, cr: LiveObject, state: JsonObject) -> Progress:
     recreate = state.get("recreate") and not objects.is_deleting(cr)
     if facts.cleanup != "" and "cleanup" not in state and not recreate:
         if facts.cleanup is None:
@@ -302,13 +303,13 @@ def _delete(facts: Facts, cr: JsonObject, state: JsonObject) -> Progress:
     return Progress(state, (release(cr),))
 
 
-def _going(child: JsonObject) -> str:
+def _going(child: LiveObject) -> str:
     """``service/web``, and which finalizers hold it."""
     held = ", ".join(objects.finalizers(child))
     return f"{ObjectRef.of(child)} (held by {held})" if held else str(ObjectRef.of(child))
 
 
-def release(cr: JsonObject) -> Action:
+def release(cr: LiveObject) -> Action:
     """The end: drop our finalizer where a deletion waits for it, else delete the CR."""
     if not objects.is_deleting(cr):
         return _deletion(cr, "delete")
@@ -327,7 +328,7 @@ def release(cr: JsonObject) -> Action:
     )
 
 
-def _deletion(live: JsonObject, why: str, *, foreground: bool = False) -> Action:
+def _deletion(live: LiveObject, why: str, *, foreground: bool = False) -> Action:
     return Action(
         Verb.DELETE,
         ObjectRef.of(live),
@@ -340,12 +341,12 @@ def _deletion(live: JsonObject, why: str, *, foreground: bool = False) -> Action
 # --- small helpers --------------------------------------------------------------------------
 
 
-def _standing(child: JsonObject | None) -> JsonObject | None:
+def _standing(child: LiveObject | None) -> LiveObject | None:
     """The child unless it is going away already."""
     return child if child is not None and not objects.is_deleting(child) else None
 
 
-def _foreground(cr: JsonObject) -> bool:
+def _foreground(cr: LiveObject) -> bool:
     return "foregroundDeletion" in objects.finalizers(cr)
 
 

@@ -25,6 +25,7 @@ from gitops_mcp.base.names import (
     LABEL_SOURCE,
     JsonObject,
 )
+from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.base.reasons import PASSING, TERMINAL, VERIFIED, Reason
 from gitops_mcp.decide import health, inquiries, managedfields, pausing
 
@@ -110,7 +111,7 @@ def differs(wanted: JsonObject, live: JsonObject) -> Difference:
     return "minor" if _coarse(have) == _coarse(want) else "major"
 
 
-def strange(wanted: JsonObject, cr: JsonObject) -> list[str]:
+def strange(wanted: JsonObject, cr: LiveObject) -> list[str]:
     """What stands in the status of ``cr`` though we do not want it, and stays when we apply what we
     want, since somebody else put it there: as JSON pointers, in the order to remove them."""
     live = objects.status(cr)

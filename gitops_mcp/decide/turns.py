@@ -10,9 +10,7 @@ from gitops_mcp.base.model import (
     Context,
     Facts,
 )
-from gitops_mcp.base.names import (
-    JsonObject,
-)
+from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.base.reasons import Reason
 from gitops_mcp.decide import shutdown
 from gitops_mcp.decide.children import reshapes
@@ -71,11 +69,11 @@ def rolled(facts: Facts, context: Context) -> bool:
     return replaced or _serves(live)
 
 
-def waited(cr: JsonObject | None) -> bool:
+def waited(cr: LiveObject | None) -> bool:
     """Does its status say that the server waits for a batch, or for something else to be over?"""
     synced = objects.condition(cr, "Synced")
     return (synced.get("status"), synced.get("reason")) == ("False", Reason.ROLLOUT_IN_PROGRESS)
 
 
-def _serves(deployment: JsonObject) -> bool:
+def _serves(deployment: LiveObject) -> bool:
     return objects.number(deployment, "status", "readyReplicas") > 0

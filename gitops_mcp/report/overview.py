@@ -23,7 +23,6 @@ from gitops_mcp.report.console import (
     Style,
     clipped,
     columns,
-    objects,
     one_line,
 )
 from gitops_mcp.report.reports import WAITS, WIDE_COLUMNS

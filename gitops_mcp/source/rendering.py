@@ -42,6 +42,7 @@ from gitops_mcp.base.names import (
     JsonObject,
     ServerKey,
 )
+from gitops_mcp.base.objects import DesiredObject, LiveObject
 from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.source import McpServer
 from gitops_mcp.source.filling import checked, compile_templates, read_templates, render_template
@@ -143,10 +144,10 @@ class Renderer:
         ).hexdigest()
         """A hash of all that rendering depends on besides its argument: a cache key."""
 
-    def custom_resource(self, server: McpServer) -> JsonObject:
+    def custom_resource(self, server: McpServer) -> DesiredObject:
         """The MCPServer as it is applied: metadata, and the spec as git says. Finalizer and
         replicas that are not git's are added by whoever decides."""
-        return {
+        body: JsonObject = {
             "apiVersion": API_VERSION,
             "kind": KIND,
             "metadata": {
@@ -161,8 +162,9 @@ class Renderer:
             },
             "spec": server.spec,
         }
+        return DesiredObject(body)
 
-    def children(self, cr: JsonObject) -> tuple[JsonObject, ...]:
+    def children(self, cr: LiveObject | DesiredObject) -> tuple[DesiredObject, ...]:
         """The Deployment and, for a transport with a network, the Service of an MCPServer as it
         stands, kubectl-made ones included.
 
@@ -173,7 +175,7 @@ class Renderer:
         metadata, spec = cr["metadata"], cr["spec"]
         key = ServerKey(metadata["namespace"], metadata["name"])
         uid = metadata.get("uid")
-        external = objects.part(metadata, "annotations").get(ANNOTATION_REPLICAS) == "external"
+        external = objects.annotations(cr).get(ANNOTATION_REPLICAS) == "external"
         inputs = hashlib.sha256(orjson.dumps([uid, external, spec])).digest()
         known = self._rendered.get(key)
         if known is not None and known[0] == inputs:
@@ -187,7 +189,7 @@ class Renderer:
                 hint="write it as Go does: 90s, 1m30s",
             ) from None
         rendered = tuple(
-            checked(body, template, key)
+            DesiredObject(checked(body, template, key))
             for template, compiled in self._templates.items()
             if (body := render_template(template, compiled, context)) is not None
         )

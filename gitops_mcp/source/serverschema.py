@@ -15,13 +15,15 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jsonschema_rs
 
 from gitops_mcp.base import resources
 from gitops_mcp.base.names import JsonObject
 from gitops_mcp.source.documents import Finding, Path, shown
+
+Server = TypeVar("Server", bound=JsonObject)
 
 
 @lru_cache(maxsize=1)
@@ -76,10 +78,10 @@ def unknown_field(path: Path) -> Finding | None:
     return None
 
 
-def defaulted(cr: JsonObject) -> JsonObject:
+def defaulted(cr: Server) -> Server:
     """The MCPServer with the CRD's defaults filled in, as the API server would. Shares what it
     need not change with the argument."""
-    return _fill(cr, _default_tree())
+    return cast(Server, _fill(cr, _default_tree()))
 
 
 # --- errors to findings ---------------------------------------------------------------------

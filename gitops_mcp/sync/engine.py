@@ -50,6 +50,7 @@ from gitops_mcp.base.model import (
     Wait,
 )
 from gitops_mcp.base.names import KIND, JsonObject, ObjectRef, ServerKey
+from gitops_mcp.base.objects import DesiredObject, LiveObject
 from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.source import Revision
 from gitops_mcp.cluster.view import Live, View
@@ -456,7 +457,7 @@ class Engine:
             )
             self._found(name, "Active")
 
-    def _applied(self, memory: Memory, action: Action, before: JsonObject | None) -> None:
+    def _applied(self, memory: Memory, action: Action, before: LiveObject | None) -> None:
         after = self._kube.apply(
             action.body,
             manager=action.manager,
@@ -472,7 +473,7 @@ class Engine:
             _note(memory, action)
             return
         same = before is not None and diffing.same_content(before, after)
-        if applying.unproven(action.body, after) if action.claims else same:
+        if applying.unproven(DesiredObject(action.body), after) if action.claims else same:
             if len(memory.noise) >= NOISE:
                 memory.noise.clear()
             memory.noise.add(action.key)
@@ -500,7 +501,7 @@ class Engine:
         self._now(self._view.live(key).get(ref), self._kube.get(ref), asked=True)
 
     def _now(
-        self, before: JsonObject | None, live: JsonObject | None, *, asked: bool = False
+        self, before: LiveObject | None, live: LiveObject | None, *, asked: bool = False
     ) -> None:
         """Hold what an object has become; None: it has gone."""
         if live is not None:
@@ -701,7 +702,7 @@ class Engine:
                 if action.ref in memory.taken and isinstance(error, Configuration):
                     # Refused for what was added by hand and is still there.
                     memory.noise.add(action.key)
-                    memory.overlay.put(merging.merged(before or {}, action.body))
+                    memory.overlay.put(LiveObject(merging.merged(before or {}, action.body)))
                     continue
                 if _is_news(action, error) and memory.races < MAX_RACES:
                     return self._learn(key, memory, memory.overlay, action.ref)
@@ -744,17 +745,17 @@ class Engine:
         return True
 
     def _foresee(
-        self, key: ServerKey, memory: Memory, action: Action, before: JsonObject | None
-    ) -> JsonObject:
+        self, key: ServerKey, memory: Memory, action: Action, before: LiveObject | None
+    ) -> LiveObject:
         if action.ref.kind == "Namespace":
             self.foreseen.add(key.namespace)
-            return action.body
+            return LiveObject(action.body)
         if action.verb is Verb.JSON_PATCH and before is not None:
             gone = (
                 (f.path for f in action.change.fields if f.after is None) if action.change else ()
             )
             return managedfields.without(before, gone)
-        roughly = merging.merged(before or {}, action.body)
+        roughly = LiveObject(merging.merged(before or {}, action.body))
         absent = before is None and key.namespace in self.foreseen
         if not self._dry_run or absent:
             return roughly

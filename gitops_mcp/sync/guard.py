@@ -15,7 +15,8 @@ from functools import partial
 
 from gitops_mcp.base.errors import GitOpsError
 from gitops_mcp.base.model import Context
-from gitops_mcp.base.names import JsonObject, ServerKey
+from gitops_mcp.base.names import ServerKey
+from gitops_mcp.base.objects import Outline
 from gitops_mcp.base.source import Loaded
 from gitops_mcp.cluster.view import View
 from gitops_mcp.decide import ownership, pruning, shutdown
@@ -209,7 +210,7 @@ class PruneGuard:
             allowed = replace(allowed, count=min(allowed.count, len(down)))
         return guard(allowed=allowed), allowed
 
-    def _is_candidate(self, key: ServerKey, cr: JsonObject, servers: _Servers) -> bool:
+    def _is_candidate(self, key: ServerKey, cr: Outline, servers: _Servers) -> bool:
         return (
             self._is_dropped(key, cr)
             and key in servers
@@ -217,7 +218,7 @@ class PruneGuard:
             and not self._kept_by(cr)
         )
 
-    def _is_dropped(self, key: ServerKey, cr: JsonObject) -> bool:
+    def _is_dropped(self, key: ServerKey, cr: Outline) -> bool:
         """Would it be pruned, were it in the record?"""
         return (
             key not in self._loaded.servers
@@ -225,11 +226,11 @@ class PruneGuard:
             and ownership.prunable(cr, self._context)
         )
 
-    def _kept_by(self, cr: JsonObject) -> str:
+    def _kept_by(self, cr: Outline) -> str:
         """Why what is still in git where the server came from keeps it, or ""."""
         return self._loaded.remains.keeps(ownership.file_of(cr))
 
-    def _remains(self, key: ServerKey, cr: JsonObject) -> str:
+    def _remains(self, key: ServerKey, cr: Outline) -> str:
         """Why a server is kept that nobody has removed: it is no candidate, and does not count."""
         dropped = self._selects(key) and self._is_dropped(key, cr)
         return self._kept_by(cr) if dropped and not ownership.outlives_git(cr) else ""
@@ -238,7 +239,7 @@ class PruneGuard:
         """The live servers of the last commit that was enforced to its end."""
         return {key for key in self._live(servers) if servers[key].enforced}
 
-    def _live(self, servers: _Servers) -> dict[ServerKey, JsonObject]:
+    def _live(self, servers: _Servers) -> dict[ServerKey, Outline]:
         """The MCPServers in the cluster that git has held for this source, and that are its own."""
         return {
             key: cr

@@ -20,6 +20,7 @@ from gitops_mcp.base.model import (
     Verb,
 )
 from gitops_mcp.base.names import JsonObject, ObjectRef, ServerKey
+from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.base.source import Loaded, Problem
 from gitops_mcp.cluster.view import Live
 from gitops_mcp.decide import (
@@ -31,7 +32,7 @@ from gitops_mcp.decide.rollout import Rollout
 class Kube(Protocol):
     """The requests that the engine makes; ``kube.Cluster`` is the real one."""
 
-    def get(self, ref: ObjectRef) -> JsonObject | None: ...
+    def get(self, ref: ObjectRef) -> LiveObject | None: ...
 
     def apply(
         self,
@@ -43,7 +44,7 @@ class Kube(Protocol):
         subresource: str,
         uid: str | None,
         resource_version: str | None,
-    ) -> JsonObject: ...
+    ) -> LiveObject: ...
 
     def json_patch(
         self,
@@ -54,7 +55,7 @@ class Kube(Protocol):
         subresource: str,
         uid: str | None,
         resource_version: str | None,
-    ) -> JsonObject: ...
+    ) -> LiveObject: ...
 
     def delete(
         self,
@@ -63,7 +64,7 @@ class Kube(Protocol):
         uid: str | None,
         resource_version: str | None,
         propagation: Propagation,
-    ) -> JsonObject | None: ...
+    ) -> LiveObject | None: ...
 
 
 Ask = Callable[[Inquiry, Callable[[], datetime]], ProbeResult | int | None]

@@ -29,10 +29,10 @@ from gitops_mcp.base.names import (
     FINALIZER,
     GROUP,
     KIND,
-    JsonObject,
     ObjectRef,
     ServerKey,
 )
+from gitops_mcp.base.objects import LiveObject, Outline
 from gitops_mcp.base.source import Problem
 from gitops_mcp.base.wording import short_sha
 from gitops_mcp.cluster import leadership, sourceleases
@@ -567,11 +567,11 @@ def _lists(cluster: Cluster, view: View, source: Source, warn: Say) -> Versions:
         return versions
 
 
-def _is_ready(cr: JsonObject) -> bool:
+def _is_ready(cr: Outline) -> bool:
     return status.is_ready(objects.status(cr))
 
 
-def _is_refused(cr: JsonObject | None) -> bool:
+def _is_refused(cr: LiveObject | None) -> bool:
     return cr is not None and status.refused(objects.status(cr))
 
 

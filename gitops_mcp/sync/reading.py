@@ -22,6 +22,7 @@ from gitops_mcp.base.names import (
     JsonObject,
     ServerKey,
 )
+from gitops_mcp.base.objects import DesiredObject, LiveObject, Outline
 from gitops_mcp.base.source import Loaded, Snapshot
 from gitops_mcp.base.wording import short_sha
 from gitops_mcp.cluster import leadership
@@ -157,7 +158,7 @@ class Source:
         )
 
     def concerns(
-        self, key: ServerKey, cr: JsonObject | None, context: Context, wishes: Wishes
+        self, key: ServerKey, cr: Outline | None, context: Context, wishes: Wishes
     ) -> bool:
         """Is the server, which git may hold and the cluster may have (``cr``), ours to look at?"""
         if not self.is_about(key, wishes):
@@ -209,7 +210,7 @@ class Source:
         known = self._knows(applied_revision(cr).removesuffix("-dirty"))
         return str(cr["metadata"]["labels"][LABEL_SOURCE]) if known else ""
 
-    def may_hold(self, cr: JsonObject) -> bool:
+    def may_hold(self, cr: Outline) -> bool:
         """May the commit that an MCPServer was applied from be this repository's? Raises
         SourceError."""
         return self._may_hold(applied_revision(cr).removesuffix("-dirty"))
@@ -382,7 +383,7 @@ class Source:
         for _, bodies in sorted(self.rendered().items()):
             yield from bodies
 
-    def rendered(self) -> dict[ServerKey, tuple[JsonObject, ...]]:
+    def rendered(self) -> dict[ServerKey, tuple[DesiredObject, ...]]:
         """Every valid server's objects, as they would be created."""
         rendered = {}
         for key, server in self.loaded.servers.items():
@@ -542,7 +543,7 @@ class Wishes:
     """Each run has the same limit: what it selects is the whole source to the record."""
 
 
-def applied_revision(cr: JsonObject | None) -> str:
+def applied_revision(cr: LiveObject | Outline | None) -> str:
     """The revision at which a server's state was first applied."""
     return objects.text(cr, "status", "source", "revision")
 

@@ -142,7 +142,8 @@ def test_an_agent_that_waits_for_the_first_commit_says_so_in_the_cluster(
         assert "waits" not in run("status", "-A", *chosen).out
     name = leadership.lease_name("team-a")
     lease = place.cluster.get(ObjectRef("coordination.k8s.io/v1", "Lease", "default", name))
-    assert sourceleases.LEASE_WAITS not in (lease or {})["metadata"]["annotations"]
+    assert lease is not None
+    assert sourceleases.LEASE_WAITS not in lease["metadata"]["annotations"]
 
 
 def test_nothing_is_moved_from_an_agent_that_lives(

@@ -28,6 +28,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gitops_mcp import sandbox
 from gitops_mcp.agent.metrics import RESULTS
+from gitops_mcp.base import objects
 from gitops_mcp.base.limits import NEWS_AT_ONCE
 from gitops_mcp.base.names import ANNOTATION_RECONCILE, ObjectRef
 from gitops_mcp.cli import install
@@ -178,7 +179,7 @@ def _annotate(running: Running, hand: Cluster, name: str, times: int) -> tuple[f
     last = f"after {times} of {name}"
     write(ANNOTATION_RECONCILE, last)
     until(
-        lambda: ((hand.get(WEB) or {})["status"]).get("lastHandledReconcileAt") == last,
+        lambda: objects.status(hand.get(WEB)).get("lastHandledReconcileAt") == last,
         "the answer to the last request",
     )
     return running.reconciles() - before, time.monotonic() - began

@@ -21,6 +21,7 @@ from gitops_mcp.agent.notes import Standing
 from gitops_mcp.base.errors import Category
 from gitops_mcp.base.model import Change, Failure, FieldChange, NoteRecord, Result
 from gitops_mcp.base.names import API_VERSION, KIND, LABEL_SOURCE, JsonObject, ObjectRef, ServerKey
+from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.source import Problem, Revision
 from gitops_mcp.cluster.view import outline
@@ -42,8 +43,9 @@ def standing(
     resources: Mapping[ServerKey, JsonObject],
     sees: Callable[[ServerKey], bool] = lambda _: True,
 ) -> Standing:
-    outlines = {key: outline(body) for key, body in resources.items()}
-    return Standing(Revision(revision), held, outlines, resources.get, sees)
+    live = {key: LiveObject(body) for key, body in resources.items()}
+    outlines = {key: outline(body) for key, body in live.items()}
+    return Standing(Revision(revision), held, outlines, live.get, sees)
 
 
 @dataclass

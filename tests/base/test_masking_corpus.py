@@ -12,6 +12,7 @@ from corpora import ORDINARY, SECRETS, Value, corpus
 from gitops_mcp.base.masking import mask, scrub
 from gitops_mcp.base.model import Change, Outcome, Report
 from gitops_mcp.base.names import JsonObject, ObjectRef, ServerKey
+from gitops_mcp.base.objects import DesiredObject, LiveObject
 from gitops_mcp.base.source import Loaded, Problem, Revision
 from gitops_mcp.decide import diffing
 from gitops_mcp.report import reports
@@ -27,12 +28,13 @@ def parts(secret: str) -> list[str]:
 
 
 def changes(before: JsonObject | None, after: JsonObject) -> tuple[Change, ...]:
-    def whole(spec: JsonObject | None) -> JsonObject | None:
+    def whole(spec: JsonObject) -> JsonObject:
         names = {"name": KEY.name, "namespace": KEY.namespace}
         body = {"apiVersion": "mcp.example.com/v1alpha1", "kind": "MCPServer", "metadata": names}
-        return None if spec is None else {**body, "spec": spec}
+        return {**body, "spec": spec}
 
-    found = diffing.compare(whole(after), whole(before), kubectl_managers=frozenset())
+    live = LiveObject(whole(before)) if before is not None else None
+    found = diffing.compare(DesiredObject(whole(after)), live, kubectl_managers=frozenset())
     ref = ObjectRef("mcp.example.com/v1alpha1", "MCPServer", KEY.namespace, KEY.name)
     action: Any = "update" if before else "create"
     return (Change(action, KEY, ref, fields=found.fields, before=found.before, after=found.after),)

@@ -16,6 +16,7 @@ from kubectl import discovers, program
 from looks import feed, look
 
 from gitops_mcp.agent.recorder import Recorder
+from gitops_mcp.base import objects
 from gitops_mcp.base.errors import Category
 from gitops_mcp.base.model import Change, Failure, Result
 from gitops_mcp.base.names import API_VERSION, KIND, JsonObject, ObjectRef, ServerKey
@@ -160,8 +161,7 @@ def test_a_namespace_that_ends_is_left_alone_and_that_is_no_trouble(
     hold = {"metadata": {"finalizers": ["example.com/hold"]}}
     cluster.merge_patch(ObjectRef.of(told.body), hold)
     ref = ObjectRef("v1", "Namespace", "", namespace)
-    live = cluster.get(ref) or {}
-    cluster.delete(ref, uid=live["metadata"]["uid"])
+    cluster.delete(ref, uid=objects.uid(cluster.get(ref)))
     told.applied()
     told.failed(1)
     told.flush()

@@ -25,6 +25,7 @@ from stories import test_stories_converge as converge
 from stories.telling import Asked, Story
 from stories.test_stories_outside import mcp_server
 
+from gitops_mcp.base import objects
 from gitops_mcp.base.errors import Gone
 from gitops_mcp.base.names import (
     ANNOTATION_FILE,
@@ -207,8 +208,7 @@ def uid_of(story: Story) -> str | None:
 
 
 def ready(story: Story) -> bool:
-    found = story.find(KIND) or {}
-    return bool((found.get("status") or {}).get("phase") == "Ready")
+    return objects.text(story.find(KIND), "status", "phase") == "Ready"
 
 
 STORIES: tuple[Callable[[Story], None], ...] = (
@@ -355,7 +355,7 @@ def test_scaled_agents_survive_the_next_apply(kubectl: Kubectl, gitops: Run, han
         printed = gitops("install", "--source-id=scaled", *arguments).out
         applied = kubectl("apply", "--server-side", "-f", "-", stdin=printed)
         assert (applied.returncode, applied.stderr) == (0, "")
-        return int((hand.get(where) or {})["spec"]["replicas"])
+        return objects.number(hand.get(where), "spec", "replicas")
 
     assert apply() == 1
     scaled = kubectl("scale", "deployment/gitops-mcp-scaled", "--replicas=2", "-n", "gitops-mcp")
@@ -509,8 +509,7 @@ def test_servers_of_a_namespace_that_goes_are_released_by_hand_with_the_verb_syn
 
 
 def deleting(hand: Cluster, namespace: str, name: str) -> bool:
-    body = hand.get(ObjectRef(API_VERSION, KIND, namespace, name)) or {}
-    return "deletionTimestamp" in body.get("metadata", {})
+    return objects.is_deleting(hand.get(ObjectRef(API_VERSION, KIND, namespace, name)))
 
 
 # --- uninstall --------------------------------------------------------------------------------
@@ -544,7 +543,7 @@ def test_uninstall_leaves_nothing_stuck_and_keeps_servers_where_it_should(
 
         ended = gitops(*arguments)
         assert ended.code == 0, ended.err
-        assert (admin.get(agents) or {})["spec"]["replicas"] == 0
+        assert objects.at(admin.get(agents), "spec", "replicas") == 0
         assert "finalizers" not in story.get(KIND)["metadata"]
         assert gitops(*arguments).out == ended.out  # again is no harm
 

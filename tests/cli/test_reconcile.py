@@ -17,6 +17,7 @@ from agents import agent, until
 from commandline import Ended, Run, manifest, runner
 from gitfixtures import commit_all, worktree
 
+from gitops_mcp.base import objects
 from gitops_mcp.base.errors import Permanent
 from gitops_mcp.base.names import (
     ANNOTATION_RECONCILE,
@@ -361,7 +362,8 @@ def test_what_git_has_and_the_cluster_lacks_is_reported_until_it_is_there(
             (f"{late}/web", "ApplyFailed"),
         ]
         lease = ObjectRef("v1", "ConfigMap", "default", leadership.lease_name(place.name))
-        uid = (place.cluster.get(lease) or {})["metadata"]["uid"]
+        uid = objects.uid(place.cluster.get(lease))
+        assert uid
 
         def events() -> dict[str, str]:
             listed, _ = place.cluster.list("v1", "Event", "default")

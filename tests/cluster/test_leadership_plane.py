@@ -22,6 +22,7 @@ from agents import until
 from commandline import manifest
 from gitfixtures import bare, commit
 
+from gitops_mcp.base import objects
 from gitops_mcp.base.names import API_VERSION, KIND, JsonObject, ObjectRef
 from gitops_mcp.cluster import leadership
 from gitops_mcp.cluster.kube import Cluster
@@ -85,7 +86,7 @@ class Place:
         lease = self.cluster.get(
             ObjectRef("coordination.k8s.io/v1", "Lease", self.name, leadership.lease_name(name))
         )
-        holder = str(((lease or {}).get("spec") or {}).get("holderIdentity") or "")
+        holder = objects.text(lease, "spec", "holderIdentity")
         return int(holder.split("-")[-2]) if holder else 0
 
     def get(self, kind: str, name: str) -> JsonObject:

@@ -14,6 +14,7 @@ from stage import CONTEXT, KEY, RENDERER, WEB, Stage, cr
 from gitops_mcp.base.errors import Configuration
 from gitops_mcp.base.model import Inquiry, ProbeResult
 from gitops_mcp.base.names import ANNOTATION_RECONCILE, KIND, JsonObject, ObjectRef
+from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.source import Loaded, McpServer, Revision
 from gitops_mcp.sync.memory import Aim
@@ -28,7 +29,7 @@ def ask(stage: Stage, request: str) -> None:
     annotations = {**(live["metadata"].get("annotations") or {}), ANNOTATION_RECONCILE: request}
     metadata = {**live["metadata"], "annotations": annotations, "resourceVersion": version}
     stage.server.objects[CR] = {**live, "metadata": metadata}
-    stage.view.put(stage.server.objects[CR])
+    stage.view.put(LiveObject(stage.server.objects[CR]))
     stage.server._versions = itertools.count(int(version) + 1)
     stage.now += timedelta(seconds=60)
 
@@ -101,23 +102,25 @@ def test_the_request_stays_where_it_is_and_is_no_drift() -> None:
         assert stage.server.asked == ["apply MCPServer"]
 
 
-def pod() -> JsonObject:
+def pod() -> LiveObject:
     labels = {
         "app.kubernetes.io/name": "mcp-server",
         "app.kubernetes.io/instance": "web",
         "app.kubernetes.io/managed-by": "gitops-mcp",
     }
     metadata = {"name": "web-1", "namespace": "ai", "labels": labels}
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {**metadata, "uid": "p1", "resourceVersion": "1"},
-        "spec": {},
-        "status": {
-            "podIP": "10.0.0.1",
-            "conditions": [{"type": "ContainersReady", "status": "True"}],
-        },
-    }
+    return LiveObject(
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {**metadata, "uid": "p1", "resourceVersion": "1"},
+            "spec": {},
+            "status": {
+                "podIP": "10.0.0.1",
+                "conditions": [{"type": "ContainersReady", "status": "True"}],
+            },
+        }
+    )
 
 
 def test_the_answer_waits_for_a_handshake_that_is_new() -> None:

@@ -18,20 +18,21 @@ from gitops_mcp.base.names import (
     JsonObject,
     ServerKey,
 )
+from gitops_mcp.base.objects import DesiredObject, LiveObject
 from gitops_mcp.base.source import Revision
 from gitops_mcp.cluster.view import REMEMBERED, SHARED, View, outline
-from gitops_mcp.decide import ownership, shutdown, status
+from gitops_mcp.decide import diffing, ownership, shutdown, status
 
 WEB = ServerKey("ai", "web")
 CONTEXT = Context("default", "default", Revision("a" * 40), path="ai")
 
 
-def service(uid: str, version: int, name: str = "web", namespace: str = "ai") -> JsonObject:
+def service(uid: str, version: int, name: str = "web", namespace: str = "ai") -> LiveObject:
     metadata = {"name": name, "namespace": namespace, "uid": uid, "resourceVersion": str(version)}
-    return {"apiVersion": "v1", "kind": "Service", "metadata": metadata}
+    return LiveObject({"apiVersion": "v1", "kind": "Service", "metadata": metadata})
 
 
-def pod(name: str, **spec: Any) -> JsonObject:
+def pod(name: str, **spec: Any) -> LiveObject:
     metadata = {
         "name": name,
         "namespace": "ai",
@@ -41,10 +42,12 @@ def pod(name: str, **spec: Any) -> JsonObject:
         "managedFields": [{"manager": "kubelet", "fieldsV1": {"f:status": {}}}],
     }
     seen = {"podIP": "127.0.0.1", "conditions": [{"type": "Ready", "status": "True"}]}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec, "status": seen}
+    return LiveObject(
+        {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec, "status": seen}
+    )
 
 
-def server(number: int = 0, **status: Any) -> JsonObject:
+def server(number: int = 0, **status: Any) -> LiveObject:
     """An MCPServer as a cluster holds it, ours and in order."""
     tree: JsonObject = {
         "f:metadata": {"f:labels": {f"f:{LABEL_SOURCE}": {}}},
@@ -55,21 +58,26 @@ def server(number: int = 0, **status: Any) -> JsonObject:
         {"type": kind, "status": "True", "reason": kind, "message": f"{kind} for {number}"}
         for kind in ("Synced", "Ready")
     ]
-    return {
-        "apiVersion": "mcp.example.com/v1alpha1",
-        "kind": "MCPServer",
-        "metadata": {
-            "name": f"web-{number}",
-            "namespace": "ai",
-            "uid": f"uid-{number}",
-            "resourceVersion": "7",
-            "labels": {LABEL_SOURCE: "default"},
-            "annotations": {ANNOTATION_FILE: f"ai/web-{number}.yaml"},
-            "managedFields": [entry],
-        },
-        "spec": {"image": "x", "config": {f"SETTING_{number}_{each}": "é" for each in range(20)}},
-        "status": {"phase": "Running", "conditions": conditions, **status},
-    }
+    return LiveObject(
+        {
+            "apiVersion": "mcp.example.com/v1alpha1",
+            "kind": "MCPServer",
+            "metadata": {
+                "name": f"web-{number}",
+                "namespace": "ai",
+                "uid": f"uid-{number}",
+                "resourceVersion": "7",
+                "labels": {LABEL_SOURCE: "default"},
+                "annotations": {ANNOTATION_FILE: f"ai/web-{number}.yaml"},
+                "managedFields": [entry],
+            },
+            "spec": {
+                "image": "x",
+                "config": {f"SETTING_{number}_{each}": "é" for each in range(20)},
+            },
+            "status": {"phase": "Running", "conditions": conditions, **status},
+        }
+    )
 
 
 def known(view: View) -> tuple[str, int] | None:
@@ -197,11 +205,11 @@ def test_what_is_known_already_is_no_news() -> None:
     view.put(service("a", 6))
     view.replace("Service", [view.pack(service("a", 7))], "9")
     assert changed == [WEB]
-    view.put(service("a", 8) | {"spec": {}})
+    view.put(LiveObject(service("a", 8) | {"spec": {}}))
     assert changed == [WEB, WEB]
 
 
-def annotated(version: int, manager: str = "kubectl-annotate", **annotations: str) -> JsonObject:
+def annotated(version: int, manager: str = "kubectl-annotate", **annotations: str) -> LiveObject:
     body = server()
     body["metadata"]["resourceVersion"] = str(version)
     body["metadata"]["annotations"] = annotations
@@ -213,7 +221,7 @@ def annotated(version: int, manager: str = "kubectl-annotate", **annotations: st
             "fieldsV1": {"f:metadata": {"f:annotations": fields}},
         }
     ]
-    return body
+    return LiveObject(body)
 
 
 def test_what_no_decision_reads_wakes_nobody_and_is_held_all_the_same() -> None:
@@ -273,16 +281,16 @@ class TestReplace:
         assert set(view.live(WEB).pods) == {"web-2", "web-3"}
 
 
-def _with(place: str, **more: Any) -> JsonObject:
+def _with(place: str, **more: Any) -> LiveObject:
     body = server()
     body[place] = {**body[place], **more}
-    return body
+    return LiveObject(body)
 
 
-def _released() -> JsonObject:
+def _released() -> LiveObject:
     body = server()
     body["metadata"]["managedFields"][0]["fieldsV1"]["f:metadata"]["f:labels"] = {}
-    return body
+    return LiveObject(body)
 
 
 @pytest.mark.parametrize(
@@ -340,7 +348,24 @@ def _released() -> JsonObject:
 def test_what_is_asked_of_all_servers_is_answered_as_by_the_whole_object(
     cr: JsonObject, asked: Callable[[JsonObject], object]
 ) -> None:
-    assert asked(outline(cr)) == asked(cr)
+    assert asked(outline(LiveObject(cr))) == asked(cr)
+
+
+def test_a_whole_object_an_outline_and_a_desired_one_are_not_exchanged() -> None:
+    """Each mix gives a wrong answer, and mypy refuses it: it reports an ignore that is unused."""
+    whole = server()
+    whole["metadata"]["generation"] = 3
+    for condition in whole["status"]["conditions"]:
+        condition["observedGeneration"] = 3
+    named = {"kind": "MCPServer", "metadata": {"name": "web", "namespace": "ai"}}
+    desired = DesiredObject({**named, "spec": {"image": "x"}})
+    live = LiveObject({**named, "spec": {"image": "x", "replicas": 3}})
+    assert ownership.is_applied(None, whole)
+    assert not ownership.is_applied(None, outline(whole))  # type: ignore[arg-type]
+    assert not ownership.is_applied(None, desired)  # type: ignore[arg-type]
+    people: frozenset[str] = frozenset()
+    assert diffing.agrees(desired, live, kubectl_managers=people)
+    assert not diffing.agrees(live, desired, kubectl_managers=people)  # type: ignore[arg-type]
 
 
 def test_outlines_share_what_they_have_in_common_and_stay_apart_where_they_differ() -> None:

@@ -16,6 +16,7 @@ import yaml
 
 from gitops_mcp.base.errors import Expired, KindAbsent, KubeError, Permanent, Transient
 from gitops_mcp.base.names import KIND, JsonObject, ObjectRef, ServerKey
+from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.cluster.kube import Cluster
 from gitops_mcp.cluster.view import WATCHED, View
 from gitops_mcp.cluster.watches import BROKEN_FOR, EVERYWHERE, Place, Versions, Watches, read
@@ -29,10 +30,10 @@ PLACES = [Place(None, watched) for watched in WATCHED]
 SERVERS, DEPLOYMENTS, SERVICES, PODS = PLACES
 
 
-def service(name: str, version: int, namespace: str = "ai") -> JsonObject:
+def service(name: str, version: int, namespace: str = "ai") -> LiveObject:
     uid = f"uid-of-{name}"
     metadata = {"name": name, "namespace": namespace, "uid": uid, "resourceVersion": str(version)}
-    return {"apiVersion": "v1", "kind": "Service", "metadata": metadata}
+    return LiveObject({"apiVersion": "v1", "kind": "Service", "metadata": metadata})
 
 
 def eventually(holds: Callable[[], object], seconds: float = 60.0) -> float:

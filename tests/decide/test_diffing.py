@@ -21,6 +21,7 @@ from paths import ROOT
 from gitops_mcp import sandbox
 from gitops_mcp.base.model import Context, FieldChange
 from gitops_mcp.base.names import API_VERSION, KIND, JsonObject
+from gitops_mcp.base.objects import DesiredObject, LiveObject
 from gitops_mcp.base.source import Revision
 from gitops_mcp.decide import diffing, managedfields, shapes
 from gitops_mcp.decide.diffing import between, same_content
@@ -62,9 +63,11 @@ def compare(
     desired: JsonObject | None, live: JsonObject | None, *, kubectl_managers: frozenset[str]
 ) -> diffing.Difference:
     """The comparison; and wherever it is made here, the short one says the same."""
-    found = diffing.compare(desired, live, kubectl_managers=kubectl_managers)
-    if desired is not None and live is not None:
-        same = diffing.agrees(desired, live, kubectl_managers=kubectl_managers)
+    wanted = DesiredObject(desired) if desired is not None else None
+    stands = LiveObject(live) if live is not None else None
+    found = diffing.compare(wanted, stands, kubectl_managers=kubectl_managers)
+    if wanted is not None and stands is not None:
+        same = diffing.agrees(wanted, stands, kubectl_managers=kubectl_managers)
         assert same == (not found.fields), found.fields
     return found
 
@@ -180,7 +183,7 @@ def test_no_field_of_a_server_differs_once_it_is_applied(server: Server) -> None
         }
         live = server.apply(cr)
         assert compare(cr, live, kubectl_managers=PEOPLE).fields == (), row["field"]
-        for child in renderer.children(live):
+        for child in renderer.children(LiveObject(live)):
             child = merged(child, {"spec": {"replicas": 0}} if child["kind"] != "Service" else {})
             found = compare(child, server.apply(child), kubectl_managers=PEOPLE)
             assert found.fields == (), row["field"]
@@ -222,7 +225,7 @@ def move_ownership(
         live = server.get(body)
         version = live["metadata"]["resourceVersion"]
         guard = {"op": "test", "path": "/metadata/resourceVersion", "value": version}
-        patch = [guard, *ownership_patch(live, seize)]
+        patch = [guard, *ownership_patch(LiveObject(live), seize)]
         status, moved = server.send("json", patch, server.url(body), "gitops-mcp")
         if status == 200:
             assert same_content(moved, live)
@@ -326,8 +329,8 @@ def test_the_key_follows_desired_and_the_live_values_that_differ() -> None:
 def test_ownership_is_read_from_applies_of_our_name_only() -> None:
     tree: JsonObject = {"f:metadata": {"f:labels": {"f:a": {}}}}
 
-    def live(**entry: str) -> JsonObject:
-        return {"metadata": {"managedFields": [{"fieldsV1": tree, **entry}]}}
+    def live(**entry: str) -> LiveObject:
+        return LiveObject({"metadata": {"managedFields": [{"fieldsV1": tree, **entry}]}})
 
     path = ("metadata", "labels", "a")
     assert owns(live(manager="gitops-mcp", operation="Apply"), *path)
@@ -335,7 +338,7 @@ def test_ownership_is_read_from_applies_of_our_name_only() -> None:
     assert not owns(live(manager="gitops-mcp", operation="Update"), *path)
     assert not owns(live(manager="gitops-mcp", operation="Apply", subresource="status"), *path)
     assert not owns(live(manager="kubectl", operation="Apply"), *path)
-    assert not owns({"metadata": {}}, *path)
+    assert not owns(LiveObject({"metadata": {}}), *path)
 
 
 def test_the_same_content_means_all_but_bookkeeping_and_status() -> None:
@@ -480,7 +483,7 @@ def test_a_map_that_is_not_there_is_not_shown_as_an_empty_one() -> None:
 @pytest.mark.parametrize("name", ["²", "٣", "9" * 5000])
 def test_a_name_of_digits_that_are_no_index_is_a_name(name: str) -> None:
     live: JsonObject = {"spec": {"config": {name: "1", "A": "2"}}}
-    assert without(live, [f"/spec/config/{name}"]) == {"spec": {"config": {"A": "2"}}}
+    assert without(LiveObject(live), [f"/spec/config/{name}"]) == {"spec": {"config": {"A": "2"}}}
 
 
 def test_what_is_compared_as_absent_is_what_the_definition_fills_in() -> None:
@@ -531,4 +534,4 @@ def test_who_else_holds_a_field_is_read_from_its_path(
             "volumes": [{"name": "a"}, {"name": "b", "hostPath": {"path": "/"}}],
         },
     }
-    assert managedfields.holders(live, path) == by
+    assert managedfields.holders(LiveObject(live), path) == by

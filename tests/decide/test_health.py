@@ -10,6 +10,7 @@ import yaml
 
 from gitops_mcp.base.model import Condition
 from gitops_mcp.base.names import JsonObject
+from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.decide import health
 
 DATA = paths.DATA / "health"
@@ -34,7 +35,7 @@ def container(name: str, row: dict[str, Any]) -> JsonObject:
     return {**found, "state": state}
 
 
-def pod(row: dict[str, Any]) -> JsonObject:
+def pod(row: dict[str, Any]) -> LiveObject:
     status: JsonObject = {
         "phase": row.get("phase", "Pending"),
         "containerStatuses": [container("mcp-server", row)],
@@ -59,10 +60,10 @@ def pod(row: dict[str, Any]) -> JsonObject:
     }
     if row.get("going"):
         metadata["deletionTimestamp"] = NOW
-    return {"metadata": metadata, "status": status}
+    return LiveObject({"metadata": metadata, "status": status})
 
 
-def deployment(row: dict[str, Any]) -> JsonObject | None:
+def deployment(row: dict[str, Any]) -> LiveObject | None:
     """Without a word about it, one whose pods are all made and not ready."""
     if not row.keys() & {"ready", "status", "pods"}:
         return None
@@ -70,11 +71,13 @@ def deployment(row: dict[str, Any]) -> JsonObject | None:
     status: JsonObject = {"observedGeneration": 1, "replicas": count, "updatedReplicas": count}
     if "ready" in row:
         status |= {"readyReplicas": count, "availableReplicas": count}
-    return {
-        "metadata": {"generation": 1, **row.get("metadata", {})},
-        "spec": row.get("spec", {}),
-        "status": {k: v for k, v in row.get("status", status).items() if v != 0},
-    }
+    return LiveObject(
+        {
+            "metadata": {"generation": 1, **row.get("metadata", {})},
+            "spec": row.get("spec", {}),
+            "status": {k: v for k, v in row.get("status", status).items() if v != 0},
+        }
+    )
 
 
 @pytest.mark.parametrize("row", cases("deployments.yaml"), ids=lambda row: row["case"])
@@ -89,7 +92,7 @@ def test_a_deployment_is_judged_by_its_numbers_and_its_pods_say_why(row: dict[st
 
 @pytest.mark.parametrize("row", cases("services.yaml"), ids=lambda row: row["case"])
 def test_a_service_is_ready_when_it_has_what_its_type_promises(row: dict[str, Any]) -> None:
-    live = {"metadata": {}, **row["live"]} if "live" in row else None
+    live = LiveObject({"metadata": {}, **row["live"]}) if "live" in row else None
     found = health.service(live, networked=row.get("networked", True))
     assert Condition("ServiceReady", *row["is"]) == found
 

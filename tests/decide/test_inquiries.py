@@ -10,6 +10,7 @@ import pytest
 
 from gitops_mcp.base.model import Context, Facts, Handshake, Policy, ProbeResult, SecretHeader
 from gitops_mcp.base.names import JsonObject, ServerKey
+from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.source import Revision
 from gitops_mcp.decide import inquiries
@@ -19,22 +20,24 @@ CONTEXT = Context("default", "default", Revision("abc"))
 URL = "http://127.0.0.7:8080/mcp"
 
 
-def pod(uid: str = "p1", ip: str = "127.0.0.7", *, ready: bool = True, **meta: Any) -> JsonObject:
+def pod(uid: str = "p1", ip: str = "127.0.0.7", *, ready: bool = True, **meta: Any) -> LiveObject:
     condition = {"type": "ContainersReady", "status": str(ready)}
-    return {
-        "metadata": {"name": uid, "uid": uid, **meta},
-        "status": {"podIP": ip, "conditions": [condition]},
-    }
+    return LiveObject(
+        {
+            "metadata": {"name": uid, "uid": uid, **meta},
+            "status": {"podIP": ip, "conditions": [condition]},
+        }
+    )
 
 
-def facts(*pods: JsonObject, spec: JsonObject | None = None, **more: Any) -> Facts:
+def facts(*pods: LiveObject, spec: JsonObject | None = None, **more: Any) -> Facts:
     cr = {
         "apiVersion": "mcp.example.com/v1alpha1",
         "kind": "MCPServer",
         "metadata": {"name": "web", "namespace": "ai"},
         "spec": {"image": "x", **(spec or {})},
     }
-    return Facts(key=ServerKey("ai", "web"), now=NOW, cr=cr, pods=pods, **more)
+    return Facts(key=ServerKey("ai", "web"), now=NOW, cr=LiveObject(cr), pods=pods, **more)
 
 
 def probe(ago: float, *, passed: bool = True, pods: tuple[str, ...] = ("p1",)) -> ProbeResult:
@@ -69,7 +72,7 @@ def test_a_new_pod_is_asked_as_its_clients_would() -> None:
     ],
 )
 def test_nobody_is_asked_without_a_pod_that_can_answer(
-    pods: tuple[JsonObject, ...], spec: JsonObject
+    pods: tuple[LiveObject, ...], spec: JsonObject
 ) -> None:
     assert inquiries.handshake(facts(*pods, spec=spec), CONTEXT) == (None, None)
 
@@ -93,7 +96,7 @@ def test_nobody_is_asked_while_probes_are_off() -> None:
     ],
 )
 def test_pods_are_asked_again_each_interval_and_new_ones_at_once(
-    last: ProbeResult, pods: tuple[JsonObject, ...], due: bool
+    last: ProbeResult, pods: tuple[LiveObject, ...], due: bool
 ) -> None:
     inquiry, later = inquiries.handshake(facts(*pods, probe=last), CONTEXT)
     assert (inquiry is not None) is due

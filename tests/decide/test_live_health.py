@@ -11,6 +11,7 @@ import pytest
 from gitops_mcp.base.errors import KindAbsent
 from gitops_mcp.base.model import Condition, Context, Facts, ProbeResult
 from gitops_mcp.base.names import API_VERSION, KIND, JsonObject, ObjectRef, ServerKey
+from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.source import Revision
 from gitops_mcp.cluster.kube import Cluster
@@ -106,7 +107,7 @@ def test_pods_say_why_a_deployment_is_not_ready(
 
 
 @pytest.fixture
-def resource(cluster: Cluster) -> JsonObject:
+def resource(cluster: Cluster) -> LiveObject:
     """A live MCPServer."""
     definition = crd.custom_resource_definition(serverschema.schema())
     cluster.apply(definition)
@@ -157,12 +158,12 @@ def test_a_status_is_stored_as_it_was_meant_and_not_written_twice(
         facts = Facts(
             ServerKey("default", "web"),
             datetime.now(UTC),
-            cr=cr,
+            cr=LiveObject(cr),
             children={
                 "Deployment": live,
-                "Service": {"metadata": {}, "spec": {"clusterIP": "10.0.0.1"}},
+                "Service": LiveObject({"metadata": {}, "spec": {"clusterIP": "10.0.0.1"}}),
             },
-            pods=({"metadata": {"uid": "a", "name": "a"}},),
+            pods=(LiveObject({"metadata": {"uid": "a", "name": "a"}}),),
             probe=ProbeResult(
                 Reason.HANDSHAKE_SUCCEEDED,
                 "web",

@@ -19,6 +19,7 @@ from gitops_mcp.base.names import (
     JsonObject,
     ServerKey,
 )
+from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.resources import folder
 from gitops_mcp.base.source import McpServer, Revision
@@ -47,25 +48,27 @@ def entry(manager: str, operation: str, time: int, **fields: Any) -> JsonObject:
     }
 
 
-def pod(name: str, created: int, template: str, _: str, going: str = "") -> JsonObject:
+def pod(name: str, created: int, template: str, _: str, going: str = "") -> LiveObject:
     ending = {"deletionTimestamp": minute(29)} if going else {}
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {
-            "name": name,
-            "namespace": "ai",
-            "uid": name,
-            "creationTimestamp": minute(created),
-            "labels": {"pod-template-hash": template},
-            **ending,
-        },
-        "spec": {},
-        "status": {
-            "podIP": "127.0.0.7",
-            "conditions": [{"type": "ContainersReady", "status": "True"}],
-        },
-    }
+    return LiveObject(
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": name,
+                "namespace": "ai",
+                "uid": name,
+                "creationTimestamp": minute(created),
+                "labels": {"pod-template-hash": template},
+                **ending,
+            },
+            "spec": {},
+            "status": {
+                "podIP": "127.0.0.7",
+                "conditions": [{"type": "ContainersReady", "status": "True"}],
+            },
+        }
+    )
 
 
 def facts_and_context(case: dict[str, Any]) -> tuple[Facts, Context]:
@@ -114,8 +117,8 @@ def facts_and_context(case: dict[str, Any]) -> tuple[Facts, Context]:
         key=KEY,
         now=NOW,
         desired=server,
-        cr=cr,
-        children=children,
+        cr=LiveObject(cr),
+        children={kind: LiveObject(child) for kind, child in children.items()},
         pods=tuple(pod(name, *told) for name, told in case["pods"].items()),
         probe=ProbeResult(
             reason,
@@ -195,7 +198,7 @@ def test_a_pause_is_no_drift() -> None:
     facts, context = facts_and_context({"pods": BAD, "paused": "us"})
     (action,) = planning.decide(facts, context, RENDERER).actions
     assert facts.cr is not None
-    said = replace(facts, cr={**facts.cr, "status": action.body["status"]})
+    said = replace(facts, cr=LiveObject({**facts.cr, "status": action.body["status"]}))
     decision = planning.decide(said, context, RENDERER)
     assert decision.actions == ()
     assert decision.look_again is not None  # the next handshake

@@ -14,6 +14,7 @@ from gitops_mcp.base import objects
 from gitops_mcp.base.errors import Category
 from gitops_mcp.base.model import Context, Decision, Deferral, Facts, Failure
 from gitops_mcp.base.names import FINALIZER, LABEL_MANAGED_BY, LABEL_SOURCE, JsonObject, ServerKey
+from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.resources import folder
 from gitops_mcp.base.source import McpServer, Problem, Revision
@@ -47,12 +48,14 @@ def merged(base: JsonObject, over: JsonObject) -> JsonObject:
     return result
 
 
-def stored(body: JsonObject, uid: str) -> JsonObject:
+def stored(body: JsonObject, uid: str) -> LiveObject:
     """A body as the API server would hold it, as far as decisions look."""
-    return merged(body, {"metadata": {"uid": uid, "resourceVersion": "5", "generation": 1}})
+    return LiveObject(
+        merged(body, {"metadata": {"uid": uid, "resourceVersion": "5", "generation": 1}})
+    )
 
 
-def live_cr(case: dict[str, Any]) -> JsonObject | None:
+def live_cr(case: dict[str, Any]) -> LiveObject | None:
     described = case.get("cr")
     if described is None:
         return None
@@ -62,8 +65,8 @@ def live_cr(case: dict[str, Any]) -> JsonObject | None:
     if spec == "same":
         spec = {"replicas": 1, **case["git"]}
     annotations = case.get("annotations", {}) | described.get("annotations", {})
-    body = serverschema.defaulted(RENDERER.custom_resource(server(spec, annotations)))
-    body = stored(body, "u")
+    desired = RENDERER.custom_resource(server(spec, annotations))
+    body = stored(serverschema.defaulted(desired), "u")
     tree: JsonObject
     metadata = body["metadata"]
     metadata["annotations"] |= described.get("annotations", {})
@@ -106,11 +109,11 @@ def live_cr(case: dict[str, Any]) -> JsonObject | None:
     return body
 
 
-def children(case: dict[str, Any], cr: JsonObject | None) -> dict[str, JsonObject]:
+def children(case: dict[str, Any], cr: JsonObject | None) -> dict[str, LiveObject]:
     if cr is None:
         return {}
-    rendered_from = merged(cr, {"spec": case.get("rendered_as", {})})
-    found = {}
+    rendered_from = LiveObject(merged(cr, {"spec": case.get("rendered_as", {})}))
+    found: dict[str, LiveObject] = {}
     for body in RENDERER.children(rendered_from):
         described = case.get(body["kind"].lower())
         if described is not None:
@@ -118,7 +121,7 @@ def children(case: dict[str, Any], cr: JsonObject | None) -> dict[str, JsonObjec
             tree: JsonObject = {"f:metadata": {"f:labels": {f"f:{LABEL_MANAGED_BY}": {}}}}
             entry = {"manager": "gitops-mcp", "operation": "Apply", "fieldsV1": tree}
             ours = merged(stored(body, body["kind"]), {"metadata": {"managedFields": [entry]}})
-            found[body["kind"]] = merged(ours, over)
+            found[body["kind"]] = LiveObject(merged(ours, over))
     return found
 
 
@@ -181,7 +184,7 @@ def with_right_status(case: dict[str, Any], facts: Facts, context: Context) -> F
     plain = with_(
         plain, children=children(case | {"deployment": "same", "service": "same"}, facts.cr)
     )
-    suspended = (facts.cr or {}).get("spec", {}).get("suspend")
+    suspended = objects.spec(facts.cr).get("suspend")
     if suspended or plain.desired is None:
         return facts  # its status says something else anyway
     if case["cr"].get("spec") != "same":

@@ -11,6 +11,7 @@ import yaml
 
 from gitops_mcp.base.model import Action, Facts
 from gitops_mcp.base.names import FINALIZER, LABEL_MANAGED_BY, JsonObject, ServerKey
+from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.decide import shutdown
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -66,9 +67,9 @@ def facts(has: dict[str, Any], at: int) -> Facts:
     return Facts(
         key=ServerKey("ai", "web"),
         now=START + timedelta(seconds=at),
-        cr=cr,
-        children=children,
-        pods=pods,
+        cr=LiveObject(cr),
+        children={kind: LiveObject(child) for kind, child in children.items()},
+        pods=tuple(map(LiveObject, pods)),
         sessions=has.get("sessions"),
         cleanup=has.get("cleanup", ""),
     )

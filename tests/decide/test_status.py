@@ -14,6 +14,7 @@ import yaml
 from gitops_mcp.base.errors import Category
 from gitops_mcp.base.model import Condition, Context, Facts, Failure, Handshake, ProbeResult
 from gitops_mcp.base.names import JsonObject, ServerKey
+from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.source import McpServer, Revision
 from gitops_mcp.decide import status
@@ -44,7 +45,7 @@ def deployed(count: int) -> JsonObject:
     return {"generation": 1, "status": {"observedGeneration": 1, **dict.fromkeys(keys, count)}}
 
 
-def pod(row: dict[str, Any], index: int) -> JsonObject:
+def pod(row: dict[str, Any], index: int) -> LiveObject:
     found: JsonObject = {"metadata": {"name": f"web-{index}", "uid": f"pod-{index}"}, "status": {}}
     if "asked" in row:  # it can be: its containers are ready at an address
         ready = {"type": "ContainersReady", "status": "True"}
@@ -56,7 +57,7 @@ def pod(row: dict[str, Any], index: int) -> JsonObject:
         container = {"name": "mcp-server", "image": "example.com/web:1", "ready": False}
         waiting = {"waiting": {"reason": row["waiting"]}}
         found["status"] = {"containerStatuses": [{**container, "state": waiting}]}
-    return found
+    return LiveObject(found)
 
 
 def synced_of(row: dict[str, Any]) -> Condition:
@@ -94,8 +95,8 @@ def facts_of(row: dict[str, Any]) -> Facts:
         desired=McpServer(KEY, spec, {}, {}, "ai/web.yaml", 1, "d")
         if row.get("desired", True)
         else None,
-        cr={"metadata": metadata, "spec": spec, "status": row.get("status", {})},
-        children=children,
+        cr=LiveObject({"metadata": metadata, "spec": spec, "status": row.get("status", {})}),
+        children={kind: LiveObject(child) for kind, child in children.items()},
         pods=tuple(pod(item, index) for index, item in enumerate(row.get("pods", [{}]))),
         probe=probe,
         failure=failure,
@@ -265,7 +266,7 @@ def test_the_revision_moves_once_the_commit_was_applied(failing: bool, revision:
     facts = replace(facts_of({}), desired=desired, failure=failure)
     assert facts.cr is not None
     old = {"revision": "a" * 40, "path": "web.yaml", "digest": "0" * 16}
-    facts = replace(facts, cr=facts.cr | {"status": {"source": old}})
+    facts = replace(facts, cr=LiveObject(facts.cr | {"status": {"source": old}}))
     body = status.body(
         facts,
         Context("default", "default", Revision("b" * 40)),

@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from gitops_mcp.base.errors import KubeError
+from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.cluster.view import View, Watched
 from gitops_mcp.cluster.watches import BROKEN_FOR
 from gitops_mcp.sandbox import selectors
@@ -124,9 +125,9 @@ class Feed:
             **news["object"],
         }
         if news["type"] == "DELETED":
-            self._view.drop(body)
+            self._view.drop(LiveObject(body))
         else:
-            self._view.put(body)
+            self._view.put(LiveObject(body))
 
     # --- trouble ---
 

@@ -21,6 +21,7 @@ from gitops_mcp.base.names import (
     JsonObject,
     ServerKey,
 )
+from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.decide import ownership, shutdown
 from gitops_mcp.sandbox.storage import KindKey, WatchEvent
 from simulation.cluster import CRS, DEPLOYMENTS, KEYS, NAMESPACES, PODS, SERVICES, Plane, Request
@@ -84,7 +85,7 @@ class Laws:
         if event.kind == DEPLOYMENTS and old is not None and event.type == "MODIFIED":
             stops = new["spec"].get("replicas", 1) == 0 and old["spec"].get("replicas", 1) > 0
             cr = self._controller(new)
-            if stops and cr is not None and shutdown.state_of(cr):
+            if stops and cr is not None and shutdown.state_of(LiveObject(cr)):
                 self._stopped(new, cr)
         if event.kind == CRS and old is not None:
             released = event.type == "DELETED" or (
@@ -110,7 +111,7 @@ class Laws:
             and not _hidden(service)
         ):
             self._fail("a shutdown step is not skipped", "withdraw", name)
-        state = shutdown.state_of(cr) or {}
+        state = shutdown.state_of(LiveObject(cr)) or {}
         timing = transports.timing(cr["spec"])
         until = datetime.fromisoformat(state["startedAt"]) + timing.drain_timeout
         if self._plane.world.clock() < until and state.get("endedBy", "Timeout") == "Timeout":
@@ -195,9 +196,9 @@ class Laws:
             return
         if truth["metadata"]["resourceVersion"] != held["resourceVersion"]:
             return
-        if ownership.owner_of(truth, SOURCE) is not ownership.Owner.OURS:
+        if ownership.owner_of(LiveObject(truth), SOURCE) is not ownership.Owner.OURS:
             self._fail("nothing is deleted that is not ours", request)
-        state = shutdown.state_of(truth)
+        state = shutdown.state_of(LiveObject(truth))
         held_by_git = all(_holds(commit, key) for commit in commits)
         if held_by_git and not (state and not state.get("recreate")):
             self._fail("nothing is deleted that git holds", request)
@@ -210,7 +211,7 @@ class Laws:
             if not controller:
                 self._fail("nothing is deleted that is not ours", request)
             return
-        recreate = bool((shutdown.state_of(cr) or {}).get("recreate"))
+        recreate = bool((shutdown.state_of(LiveObject(cr)) or {}).get("recreate"))
         if controller != cr["metadata"]["uid"] and not (recreate and not controller):
             former = any(
                 one["metadata"]["uid"] == controller for one in self._states(CRS, metadata)
@@ -224,7 +225,7 @@ class Laws:
         )
         # The view may lag behind a transport that has changed back meanwhile.
         wanted = (networked or truth["kind"] != "Service") and not unwanted
-        if wanted and not shutdown.under_way(cr):
+        if wanted and not shutdown.under_way(LiveObject(cr)):
             self._fail("nothing is deleted that git holds", request)
 
     def _applies(
@@ -244,7 +245,7 @@ class Laws:
             return
         protected = all(key in load(commit.files).protected for commit in commits)
         if request.ref.kind == KIND and protected and truth is not None:
-            ours = ownership.owner_of(truth, SOURCE) is ownership.Owner.OURS
+            ours = ownership.owner_of(LiveObject(truth), SOURCE) is ownership.Owner.OURS
             if (
                 ours
                 and body.get("spec")

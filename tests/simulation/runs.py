@@ -29,6 +29,7 @@ from gitops_mcp.base.names import (
     JsonObject,
     ServerKey,
 )
+from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.decide import ownership, planning, rollout
 from gitops_mcp.decide.rollout import Serial
 from gitops_mcp.sync import hooks as hooks_module
@@ -547,7 +548,7 @@ def _bare(cr: JsonObject) -> JsonObject:
 
 
 def _is_ours(cr: JsonObject) -> bool:
-    return ownership.owner_of(cr, SOURCE) is ownership.Owner.OURS
+    return ownership.owner_of(LiveObject(cr), SOURCE) is ownership.Owner.OURS
 
 
 def _key(cr: JsonObject) -> ServerKey:

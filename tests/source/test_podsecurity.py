@@ -14,6 +14,7 @@ from paths import DATA
 
 from gitops_mcp.base.model import PodProfile
 from gitops_mcp.base.names import JsonObject
+from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.base.transports import TRANSPORTS
 from gitops_mcp.source import podsecurity
 from gitops_mcp.source.documents import pointer
@@ -122,7 +123,7 @@ def test_a_manifest_is_judged_as_its_pod_will_be(spec: JsonObject, profile: PodP
     for transport in TRANSPORTS:
         metadata = {"name": "web", "namespace": "ai"}
         deployment, *_ = Renderer(TEMPLATES, source="x").children(
-            {"metadata": metadata, "spec": spec | {"transport": transport}}
+            LiveObject({"metadata": metadata, "spec": spec | {"transport": transport}})
         )
         template = deployment["spec"]["template"]
         early = podsecurity.findings(podsecurity.outline(spec), spec, profile)

@@ -15,6 +15,7 @@ from paths import ROOT
 
 from gitops_mcp.base.errors import Configuration, UsageError
 from gitops_mcp.base.names import JsonObject, ServerKey
+from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.base.source import McpServer
 from gitops_mcp.base.transports import TRANSPORTS
 from gitops_mcp.source import rendering
@@ -33,13 +34,15 @@ def renderer() -> Renderer:
     return Renderer(TEMPLATES, source="default")
 
 
-def resource(spec: JsonObject, **metadata: Any) -> JsonObject:
-    return {
-        "apiVersion": "mcp.example.com/v1alpha1",
-        "kind": "MCPServer",
-        "metadata": {"name": "web", "namespace": "ai", **metadata},
-        "spec": spec,
-    }
+def resource(spec: JsonObject, **metadata: Any) -> LiveObject:
+    return LiveObject(
+        {
+            "apiVersion": "mcp.example.com/v1alpha1",
+            "kind": "MCPServer",
+            "metadata": {"name": "web", "namespace": "ai", **metadata},
+            "spec": spec,
+        }
+    )
 
 
 def by_kind(children: tuple[JsonObject, ...]) -> dict[str, JsonObject]:

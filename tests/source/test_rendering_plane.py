@@ -15,6 +15,7 @@ import yaml
 from gitops_mcp.base import quantities
 from gitops_mcp.base.model import Policy
 from gitops_mcp.base.names import API_VERSION, KIND, JsonObject
+from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.base.source import SourceFile
 from gitops_mcp.base.transports import TRANSPORTS
 from gitops_mcp.source.manifests import load
@@ -42,7 +43,7 @@ def plane(processes: None) -> Iterator[rig.Plane]:
 def children(name: str, spec: JsonObject, namespace: str = "default") -> tuple[JsonObject, ...]:
     metadata = {"name": name, "namespace": namespace}
     renderer = Renderer(TEMPLATES, source="default")
-    return renderer.children({"metadata": metadata, "spec": TABLE["base"] | spec})
+    return renderer.children(LiveObject({"metadata": metadata, "spec": TABLE["base"] | spec}))
 
 
 def apply(plane: rig.Plane, body: JsonObject) -> tuple[int, JsonObject]:

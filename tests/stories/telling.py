@@ -23,6 +23,7 @@ from gitops_mcp.base import times
 from gitops_mcp.base.errors import Gone
 from gitops_mcp.base.model import NoteRecord, Outcome, Propagation, Report
 from gitops_mcp.base.names import API_VERSION, FINALIZER, KIND, JsonObject, ObjectRef, ServerKey
+from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.cluster.kube import Cluster
 from gitops_mcp.decide import record
 from gitops_mcp.decide.pruning import Allowance
@@ -75,7 +76,7 @@ class Line(Cluster):
         """How often the source's record was written, which is not among ``asked``."""
         self._before, self._after = before, after
 
-    def apply(self, body: JsonObject, **options: Any) -> JsonObject:
+    def apply(self, body: JsonObject, **options: Any) -> LiveObject:
         if options.get("dry_run"):
             return super().apply(body, **options)
         if body["kind"] == "ConfigMap":
@@ -87,13 +88,13 @@ class Line(Cluster):
         )
         return self._made(asked, lambda: super(Line, self).apply(body, **options))
 
-    def json_patch(self, ref: ObjectRef, ops: Patch, **options: Any) -> JsonObject:
+    def json_patch(self, ref: ObjectRef, ops: Patch, **options: Any) -> LiveObject:
         asked = Asked("patch", ref.kind, ref.name)
         return self._made(asked, lambda: super(Line, self).json_patch(ref, ops, **options))
 
-    def delete(self, ref: ObjectRef, **options: Any) -> JsonObject | None:
+    def delete(self, ref: ObjectRef, **options: Any) -> LiveObject | None:
         asked = Asked("delete", ref.kind, ref.name)
-        gone: JsonObject | None = self._made(
+        gone: LiveObject | None = self._made(
             asked, lambda: super(Line, self).delete(ref, **options)
         )
         return gone
@@ -230,7 +231,7 @@ class Story:
             if outcome.server.namespace == self.namespace
         }
 
-    def created(self, name: str = "web", **manifest: Any) -> JsonObject:
+    def created(self, name: str = "web", **manifest: Any) -> LiveObject:
         """A server that git holds and the cluster runs, Ready or not; its MCPServer."""
         self.put(name, **manifest)
         assert self.sync()[name] == "changed", self.outcome(name).message
@@ -265,23 +266,23 @@ class Story:
     def ref(self, kind: str, name: str = "web") -> ObjectRef:
         return ObjectRef(VERSIONS.get(kind, "v1"), kind, self.namespace, name)
 
-    def find(self, kind: str, name: str = "web") -> JsonObject | None:
+    def find(self, kind: str, name: str = "web") -> LiveObject | None:
         return self.hand.get(self.ref(kind, name))
 
-    def get(self, kind: str, name: str = "web") -> JsonObject:
+    def get(self, kind: str, name: str = "web") -> LiveObject:
         found = self.find(kind, name)
         assert found is not None, f"no {kind} {name}"
-        return found
+        return LiveObject(found)
 
-    def pods(self, name: str = "web") -> list[JsonObject]:
+    def pods(self, name: str = "web") -> list[LiveObject]:
         pods, _ = self.hand.list(
             "v1", "Pod", self.namespace, label_selector=f"app.kubernetes.io/instance={name}"
         )
         return pods
 
-    def objects(self) -> dict[str, JsonObject]:
+    def objects(self) -> dict[str, LiveObject]:
         """Every object that stands for a server, as ``Kind/name``."""
-        found: dict[str, JsonObject] = {}
+        found: dict[str, LiveObject] = {}
         for kind in (KIND, "Deployment", "Service"):
             items, _ = self.hand.list(VERSIONS.get(kind, "v1"), kind, self.namespace)
             found |= {f"{kind}/{item['metadata']['name']}": item for item in items}
@@ -314,7 +315,7 @@ class Story:
 
     def apply(
         self, kind: str, body: JsonObject, name: str = "web", *, manager: str = "controller"
-    ) -> JsonObject:
+    ) -> LiveObject:
         """A forced server-side apply of somebody's."""
         ref = self.ref(kind, name)
         body = copy.deepcopy(body)

@@ -14,6 +14,7 @@ from stage import CONTEXT, KEY, NAMESPACE, NOW, RENDERER, WEB, Server, cr
 from gitops_mcp.base.errors import Transient, UsageError
 from gitops_mcp.base.model import Inquiry, ProbeResult
 from gitops_mcp.base.names import ANNOTATION_FILE, API_VERSION, KIND, ObjectRef, ServerKey
+from gitops_mcp.base.objects import LiveObject, Outline
 from gitops_mcp.base.source import Loaded, McpServer, Revision, Snapshot
 from gitops_mcp.cluster.view import View
 from gitops_mcp.decide import ownership
@@ -97,7 +98,7 @@ def test_git_is_asked_once_about_the_commit_of_many_servers() -> None:
             return False
 
     read = replace(source("a"), repository=cast("Any", Asked()))
-    server = {"status": {"source": {"revision": "b" * 40}}}
+    server = Outline({"status": {"source": {"revision": "b" * 40}}})
     assert [read.may_hold(server) for _ in range(9)] == [False] * 9
     assert asked == ["b" * 40]
     assert replace(read).may_hold(server) is False  # another commit of ours: it may have come along
@@ -126,7 +127,9 @@ def test_a_look_that_began_before_a_commit_was_adopted_does_not_count_for_it() -
             assert done.wait(10)
             raise Transient("no answer in time")
 
-    stage.view.drop(stage.server.objects.pop(ObjectRef("apps/v1", "Deployment", "ai", "web")))
+    stage.view.drop(
+        LiveObject(stage.server.objects.pop(ObjectRef("apps/v1", "Deployment", "ai", "web")))
+    )
     stage.server.refuse = refuse
     looking = threading.Thread(target=stage.controller.look, args=(KEY,))
     changed = McpServer(KEY, WEB.spec | {"image": "y"}, {}, {}, "web.yaml", 1, "e" * 64)
@@ -185,7 +188,7 @@ def test_what_went_while_somebody_else_led_is_forgotten_by_who_leads_again() -> 
     stage.work()
     for ref in list(stage.server.objects):
         if ref != NAMESPACE:
-            stage.view.drop(stage.server.objects.pop(ref))
+            stage.view.drop(LiveObject(stage.server.objects.pop(ref)))
     stage.controller.look(KEY)  # the watch has told of it
     stage.leads = True
     stage.controller.look_at_all()
@@ -207,7 +210,7 @@ def test_a_prune_that_somebody_else_brought_to_its_end_is_not_told_again() -> No
     stage.leads = False
     for ref in list(stage.server.objects):
         if ref != NAMESPACE:
-            stage.view.drop(stage.server.objects.pop(ref))
+            stage.view.drop(LiveObject(stage.server.objects.pop(ref)))
     stage.controller.look(KEY)
     told.clear()
     stage.leads = True

@@ -37,6 +37,7 @@ from gitops_mcp.base.names import (
     ObjectRef,
     ServerKey,
 )
+from gitops_mcp.base.objects import DesiredObject, LiveObject
 from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.resources import folder
 from gitops_mcp.base.source import Loaded
@@ -241,7 +242,7 @@ def test_a_server_that_another_source_takes_in_the_last_moment_is_not_pruned() -
 
 def test_a_spec_that_cannot_be_rendered_fails_alone() -> None:
     class Broken(Renderer):
-        def children(self, cr: JsonObject) -> tuple[JsonObject, ...]:
+        def children(self, cr: JsonObject) -> tuple[DesiredObject, ...]:
             raise Configuration(f"{cr['metadata']['name']}: no such filter")
 
     stage = Stage(renderer=Broken(folder("templates"), source="default"))
@@ -305,7 +306,7 @@ def test_a_child_that_lost_the_label_it_is_found_by_is_updated_and_not_said_to_b
     stage.server.objects[ref] = live | {"metadata": metadata}
     stage.server._versions = itertools.count(101)
     # What the watch says, whose selector it does not match any more.
-    stage.view.drop(live | {"metadata": live["metadata"] | {"resourceVersion": "100"}})
+    stage.view.drop(LiveObject(live | {"metadata": live["metadata"] | {"resourceVersion": "100"}}))
     stage.engine.work(KEY)
     (change,) = stage.engine.outcome(KEY).changes
     told = change.action, change.ref, [field.path for field in change.fields]
@@ -555,7 +556,7 @@ def overwrite(stage: Stage, image: str = "other:9") -> bool:
     body["metadata"]["managedFields"] = [ours, theirs]
     body["metadata"]["resourceVersion"] = str(next(stage.server._versions))
     stage.server.objects[DEPLOYMENT] = body
-    stage.view.put(body, asked=True)
+    stage.view.put(LiveObject(body), asked=True)
     return True
 
 
@@ -630,7 +631,7 @@ def test_a_new_commit_and_a_request_are_not_held_off_by_a_fight() -> None:
     body["metadata"]["annotations"]["mcp.example.com/reconcile-requested-at"] = "now"
     body["metadata"]["resourceVersion"] = str(next(stage.server._versions))
     stage.stands(body)
-    stage.view.put(body, asked=True)
+    stage.view.put(LiveObject(body), asked=True)
     stage.engine.work(KEY)
     assert "apply Deployment" in stage.server.asked
 
@@ -651,7 +652,7 @@ def test_what_others_put_into_a_contested_server_does_not_reach_its_pods() -> No
             body["spec"]["image"] = "evil"
             body["metadata"]["resourceVersion"] = str(next(stage.server._versions))
             stage.server.objects[ref] = body
-            stage.view.put(body, asked=True)
+            stage.view.put(LiveObject(body), asked=True)
         stage.server.asked.clear()
         stage.engine.work(KEY)
         pod = stage.server.objects[DEPLOYMENT]["spec"]["template"]["spec"]

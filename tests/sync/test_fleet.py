@@ -15,7 +15,8 @@ from stage import DELETED, KEY, NOW, RENDERER, WEB, Stage, children, cr
 from gitops_mcp.base import times
 from gitops_mcp.base.errors import Immutable
 from gitops_mcp.base.model import Decision, Inquiry
-from gitops_mcp.base.names import JsonObject, ObjectRef, ServerKey
+from gitops_mcp.base.names import ObjectRef, ServerKey
+from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.base.source import McpServer
 from gitops_mcp.source import serverschema
 from gitops_mcp.sync.engine import Engine
@@ -24,10 +25,12 @@ from gitops_mcp.sync.fleet import Fleet, Look, Patience, Workers
 SOON = timedelta(milliseconds=20)
 
 
-def pod() -> JsonObject:
+def pod() -> LiveObject:
     labels = {"app.kubernetes.io/instance": "web"}
     metadata = {"name": "web-1", "namespace": "ai", "uid": "p", "resourceVersion": "9"}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": {**metadata, "labels": labels}}
+    return LiveObject(
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {**metadata, "labels": labels}}
+    )
 
 
 class Counted:

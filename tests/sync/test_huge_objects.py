@@ -14,6 +14,7 @@ from hostile import HUGE, LARGEST, many_conditions
 from stage import KEY, Stage, cr
 
 from gitops_mcp.base.names import JsonObject
+from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.cluster.view import View
 
 
@@ -31,7 +32,7 @@ def test_a_huge_object_takes_no_more_room_than_itself(
     view = View()
     tracemalloc.start()
     for body in bodies:
-        view.put(body)
+        view.put(LiveObject(body))
     kept, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert kept < size + 100_000
@@ -48,7 +49,7 @@ def test_the_first_object_of_a_kind_makes_all_others_no_larger_however_huge_it_i
     def room(*first: JsonObject) -> int:
         view = View()
         for body in first:
-            view.put(body)
+            view.put(LiveObject(body))
         tracemalloc.start()
         for number in range(300):
             body = cr(name=f"web-{number}", uid=f"u{number}")

@@ -29,6 +29,7 @@ from truth.mutating import GONE, WAYS, Api, Place, at, fits, leaves, other, poin
 
 from gitops_mcp.base.model import Change, Context, FieldChange
 from gitops_mcp.base.names import KIND, LABEL_SOURCE, JsonObject, ObjectRef, ServerKey
+from gitops_mcp.base.objects import DesiredObject, LiveObject
 from gitops_mcp.base.source import Revision
 from gitops_mcp.decide import diffing
 from gitops_mcp.decide.rollout import ALL
@@ -359,7 +360,7 @@ def untold(story: Story, row: JsonObject, deed: Deed) -> str:
     desired = next(
         one for one in meant(story, deed.name, replicas=True) if one["kind"] == row["kind"]
     )
-    found = diffing.compare(desired, deed.after, kubectl_managers=frozenset(PEOPLE))
+    found = diffing.compare(desired, LiveObject(deed.after), kubectl_managers=frozenset(PEOPLE))
     if row.get("always") != "stays" and not any(
         related(field.path, deed.place) for field in found.foreign
     ):
@@ -400,7 +401,7 @@ def source_of(repository: Path, namespace: str) -> reading.Source:
         return reading.read(options, opened)
 
 
-def meant(story: Story, name: str, *, replicas: bool = False) -> list[JsonObject]:
+def meant(story: Story, name: str, *, replicas: bool = False) -> list[DesiredObject]:
     """A server's objects as we apply them; without `replicas` those that are not git's are left
     out."""
     source = source_of(story.repository, story.namespace)
@@ -410,7 +411,7 @@ def meant(story: Story, name: str, *, replicas: bool = False) -> list[JsonObject
     for position in (0, 1) if replicas else ():
         body = bodies[position]
         live = story.get(body["kind"], name)["spec"]["replicas"]
-        bodies[position] = {**body, "spec": {"replicas": live, **body["spec"]}}
+        bodies[position] = DesiredObject({**body, "spec": {"replicas": live, **body["spec"]}})
     return bodies
 
 

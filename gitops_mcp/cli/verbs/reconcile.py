@@ -313,7 +313,7 @@ def _answers(
         ):
             if news[0] == "EVENT":
                 event, changed = news[1]
-                told = [(changed, event == "DELETED")]
+                told: list[tuple[JsonObject, bool]] = [(changed, event == "DELETED")]
             else:
                 bodies, _ = news[1]
                 lost = waited - {_name(body) for body in bodies}

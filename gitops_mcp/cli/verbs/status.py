@@ -13,7 +13,7 @@ from gitops_mcp.cli import options
 from gitops_mcp.source import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
     from gitops_mcp.base.errors import KubeError
     from gitops_mcp.base.names import JsonObject
@@ -135,7 +135,7 @@ class _Shown:
 
         # The first list by itself: where it cannot be read, there is nothing to wait for.
         servers, version = self._cluster.list(API_VERSION, KIND, self._namespace)
-        known = {_name(body): body for body in servers}
+        known: dict[tuple[str, str], JsonObject] = {_name(body): body for body in servers}
         shown = self._chosen(servers)
         self._print(shown)
         for news in self._cluster.list_and_watch(
@@ -153,7 +153,7 @@ class _Shown:
                 known.pop(_name(body), None)
                 if kind != "DELETED":
                     known[_name(body)] = {"apiVersion": API_VERSION, "kind": KIND, **body}
-            chosen = self._chosen(list(known.values()))
+            chosen = self._chosen(known.values())
             if chosen != shown:  # else it was about others
                 shown = chosen
                 self._print(shown)
@@ -165,7 +165,7 @@ class _Shown:
         if error is not None and not isinstance(error, Expired):  # that one mends itself
             self._terminal.warn(error.message)
 
-    def _chosen(self, servers: list[JsonObject]) -> list[JsonObject]:
+    def _chosen(self, servers: Iterable[JsonObject]) -> list[JsonObject]:
         from gitops_mcp.cluster import sourceleases
 
         ours = (s for s in servers if sourceleases.belongs_to(s, self._only))

@@ -15,6 +15,7 @@ from gitops_mcp.source import settings
 
 if TYPE_CHECKING:
     from gitops_mcp.base.names import JsonObject, ObjectRef
+    from gitops_mcp.base.objects import LiveObject
     from gitops_mcp.cli.terminal import Terminal
     from gitops_mcp.cluster.kube import Cluster
 
@@ -170,7 +171,7 @@ def _release(cluster: Cluster, terminal: Terminal, *, keep: bool) -> None:
     terminal.say(told + (f"; {orphans} Deployments and Services stand alone now" if keep else ""))
 
 
-def _servers(cluster: Cluster) -> list[JsonObject]:
+def _servers(cluster: Cluster) -> list[LiveObject]:
     from gitops_mcp.base.names import API_VERSION, KIND
 
     return cluster.list(API_VERSION, KIND, None)[0]
@@ -199,7 +200,7 @@ def _entry(live: JsonObject, name: str, wanted: object) -> Found | None:
 def _owner_of_ours(live: JsonObject, staying: set[str]) -> Found | None:
     from gitops_mcp.base.names import GROUP, KIND
 
-    for reference in live["metadata"].get("ownerReferences") or ():
+    for reference in objects.items(live, "metadata", "ownerReferences"):
         ours = reference["kind"] == KIND and reference["apiVersion"].startswith(f"{GROUP}/")
         if ours and reference["uid"] in staying:
             return _entry(live, "ownerReferences", reference)
@@ -221,14 +222,12 @@ def _edit(cluster: Cluster, ref: ObjectRef, find: Callable[[JsonObject], Found |
             {"op": "test", "path": path, "value": entry},
             {"op": "remove", "path": path},
         ]
-        metadata = live["metadata"]
         try:
             cluster.json_patch(
                 ref,
                 ops,
                 manager=_MANAGER,
-                uid=metadata["uid"],
-                resource_version=metadata["resourceVersion"],
+                **objects.preconditions(live),
             )
         except (Conflict, Gone):
             if attempt == TRIES - 1:
