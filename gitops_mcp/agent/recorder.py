@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, Literal, Protocol
 
-from gitops_mcp.base import times
+from gitops_mcp.base import objects, times
 from gitops_mcp.base.errors import (
     Category,
     Conflict,
@@ -324,8 +324,8 @@ class Recorder:
 def _facts(transition: Transition) -> Iterator[_Fact]:
     """In the order in which they are written."""
     worked, kinds = transition.worked, transition.kinds
-    state = worked.status.get("shutdown") or {}
-    ended = (worked.outcome.shutdown or {}).get("endedBy", "unknown")
+    state = objects.part(worked.status, "shutdown")
+    ended = objects.part(worked.outcome.shutdown).get("endedBy", "unknown")
     stopped = _fact(worked, Reason.STOPPED, f"shut down, ended by {ended}", transition.last.uid)
     if {Kind.STOPPED, Kind.REPLACED} <= kinds:
         yield stopped
@@ -420,5 +420,5 @@ def _conditions(transition: Transition) -> Iterator[_Fact]:
 
 
 def _says(worked: Worked, reason: str) -> bool:
-    conditions = worked.status.get("conditions") or ()
+    conditions = objects.items(worked.status, "conditions")
     return any(condition["reason"] == reason for condition in conditions)

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TextIO
 
-from gitops_mcp.base import times
+from gitops_mcp.base import objects, times
 from gitops_mcp.base.masking import scrub
 from gitops_mcp.base.model import Change, ChangeAction, Result
 from gitops_mcp.base.source import Problem
@@ -242,7 +242,7 @@ class Looks:
         fields: dict[str, object] = {"server": worked.server, "revision": worked.revision}
         fields["result"] = outcome.result
         if outcome.result == "pruned":
-            fields["ended_by"] = (outcome.shutdown or {}).get("endedBy")
+            fields["ended_by"] = objects.part(outcome.shutdown).get("endedBy")
         _log.log(level, "; ".join(facts), extra={"fields": fields})
 
 

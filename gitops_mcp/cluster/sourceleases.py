@@ -178,7 +178,7 @@ def find_states(
             bodies = []
             with suppress(Permanent):
                 bodies = [body for body in (cluster.get(ref),) if body is not None]
-        enforced = (metadata.get("annotations") or {}).get(LEASE_REVISION)
+        enforced = objects.annotations(lease).get(LEASE_REVISION)
         for body in bodies:
             with suppress(UsageError):
                 state = parse(body).status

@@ -14,7 +14,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Final
 
-from gitops_mcp.base import times
+from gitops_mcp.base import objects, times
 from gitops_mcp.base.model import Change, Result, Worked
 from gitops_mcp.base.names import KIND, JsonObject, ServerKey
 from gitops_mcp.base.reasons import Reason
@@ -101,7 +101,7 @@ def transition(before: Last | None, worked: Worked, since: datetime) -> Transiti
     replaced = last.conditions is not None and last.uid != worked.uid
     first = replaced or last.conditions is None
     old = last if not first else Last(conditions={}, step="" if created else now.step)
-    known, shutdown = old.conditions or {}, outcome.shutdown or {}
+    known, shutdown = old.conditions or {}, objects.part(outcome.shutdown)
     began, led = shutdown.get("startedAt", ""), last if last.led else Last(uid=worked.uid)
     ended = began not in ("", led.ended) and (not there or led.uid != worked.uid)
     wrong, was_wrong = now.result in WRONG, last.result in WRONG
@@ -145,15 +145,15 @@ def _follows(worked: Worked, change: Change) -> bool:
 def _kept(worked: Worked, failing: tuple[str, str] | None) -> Last:
     outcome = worked.outcome
     refused = outcome.result == "blocked" or outcome.reason is Reason.CONTESTED
-    conditions = worked.status.get("conditions") or ()
+    conditions = objects.by_type(worked.status)
     return Last(
         outcome.result,
         outcome.message,
         outcome.ready,
         failing,
         worked.uid,
-        conditions={one["type"]: (one["status"], one["reason"]) for one in conditions},
-        step=str((worked.status.get("shutdown") or {}).get("step", "")),
+        conditions={kind: (one["status"], one["reason"]) for kind, one in conditions.items()},
+        step=objects.text(worked.status, "shutdown", "step"),
         attempts=worked.failure.attempts if worked.failure is not None else 0,
         refused=outcome.reason if refused else None,
     )
@@ -162,7 +162,7 @@ def _kept(worked: Worked, failing: tuple[str, str] | None) -> Last:
 def _turned(
     worked: Worked, known: Mapping[str, tuple[str, str]], since: datetime | None
 ) -> Iterator[tuple[str, JsonObject]]:
-    for condition in worked.status.get("conditions") or ():
+    for condition in objects.items(worked.status, "conditions"):
         before = known.get(condition["type"], ("", ""))
         at = times.parse(condition.get("lastTransitionTime"))
         news = since is None or (at is not None and at >= since)
