@@ -47,7 +47,7 @@ def agent(
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
             # Nothing but a signal ends it with 0, so neither did it end by itself.
-            assert process.wait(60) == 0, log.read_text()
+            assert process.wait(200) == 0, log.read_text()
         finally:
             if process.poll() is None:
                 process.kill()

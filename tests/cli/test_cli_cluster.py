@@ -648,7 +648,7 @@ def test_an_interrupted_sync_ends_with_130_and_the_next_one_goes_on(
     with _started(fleet, "sync", "--wait") as process:
         _eventually(lambda: fleet.get("Deployment", "web"))
         process.send_signal(number)
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=200)
     assert process.returncode == 130
     assert err.splitlines()[-1] == "error: interrupted; run the same command again to go on"
     # What it had done is noted; that the commit was synced is not.
@@ -688,7 +688,7 @@ def test_diff_tells_of_a_shutdown_that_is_under_way(fleet: Fleet) -> None:
     with _started(fleet, "sync") as process:
         _eventually(lambda: (fleet.get(KIND, "web") or {}).get("status", {}).get("shutdown"))
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=20)
+        process.communicate(timeout=200)
     ended = fleet("diff", "-o", "json")
     assert ended.code == 1
     gone = {c["kind"] for c in ended.json["changes"] if c["action"] == "delete"}
@@ -1074,7 +1074,7 @@ def test_status_watches(fleet: Fleet, kubeconfig: Path) -> None:
         while "second" not in (line := out.readline()):
             assert line
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=20)
+        process.communicate(timeout=200)
     assert process.returncode == 130
 
 
@@ -1191,7 +1191,7 @@ def test_the_agent_enforces_head_until_sigterm(fleet: Fleet) -> None:
             lambda: re.match(rf"source {fleet.name} at {head}, agent seen [012]s", heading())
         )
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=200)
     assert process.returncode == 0
     assert err.count("the deployment notes were not pushed") == 1
     assert out == ""
@@ -1213,7 +1213,7 @@ def test_an_agent_of_a_folder_inside_of_a_clone_enforces_head_too(fleet: Fleet) 
         _eventually(lambda: fleet.get("Deployment", "second"))
         _eventually(lambda: (fleet.get(KIND, "second") or {}).get("status"))
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        process.communicate(timeout=200)
     assert process.returncode == 0
     assert (fleet.get(KIND, "dirty"), fleet.get(KIND, "web")) == (None, None)
 
@@ -1239,7 +1239,7 @@ def test_an_agent_without_a_source_runs_kubectls_servers_alone(
         _eventually(lambda: fleet.get("Deployment", "by-hand"))
         _eventually(lambda: (fleet.get(KIND, "by-hand") or {}).get("status"))
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        process.communicate(timeout=200)
     assert process.returncode == 0
     kept = fleet.get("Deployment", "web")
     assert kept is not None
@@ -1321,7 +1321,7 @@ def test_the_sandbox_serves_until_it_is_interrupted(number: signal.Signals) -> N
         assert json.loads(config.read_text())["kind"] == "Config"
         assert config.stat().st_mode & 0o077 == 0
         process.send_signal(number)
-        process.communicate(timeout=20)
+        process.communicate(timeout=200)
     assert process.returncode == 130
     assert not config.exists()
 

@@ -779,7 +779,7 @@ def test_an_interrupted_verb_says_so_and_ends_with_130(
         writer = _once_it_reads(fifo)
         process.send_signal(number)
         os.close(writer)  # should the signal have come just before the read began
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=200)
     assert process.returncode == 130
     assert err == "error: interrupted; run the same command again to go on\n"
 
@@ -800,7 +800,7 @@ def test_an_agent_is_interrupted_like_any_verb_but_told_to_end_by_sigterm(
             asked, _ = silent.accept()
             with asked:
                 process.send_signal(number)
-                assert process.wait(60) == code
+                assert process.wait(200) == code
 
 
 def _once_it_reads(fifo: Path) -> int:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,7 +54,11 @@ def demo(folder: Path, **programs: str) -> Iterator[subprocess.Popen[str]]:
         with process:
             yield process
     finally:
-        left = survivors(process.pid)
+        # What it ended is gone once init has reaped it.
+        for _ in range(300):
+            if not (left := survivors(process.pid)):
+                break
+            time.sleep(0.1)
         if left:
             os.killpg(process.pid, signal.SIGKILL)
     assert not left, "a process outlived the demo"
@@ -142,7 +147,7 @@ def test_an_interrupted_demo_cleans_up(tmp_path: Path, number: signal.Signals, c
     with demo(tmp_path) as process:
         until(process, "agent |")
         process.send_signal(number)
-        process.communicate(timeout=60)
+        process.communicate(timeout=200)
     assert process.returncode == code
 
 

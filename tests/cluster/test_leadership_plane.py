@@ -169,7 +169,7 @@ def test_who_was_killed_or_stopped_is_followed(place: Place) -> None:
     second.send(signal.SIGTERM)
     until(lambda: place.leader(source) != second.pid, "the release")
     until(lambda: place.leader(source) == third.pid, "the next leader")
-    assert second.process.wait(10) == 0
+    assert second.process.wait(200) == 0
 
 
 def test_nothing_that_a_former_leader_sends_is_carried_out(place: Place) -> None:

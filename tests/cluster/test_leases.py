@@ -140,7 +140,7 @@ def test_a_sync_whose_api_server_hangs_writes_nothing_after_its_lease(
         hung = len(proxy.seen)
         proxy.rule = lambda _: None
         proxy.release()
-        _, said = sync.communicate(timeout=30)
+        _, said = sync.communicate(timeout=200)
     assert sync.returncode == 2
     assert "lease default/gitops-mcp-six was not renewed in time" in said
     written = [one.path for one, fault, _ in proxy.seen[hung:] if not fault and faults.writes(one)]

@@ -415,7 +415,7 @@ for number in range(3):
 """
     root = paths.ROOT
     writers = [subprocess.Popen([sys.executable, "-c", script, str(n)], cwd=root) for n in range(3)]
-    assert [writer.wait(timeout=60) for writer in writers] == [0, 0, 0]
+    assert [writer.wait(timeout=200) for writer in writers] == [0, 0, 0]
     assert len(note(origin, sha)) == 9
 
 

@@ -109,7 +109,7 @@ def test_a_plane_for_the_curious_is_used_as_it_says_and_ends_with_ctrl_c(plane: 
         nodes = subprocess.run(kubectl, capture_output=True, text=True, check=True).stdout
         assert " Ready " in nodes
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
+        assert process.wait(200) == 0
     assert not Path(kubeconfig).exists()
 
 
