@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from gitops_mcp.base.model import (
+    Action,
     Change,
     Contest,
     Context,
@@ -23,10 +24,15 @@ from gitops_mcp.base.names import JsonObject, ObjectRef, ServerKey
 from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.base.source import Loaded, Problem
 from gitops_mcp.cluster.view import Live
-from gitops_mcp.decide import (
-    ownership,
-)
+from gitops_mcp.decide import ownership, writing
 from gitops_mcp.decide.rollout import Rollout
+
+CONTEST_FIRST = timedelta(seconds=1)
+CONTEST_CAP = timedelta(minutes=5)
+"""What was undone once is applied again at once; after that this long apart, doubling."""
+
+Permission = tuple[Verb, str, str]
+"""A verb, a kind with its subresource, and a namespace."""
 
 
 class Kube(Protocol):
@@ -112,8 +118,8 @@ class Memory:
     probe: ProbeResult | None = None
     status_written_at: datetime | None = None
     failure: Failure | None = None
-    refused: tuple[Verb, str, str] | None = None
-    """The verb, kind and namespace for which rights were missing."""
+    refused: Permission | None = None
+    """The permission that was missing last."""
     failing_since: datetime | None = None
     asked: str = ""
     """The request for a fresh look that stood at the last look."""
@@ -141,6 +147,29 @@ class Memory:
     """The unexpected error that ended the last reconcile, once it was reported."""
     overdue: str = ""
     """What a shutdown still waited for when the pass gave up on it."""
+
+    def note(self, change: Change | None) -> None:
+        """Keep a change for the report. A replaced object is reported as that alone, not as
+        updated before and created after it."""
+        if change is None:
+            return
+        if change.action == "replace":
+            self.changes.pop((change.ref, "update"), None)
+        elif (change.ref, "replace") in self.changes:
+            return
+        self.changes[change.ref, change.action] = change
+
+    def applied(self, action: Action, now: datetime) -> None:
+        """Keep what was applied: the more often it is undone, the later it is applied again."""
+        known = self.contests.get(action.ref)
+        undone, by = 0, action.by
+        if known is not None and known.wanted == action.wanted:
+            undone = known.undone + 1 if now < known.at + writing.STILL else 1
+            by = by or known.by
+        wait = timedelta()
+        if undone:
+            wait = min(CONTEST_FIRST * 2 ** min(undone - 1, 16), CONTEST_CAP)
+        self.contests[action.ref] = Contest(action.wanted, undone, now, now + wait, self.asked, by)
 
 
 def held(key: ServerKey, aim: Aim, live: Live, failure: Failure | None) -> str:

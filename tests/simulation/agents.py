@@ -239,11 +239,12 @@ class Agent:
         busy = self.working or self._queue.depth or self.asking or not self._complete()
         if engine is None or busy or not self.leads() or any(feed.behind for feed in self.feeds):
             return ""
-        namespaces = dict(engine._namespaces)
+        namespaces = engine._namespaces
+        phases = dict(namespaces._phases)
         self.peeking = True
         try:
             for key in sorted(self.controller.servers()):
-                engine._namespaces = dict(namespaces)  # what one is told is no news for others
+                namespaces._phases = dict(phases)  # what one is told is no news for others
                 aim, queue = engine._aim, self._queue
                 timers = (queue._timers.at(key), queue._gathered.at(key))
                 timer = min(filter(None, timers), default=None)
@@ -262,5 +263,5 @@ class Agent:
                     return f"{key}: to look again at {decision.look_again}"
         finally:
             self.peeking = False
-            engine._namespaces = namespaces
+            namespaces._phases = phases
         return ""

@@ -23,7 +23,7 @@ from gitops_mcp.base.names import (
     JsonObject,
     ObjectRef,
 )
-from gitops_mcp.sync.engine import MAX_RACES
+from gitops_mcp.sync.failures import MAX_RACES
 
 GONE: dict[str, object] = {}
 

@@ -43,9 +43,10 @@ from gitops_mcp.base.resources import folder
 from gitops_mcp.base.source import Loaded
 from gitops_mcp.decide import inquiries, writing
 from gitops_mcp.source.rendering import Renderer
-from gitops_mcp.sync import engine, hooks
-from gitops_mcp.sync.engine import HOOKS_MARGIN, NAMESPACE_HOLDS
+from gitops_mcp.sync import hooks, namespaces
+from gitops_mcp.sync.engine import HOOKS_MARGIN
 from gitops_mcp.sync.memory import Aim
+from gitops_mcp.sync.namespaces import NAMESPACE_HOLDS
 
 
 def test_a_namespace_that_begins_to_go_is_asked_about_once() -> None:
@@ -319,12 +320,12 @@ def test_a_child_that_lost_the_label_it_is_found_by_is_updated_and_not_said_to_b
 def test_namespaces_that_come_and_go_are_not_remembered_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(engine, "NAMESPACES", 3)
+    monkeypatch.setattr(namespaces, "NAMESPACES", 3)
     stage = Stage()
     for index in range(10):
         stage.engine.facts(ServerKey(f"ns{index}", "web"))
-    assert list(stage.engine._namespaces) == ["ns7", "ns8", "ns9"]
-    assert not stage.engine._asking
+    assert list(stage.engine._namespaces._phases) == ["ns7", "ns8", "ns9"]
+    assert not stage.engine._namespaces._locks
 
 
 def test_what_servers_were_refused_is_forgotten_with_the_last_of_them() -> None:
@@ -337,11 +338,11 @@ def test_what_servers_were_refused_is_forgotten_with_the_last_of_them() -> None:
 
     stage.server.refuse = refuse
     stage.engine.work(KEY)
-    assert stage.engine._failing
-    assert stage.engine._refusals
+    assert stage.engine._failures._failing
+    assert stage.engine._failures._refusals
     stage.engine.forget(KEY)
-    assert not stage.engine._failing
-    assert not stage.engine._refusals
+    assert not stage.engine._failures._failing
+    assert not stage.engine._failures._refusals
 
 
 def test_a_right_that_one_server_has_now_is_tried_for_the_others_at_once() -> None:
