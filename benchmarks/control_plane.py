@@ -42,7 +42,8 @@ from gitops_mcp.base.names import KIND, JsonObject, ServerKey
 from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.cli.main import spare_the_collector
 from gitops_mcp.cluster.kinds import PLURALS
-from gitops_mcp.cluster.kube import PAGE, Cluster
+from gitops_mcp.cluster.kube import Cluster
+from gitops_mcp.cluster.reads import PAGE
 from gitops_mcp.cluster.view import WATCHED, key_of
 from gitops_mcp.sync import fleet
 

@@ -29,7 +29,8 @@ from fleet import files
 
 from gitops_mcp.base.model import Report
 from gitops_mcp.cli.main import spare_the_collector
-from gitops_mcp.cluster.kube import PAGE, Cluster
+from gitops_mcp.cluster.kube import Cluster
+from gitops_mcp.cluster.reads import PAGE
 from gitops_mcp.cluster.view import WATCHED
 from gitops_mcp.source import manifests
 from gitops_mcp.source.settings import SourceOptions

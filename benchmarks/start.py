@@ -36,7 +36,8 @@ from fleet import files
 from plane import Plane, Unavailable
 
 from gitops_mcp.cluster.kinds import PLURALS
-from gitops_mcp.cluster.kube import PAGE, Cluster
+from gitops_mcp.cluster.kube import Cluster
+from gitops_mcp.cluster.reads import PAGE
 from gitops_mcp.cluster.view import WATCHED
 
 MEMORY_BAR = 200

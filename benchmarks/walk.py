@@ -25,7 +25,7 @@ import rig
 
 from gitops_mcp.base.source import SourceFile
 from gitops_mcp.cli.main import run
-from gitops_mcp.cluster.kube import Cluster
+from gitops_mcp.cluster.transport import Transport
 from gitops_mcp.decide import diffing, planning, status
 
 COUNTED = {"decide": (planning, "decide"), "agrees": (diffing, "agrees"), "body": (status, "body")}
@@ -50,15 +50,15 @@ def counting() -> Iterator[Counter[str]]:
 
         return wrapper
 
-    request = Cluster._request
+    request = Transport.request
 
-    def requested(self: Cluster, method: str, path: str, *args: Any, **options: Any) -> Any:
+    def requested(self: Transport, method: str, path: str, *args: Any, **options: Any) -> Any:
         counts["requests"] += 1
         counts["GET /version"] += (method, path) == ("GET", "/version")
         return request(self, method, path, *args, **options)
 
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(Cluster, "_request", requested))
+        stack.enter_context(mock.patch.object(Transport, "request", requested))
         for name, (module, function) in COUNTED.items():
             wrapper = counted(name, getattr(module, function))
             stack.enter_context(mock.patch.object(module, function, wrapper))

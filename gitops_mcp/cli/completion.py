@@ -18,7 +18,8 @@ import click
 from click.shell_completion import shell_complete
 
 from gitops_mcp.base.names import API_VERSION, KIND
-from gitops_mcp.cluster import kube
+from gitops_mcp.cluster import connection
+from gitops_mcp.cluster.reads import Reader
 from gitops_mcp.source import manifests
 from gitops_mcp.source.settings import ConnectionOptions, SourceOptions
 from gitops_mcp.sync import pipeline, reading
@@ -57,7 +58,7 @@ def words(what: str, given: Given, begun: str) -> list[str]:
 def _servers(given: Given, begun: str) -> Iterable[str]:
     """Of the cluster; those of other namespaces where one was begun, as NAMESPACE/NAME."""
     home, slash, _ = begun.rpartition("/")
-    with closing(pipeline.connect(_connection(given))) as cluster:
+    with closing(pipeline.connect(Reader, _connection(given))) as cluster:
         where = home or given.get("namespace") or cluster.namespace
         where = None if given.get("all_namespaces") else where
         listed, _ = cluster.list(
@@ -68,7 +69,7 @@ def _servers(given: Given, begun: str) -> Iterable[str]:
 
 def _namespaces(given: Given, begun: str) -> Iterable[str]:
     del begun
-    with closing(pipeline.connect(_connection(given))) as cluster:
+    with closing(pipeline.connect(Reader, _connection(given))) as cluster:
         listed, _ = cluster.list(
             "v1", "Namespace", None, narrowed=lambda body: str(body["metadata"]["name"])
         )
@@ -77,7 +78,7 @@ def _namespaces(given: Given, begun: str) -> Iterable[str]:
 
 def _contexts(given: Given, begun: str) -> Iterable[str]:
     del begun
-    return kube.contexts(given.get("kubeconfig"))
+    return connection.contexts(given.get("kubeconfig"))
 
 
 def _connection(given: Given) -> ConnectionOptions:

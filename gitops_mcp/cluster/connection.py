@@ -160,3 +160,12 @@ def _plugin(config: Any, base_path: str, cluster: Any) -> Mapping[str, Any]:
             return status
         cause = "gave neither a token nor a certificate"
     raise PluginFailed(f"the credential plugin {os.path.basename(command)!r} {cause}", hint)
+
+
+def contexts(kubeconfig: str | None) -> list[str]:
+    """The contexts that a kubeconfig has. Raises what the library raises: nobody but a shell that
+    completes a word asks for them."""
+    from kubernetes.config import kube_config
+
+    in_file: Any = kube_config
+    return context_names(in_file.KubeConfigMerger(kubeconfig_paths(kubeconfig)).config)

@@ -49,6 +49,7 @@ from gitops_mcp.decide.record import lease_name as lease_name
 if TYPE_CHECKING:
     from gitops_mcp.cluster.kube import Cluster
     from gitops_mcp.cluster.lease import Lease, LeaseTiming
+    from gitops_mcp.cluster.reads import Reader
 
 LEASE_PATIENCE = 15.0
 """Seconds that a sync waits for another sync's lease."""
@@ -263,7 +264,7 @@ def waiting_in(leases: Iterable[JsonObject], *, now: datetime) -> str | None:
 # --- where the leases are ---------------------------------------------------------------------
 
 
-def expect_source(cluster: Cluster, source_id: str) -> None:
+def expect_source(cluster: Reader, source_id: str) -> None:
     """Raise UsageError for an id that no Lease and no MCPServer of the cluster bears. Who may not
     list both everywhere cannot know, and is believed."""
     known: set[str] = set()

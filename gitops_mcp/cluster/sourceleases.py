@@ -27,7 +27,7 @@ from gitops_mcp.decide.record import area_of as area_of
 from gitops_mcp.decide.record import lease_name as lease_name
 
 if TYPE_CHECKING:
-    from gitops_mcp.cluster.kube import Cluster
+    from gitops_mcp.cluster.reads import Reader
     from gitops_mcp.decide.sourcestatus import SourceStatus
 
 
@@ -79,7 +79,7 @@ def covers(name: str, source_id: str, namespace: str) -> bool:
     return source == source_id and (area == "" or len(narrow) == 2 or narrow[-1] == namespace)
 
 
-def home(cluster: Cluster, given: str | None) -> str:
+def home(cluster: Reader, given: str | None) -> str:
     """Where our leases live if there are none yet: in ``given``, else in the namespace of the pod
     that we run in, else in ``default``. A kubeconfig's context has no say: whoever writes for the
     same source may have another one."""
@@ -89,7 +89,7 @@ def home(cluster: Cluster, given: str | None) -> str:
 
 
 def lease_namespaces(
-    cluster: Cluster, source_ids: tuple[str, ...], given: str | None
+    cluster: Reader, source_ids: tuple[str, ...], given: str | None
 ) -> tuple[str, ...]:
     """Where the Lease of each of these sources lives: where an agent holds it, else where anybody
     does, else where it was given up last, else ``home``."""
@@ -119,7 +119,7 @@ class FoundLeases(NamedTuple):
     """Whether all namespaces were listed. If not, an agent may hold a Lease that was not seen."""
 
 
-def find_leases(cluster: Cluster, *source_ids: str, given: str | None = None) -> FoundLeases:
+def find_leases(cluster: Reader, *source_ids: str, given: str | None = None) -> FoundLeases:
     """The Leases of some sources and of their areas. If listing all namespaces is forbidden: those
     in ``given``, the context's namespace and ``default``. Raises KubeError, but for a 403."""
     api_version = "coordination.k8s.io/v1"
@@ -141,7 +141,7 @@ def find_leases(cluster: Cluster, *source_ids: str, given: str | None = None) ->
 
 
 def find_records(
-    cluster: Cluster, source_id: str, *, areas: Collection[str] = ()
+    cluster: Reader, source_id: str, *, areas: Collection[str] = ()
 ) -> dict[ObjectRef, Record]:
     """The records of a source and of its areas. If listing all namespaces is forbidden: those
     beside its Leases, of the whole source and of these ``areas``. Raises KubeError, and UsageError
@@ -161,7 +161,7 @@ def find_records(
 
 
 def find_states(
-    cluster: Cluster, source_id: str, leases: Iterable[JsonObject]
+    cluster: Reader, source_id: str, leases: Iterable[JsonObject]
 ) -> list[SourceStatus]:
     """The states in the records beside a source's Leases: its own, and those of agents with a
     ``--watch-namespace`` or a ``--limit``, as long as they are about the commit that the Lease
@@ -187,7 +187,7 @@ def find_states(
     return states
 
 
-def living(cluster: Cluster, leases: Iterable[JsonObject]) -> tuple[ObjectRef, str] | None:
+def living(cluster: Reader, leases: Iterable[JsonObject]) -> tuple[ObjectRef, str] | None:
     """One of these Leases that is held and renewed, and its holder; None where there is none. Where
     somebody holds one, this takes ``SECOND_LOOK`` seconds at most. Raises KubeError."""
     held = {ObjectRef.of(lease): objects.spec(lease) for lease in leases if _holder(lease)}

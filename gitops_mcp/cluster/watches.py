@@ -20,7 +20,7 @@ from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.cluster.view import WATCHED, Packed, View, Watched
 
 if TYPE_CHECKING:
-    from gitops_mcp.cluster.kube import Cluster
+    from gitops_mcp.cluster.reads import Reader
 
 RETRY_WITHIN = timedelta(seconds=60)
 """How long a list is tried again while the API server is busy."""
@@ -59,7 +59,7 @@ def covers(versions: Versions) -> Callable[[str], bool]:
     return lambda namespace: None in listed or namespace in listed
 
 
-def read(cluster: Cluster, view: View, namespaces: Iterable[str | None]) -> Versions:
+def read(cluster: Reader, view: View, namespaces: Iterable[str | None]) -> Versions:
     """Fill the view, one LIST a namespace and kind; returns the versions to watch from.
 
     One after the other: a page is large while it is read, and reading is this process's own work.
@@ -74,7 +74,7 @@ def read(cluster: Cluster, view: View, namespaces: Iterable[str | None]) -> Vers
 
 
 def _listed(
-    cluster: Cluster, view: View, namespace: str | None, watched: Watched
+    cluster: Reader, view: View, namespace: str | None, watched: Watched
 ) -> tuple[list[Packed], str]:
     """One LIST, tried again while the API server says that it is busy or only starting; where
     nobody answers at all, that is said at once."""
@@ -123,7 +123,7 @@ class Watches:
 
     def __init__(
         self,
-        cluster: Cluster,
+        cluster: Reader,
         view: View,
         versions: Versions,
         *,

@@ -10,11 +10,11 @@ from gitops_mcp.base.names import (
 )
 
 if TYPE_CHECKING:
-    from gitops_mcp.cluster.kube import Cluster
+    from gitops_mcp.cluster.reads import Reader
 
 
 class Right(NamedTuple):
-    """One permission, in the order of ``Cluster.can``; prints as ``patch mcpservers/status``."""
+    """One permission, in the order of ``Reader.can``; prints as ``patch mcpservers/status``."""
 
     verb: str
     group: str
@@ -51,7 +51,7 @@ OLDEST_KUBERNETES = (1, 30)
 """The first with a native preStop sleep switched on."""
 
 
-def refuse_old(cluster: Cluster) -> None:
+def refuse_old(cluster: Reader) -> None:
     """Raises UsageError for an API server that our objects are too new for."""
     version = cluster.version()
     if version < OLDEST_KUBERNETES:

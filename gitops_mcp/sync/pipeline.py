@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from gitops_mcp.base import objects, times
 from gitops_mcp.base.errors import GitOpsError, KindAbsent, LeaseLost, Permanent, UsageError
@@ -49,11 +49,16 @@ from gitops_mcp.sync.permissions import MAKE_NAMESPACES, NEEDED, OPEN_GATES, ref
 from gitops_mcp.sync.reading import Source, Wishes, applied_revision
 
 if TYPE_CHECKING:
-    from gitops_mcp.cluster.kube import Cluster, Observer
+    from gitops_mcp.cluster.kube import Cluster
+    from gitops_mcp.cluster.reads import Reader
+    from gitops_mcp.cluster.transport import Observer
     from gitops_mcp.cluster.view import View
     from gitops_mcp.cluster.watches import Versions
     from gitops_mcp.sync.engine import Engine
     from gitops_mcp.sync.hooks import Hook
+
+
+R = TypeVar("R", bound="Reader")
 
 
 # --- source, load, render -------------------------------------------------------------------
@@ -596,18 +601,18 @@ def write_notes(
 
 
 def connect(
+    kind: type[R],
     options: ConnectionOptions,
     *,
     observe: Observer | None = None,
     warn: Say = lambda _: None,
     notice: Say = lambda _: None,
-) -> Cluster:
-    """The cluster, as kubectl would find it; no request yet. ``observe`` hears of each one,
-    ``warn`` of a server that is not verified, ``notice`` of each warning of the API server, once.
+) -> R:
+    """The cluster, as kubectl would find it; no request yet. ``kind``: ``reads.Reader``, or
+    ``kube.Cluster`` to write. ``observe`` hears of each request, ``warn`` of a server that is
+    not verified, ``notice`` of each warning of the API server, once.
     """
-    from gitops_mcp.cluster.kube import Cluster
-
-    cluster = Cluster(options.kubeconfig, options.context, observe=observe, notice=notice)
+    cluster = kind(options.kubeconfig, options.context, observe=observe, notice=notice)
     if not cluster.verified:
         warn(
             f"the certificate of {cluster.server} is not verified (insecure-skip-tls-verify): "

@@ -21,7 +21,7 @@ from scripted import Answer, Asked, Scripted, scripted
 from gitops_mcp.base import errors
 from gitops_mcp.base.model import INSTALL_CRD
 from gitops_mcp.base.names import JsonObject, ObjectRef
-from gitops_mcp.cluster import connection, kube, refusals
+from gitops_mcp.cluster import connection, refusals, watchstream
 from gitops_mcp.cluster.kube import Cluster
 from gitops_mcp.cluster.lease import Lease
 
@@ -156,7 +156,7 @@ class TestConfiguration:
         monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
         cluster = Cluster()
         assert (cluster.namespace, cluster.server) == ("agents", "https://127.0.0.1:1")
-        configuration = cluster._client.configuration
+        configuration = cluster._transport._client.configuration
         for _ in range(2):
             assert configuration.get_api_key_with_prefix("BearerToken") == "bearer t0ken"
 
@@ -205,7 +205,7 @@ def test_a_server_that_is_not_there_is_transient(connect: Connect) -> None:
     with scripted(lambda _: Answer()) as server:
         cluster = connect(server)
     seen: list[tuple[str, str, int]] = []
-    cluster._observe = lambda *what: seen.append(what)
+    cluster._transport._observe = lambda *what: seen.append(what)
     with pytest.raises(errors.Transient, match="connection refused") as caught:
         cluster.get(DEPLOYMENT)
     assert caught.value.code == 0
@@ -538,7 +538,7 @@ LOST = Answer(chunks=[event("ADDED", "b", 6)], cut=True)
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kube, "PROOF_SECONDS", 0)
+    monkeypatch.setattr(watchstream, "PROOF_SECONDS", 0)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -604,8 +604,8 @@ def test_what_a_watch_says_is_checked_by_a_list_from_time_to_time(
         now[0] += seconds
         return Answer(chunks=[])
 
-    monkeypatch.setattr(kube, "CHECK_SECONDS", (750, 750))
-    monkeypatch.setattr(kube, "RECHECK_SECONDS", (90, 90))
+    monkeypatch.setattr(watchstream, "CHECK_SECONDS", (750, 750))
+    monkeypatch.setattr(watchstream, "RECHECK_SECONDS", (90, 90))
     with scripted(answer) as server:
         found = watched(connect(server), 3, resource_version="5", clock=lambda: now[0])
     assert rounds[:10] == ["300", "300", "150", "list", "300", "300", "150", "list", "300", "300"]

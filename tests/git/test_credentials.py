@@ -16,7 +16,8 @@ from scripted import Answer, Asked, scripted
 
 from gitops_mcp.base import errors
 from gitops_mcp.base.names import ObjectRef
-from gitops_mcp.cluster.kube import NOTICES, Cluster
+from gitops_mcp.cluster.kube import Cluster
+from gitops_mcp.cluster.transport import NOTICES
 
 pytestmark = pytest.mark.usefixtures("processes")
 

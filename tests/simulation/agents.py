@@ -80,7 +80,7 @@ class Agent:
         self._asked: set[ServerKey] = set()
         self._pumping = False
         self._waking: object = None
-        self.client = Client(plane, name, lambda request: wire(self, request))
+        self.client = Client(name, lambda request: wire(self, request))
         self.feeds = [
             feeds.Feed(plane, self.client, self.view, watched, self.later) for watched in WATCHED
         ]

@@ -1,6 +1,6 @@
 """A Kubernetes cluster in one thread: the sandbox's API server and controllers, without HTTP.
 
-``Plane`` is the cluster; ``Client`` is ``kube.Cluster`` with its one request taken from the network
+``Plane`` is the cluster; ``Client`` is ``kube.Cluster`` with its requests taken from the network
 to the plane, so paths, bodies, paging, preconditions and errors are the real ones. Every request
 passes the client's ``wire`` before it acts and after: what fails, waits or dies is decided there.
 """
@@ -18,6 +18,7 @@ from urllib3.exceptions import ProtocolError
 
 from gitops_mcp.base.names import JsonObject, ObjectRef
 from gitops_mcp.cluster import kinds, kube, refusals
+from gitops_mcp.cluster.transport import Transport
 from gitops_mcp.sandbox import nodes
 from gitops_mcp.sandbox.controllers import Controllers
 from gitops_mcp.sandbox.server import Server
@@ -171,13 +172,19 @@ class Plane:
 class Client(kube.Cluster):
     """One process's connection to a plane. ``wire`` carries its requests."""
 
-    def __init__(self, plane: Plane, name: str, wire: Callable[[Request], Answer]) -> None:
-        self._plane = plane
-        self._name = name
-        self._wire = wire
+    def __init__(self, name: str, wire: Callable[[Request], Answer]) -> None:
+        self._transport = Wire(name, wire)
         self.namespace = "default"
 
-    def _request(
+
+class Wire(Transport):
+    """Requests that go to ``wire`` instead of to the network."""
+
+    def __init__(self, name: str, wire: Callable[[Request], Answer]) -> None:
+        self._name = name
+        self._wire = wire
+
+    def request(
         self,
         method: str,
         path: str,

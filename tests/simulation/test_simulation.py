@@ -16,8 +16,8 @@ import pytest
 from gitops_mcp.base.model import Action, Verb
 from gitops_mcp.base.names import JsonObject, ServerKey
 from gitops_mcp.decide import health
-from gitops_mcp.sync import controller
-from gitops_mcp.sync.engine import Engine
+from gitops_mcp.sync import engine
+from gitops_mcp.sync.execution import Execution
 from gitops_mcp.sync.memory import Memory
 from gitops_mcp.sync.workqueue import Queue
 from simulation import agents, runs, trouble
@@ -36,15 +36,13 @@ def first_failure() -> runs.Failure:
 
 
 def test_a_delete_without_its_precondition_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Careless(Engine):
-        def _request(
-            self, key: ServerKey, memory: Memory, action: Action, *, kubectls: bool
-        ) -> None:
+    class Careless(Execution):
+        def carry_out(self, key: ServerKey, memory: Memory, action: Action) -> None:
             if action.verb is Verb.DELETE:
                 action = replace(action, uid=None, resource_version=None)
-            super()._request(key, memory, action, kubectls=kubectls)
+            super().carry_out(key, memory, action)
 
-    monkeypatch.setattr(controller, "Engine", Careless)
+    monkeypatch.setattr(engine, "Execution", Careless)
     assert first_failure().law.startswith("a delete carries what it was decided on")
 
 

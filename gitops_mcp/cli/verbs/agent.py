@@ -112,6 +112,7 @@ def command(
     from gitops_mcp.base.errors import GitOpsError
     from gitops_mcp.cli import logs
     from gitops_mcp.cluster import leadership
+    from gitops_mcp.cluster.kube import Cluster
     from gitops_mcp.git.addresses import read_secret
     from gitops_mcp.git.scratch import Scratch
     from gitops_mcp.source import manifests
@@ -158,6 +159,7 @@ def command(
             return found
 
         cluster = pipeline.connect(
+            Cluster,
             connection,
             observe=metrics.requested,
             warn=looks.warn,

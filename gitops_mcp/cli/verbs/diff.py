@@ -53,6 +53,7 @@ def command(
     """
     from gitops_mcp.cli.terminal import Terminal
     from gitops_mcp.cluster import sourceleases
+    from gitops_mcp.cluster.kube import Cluster
     from gitops_mcp.report import reports
     from gitops_mcp.sync import merging, permissions, pipeline, reading
 
@@ -71,7 +72,9 @@ def command(
             against = other.snapshot.revision.sha
             report = merging.merging(line, other, source.cluster)
         else:
-            cluster = pipeline.connect(connection, warn=terminal.warn, notice=terminal.notice)
+            cluster = pipeline.connect(
+                Cluster, connection, warn=terminal.warn, notice=terminal.notice
+            )
             wishes = reading.Wishes(check=True, create_namespace=True, foreign=common.verbose)
             try:
                 permissions.refuse_old(cluster)

@@ -83,11 +83,12 @@ def command(
     """
     from gitops_mcp.cli.terminal import Terminal
     from gitops_mcp.cluster import leadership
+    from gitops_mcp.cluster.kube import Cluster
     from gitops_mcp.report import overview
     from gitops_mcp.sync import pipeline
 
     terminal = Terminal(common)
-    cluster = pipeline.connect(connection, warn=terminal.warn, notice=terminal.notice)
+    cluster = pipeline.connect(Cluster, connection, warn=terminal.warn, notice=terminal.notice)
     names, namespace = options.one_namespace(names, namespace)
     where = None if all_namespaces else namespace or cluster.namespace
     try:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gitops_mcp.base.errors import KubeError
     from gitops_mcp.base.names import JsonObject
     from gitops_mcp.cli.terminal import Terminal
-    from gitops_mcp.cluster.kube import Cluster
+    from gitops_mcp.cluster.reads import Reader
     from gitops_mcp.decide.sourcestatus import Missing, SourceStatus
 
 EXIT_INTERRUPTED = 130
@@ -67,10 +67,11 @@ def command(
     """Show the servers of the cluster: phase, replicas, endpoint, revision."""
     from gitops_mcp.cli.terminal import Terminal
     from gitops_mcp.cluster import leadership
+    from gitops_mcp.cluster.reads import Reader
     from gitops_mcp.sync import pipeline
 
     terminal = Terminal(common)
-    cluster = pipeline.connect(connection, warn=terminal.warn, notice=terminal.notice)
+    cluster = pipeline.connect(Reader, connection, warn=terminal.warn, notice=terminal.notice)
     names, namespace = options.one_namespace(names, namespace)
     where = None if all_namespaces else namespace or cluster.namespace
     shown = _Shown(cluster, terminal, names, where, source_id, output, headers=not no_headers)
@@ -91,7 +92,7 @@ class _Shown:
 
     def __init__(
         self,
-        cluster: Cluster,
+        cluster: Reader,
         terminal: Terminal,
         names: tuple[str, ...],
         namespace: str | None,

@@ -101,6 +101,7 @@ def command(
     """
     from gitops_mcp.cli.terminal import Terminal
     from gitops_mcp.cluster import leadership, sourceleases
+    from gitops_mcp.cluster.kube import Cluster
     from gitops_mcp.report import noterecords, reports
     from gitops_mcp.sync import permissions, pipeline, reading
 
@@ -110,7 +111,7 @@ def command(
         line.refuse_doubts(terminal.warn)
         terminal.ignored(line.loaded.ignored)
         terminal.problems(line.loaded.problems)
-        cluster = pipeline.connect(connection, warn=terminal.warn, notice=terminal.notice)
+        cluster = pipeline.connect(Cluster, connection, warn=terminal.warn, notice=terminal.notice)
         wishes = reading.Wishes(
             check=check,
             rights=not check,

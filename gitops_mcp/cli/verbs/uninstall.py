@@ -58,10 +58,11 @@ def command(
     left are printed, one a line, and a shell can run them.
     """
     from gitops_mcp.cli.terminal import Terminal
+    from gitops_mcp.cluster.kube import Cluster
     from gitops_mcp.sync import pipeline
 
     terminal = Terminal(common)
-    cluster = pipeline.connect(connection, warn=terminal.warn, notice=terminal.notice)
+    cluster = pipeline.connect(Cluster, connection, warn=terminal.warn, notice=terminal.notice)
     try:
         _stop_agents(cluster, terminal)
         leases = list(_leases(cluster))
