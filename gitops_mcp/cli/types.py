@@ -79,13 +79,13 @@ class Checked(click.ParamType[Any]):
 
 
 def _ref(text: str) -> str:
-    from gitops_mcp.git.gitrepo import checked_ref
+    from gitops_mcp.git.refnames import checked_ref
 
     return checked_ref(text)
 
 
 def _branch(text: str) -> str:
-    from gitops_mcp.git.gitrepo import checked_branch
+    from gitops_mcp.git.refnames import checked_branch
 
     return checked_branch(text)
 

@@ -19,47 +19,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Self
 
-from gitops_mcp.base import limits
 from gitops_mcp.base.errors import OverLimit, SourceError, UsageError
 from gitops_mcp.base.names import CLUSTER_NAME
 from gitops_mcp.base.source import Snapshot, SourceFile
+from gitops_mcp.git import history, lookup
 from gitops_mcp.git.addresses import Credentials as Credentials
 from gitops_mcp.git.addresses import server_of
 from gitops_mcp.git.complaints import printable, redact
 from gitops_mcp.git.gitcommand import SHA, Git
 from gitops_mcp.git.gitmirror import Absent, Empty, Mirror
 from gitops_mcp.git.gitnotes import Notes, Place, Upstream
-from gitops_mcp.git.trailers import allow_prune
+from gitops_mcp.git.history import Commit
 from gitops_mcp.git.trees import CONFIG_FILE, Taken, Taking, fingerprint, folder_within
 from gitops_mcp.git.worktree import Disk, read_folder, read_worktree
-
-# --- what a source holds -------------------------------------------------------------------------
-
-
-def checked_branch(name: str) -> str:
-    """A branch's name, unchanged. Raises UsageError for one that git would not take."""
-    if name.startswith(("-", "refs/heads/")) or not _is_ref(name):
-        raise UsageError(f"{name!r} is no branch name", hint="--ref takes expressions")
-    return name
-
-
-_EXPRESSION = re.compile(r"[~^:]|@\{")
-"""Where the name in an expression ends: ``main~2``, ``v1^{commit}``, ``main@{1}``."""
-
-
-def checked_ref(text: str) -> str:
-    """A ref, a commit id or an expression that names one commit, unchanged. Raises UsageError for
-    what git could not read as one."""
-    name = _EXPRESSION.split(text, maxsplit=1)[0]
-    if name.startswith("-") or not text.isprintable() or not (_is_ref(name) if name else text):
-        raise UsageError(f"{text!r} names no commit", hint="use a branch, a tag or a commit id")
-    return text
-
-
-def _is_ref(name: str) -> bool:
-    """Git's own rule for the names of refs."""
-    return not Git("", "-C", "/").ask("check-ref-format", f"refs/heads/{name}").status
-
 
 # --- the repository ------------------------------------------------------------------------------
 
@@ -106,17 +78,6 @@ class Poll:
     new: str = ""
     forced: bool = False
     error: SourceError | None = field(default=None, compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """A commit, as the prune guard asks for it: the number of its ``Allow-Prune`` trailer, and
-    ``ignored``, lines that look like that trailer and do not count."""
-
-    sha: str
-    subject: str
-    allow_prune: int | None = None
-    ignored: tuple[str, ...] = ()
 
 
 def open_source(
@@ -188,8 +149,7 @@ class Repository:
         """Of a folder without git, as it was read."""
         self._refused: Mapping[tuple[str, str], OverLimit] = {}
         """What was too large below a path: a commit stays what it is."""
-        self._roots: tuple[str, tuple[str, ...]] = ("", ())
-        """A head, and the commits without a parent in its history."""
+        self._roots = history.Roots()
 
     def __enter__(self) -> Self:
         return self
@@ -328,25 +288,7 @@ class Repository:
     def commits_between(self, old: str, new: str) -> tuple[Commit, ...]:
         """The commits after ``old`` up to ``new``, newest first; ``new`` alone where ``old`` is
         not known here or is no ancestor (after a force-push)."""
-        if not SHA.fullmatch(new):
-            return ()
-        git = self._git()
-        known = bool(SHA.fullmatch(old)) and git.is_ancestor(old, new)
-        span = (f"{old}..{new}",) if known else ("--no-walk", new)
-        listed = git.records(
-            *("rev-list", f"--max-count={limits.COMMITS}", "--format=%H%x00%s%x00%B%x00"),
-            *span,
-            "--",
-            most=3 * limits.COMMITS + 1,
-            longest=limits.MESSAGE,
-            cut=True,
-        )
-        texts = (text.decode("utf-8", "replace") for text in listed)
-        # Before each but the first there is the end of the line before it, and "commit <sha>".
-        return tuple(
-            Commit(head.rpartition("\n")[2], printable(subject), *allow_prune(message))
-            for head, subject, message in zip(texts, texts, texts, strict=False)
-        )
+        return history.between(self._git(), old, new)
 
     # -- which repository this is
 
@@ -395,16 +337,7 @@ class Repository:
         head = git.commit("HEAD") if self._is_read_as_it_lies else self._current()[0]
         if not head or git.line("rev-parse", "--is-shallow-repository") == "true":
             return ()
-        old, roots = self._roots
-        if old == head:
-            return roots
-        # What the former head holds was walked before: a new commit costs what it adds.
-        known = bool(old) and git.is_ancestor(old, head)
-        span = (head, f"^{old}") if known else (head,)
-        found = git.run("rev-list", "--max-parents=0", f"--max-count={limits.ROOTS}", *span, "--")
-        new = {*found.decode().split(), *(roots if known else ())}
-        self._roots = head, tuple(sorted(new))
-        return self._roots[1]
+        return self._roots.of(git, head)
 
     def knows(self, sha: str) -> bool:
         """Whether a commit of this id is in the object store, reachable or not, as of the last
@@ -420,10 +353,7 @@ class Repository:
             return False
         git = self._git()
         head = self._head[0] if self._head is not None else git.commit("HEAD")
-        if head and git.is_ancestor(sha, head):
-            return True
-        refs = ("refs/heads", "refs/tags", "refs/remotes")
-        return bool(git.line("for-each-ref", "--count=1", f"--contains={sha}", *refs))
+        return history.remembers(git, sha, head)
 
     def may_hold(self, sha: str) -> bool:
         """Whether a server of this commit may come from this repository: it is known, or there is
@@ -455,7 +385,7 @@ class Repository:
         git = Git(self.root, "--git-dir", folder)
         if self.kind == "bare":
             return Place(git, silent=True)
-        remote = _remote(git)
+        remote = lookup.remote(git)
         # The remote of the user's own directory: as if the user had typed git push.
         own = {"GIT_ALLOW_PROTOCOL": "https:http:ssh:file"}
         talk = functools.partial(git.talk, env=own, configured=True)
@@ -540,47 +470,14 @@ class Repository:
         return commit, branch or None
 
     def _find(self, ref: str) -> str:
-        """A commit by branch, tag or id; a branch that only the remote has counts (CI checks out
-        no local ``main``)."""
-        git = self._git()
-        names = {f"refs/{kind}/{ref}" for kind in ("heads", "tags")}
-        named = git.line("for-each-ref", "--format=%(refname)", "--", *names).split("\n")
-        if names <= set(named):
-            raise SourceError(
-                f"{self.root}: {ref} is the name of a branch and of a tag",
-                hint=f"say heads/{ref} or tags/{ref}",
-            )
-        commit = git.commit(ref) or git.commit(f"refs/remotes/{_remote(git) or 'origin'}/{ref}")
+        commit = lookup.find(self._git(), self.root, ref)
         if not commit:
             raise self._absent(f"no branch, tag or commit {ref} (or more than one)")
         return commit
 
     def _absent(self, what: str) -> SourceError:
-        """Why a commit was not found: with what there is instead."""
         git = self._git()
-        if self._mirror is None:  # somebody may have moved it away
+        if self._mirror is None:  # the directory may have been moved away
             self._folder()
             git.run("rev-parse", "--git-dir")
-        names = git.line(
-            "for-each-ref", "--format=%(refname:short)", "--count=20", "refs/heads"
-        ).split("\n")
-        if not any(names) and not git.line("rev-list", "--all", "--max-count=1"):
-            return Empty(f"{self.root}: there is no commit yet", hint="push a first commit")
-        shallow = git.line("rev-parse", "--is-shallow-repository") == "true"
-        return Absent(
-            f"{self.root}: {what}",
-            hint="this clone is shallow: git fetch --unshallow"
-            if shallow
-            else f"branches: {', '.join(names)}",
-        )
-
-
-def _remote(git: Git) -> str:
-    """The remote of the current branch, else origin, else the only one; "" for none."""
-    names = git.line("remote").split("\n")
-    branch = git.branch()
-    configured = git.line("config", "--get", f"branch.{branch}.remote") if branch else ""
-    for name in (configured, "origin", names[0] if len(names) == 1 else ""):
-        if name and name in names:
-            return name
-    return ""
+        return lookup.absent(git, self.root, what)

@@ -26,7 +26,7 @@ from paths import ROOT
 from gitops_mcp.base import limits
 from gitops_mcp.base.errors import SourceError, UsageError
 from gitops_mcp.base.source import Revision, Snapshot
-from gitops_mcp.git import gitmirror, gitrepo, trailers, trees
+from gitops_mcp.git import gitmirror, gitrepo, history, trailers, trees
 from gitops_mcp.git.gitrepo import Credentials, Repository, open_source
 
 pytestmark = pytest.mark.usefixtures("processes")
@@ -848,7 +848,7 @@ def test_without_a_known_ancestor_only_head_counts(repository: Path, old: str) -
     other = commit(repository, {"a.yaml": "1"}, branch="other", parent="")
     end = commit(repository, {"a.yaml": "1"}, "Now\n\nAllow-Prune: 2")
     found = open_source(str(repository)).commits_between(other if old == "other" else old, end)
-    assert found == (gitrepo.Commit(end, "Now", 2),)
+    assert found == (history.Commit(end, "Now", 2),)
 
 
 # --- servers --------------------------------------------------------------------------------------
