@@ -1,8 +1,8 @@
-"""The options that verbs share, and where their values come from: flag, environment, file.
+"""The options that verbs share, with their environment variables.
 
 A verb picks from them, and declares its own beside them. ``GITOPS_MCP_<OPTION>`` is an option's
-variable, its name in camel case the key of the configuration file. An option that a verb lacks is
-ignored in both.
+variable, its name in camel case the key of the configuration file (``configfile``). An option that
+a verb lacks is ignored in both.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import click
 from click.core import ParameterSource
 
 from gitops_mcp.base.errors import UsageError
+from gitops_mcp.cli import configfile
 from gitops_mcp.cli.types import (
     ACCOUNTS,
     BRANCH,
@@ -47,7 +48,6 @@ from gitops_mcp.source.settings import (
     PolicyOptions,
     SourceOptions,
     checked_defaults,
-    parse_config,
 )
 
 T = TypeVar("T")
@@ -101,7 +101,7 @@ class Verb(click.Command):
                 f"no option {error.option_name}", hint=HABITS[error.option_name]
             ) from error
         except click.BadParameter as error:
-            error.param_hint = _origin(ctx, error.param) or error.param_hint
+            error.param_hint = configfile.origin(ctx, error.param) or error.param_hint
             raise
 
     def _wants_a_value(self, word: str) -> bool:
@@ -109,17 +109,6 @@ class Verb(click.Command):
             isinstance(param, click.Option) and not param.is_flag and word in param.opts
             for param in self.params
         )
-
-
-def _origin(ctx: click.Context, param: click.Parameter | None) -> str:
-    """Where a value comes from that the command line does not show, else ""."""
-    origin = ctx.get_parameter_source(param.name) if param and param.name else None
-    if origin is ParameterSource.ENVIRONMENT:
-        return f"{param.envvar}" if param else ""
-    if origin is not ParameterSource.DEFAULT_MAP or param is None:
-        return ""
-    key = next(key for key, name in DECLARED.items() if name == param.name)
-    return f"{key!r} in {ctx.meta[_CONFIG_PATH]}"
 
 
 def _is_a_value(argument: str) -> bool:
@@ -132,26 +121,18 @@ def completed(what: str) -> Callable[[click.Context, click.Parameter, str], list
     return lambda ctx, _, begun: list(ctx.obj(what, ctx.params, begun))
 
 
-DECLARED: dict[str, str] = {}
-"""Every option's key in the configuration file → its parameter name."""
-
-
 def option(*names: str, **settings: Any) -> Decorator[Any]:
     """Like ``click.option``, with the environment variable and the file's key that follow from the
     name."""
     long = next(name for name in names if name.startswith("--")).split("/")[0][2:]
     parameter = next((n for n in names if n.isidentifier()), long.replace("-", "_"))
-    DECLARED[_camel(long)] = parameter
+    configfile.DECLARED[_camel(long)] = parameter
     variable = f"GITOPS_MCP_{long.upper().replace('-', '_')}"
     return click.option(*names, envvar=variable, **settings)
 
 
 def _camel(name: str) -> str:
     return re.sub(r"-(\w)", lambda match: match[1].upper(), name)
-
-
-def _dashed(name: str) -> str:
-    return re.sub(r"[A-Z]", lambda match: f"-{match[0].lower()}", name)
 
 
 def _stack(*decorators: Decorator[Any]) -> Decorator[Any]:
@@ -187,7 +168,7 @@ _config = click.option(
     envvar="GITOPS_MCP_CONFIG",
     is_eager=True,
     expose_value=False,
-    callback=lambda ctx, _, path: read_config(ctx, path),
+    callback=lambda ctx, _, path: configfile.read(ctx, path, alone=OPTIONAL_VALUES),
     help="Read options from FILE; the source's own gitops-mcp.yaml sets only what concerns it.",
 )
 
@@ -216,6 +197,10 @@ def was_given(parameter: str) -> bool:
     return origin is not ParameterSource.DEFAULT
 
 
+def _default(key: str, value: Any) -> Any:
+    return checked_defaults({key: value})[key]
+
+
 def _gathered(value: type[Any], name: str, *decorators: Decorator[Any]) -> Decorator[Any]:
     """Options that reach the verb as one value of the dataclass ``value``."""
 
@@ -231,7 +216,7 @@ def _gathered(value: type[Any], name: str, *decorators: Decorator[Any]) -> Decor
                 given["defaults"] = {
                     key: one
                     for key in DEFAULTS
-                    if (one := configured(key, partial(_default, key))) is not None
+                    if (one := configfile.value(key, partial(_default, key))) is not None
                 }
             return command(**arguments, **{name: value(**given)})
 
@@ -462,67 +447,3 @@ def output(*formats: str) -> Decorator[Any]:
         default="text",
         help="What the result looks like  [default: text]",
     )
-
-
-# --- the configuration file -----------------------------------------------------------------
-
-
-MAPS = frozenset({"serviceAccounts"})
-"""Keys of options that the file may also give as a map: namespace → names."""
-
-
-_CONFIG, _CONFIG_PATH = "gitops_mcp.config", "gitops_mcp.config.path"
-"""Keys of the context's ``meta``: what ``--config FILE`` says, and FILE."""
-
-
-def read_config(ctx: click.Context, path: Path | None) -> None:
-    """Make the values of ``--config FILE`` the defaults of the command's options."""
-    if path is None:
-        return
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"--config {path}: {error.strerror}") from error
-    values = parse_config(text, str(path), allowed=None)
-    ctx.meta[_CONFIG], ctx.meta[_CONFIG_PATH] = values, path
-    ctx.default_map = {
-        DECLARED[key]: _plain(
-            key, value, f"{path}: {key}", OPTIONAL_VALUES.get(f"--{_dashed(key)}")
-        )
-        for key, value in values.items()
-        if key in DECLARED
-    }
-
-
-def configured(key: str, check: Callable[[Any], T]) -> T | None:
-    """What ``check`` makes of a key of ``--config FILE`` that is no option; None where the file
-    says nothing. Raises UsageError, which names the file."""
-    meta = click.get_current_context().meta
-    if (value := meta.get(_CONFIG, {}).get(key)) is None:
-        return None
-    try:
-        return check(value)
-    except UsageError as error:
-        raise UsageError(f"{meta[_CONFIG_PATH]}: {error.message}", hint=error.hint) from error
-
-
-def _default(key: str, value: Any) -> Any:
-    return checked_defaults({key: value})[key]
-
-
-def _is_texts(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(one, str) for one in value)
-
-
-def _plain(key: str, value: Any, place: str, alone: str | None) -> str:
-    """A value as it would stand on the command line. ``alone``: what the option means by itself."""
-    if _is_texts(value):
-        return ",".join(value)
-    if isinstance(value, dict) and key in MAPS:
-        names = {each: [one] if isinstance(one, str) else one for each, one in value.items()}
-        if all(map(_is_texts, names.values())):
-            return ",".join(f"{each}/{name}" for each, one in names.items() for name in one)
-        raise UsageError(f"{place}: expected a list of names for each namespace")
-    if not isinstance(value, str):
-        raise UsageError(f"{place}: expected one value")
-    return alone if alone is not None and value == "true" else value

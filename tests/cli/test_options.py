@@ -9,8 +9,8 @@ import pytest
 from commandline import Run, manifest, runner
 
 from gitops_mcp.base.errors import UsageError
+from gitops_mcp.cli import configfile, types
 from gitops_mcp.cli import main as cli
-from gitops_mcp.cli import options, types
 from gitops_mcp.decide.rollout import ALL, DEFAULT, Serial
 from gitops_mcp.source import settings
 from gitops_mcp.sync import reading
@@ -323,9 +323,9 @@ def test_every_option_is_declared_for_environment_and_file() -> None:
         assert command is not None
         for param in command.params:
             if param.param_type_name == "option" and param.name not in ("help", "config"):
-                assert param.name in options.DECLARED.values(), (verb, param.name)
+                assert param.name in configfile.DECLARED.values(), (verb, param.name)
                 assert str(param.envvar).startswith("GITOPS_MCP_"), (verb, param.name)
-    assert options.DECLARED.keys() == settings.KEYS
+    assert configfile.DECLARED.keys() == settings.KEYS
 
 
 def test_a_problem_of_the_file_is_an_expected_failure() -> None:

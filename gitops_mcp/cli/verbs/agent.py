@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from gitops_mcp.cli import options, types
+from gitops_mcp.cli import configfile, options, types
 from gitops_mcp.source import settings
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def command(
         create_namespace=create_namespace,
         finalizer=True,
         probes=pipeline.probing(probes),
-        hooks=options.configured("hooks", pipeline.cleanup_hooks) or (),
+        hooks=configfile.value("hooks", pipeline.cleanup_hooks) or (),
         watch_namespace=watch_namespace,
         serial=serial,
         lasting=True,

@@ -12,7 +12,7 @@ import click
 
 from gitops_mcp.base import times
 from gitops_mcp.base.errors import UsageError
-from gitops_mcp.cli import options, types
+from gitops_mcp.cli import configfile, options, types
 from gitops_mcp.source import settings
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def command(
             create_namespace=create_namespace,
             allow_prune=allow_prune,
             probes=pipeline.probing(probes),
-            hooks=options.configured("hooks", pipeline.cleanup_hooks) or (),
+            hooks=configfile.value("hooks", pipeline.cleanup_hooks) or (),
         )
         wanted = not check and pipeline.notes_wanted(cluster, notes)
         note = partial(
