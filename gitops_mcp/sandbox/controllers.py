@@ -20,10 +20,10 @@ from typing import Any
 
 from gitops_mcp.sandbox import deployments, endpoints, pods
 from gitops_mcp.sandbox.deployments import Object, condition, is_ready, parse, size, stamp
-from gitops_mcp.sandbox.index import PODS, SERVICES, Index, controller
+from gitops_mcp.sandbox.index import Index, controller
+from gitops_mcp.sandbox.kinds import DEPLOYMENTS, PODS, SERVICES
 from gitops_mcp.sandbox.store import ApiError, KindKey, Store, WatchEvent
 
-DEPLOYMENTS: KindKey = ("apps", "deployments")
 REPLICA_SETS: KindKey = ("apps", "replicasets")
 ENDPOINTS: KindKey = ("", "endpoints")
 SLICES: KindKey = ("discovery.k8s.io", "endpointslices")

@@ -10,11 +10,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-Object = dict[str, Any]
-KindKey = tuple[str, str]
+from gitops_mcp.sandbox.kinds import PODS, SERVICES
+from gitops_mcp.sandbox.storage import KindKey
 
-PODS: KindKey = ("", "pods")
-SERVICES: KindKey = ("", "services")
+Object = dict[str, Any]
 
 _Pair = tuple[KindKey, str, str, str]
 

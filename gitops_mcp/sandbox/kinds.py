@@ -94,6 +94,9 @@ BUILT_IN = (
 )  # fmt: skip
 
 NAMESPACES: KindKey = ("", "namespaces")
+PODS: KindKey = ("", "pods")
+SERVICES: KindKey = ("", "services")
+DEPLOYMENTS: KindKey = ("apps", "deployments")
 CRDS: KindKey = ("apiextensions.k8s.io", "customresourcedefinitions")
 
 

@@ -35,8 +35,9 @@ from gitops_mcp.sandbox.lifecycle import Lifecycle
 from gitops_mcp.sandbox.paging import Pages
 from gitops_mcp.sandbox.schema import Decoding
 from gitops_mcp.sandbox.storage import Object, Stored, dumps
-from gitops_mcp.sandbox.store import Store, Writing
+from gitops_mcp.sandbox.store import Store
 from gitops_mcp.sandbox.watching import Watches
+from gitops_mcp.sandbox.writing import Writing
 
 _log = logging.getLogger(__name__)
 

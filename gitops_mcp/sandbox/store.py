@@ -10,53 +10,42 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from gitops_mcp.sandbox import apply, crds, errors, fields, schema, structural, validation
+from gitops_mcp.sandbox import (
+    admission,
+    apply,
+    crds,
+    deletion,
+    errors,
+    fields,
+    schema,
+    strategy,
+    structural,
+    validation,
+)
 from gitops_mcp.sandbox import services as service_rules
 from gitops_mcp.sandbox.apply import Manager, Managers
 from gitops_mcp.sandbox.errors import ApiError, Cause
-from gitops_mcp.sandbox.kinds import CRDS, NAMESPACES, Kind, Registry
-from gitops_mcp.sandbox.schema import MISSING, Decoding, Mismatch, Node
+from gitops_mcp.sandbox.kinds import CRDS, NAMESPACES, SERVICES, Kind, Registry
+from gitops_mcp.sandbox.schema import Decoding, Mismatch, Node
 from gitops_mcp.sandbox.storage import KindKey, Object, Storage, Stored, WatchEvent, dumps
+from gitops_mcp.sandbox.writing import Writing
 
 __all__ = ["ApiError", "KindKey", "Object", "Store", "WatchEvent", "timestamp"]
 
 Objects = list[Object]
 
-PODS: KindKey = ("", "pods")
-SERVICES: KindKey = ("", "services")
-DEPLOYMENTS: KindKey = ("apps", "deployments")
 SYSTEM_NAMESPACES = ("default", "kube-node-lease", "kube-public", "kube-system")
 REPLICAS: fields.Path = ("f:spec", "f:replicas")
-MAX_CUSTOM_OBJECT = 1_500_000
-"""Bytes; etcd's limit, which only a custom object meets below the request's own limit."""
 
 
 def timestamp(moment: datetime) -> str:
     """RFC 3339 in UTC with whole seconds, as `metav1.Time`."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-@dataclass(frozen=True)
-class Writing:
-    """How one write is done: by whom, on which subresource, for real or not."""
-
-    manager: str
-    subresource: str = ""
-    dry_run: bool = False
-    decoding: Decoding | None = None
-
-    def as_manager(self, kind: Kind, operation: str = "Update") -> Manager:
-        version = kind.api_version if operation == "Update" else ""
-        return Manager(self.manager[:128], operation, version, self.subresource)
-
-    def reader(self) -> Decoding:
-        return self.decoding or Decoding()
 
 
 class Store:
@@ -131,12 +120,12 @@ class Store:
         """
         known = self.registry.stored(kind)
         old = self._existing(known, namespace, name)
-        _precondition(known, old, uid, rv)
+        deletion.check_preconditions(known, old, uid, rv)
         new = deepcopy(old)
         meta = new["metadata"]
-        _hold(known, new, propagation)
-        seconds = _grace(known, old, grace)
-        if not seconds and not meta.get("finalizers") and not _held(known, new):
+        deletion.hold(known, new, propagation)
+        seconds = deletion.grace_seconds(known, old, grace)
+        if not seconds and not meta.get("finalizers") and not deletion.is_held(known, new):
             if not dry_run:
                 self._remove(known, old)
             return None
@@ -259,7 +248,7 @@ class Store:
         if problems:
             listed = problems[0] if len(problems) == 1 else "\n  ".join(["errors:", *problems])
             raise errors.unclassified(f"failed to create typed patch object {who}: {listed}")
-        live = _without_managers(old) if old is not None else {}
+        live = strategy.without_managers(old) if old is not None else {}
         managers = apply.load(old["metadata"].get("managedFields", ())) if old else {}
         if old is not None and not managers:
             unknown = Manager("before-first-apply", "Update", kind.api_version)
@@ -280,7 +269,7 @@ class Store:
             writing.as_manager(kind, "Apply"),
             api_version=kind.api_version,
             force=force,
-            reset=_reset(kind, writing.subresource),
+            reset=strategy.ignored(kind, writing.subresource),
             now=timestamp(self.clock()),
         )
         try:
@@ -313,8 +302,8 @@ class Store:
         managers: Managers = apply.load(old["metadata"].get("managedFields", ()))
         if any(REPLICAS in owned.paths for owned in managers.values()):
             # Such an entry has no time.
-            managers = self._updated(kind, _without_managers(old), _without_managers(new), writing,
-                                     managers)  # fmt: skip
+            before, after = strategy.without_managers(old), strategy.without_managers(new)
+            managers = self._updated(kind, before, after, writing, managers)
         return self._write(kind, old, new, writing, managers)
 
     # --- custom kinds ----------------------------------------------------------------------------
@@ -388,19 +377,19 @@ class Store:
             causes = [validation.required("metadata.name", why)]
             if kind.definition is not None and kind.definition.rules:
                 causes.append(structural.UNCHECKED)
-            raise self._refuse(kind, new, causes)
-        self._admit(kind, new)
+            raise admission.refusal(kind, new, causes)
+        admission.admit(self, kind, new)
         owners = managers()
         meta["uid"] = str(uuid.UUID(int=self._random.getrandbits(128), version=4))
         meta["creationTimestamp"] = timestamp(self.clock())
         if kind.generation:
             meta["generation"] = 1
-        _reset_on_create(kind, new)
+        strategy.prepare_for_create(kind, new)
         meta["managedFields"] = apply.dump(owners)
         if not meta["managedFields"]:
             del meta["managedFields"]
         self._allot(kind, new, None, writing)
-        self._validate(kind, new, None)
+        admission.validate(kind, new, None)
         old = self.get(kind.key, meta.get("namespace"), meta["name"])
         if old is not None:
             terminating = "deletionTimestamp" in old["metadata"]
@@ -418,8 +407,8 @@ class Store:
             before = apply.load(old_entries)
         except (AttributeError, TypeError, ValueError):  # what was sent is no field set
             before = apply.load(old["metadata"].get("managedFields", []))
-        _restore(kind, new, old, writing.subresource)
-        managers = self._updated(kind, _without_managers(old), new, writing, before)
+        strategy.prepare_for_update(kind, new, old, writing.subresource)
+        managers = self._updated(kind, strategy.without_managers(old), new, writing, before)
         return self._write(kind, old, new, writing, managers)
 
     def _updated(
@@ -438,7 +427,7 @@ class Store:
                 managers or {},
                 writing.as_manager(kind),
                 api_version=kind.api_version,
-                reset=_reset(kind, writing.subresource),
+                reset=strategy.ignored(kind, writing.subresource),
                 now="" if writing.subresource == "scale" else timestamp(self.clock()),
             )
         except ValueError:  # an item without its key, which validation will refuse
@@ -447,7 +436,7 @@ class Store:
     def _write(
         self, kind: Kind, old: Object, new: Object, writing: Writing, managers: Managers
     ) -> Object:
-        _restore(kind, new, old, writing.subresource)
+        strategy.prepare_for_update(kind, new, old, writing.subresource)
         meta, before = new["metadata"], old["metadata"]
         name = before["name"]
         if meta.get("resourceVersion") not in (None, "", "0", before["resourceVersion"]):
@@ -470,78 +459,24 @@ class Store:
         if entries := apply.dump(managers):
             meta["managedFields"] = entries
         self._allot(kind, new, old, writing)
-        if _spec_changed(kind, new, old, writing.subresource):
+        if strategy.is_new_generation(kind, new, old, writing.subresource):
             meta["generation"] = before.get("generation", 0) + 1
-        self._validate(kind, new, old)
-        if _equal(new, old):
+        admission.validate(kind, new, old)
+        if strategy.equal(new, old):
             return old
         if writing.dry_run:
             return new
         if before.get("deletionTimestamp") and not meta.get("finalizers"):
-            held = _held(kind, new) or before.get("deletionGracePeriodSeconds")
+            held = deletion.is_held(kind, new) or before.get("deletionGracePeriodSeconds")
             if not held:
                 self._remove(kind, old)
                 return new
         return self._put(kind, new)
 
-    def _admit(self, kind: Kind, new: Object) -> None:
-        meta = new["metadata"]
-        name = meta["name"]
-        if kind.definition is not None and kind.definition.terminating:
-            why = "create not allowed while custom resource definition is terminating"
-            raise ApiError(
-                403,
-                "Forbidden",
-                why,
-                details={"name": name, "group": kind.group, "kind": kind.plural},
-            ) from None
-        if not kind.namespaced:
-            return
-        namespace = meta.get("namespace", "")
-        found = self.get(NAMESPACES, None, namespace)
-        if found is None:
-            raise errors.not_found(self.registry.stored(NAMESPACES), namespace)
-        if "deletionTimestamp" in found["metadata"]:
-            cause = Cause(
-                "NamespaceTerminating",
-                f"namespace {namespace} is being terminated",
-                "metadata.namespace",
-            )
-            why = (
-                f"unable to create new content in namespace {namespace} because it is being"
-                " terminated"
-            )
-            raise errors.forbidden(kind, name, why, [cause])
-
     def _allot(self, kind: Kind, new: Object, old: Object | None, writing: Writing) -> None:
         if kind.key == SERVICES:
             others = (other for other in self.list(SERVICES) if other is not old)
             service_rules.allot(new, old, others, dry_run=writing.dry_run)
-
-    def _validate(self, kind: Kind, new: Object, old: Object | None) -> None:
-        causes = list(validation.metadata(kind, new, old))
-        if kind.definition is not None:
-            before = MISSING if old is None else old
-            causes = structural.validate(
-                kind.definition.node, new, before, rules=kind.definition.rules, known=causes
-            )
-            spec = new.get("spec")
-            replicas = spec.get("replicas") if isinstance(spec, dict) else None
-            if kind.definition.scale and isinstance(replicas, int) and replicas < 0:
-                why = "should be a non-negative integer"
-                causes.append(validation.invalid(".spec.replicas", replicas, why))
-        elif kind.key == CRDS:
-            causes += crds.validate(new)
-        elif kind.key in validation.KINDS:
-            causes += validation.KINDS[kind.key](new, old)
-        if causes:
-            raise self._refuse(kind, new, causes)
-        if kind.definition is not None and len(dumps(new)) > MAX_CUSTOM_OBJECT:
-            raise errors.unclassified("etcdserver: request is too large")
-
-    def _refuse(self, kind: Kind, new: Object, causes: Iterable[Cause]) -> ApiError:
-        group = "" if kind.plural == "events" else kind.group  # both groups' Events are one kind
-        return errors.invalid(group, kind.name, new["metadata"].get("name", ""), causes)
 
     def _put(self, kind: Kind, new: Object) -> Object:
         return self.storage.put(kind.key, new).object
@@ -553,151 +488,7 @@ class Store:
         return "".join(self._random.choices("bcdfghjklmnpqrstvwxz2456789", k=5))
 
 
-# --- rules of writes ------------------------------------------------------------------------------
-
-
 def _etcd_key(kind: Kind, obj: Object) -> str:
     group = f"{kind.group}/" if kind.definition else ""
     namespace = obj["metadata"].get("namespace", "")
     return f"/registry/{group}{kind.plural}/{namespace}/{obj['metadata']['name']}"
-
-
-def _without_managers(obj: Object) -> Object:
-    metadata = {key: value for key, value in obj["metadata"].items() if key != "managedFields"}
-    return {**obj, "metadata": metadata}
-
-
-def _equal(new: Object, old: Object) -> bool:
-    """True if nothing but the time of a manager's entry differs."""
-    return fields.same(_timeless(new), _timeless(old))
-
-
-def _timeless(obj: Object) -> Object:
-    entries = obj["metadata"].get("managedFields", ())
-    timeless = [{key: value for key, value in one.items() if key != "time"} for one in entries]
-    timeless.sort(key=lambda one: (one["operation"], one["manager"], one.get("subresource", "")))
-    return {**obj, "metadata": {**obj["metadata"], "managedFields": timeless}}
-
-
-def _reset(kind: Kind, subresource: str) -> tuple[fields.Path, ...]:
-    """The paths that an endpoint ignores."""
-    if subresource == "status":
-        if kind.definition is not None:
-            return (("f:metadata",), ("f:spec",))
-        return (("f:spec",), *STATUS_RESETS.get(kind.key, ()))
-    return (("f:status",),) if "status" in kind.subresources else ()
-
-
-STATUS_RESETS: Mapping[KindKey, tuple[fields.Path, ...]] = {
-    DEPLOYMENTS: (("f:metadata", "f:labels"),),
-    PODS: (("f:metadata", "f:deletionTimestamp"), ("f:metadata", "f:ownerReferences")),
-    CRDS: (("f:metadata",),),
-}
-
-
-def _restore(kind: Kind, new: Object, old: Object, subresource: str) -> None:
-    """Undo what an endpoint does not write."""
-    if subresource == "status":
-        version = new["metadata"].get("resourceVersion", "")
-        kept = {"status", "apiVersion", "kind"}
-        if kind.definition is None:
-            kept.add("metadata")
-        for key in {*new, *old} - kept:
-            new.pop(key, None)
-            if key in old:
-                new[key] = old[key]
-        if kind.definition is not None:
-            new["metadata"] = {**_without_managers(old)["metadata"], "resourceVersion": version}
-        elif kind.key == DEPLOYMENTS:
-            new["metadata"].pop("labels", None)
-            if "labels" in old["metadata"]:
-                new["metadata"]["labels"] = old["metadata"]["labels"]
-    elif "status" in kind.subresources:
-        new.pop("status", None)
-        if "status" in old:
-            new["status"] = old["status"]
-
-
-def _reset_on_create(kind: Kind, new: Object) -> None:
-    if "status" not in kind.subresources:
-        return
-    new.pop("status", None)
-    if kind.definition is None:
-        new["status"] = dict(NEW_STATUS.get(kind.key, {}))
-    if kind.key == NAMESPACES:
-        new["spec"] = {"finalizers": ["kubernetes"]}
-    elif kind.key == CRDS:
-        spec = new.get("spec", {})
-        stored = [one.get("name") for one in spec.get("versions", []) if one.get("storage")]
-        new["status"] = {
-            "conditions": None,
-            "acceptedNames": {"plural": "", "kind": ""},
-            "storedVersions": stored,
-        }
-
-
-NEW_STATUS: Mapping[KindKey, Object] = {
-    NAMESPACES: {"phase": "Active"},
-    PODS: {"phase": "Pending"},
-    SERVICES: {"loadBalancer": {}},
-    ("apps", "replicasets"): {"replicas": 0},
-}
-
-
-def _spec_changed(kind: Kind, new: Object, old: Object, subresource: str) -> bool:
-    if not kind.generation or subresource == "status":
-        return False
-    if kind.key == DEPLOYMENTS:
-        one, other = new["metadata"].get("annotations"), old["metadata"].get("annotations")
-        if one != other:
-            return True
-    ignored = {"metadata", "status"} if "status" in kind.subresources else {"metadata"}
-    return any(not fields.same(new.get(key), old.get(key)) for key in {*new, *old} - ignored)
-
-
-def _precondition(kind: Kind, old: Object, uid: str | None, rv: str | None) -> None:
-    meta = old["metadata"]
-    for what, wanted, found, guess in (
-        ("UID", uid, meta["uid"], "deleted and then recreated"),
-        ("ResourceVersion", rv, meta["resourceVersion"], "modified"),
-    ):
-        if wanted is not None and wanted != found:
-            why = (
-                f"the {what} in the precondition ({wanted}) does not match the {what} in record"
-                f" ({found}). The object might have been {guess}"
-            )
-            # This one names the kind where the others name the resource.
-            raise errors.conflict(replace(kind, plural=kind.name), meta["name"], why)
-
-
-def _hold(kind: Kind, new: Object, propagation: str | None) -> None:
-    """Add the finalizers that a propagation policy stands for."""
-    meta = new["metadata"]
-    finalizers = list(meta.get("finalizers", []))
-    if propagation is not None:
-        chosen = {"Orphan": "orphan", "Foreground": "foregroundDeletion"}.get(propagation)
-        finalizers = [one for one in finalizers if one not in ("orphan", "foregroundDeletion")]
-        if chosen:
-            finalizers.append(chosen)
-    starting = "deletionTimestamp" not in meta
-    if kind.key == CRDS and starting and crds.CLEANUP not in finalizers:
-        finalizers.append(crds.CLEANUP)
-    meta.pop("finalizers", None)
-    if finalizers:
-        meta["finalizers"] = finalizers
-
-
-def _held(kind: Kind, obj: Object) -> bool:
-    """True for a namespace whose content has not gone yet."""
-    return kind.key == NAMESPACES and bool(obj.get("spec", {}).get("finalizers"))
-
-
-def _grace(kind: Kind, old: Object, asked: int | None) -> int:
-    if kind.key != PODS:
-        return 0
-    ended = old.get("status", {}).get("phase") in ("Failed", "Succeeded")
-    if ended or not old["spec"].get("nodeName"):
-        return 0
-    if asked is not None:
-        return max(asked, 0)
-    return int(old["spec"].get("terminationGracePeriodSeconds", 30))

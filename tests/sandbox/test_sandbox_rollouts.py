@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from gitops_mcp.sandbox import controllers, deployments, endpoints, pods
-from gitops_mcp.sandbox.index import PODS, SERVICES, Index
+from gitops_mcp.sandbox.index import Index
+from gitops_mcp.sandbox.kinds import PODS, SERVICES
 
 Object = dict[str, Any]
 
