@@ -13,7 +13,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -24,7 +24,9 @@ from gitops_mcp.sandbox import (
     bodies,
     discovery,
     errors,
+    parameters,
     patch,
+    scale,
     selectors,
     validation,
 )
@@ -33,8 +35,9 @@ from gitops_mcp.sandbox.errors import ApiError
 from gitops_mcp.sandbox.kinds import Kind
 from gitops_mcp.sandbox.lifecycle import Lifecycle
 from gitops_mcp.sandbox.paging import Pages
+from gitops_mcp.sandbox.parameters import Target
 from gitops_mcp.sandbox.schema import Decoding
-from gitops_mcp.sandbox.storage import Object, Stored, dumps
+from gitops_mcp.sandbox.storage import Object, Stored
 from gitops_mcp.sandbox.store import Store
 from gitops_mcp.sandbox.watching import Watches
 from gitops_mcp.sandbox.writing import Writing
@@ -45,28 +48,10 @@ RETURNED = frozenset({("", "services"), ("", "serviceaccounts")})
 """Kinds whose deletion is answered with what was deleted, not with a Status."""
 
 
-UNSCALED = (
-    "failed to create manager for existing fields: failed to convert live object (/;"
-    " autoscaling/v1, Kind=Scale) to proper version: request to convert CR to an invalid"
-    " group/version: autoscaling/v1"
-)
-"""What an apply to the scale of a custom object is answered with."""
-
-
 _NEEDS_PROCESS: Mapping[str, str] = MappingProxyType(
     {"log": "logs", "exec": "exec", "attach": "attach", "portforward": "port-forward"}
 )
 """Subresources of pods that only a kubelet can serve, under the names of kubectl's commands."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a URL names."""
-
-    kind: Kind
-    namespace: str | None
-    name: str = ""
-    subresource: str = ""
 
 
 class Server:
@@ -185,7 +170,7 @@ class Server:
 
     async def _resource(self, request: web.Request, target: Target) -> web.StreamResponse:
         query = request.query
-        verb = _verb(request.method, target, query)
+        verb = parameters.verb_of(request.method, target, query)
         resource = target.kind.plural
         if target.subresource:
             resource += f"/{target.subresource}"
@@ -220,7 +205,7 @@ class Server:
         if stored is None:
             raise errors.not_found(target.kind, target.name)
         if target.subresource == "scale":
-            return answers.of_json(scale_of(target.kind, stored.object))
+            return answers.of_json(scale.of(target.kind, stored.object))
         return self._show(request, target.kind, stored.object, stored.data)
 
     def _form(self, request: web.Request, kind: Kind) -> Form:
@@ -285,28 +270,8 @@ class Server:
     # --- writing ----------------------------------------------------------------------------------
 
     def _writing(self, request: web.Request, target: Target, options: str) -> Writing:
-        query = request.query
-        dry_run = query.get("dryRun", "")
-        causes = []
-        if dry_run not in ("", "All"):
-            causes.append(validation.unsupported("dryRun", [dry_run], ("All",)))
-        strictness = query.get("fieldValidation", "")
-        allowed = ("", "Ignore", "Strict", "Warn")
-        if strictness not in allowed:
-            causes.append(validation.unsupported("fieldValidation", strictness, allowed))
-        manager = query.get("fieldManager", "")
-        if len(manager) > 128:
-            text = "Too long: may not be more than 128 bytes"
-            causes.append(errors.Cause("FieldValueTooLong", text, "fieldManager"))
-        if causes:
-            raise errors.invalid("meta.k8s.io", options, "", causes)
-        agent = request.headers.get("User-Agent", "unknown").partition("/")[0]
-        return Writing(
-            manager or agent or "unknown",
-            target.subresource,
-            dry_run == "All",
-            Decoding(strictness or "Warn"),
-        )
+        agent = request.headers.get("User-Agent", "unknown")
+        return parameters.writing(request.query, agent, target, options)
 
     async def _body(self, request: web.Request, writing: Writing, accepted: tuple[str, ...]) -> Any:
         try:
@@ -317,35 +282,18 @@ class Server:
             raw, request.headers.get("Content-Type", ""), accepted, writing.reader()
         )
 
-    def _strictness(self, kind: Kind, writing: Writing, patched: Object | None = None) -> list[str]:
-        """The warnings for unknown fields; an error if the client wants it so."""
-        decoding = writing.reader()
-        if decoding.validation == "Ignore" or not decoding.problems:
-            return []
-        problems = sorted(set(decoding.problems))
-        if decoding.validation == "Warn":
-            return problems
-        joined = ", ".join(problems)
-        if patched is not None:
-            cause = validation.invalid(
-                "patch", dumps(patched).decode(), f"strict decoding error: {joined}"
-            )
-            raise errors.invalid("", "", "", [cause])
-        what = f'{kind.name} in version "{kind.version}"'
-        raise errors.bad_request(
-            f"{what} cannot be handled as a {kind.name}: strict decoding error: {joined}"
-        )
-
     async def _create(self, request: web.Request, target: Target) -> web.Response:
         kind = target.kind
         writing = self._writing(request, target, "CreateOptions")
-        body = _object(await self._body(request, writing, (bodies.JSON, bodies.YAML)), kind)
-        _place_in(body, target)
+        body = parameters.object_of(
+            await self._body(request, writing, (bodies.JSON, bodies.YAML)), kind
+        )
+        parameters.place_in(body, target)
         rehearsal = replace(writing, decoding=Decoding("Ignore"))
         self.store.decode(kind, body, writing.reader())
-        warnings = self._strictness(kind, writing)
+        warnings = parameters.strictness(kind, writing)
         created = self.store.insert(kind, body, rehearsal)
-        warnings += _finalizer_warnings(kind, created)
+        warnings += parameters.finalizer_warnings(kind, created)
         return self._show(request, kind, created, code=201, warnings=warnings)
 
     async def _update(self, request: web.Request, target: Target) -> web.Response:
@@ -353,9 +301,9 @@ class Server:
         writing = self._writing(request, target, "UpdateOptions")
         body = await self._body(request, writing, (bodies.JSON, bodies.YAML))
         if target.subresource == "scale":
-            return self._scale(target, body, writing)
-        body = _object(body, kind)
-        _place_in(body, target)
+            return answers.of_json(scale.write(self.store, target, body, writing))
+        body = parameters.object_of(body, kind)
+        parameters.place_in(body, target)
         name = body["metadata"].get("name")
         if name != target.name:
             raise errors.bad_request(
@@ -363,7 +311,7 @@ class Server:
                 f" ({target.name})"
             )
         self.store.decode(kind, body, writing.reader())
-        warnings = self._strictness(kind, writing)
+        warnings = parameters.strictness(kind, writing)
         writing = replace(writing, decoding=Decoding("Ignore"))
         missing = self.store.get(kind.key, target.namespace, target.name) is None
         if missing and kind.creates and not target.subresource:
@@ -396,8 +344,8 @@ class Server:
             obj = self.store.get(kind.key, target.namespace, target.name)
             if obj is None:
                 raise errors.not_found(kind, target.name)
-            patched = change(scale_of(kind, obj, strict=False))
-            return self._scale(target, patched, writing)
+            patched = change(scale.of(kind, obj, strict=False))
+            return answers.of_json(scale.write(self.store, target, patched, writing))
         if how != bodies.JSON_PATCH and not isinstance(body, dict):
             raise errors.bad_request("json: cannot unmarshal array into Go value of type map")
         old = self.store.get(kind.key, target.namespace, target.name)
@@ -406,7 +354,7 @@ class Server:
             patched = change(old)
             with contextlib.suppress(ApiError):
                 self.store.decode(kind, patched, writing.reader())
-            warnings = self._strictness(kind, writing, patched)
+            warnings = parameters.strictness(kind, writing, patched)
         trial = replace(writing, decoding=Decoding("Ignore"))
         updated = self.store.modify(kind, target.namespace, target.name, change, trial)
         return self._show(request, kind, updated, warnings=warnings)
@@ -423,14 +371,7 @@ class Server:
         group, _, version = str(body.get("apiVersion", "")).rpartition("/")
         name = str(body.get("kind", ""))
         if target.subresource == "scale" and name == "Scale":
-            if kind.definition is not None:
-                raise errors.unclassified(UNSCALED)
-            body = {
-                "apiVersion": kind.api_version,
-                "kind": kind.name,
-                "metadata": body.get("metadata", {}),
-                "spec": {"replicas": (body.get("spec") or {}).get("replicas", 0)},
-            }
+            body = scale.applied(kind, body)
         elif (body.get("apiVersion"), name) != (kind.api_version, kind.name):
             raise errors.bad_request(f"invalid object type: {group}/{version}, Kind={name}")
         metadata = body.get("metadata")
@@ -440,7 +381,7 @@ class Server:
                     f"the name of the object ({metadata['name']}) does not match the name on the"
                     f" URL ({target.name})"
                 )
-            _same_namespace(metadata, target)
+            parameters.check_namespace(metadata, target)
             if metadata.get("managedFields") is not None:
                 raise errors.bad_request("metadata.managedFields must be nil")
         obj, created = self.store.apply(
@@ -452,61 +393,13 @@ class Server:
             force=query.get("force") in ("true", "1"),
         )
         if target.subresource == "scale":
-            return answers.of_json(scale_of(kind, obj))
+            return answers.of_json(scale.of(kind, obj))
         return self._show(request, kind, obj, code=201 if created else 200)
-
-    def _scale(self, target: Target, body: Any, writing: Writing) -> web.Response:
-        kind = target.kind
-        if not isinstance(body, dict) or not isinstance(body.get("spec", {}), dict):
-            raise errors.bad_request("Scale: the body is not an object")
-        replicas = body.get("spec", {}).get("replicas", 0)
-        if isinstance(replicas, bool) or not isinstance(replicas, int):
-            raise errors.bad_request(
-                'Scale in version "v1" cannot be handled as a Scale: json: cannot unmarshal string'
-                " into Go struct field ScaleSpec.spec.replicas of type int32"
-            )
-        if replicas < 0 and kind.definition is None:
-            cause = validation.invalid(
-                "spec.replicas", replicas, "must be greater than or equal to 0"
-            )
-            raise errors.invalid("autoscaling", "Scale", target.name, [cause])
-        obj = self.store.get(kind.key, target.namespace, target.name)
-        if obj is None:
-            raise errors.not_found(kind, target.name)
-        wanted = body.get("metadata", {}).get("resourceVersion")
-        if wanted not in (None, "", obj["metadata"]["resourceVersion"]):
-            raise errors.conflict(kind, target.name)
-        scaled = self.store.scale(kind, target.namespace, target.name, replicas, writing)
-        return answers.of_json(scale_of(kind, scaled))
 
     # --- deleting ---------------------------------------------------------------------------------
 
-    async def _delete_options(self, request: web.Request) -> dict[str, Any]:
-        raw = await request.read()
-        options = bodies.parse(raw, bodies.JSON, (bodies.JSON,), Decoding()) if raw else {}
-        if not isinstance(options, dict):
-            raise errors.bad_request("DeleteOptions: the body is not an object")
-        for key in ("propagationPolicy", "dryRun"):
-            if key in request.query:
-                options[key] = request.query[key]
-        if "gracePeriodSeconds" in request.query:
-            options["gracePeriodSeconds"] = selectors.number(request.query["gracePeriodSeconds"])
-        orphans = options.get("orphanDependents")
-        if orphans is not None:
-            options["propagationPolicy"] = "Orphan" if orphans else "Background"
-        policies = ("Foreground", "Background", "Orphan", "nil")
-        policy = options.get("propagationPolicy")
-        causes = []
-        if policy is not None and policy not in policies:
-            causes.append(validation.unsupported("propagationPolicy", policy, policies))
-        if options.get("dryRun") not in (None, "All", ["All"], []):
-            causes.append(validation.unsupported("dryRun", options["dryRun"], ("All",)))
-        if causes:
-            raise errors.invalid("meta.k8s.io", "DeleteOptions", "", causes)
-        return options
-
     async def _delete(self, request: web.Request, target: Target) -> web.Response:
-        options = await self._delete_options(request)
+        options = parameters.delete_options(await request.read(), request.query)
         kind = target.kind
         old = self.store.get(kind.key, target.namespace, target.name)
         if old is None:
@@ -548,7 +441,7 @@ class Server:
         )
 
     async def _delete_collection(self, request: web.Request, target: Target) -> web.Response:
-        options = await self._delete_options(request)
+        options = parameters.delete_options(await request.read(), request.query)
         fits = self._select(target, request.query)
         items = self.store.storage.list(target.kind.key, target.namespace)
         chosen = [one for one in items if fits is None or fits(one.object)]
@@ -562,44 +455,6 @@ class Server:
 # --- small parts ----------------------------------------------------------------------------------
 
 
-def _verb(method: str, target: Target, query: Mapping[str, str]) -> str:
-    if method == "GET" and not target.name:
-        return "watch" if query.get("watch") in ("true", "1") else "list"
-    verbs = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
-    verb = verbs.get(method, "")
-    if method == "DELETE" and not target.name:
-        return "deletecollection"
-    if (verb == "create") is bool(target.name):
-        return ""
-    return verb
-
-
-def scale_of(kind: Kind, obj: Object, *, strict: bool = True) -> Object:
-    """The autoscaling/v1 Scale of an object; ApiError 500 for a custom one without replicas."""
-    meta, spec, status = obj["metadata"], obj.get("spec", {}), obj.get("status", {})
-    paths = (kind.definition.scale or {}) if kind.definition else {}
-    replicas = spec.get("replicas")
-    if replicas is None and kind.definition is not None and strict:
-        where = paths.get("specReplicasPath", ".spec.replicas")
-        raise errors.internal(f'the spec replicas field "{where}" does not exist')
-    scale_status: Object = {"replicas": status.get("replicas", 0)}
-    if kind.definition is None:
-        labels = spec.get("selector", {}).get("matchLabels", {})
-        selector = ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
-    else:
-        selector = status.get("selector", "") if "labelSelectorPath" in paths else ""
-    if selector:
-        scale_status["selector"] = selector
-    kept = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp")
-    return {
-        "kind": "Scale",
-        "apiVersion": "autoscaling/v1",
-        "metadata": {key: meta[key] for key in kept if key in meta},
-        "spec": {"replicas": replicas} if replicas else {},
-        "status": scale_status,
-    }
-
-
 def _review(kind: str) -> web.Response:
     """Everybody may do everything; the question, which kubectl sends as protobuf, is not read."""
     status: Object = {"allowed": True}
@@ -611,52 +466,6 @@ def _review(kind: str) -> web.Response:
         }
     head = {"apiVersion": "authorization.k8s.io/v1", "kind": kind, "spec": {}}
     return answers.of_json({**head, "status": status}, 201)
-
-
-def _finalizer_warnings(kind: Kind, obj: Object) -> list[str]:
-    """What a custom object is told where a built-in one is refused."""
-    if kind.definition is None:
-        return []
-    advice = "prefer a domain-qualified finalizer name to avoid accidental conflicts"
-    return [
-        f'metadata.finalizers: "{one}": {advice} with other finalizer writers'
-        for one in obj["metadata"].get("finalizers", ())
-        if "/" not in one and one not in validation.STANDARD
-    ]
-
-
-def _object(body: Any, kind: Kind) -> Object:
-    """The body of a create or update, checked to be an object of the URL's kind."""
-    if not isinstance(body, dict):
-        raise errors.bad_request("couldn't get version/kind; json parse error: not an object")
-    version, name = body.get("apiVersion"), body.get("kind")
-    for key, given in (("apiVersion", version), ("kind", name)):
-        if kind.definition is not None and not given:
-            raise errors.bad_request(f"Object '{key[0].upper()}{key[1:]}' is missing")
-    if version not in (None, "", kind.api_version) or name not in (None, "", kind.name):
-        raise errors.bad_request(
-            f'{name} in version "{str(version or "").rpartition("/")[2]}" cannot be handled as a'
-            f' {kind.name}: no kind "{name}" is registered for version "{version}"'
-        )
-    metadata = body.get("metadata")
-    if metadata is not None and not isinstance(metadata, dict):
-        raise errors.bad_request("metadata must be an object")
-    return {**body, "metadata": dict(metadata or {})}
-
-
-def _place_in(body: Object, target: Target) -> None:
-    metadata = body["metadata"]
-    _same_namespace(metadata, target)
-    if target.namespace is not None:
-        metadata["namespace"] = target.namespace
-
-
-def _same_namespace(metadata: Object, target: Target) -> None:
-    given = metadata.get("namespace")
-    if given and given != (target.namespace or ""):
-        raise errors.bad_request(
-            "the namespace of the provided object does not match the namespace sent on the request"
-        )
 
 
 def _wait_for(asked: str, current: int) -> None:
