@@ -97,6 +97,9 @@ NAMESPACES: KindKey = ("", "namespaces")
 PODS: KindKey = ("", "pods")
 SERVICES: KindKey = ("", "services")
 DEPLOYMENTS: KindKey = ("apps", "deployments")
+REPLICA_SETS: KindKey = ("apps", "replicasets")
+ENDPOINTS: KindKey = ("", "endpoints")
+SLICES: KindKey = ("discovery.k8s.io", "endpointslices")
 CRDS: KindKey = ("apiextensions.k8s.io", "customresourcedefinitions")
 
 

@@ -1,4 +1,4 @@
-"""Label and field selectors of lists and watches.
+"""Label and field selectors of lists and watches, and the label selectors in specs.
 
 Receives the selector strings of a request; returns predicates on objects. Raises ApiError 400 for
 what is no selector, or for a field that a kind cannot be selected by.
@@ -103,3 +103,21 @@ def _look(obj: Any, path: list[str]) -> str:
     for part in path:
         obj = obj.get(part, "") if isinstance(obj, dict) else ""
     return str(obj)
+
+
+def matches(selector: Object, obj: Object) -> bool:
+    """Whether a label selector chooses an object; an empty one chooses all."""
+    labels = obj["metadata"].get("labels") or {}
+    wanted = (selector.get("matchLabels") or {}).items()
+    expressions = selector.get("matchExpressions") or ()
+    return wanted <= labels.items() and all(_holds(one, labels) for one in expressions)
+
+
+def _holds(expression: Object, labels: Mapping[str, str]) -> bool:
+    key, values = expression["key"], expression.get("values", ())
+    return {
+        "In": key in labels and labels[key] in values,
+        "NotIn": labels.get(key) not in values,
+        "Exists": key in labels,
+        "DoesNotExist": key not in labels,
+    }[expression["operator"]]

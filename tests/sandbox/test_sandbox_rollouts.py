@@ -9,7 +9,7 @@ import paths
 import pytest
 import yaml
 
-from gitops_mcp.sandbox import controllers, deployments, endpoints, pods
+from gitops_mcp.sandbox import deployments, endpoints, kubelet, pods, replicasets, selectors
 from gitops_mcp.sandbox.index import Index
 from gitops_mcp.sandbox.kinds import PODS, SERVICES
 
@@ -223,10 +223,10 @@ def test_the_least_useful_pods_go_first() -> None:
     unplaced = made("unplaced", ready=False, born=0, nodeName="")
     cheap = made("cheap", ready=True, born=0)
     cheap["metadata"]["annotations"] = {"controller.kubernetes.io/pod-deletion-cost": "-5"}
-    order = controllers.surplus([old, young, unready, cheap, unplaced], 5)
+    order = replicasets.surplus([old, young, unready, cheap, unplaced], 5)
     names = [one["metadata"]["name"] for one in order]
     assert names == ["unplaced", "unready", "cheap", "young", "old"]
-    assert controllers.surplus([old], -1) == []
+    assert replicasets.surplus([old], -1) == []
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_the_least_useful_pods_go_first() -> None:
     ],
 )
 def test_a_selector_chooses_by_labels_and_expressions(selector: Object, chosen: bool) -> None:
-    assert controllers.matches(selector, {"metadata": {"labels": {"a": "1"}}}) == chosen
+    assert selectors.matches(selector, {"metadata": {"labels": {"a": "1"}}}) == chosen
 
 
 def addressed(name: str, *ports: Object, phase: str = "Running") -> Object:
@@ -296,7 +296,7 @@ def test_the_index_finds_pods_by_service_and_services_by_pod() -> None:
 
 def test_addresses_of_pods_are_loopback_ones_and_differ() -> None:
     numbers = [1, 2, 255, 256, 65535, 65536, 70000]
-    made = [controllers.loopback(number) for number in numbers]
+    made = [kubelet.loopback(number) for number in numbers]
     assert len(set(made)) == len(numbers)
     assert made[:4] == ["127.1.0.1", "127.1.0.2", "127.1.0.255", "127.1.1.0"]
     assert all(one.startswith("127.") and not one.startswith("127.0.") for one in made)
