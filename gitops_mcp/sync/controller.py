@@ -1,9 +1,9 @@
-"""The controller: the straight line, kept alive.
+"""The controller: aims at a commit, and works on one server after the other.
 
-Receives commits (``adopt``), names of servers (``wake``) and the word on who leads; looks at one
-server after the other, whenever whoever drives it says so, and tells its listeners what each look
-came to. It starts no thread and reads no clock but its own: the agent drives it with many threads,
-a simulation with one.
+Puts together what is worked towards at a commit (prune guard, rollout, target), keeps the source's
+record, and reports to its listeners what each reconcile came to. It starts no thread and reads no
+clock but its own. The agent drives it with many threads and never ends, ``sync`` with a few until
+its patience ends, a simulation with one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from functools import partial
 
 from gitops_mcp.base import objects, times
 from gitops_mcp.base.errors import GitOpsError, LeaseLost
-from gitops_mcp.base.model import Context, Decision, Inquiry, Worked
+from gitops_mcp.base.model import Context, Decision, Former, Inquiry, Worked
 from gitops_mcp.base.names import ServerKey
 from gitops_mcp.cluster.view import View
 from gitops_mcp.decide import ownership, pruning
@@ -26,8 +26,8 @@ from gitops_mcp.decide.books import Books
 from gitops_mcp.decide.rollout import Rollout
 from gitops_mcp.decide.transitions import Transition, Transitions
 from gitops_mcp.source import manifests
-from gitops_mcp.sync import pipeline, probes
-from gitops_mcp.sync.engine import Engine
+from gitops_mcp.sync import probes
+from gitops_mcp.sync.engine import Engine, log_bug
 from gitops_mcp.sync.fleet import Look
 from gitops_mcp.sync.guard import PruneGuard
 from gitops_mcp.sync.memory import Aim, Ask, Kube
@@ -64,7 +64,8 @@ class Controller:
 
     ``books`` are the source's record: nothing of the source is changed before its servers are in
     it. ``last`` tells the commit that was enforced last where there is no record, ``sees`` whether
-    the view holds a namespace.
+    the view holds a namespace, ``former`` from which other source id a server is to be moved.
+    ``leads`` is asked right before each write, with True for a server that kubectl made.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Controller:
         view: View,
         wishes: Wishes,
         *,
-        leads: Leads,
+        leads: Callable[[bool], bool],
         wake: Callable[..., None],
         listeners: Sequence[Listener] = (),
         adopted: Callable[[Source], None] = lambda _: None,
@@ -82,8 +83,11 @@ class Controller:
         books: Books | None = None,
         last: Callable[[], str] = lambda: "",
         sees: Callable[[str], bool] = lambda _: True,
+        former: Callable[[ServerKey], Former | None] = lambda _: None,
+        dry_run: bool = True,
         ask: Ask = probes.ask,
         warn: Callable[[str], None] = lambda _: None,
+        bug: Callable[[ServerKey, Exception], None] = log_bug,
         clock: Callable[[], datetime] = times.utc_now,
         rng: random.Random | None = None,
     ) -> None:
@@ -100,6 +104,8 @@ class Controller:
         self._books = books or Books(None, clock=clock)
         self._last = last
         self._sees = sees
+        self._former = former
+        self._dry_run = dry_run
         self._ahead: Source | None = None
         """What the source's record holds the servers of."""
         self._owed: Source | None = None
@@ -109,6 +115,7 @@ class Controller:
         self._trouble = self._left_over = ""
         self._ask = ask
         self._warn = warn
+        self._bug = bug
         self._clock = clock
         self._rng = rng
         self._lock = threading.Lock()
@@ -116,7 +123,6 @@ class Controller:
         self._guard: PruneGuard | None = None
         self._context: Context | None = None
         self._rollout: Rollout | None = None
-        self._aim: Aim | None = None
         self._adopting = threading.Lock()
         self._recording = threading.Lock()
         self._open: set[ServerKey] = set()
@@ -131,59 +137,94 @@ class Controller:
     # --- what happens ---
 
     def adopt(self, source: Source) -> None:
-        """Work towards another commit from now on; only what it changes is looked at anew. Raises
-        UsageError where a template is wrong, KubeError where the record of a leader cannot be
-        written: then nothing has changed."""
-        _ = source.renderer
-        if self._leads(False) and self._books.is_open:
-            self._write_ahead(source)
-        self._adopted(source)
-        with self._adopting:
-            changed = self._take(source)
-        self._wake(*sorted(changed))
+        """Aim at another commit, and wake the servers that it changes. Raises what ``aim`` does."""
+        self._wake(*sorted(self.aim(source)))
         self._looked(None, source)
         self._enforced(None)
 
-    def _take(self, source: Source) -> set[ServerKey]:
-        """Aim at it; the servers that have to be looked at."""
-        former, self.source = self.source, source
-        context = self._context = source.context(self._wishes)
-        released = self._guard.held if self._guard is not None else frozenset()
-        guard = self._guard = self._guarding(source, context)
-        changed = self._changed(former, source) if former is not None else self.servers()
-        before = self._rollout
-        if before is not None:
-            changed |= before.waiting | before.unwell
-        self._rollout = self._batches(source, context, changed, after=before)
-        aim = self._aim = Aim(
+    def aim(self, source: Source) -> set[ServerKey]:
+        """Work towards another commit from now on; returns the servers that it changes. Raises
+        UsageError where a template is wrong, KubeError where the record of a leader cannot be
+        written: then nothing has changed."""
+        _ = source.renderer
+        if self._leads(False) and self._books.is_open and not self._wishes.check:
+            self._write_ahead(source)
+        self._adopted(source)
+        with self._adopting:
+            former, self.source = self.source, source
+            context = self._context = source.context(self._wishes)
+            released = self._guard.held if self._guard is not None else frozenset()
+            changed = self._changed(former, source) if former is not None else self.servers()
+            before = self._rollout
+            if before is not None:
+                changed |= before.waiting | before.unwell
+            changed = {*changed, *released, *self._take(source, context, changed, after=before)}
+            with self._lock:
+                self._aimed = self._owed = source
+                self._open = set(filter(self.concerns, self._open | changed))
+                return set(self._open)
+
+    def _take(
+        self,
+        source: Source,
+        context: Context,
+        keys: Collection[ServerKey],
+        *,
+        after: Rollout | None = None,
+    ) -> set[ServerKey]:
+        """Put together what is worked towards: the guard, the rollout over ``keys``, the target.
+        Returns the servers whose failures are worth another try for it."""
+        guard = self._guard = PruneGuard(
+            self._view,
+            context,
+            source.loaded,
+            self._books,
+            selects=partial(source.is_about, wishes=self._wishes),
+            allowed=partial(self._allowance, source),
+            unknown=partial(source.astray, self._books),
+            strangers=partial(source.is_strangers, books=self._books, view=self._view),
+        )
+        self._rollout = self._batches(source, context, keys, after=after)
+        aim = Aim(
             source.loaded,
             source.renderer,
             context,
             prune=guard.prune,
             recreate=guard.recreate,
             strange=guard.strange,
+            former=self._former,
             rollout=self._rollout,
         )
-        if self._engine is None:
-            self._engine = self._begin(aim)
-        else:
-            changed = {*changed, *self._engine.aim(aim), *released}
-        with self._lock:
-            self._aimed = self._owed = source
-            self._open = set(filter(self.concerns, self._open | changed))
-            return set(self._open)
-
-    def _guarding(self, source: Source, context: Context) -> PruneGuard:
-        return PruneGuard(
+        if self._engine is not None:
+            return self._engine.aim(aim)
+        self._engine = Engine(
+            self._kube,
             self._view,
-            context,
-            source.loaded,
-            self._books,
-            selects=source.limit.selects,
-            allowed=partial(self._allowance, source),
-            unknown=partial(source.astray, self._books),
-            strangers=partial(source.is_strangers, books=self._books, view=self._view),
+            aim,
+            check=self._wishes.check,
+            dry_run=self._dry_run,
+            may_write=self._leads,
+            ask=self._ask,
+            cleanup=self._wishes.hooks,
+            wake=self._wake,
+            complete=self._complete,
+            bug=self._bug,
+            clock=self._clock,
+            rng=self._rng,
         )
+        return set()
+
+    @property
+    def engine(self) -> Engine:
+        """What works on the servers. Only once a commit was adopted."""
+        engine = self._engine
+        assert engine is not None  # noqa: S101 -- whoever asks has adopted a commit
+        return engine
+
+    @property
+    def rollout(self) -> Rollout | None:
+        """The batches of the commit; None in check mode."""
+        return self._rollout
 
     def lead(self) -> None:
         """We lead now, or lead more: go on in the batches that the cluster tells, as whoever led
@@ -193,20 +234,11 @@ class Controller:
             # Whoever led since wrote the record, and released what the guard held.
             self._books.close()
             self._ahead, self._asked = None, _NEVER
-            source, engine, aim = self.source, self._engine, self._aim
-            if source is None or engine is None or aim is None:
+            source, context, engine = self.source, self._context, self._engine
+            if source is None or context is None or engine is None:
                 return
             self._owed = source
-            self._rollout = self._batches(source, aim.context, self.servers())
-            guard = self._guard = self._guarding(source, aim.context)
-            self._aim = replace(
-                aim,
-                prune=guard.prune,
-                recreate=guard.recreate,
-                strange=guard.strange,
-                rollout=self._rollout,
-            )
-            engine.aim(self._aim)
+            self._take(source, context, self.servers())
             for key in set(engine.known()) - self.servers():
                 if self._view.resource(key) is None:
                     engine.forget(key)
@@ -217,28 +249,16 @@ class Controller:
         context: Context,
         keys: Collection[ServerKey],
         *,
-        after: Rollout | None = None,
-    ) -> Rollout:
+        after: Rollout | None,
+    ) -> Rollout | None:
         """The rollout over ``keys``, without those of kubectl that somebody else leads: nothing
         would ever be heard of them. Of our own a stand-by knows what it would wait for."""
+        if self._wishes.check:
+            return None
         led = self._leads(True)
         keys = {key for key in keys if led or not self._is_kubectls(key, source)}
         now = self._clock()
         return source.rollout(self._view, keys, context, self._wishes, now=now, after=after)
-
-    def _begin(self, aim: Aim) -> Engine:
-        return Engine(
-            self._kube,
-            self._view,
-            aim,
-            may_write=self._leads,
-            ask=self._ask,
-            cleanup=self._wishes.hooks,
-            wake=self._wake,
-            complete=self._complete,
-            clock=self._clock,
-            rng=self._rng,
-        )
 
     def _changed(self, former: Source, source: Source) -> set[ServerKey]:
         """The servers that the step from one commit to the other is about."""
@@ -263,11 +283,10 @@ class Controller:
 
     def servers(self) -> set[ServerKey]:
         """Every server that is ours to look at: those of git, and those in the cluster."""
-        loaded = self.source.loaded if self.source is not None else None
-        keys = {key for key, _ in self._view.resources()}
-        if loaded is not None:
-            keys |= loaded.servers.keys() | loaded.protected
-        return set(filter(self.concerns, keys))
+        source, context = self.source, self._context
+        if source is None or context is None:
+            return set()
+        return source.servers(self._view, context, self._wishes)
 
     def concerns(self, key: ServerKey) -> bool:
         """Is the server ours to look at?"""
@@ -422,7 +441,7 @@ class Controller:
                 self._books.open(
                     source.identity,
                     revision=self._last(),
-                    live=partial(pipeline.ours, self._view, source),
+                    live=partial(source.ours, self._view),
                 )
                 self._write_ahead(source)
             except GitOpsError as error:
@@ -450,11 +469,10 @@ class Controller:
             return True
         if guard.held and key not in guard.held:
             return True
-        if guard.holds_back():
-            return True
         try:
             left_over = source.left_over(self._books, self._view)
-            source.enforced(self._books, self._view, self._wishes, sees=self._sees)
+            if not self._record(source, guard):
+                return True
         except GitOpsError as error:
             self._tell_trouble(error)
             return False
@@ -465,6 +483,18 @@ class Controller:
         if left_over not in ("", self._left_over):
             self._warn(left_over)
         self._left_over = left_over
+        return True
+
+    def record(self) -> None:
+        """Record that the commit is enforced to its end, unless something is held back. Raises
+        GitOpsError."""
+        if self.source is not None and self._guard is not None:
+            self._record(self.source, self._guard)
+
+    def _record(self, source: Source, guard: PruneGuard) -> bool:
+        if guard.holds_back():
+            return False
+        source.enforced(self._books, self._view, self._wishes, sees=self._sees)
         return True
 
     @property

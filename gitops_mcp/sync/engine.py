@@ -61,7 +61,8 @@ HOOKS_MARGIN = timedelta(seconds=1)
 """Past the limit of the hooks, until a deletion goes on without their answer."""
 
 
-def _log_bug(key: ServerKey, error: Exception) -> None:
+def log_bug(key: ServerKey, error: Exception) -> None:
+    """Write an unexpected error, with its traceback, to the log."""
     _log.error("%s: an unexpected error", key, exc_info=error, extra={"fields": {"server": key}})
 
 
@@ -90,7 +91,7 @@ class Engine:
         cleanup: Sequence[hooks.Hook] = (),
         wake: Callable[[ServerKey], None] = lambda _: None,
         complete: Callable[[], bool] = lambda: True,
-        bug: Callable[[ServerKey, Exception], None] = _log_bug,
+        bug: Callable[[ServerKey, Exception], None] = log_bug,
         clock: Callable[[], datetime] = times.utc_now,
         rng: random.Random | None = None,
     ) -> None:

@@ -296,10 +296,10 @@ class Fleet:
         self._patience = Patience()
         self._started = self._tell_at = clock()
 
-    def wake(self, key: ServerKey) -> None:
-        """Something about a server changed: look at it again, if this pass is not done with it."""
-        if key in self._open:
-            self._workers.wake(key)
+    def wake(self, *keys: ServerKey) -> None:
+        """Something about servers changed: look at them again, if this pass is not done with
+        them."""
+        self._workers.wake(*filter(self._open.__contains__, keys))
 
     def hear(self, key: ServerKey) -> None:
         """The same where it is news in the cluster, which may be a flood."""

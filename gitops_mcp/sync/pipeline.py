@@ -104,71 +104,48 @@ class Pass:
         from gitops_mcp.cluster.view import View
         from gitops_mcp.cluster.watches import Watches
         from gitops_mcp.sync import fleet, probes
-        from gitops_mcp.sync.engine import Engine
-        from gitops_mcp.sync.guard import PruneGuard
-        from gitops_mcp.sync.memory import Aim
+        from gitops_mcp.sync.controller import Controller
 
-        view = View()
+        view, check = View(), self.wishes.check
         versions = survey(self.cluster, view, self.source, self.wishes, warn=self.warn)
         context = self.source.context(self.wishes)
-        keys = self._keys(view, context)
+        keys = self.source.servers(view, context, self.wishes)
+        self.source.limit.refuse_none(keys)
         if self.wishes.rights:
             self._ask_rights(view, keys)
         former = self._former(view, keys)
         books = self._opened(view)
+        controller = Controller(
+            self.cluster,
+            view,
+            self.wishes,
+            leads=self.may_write,
+            wake=lambda *woken: runner.wake(*woken),
+            books=books,
+            sees=watches.covers(versions),
+            former=former.get,
+            dry_run=not check or self._may_patch(keys),
+            ask=probes.asking(lambda: self.cluster.is_sandbox),
+            warn=self.warn,
+            bug=self._bug,
+        )
+        try:
+            controller.aim(self.source)
+        except Permanent as error:
+            raise _unkept(error) from error
+        engine = controller.engine
         self._taken = self._tell_taken(books, view, keys, former)
         before = {key for key, cr in view.resources() if _is_ready(cr)}
         refused = {key for key in keys - before if _is_refused(view.live(key).cr)}
-        record = books.record
-        guard = PruneGuard(
-            view,
-            context,
-            self.source.loaded,
-            books,
-            selects=keys.__contains__,
-            allowed=partial(
-                self.source.allowance,
-                given=self.wishes.allow_prune,
-                since=record.spent or record.commit,
-                warn=self.warn,
-            ),
-            unknown=partial(self.source.astray, books),
-            strangers=partial(self.source.is_strangers, books=books, view=view),
-        )
         self._warn_of_finalizers(view, keys)
         if left_over := self.source.left_over(books, view):
             self.warn(left_over)
         watching = Watches(self.cluster, view, versions)
-        check = self.wishes.check
-        now = times.utc_now()
-        batches = None if check else self.source.rollout(view, keys, context, self.wishes, now=now)
-        aim = Aim(
-            self.source.loaded,
-            self.source.renderer,
-            context,
-            prune=guard.prune,
-            recreate=guard.recreate,
-            strange=guard.strange,
-            former=former.get,
-            rollout=batches,
-        )
-        engine = Engine(
-            self.cluster,
-            view,
-            aim,
-            check=self.wishes.check,
-            dry_run=not self.wishes.check or self._may_patch(keys),
-            may_write=self.may_write,
-            ask=probes.asking(lambda: self.cluster.is_sandbox),
-            cleanup=self.wishes.hooks,
-            wake=lambda key: runner.wake(key),
-            bug=self._bug,
-        )
         runner = fleet.Fleet(
             engine,
             clock=times.utc_now,
-            watches=None if self.wishes.check else watching,
-            rollout=batches,
+            watches=None if check else watching,
+            rollout=controller.rollout,
             progress=self.progress,
         )
         view.subscribe(runner.hear)
@@ -192,9 +169,7 @@ class Pass:
         if not check:
             try:
                 self._describe(books, report, view)
-                if not guard.holds_back():
-                    sees = watches.covers(versions)
-                    self.source.enforced(books, view, self.wishes, sees=sees)
+                controller.record()
                 books.describe()
             except GitOpsError as error:
                 self.warn(f"the source record could not be written: {error.message}")
@@ -245,21 +220,14 @@ class Pass:
             )
 
     def _opened(self, view: View) -> Books:
-        """The source's record, read, and written ahead. Raises UsageError where another repository
-        has this id."""
+        """The source's record, read. Raises UsageError where another repository has this id."""
         source, books = self.source, self.books or Books(None, clock=times.utc_now)
-        live = partial(ours, view, source)
+        live = partial(source.ours, view)
         try:
             books.open(source.identity, revision=self.last, live=live)
-            if not self.wishes.check:
-                books.ahead(source.held(books, view, self.wishes))
         except Permanent as error:
             if not self.wishes.check:
-                raise UsageError(
-                    f"the source record cannot be kept: {error.message}",
-                    hint="get, create and patch of that ConfigMap are needed; gitops-mcp install, "
-                    "with the same --source-id, prints a fitting role",
-                ) from error
+                raise _unkept(error) from error
             self.warn(f"{error.message}: what the prune guard would hold is a guess")
             books = Books(None, clock=times.utc_now)
             books.open(source.identity, revision=self.last, live=live)
@@ -428,19 +396,6 @@ class Pass:
         except Permanent:
             return False  # who may not look makes none
 
-    def _keys(self, view: View, context: Context) -> set[ServerKey]:
-        """Every server that this pass is about."""
-        loaded = self.source.loaded
-        standing = dict(view.resources())
-        keys = {*loaded.servers, *loaded.protected, *standing}
-        chosen = {
-            key
-            for key in keys
-            if self.source.concerns(key, standing.get(key), context, self.wishes)
-        }
-        self.source.limit.refuse_none(chosen)
-        return chosen
-
     def _warn_of_finalizers(self, view: View, keys: Collection[ServerKey]) -> None:
         """A finalizer that nobody answers makes kubectl delete wait."""
         if self.wishes.check or self.wishes.finalizer:
@@ -507,15 +462,12 @@ class Pass:
         )
 
 
-def ours(view: View, source: Source) -> dict[ServerKey, str]:
-    """The MCPServers in the cluster that are provably this source's, with their files. Another
-    repository may have the same id, with a record in another namespace or of another area: a server
-    counts only if its commit is known here. Raises SourceError."""
-    return {
-        key: ownership.file_of(cr)
-        for key, cr in view.resources()
-        if ownership.owner_of(cr, source.source_id) is ownership.Owner.OURS and source.may_hold(cr)
-    }
+def _unkept(error: Permanent) -> UsageError:
+    return UsageError(
+        f"the source record cannot be kept: {error.message}",
+        hint="get, create and patch of that ConfigMap are needed; gitops-mcp install, "
+        "with the same --source-id, prints a fitting role",
+    )
 
 
 def survey(

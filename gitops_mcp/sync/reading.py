@@ -172,6 +172,22 @@ class Source:
             return ownership.in_scope(cr, context)
         return owner is not ownership.Owner.OTHER and wishes.kubectl
 
+    def servers(self, view: View, context: Context, wishes: Wishes) -> set[ServerKey]:
+        """Every server that is ours to reconcile: those of git, and those in the cluster."""
+        live = dict(view.resources())
+        keys = {*self.loaded.servers, *self.loaded.protected, *live}
+        return {key for key in keys if self.concerns(key, live.get(key), context, wishes)}
+
+    def ours(self, view: View) -> dict[ServerKey, str]:
+        """The MCPServers in the cluster that are provably this source's, with their files. Another
+        repository may have the same id, with a record in another namespace or of another area: a
+        server counts only if its commit is known here. Raises SourceError."""
+        return {
+            key: ownership.file_of(cr)
+            for key, cr in view.resources()
+            if ownership.owner_of(cr, self.source_id) is ownership.Owner.OURS and self.may_hold(cr)
+        }
+
     def is_about(self, key: ServerKey, wishes: Wishes) -> bool:
         """Is the server within the run's limit and namespace?"""
         return wishes.watch_namespace in (None, key.namespace) and self.limit.selects(key)
