@@ -240,7 +240,7 @@ def test_a_clock_that_jumps_by_400_days_runs_each_job_once(
             return datetime.now(tz) + jump[0]
 
     monkeypatch.setattr("apscheduler.schedulers.base.datetime", Jumping)
-    monkeypatch.setattr(agent, "datetime", Jumping)
+    monkeypatch.setattr("gitops_mcp.base.times.datetime", Jumping)
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + jump[0].total_seconds())
     idle = Idle()
