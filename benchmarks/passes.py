@@ -34,14 +34,14 @@ from gitops_mcp.cluster.reads import PAGE
 from gitops_mcp.cluster.view import WATCHED
 from gitops_mcp.source import manifests
 from gitops_mcp.source.settings import SourceOptions
-from gitops_mcp.sync import pipeline, reading
+from gitops_mcp.sync import pipeline, reading, syncoptions
 
 CHANGE_BAR = 1.25
 """CPU of a pass with one change over one with none, at any size: noise included."""
 CHANGE_WRITES = 5
 """One changed server: its MCPServer, its Deployment, and the status before and after."""
 REPEATS = 3
-CREATE = reading.Wishes(create_namespace=True)
+CREATE = syncoptions.Wishes(create_namespace=True)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Passes:
         if verb not in ("ask", "watch"):
             self._requests[verb] += 1
 
-    def one(self, wishes: reading.Wishes = CREATE) -> Cost:
+    def one(self, wishes: syncoptions.Wishes = CREATE) -> Cost:
         """One pass; all its servers must end well."""
         self._requests.clear()
         wall, cpu = time.monotonic(), time.process_time()

@@ -24,7 +24,7 @@ from passes import Cost, Passes
 from gitops_mcp.cli.main import spare_the_collector
 from gitops_mcp.decide.pruning import Allowance
 from gitops_mcp.sync import fleet
-from gitops_mcp.sync.reading import Wishes
+from gitops_mcp.sync.syncoptions import Wishes
 
 DRAIN = 3
 """Seconds."""

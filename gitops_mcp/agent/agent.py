@@ -30,13 +30,7 @@ from gitops_mcp.agent.recorder import Recorder
 from gitops_mcp.agent.webhook import Verdict
 from gitops_mcp.base import limits, masking, objects, times
 from gitops_mcp.base.bugs import place_of
-from gitops_mcp.base.errors import (
-    GitOpsError,
-    KindAbsent,
-    KubeError,
-    LeaseLost,
-    Transient,
-)
+from gitops_mcp.base.errors import GitOpsError, KindAbsent, KubeError, LeaseLost, Transient
 from gitops_mcp.base.source import Problem
 from gitops_mcp.cluster import leadership, sourceleases, watches
 from gitops_mcp.cluster.kube import Cluster
@@ -46,13 +40,16 @@ from gitops_mcp.cluster.watches import Place, Versions, Watches
 from gitops_mcp.decide import sourcestatus
 from gitops_mcp.decide.books import Books
 from gitops_mcp.decide.sourcestatus import SourceStatus, SourceWatch
+from gitops_mcp.decide.transitions import Listener
 from gitops_mcp.git.gitrepo import Repository
 from gitops_mcp.source import manifests
 from gitops_mcp.source.settings import SourceOptions
-from gitops_mcp.sync import pipeline, probes, reading
-from gitops_mcp.sync.controller import Controller, Leads, Listener
+from gitops_mcp.sync import connecting, probes, reading, survey
+from gitops_mcp.sync.controller import Controller
 from gitops_mcp.sync.fleet import Workers
-from gitops_mcp.sync.reading import Source, Wishes
+from gitops_mcp.sync.permissions import Leads
+from gitops_mcp.sync.reading import Source
+from gitops_mcp.sync.syncoptions import Wishes
 
 _log = logging.getLogger(__name__)
 
@@ -124,7 +121,9 @@ class Agent:
         self._ahead = _ahead()
         """Of the wall clock to the monotonic one, when we last looked."""
         self._journal = Journal(
-            repository.notes(options.cluster, wanted=lambda: pipeline.notes_wanted(cluster, notes)),
+            repository.notes(
+                options.cluster, wanted=lambda: connecting.notes_wanted(cluster, notes)
+            ),
             cluster=options.cluster,
             source=source.source_id,
             clock=times.utc_now,
@@ -170,7 +169,7 @@ class Agent:
         area = leadership.area_of(wishes.watch_namespace, options.limit)
         self._books: Books | None = None
         if recorded:
-            self._books = reading.books(
+            self._books = connecting.books(
                 cluster,
                 source.source_id,
                 where,
@@ -290,14 +289,14 @@ class Agent:
         def look() -> Versions:
             if self._books is not None:
                 self._books.check(self._source.identity)
-            return pipeline.survey(
+            return survey.survey(
                 self._cluster, self._view, self._source, self._wishes, warn=self._warn
             )
 
         def passes(error: Exception) -> bool:
             if not isinstance(error, Transient) or isinstance(error, KindAbsent):
                 return False
-            if not (error.code or pipeline.in_cluster()):
+            if not (error.code or connecting.in_cluster()):
                 return False
             self._warn(f"{error.message}; trying again")
             return True

@@ -15,16 +15,10 @@ from typing import TypeVar
 from gitops_mcp.agent.endpoints import Endpoints
 from gitops_mcp.agent.metrics import Metrics
 from gitops_mcp.base import masking
-from gitops_mcp.base.errors import (
-    GitOpsError,
-    OverLimit,
-    SourceError,
-    Transient,
-    Unanswered,
-)
+from gitops_mcp.base.errors import GitOpsError, OverLimit, SourceError, Transient, Unanswered
 from gitops_mcp.cluster.leadership import Say
 from gitops_mcp.git.gitmirror import Absent, Empty, Nothing
-from gitops_mcp.sync import pipeline
+from gitops_mcp.sync import connecting
 from gitops_mcp.sync.reading import Source
 
 _log = logging.getLogger(__name__)
@@ -114,7 +108,7 @@ def first_source(
         # The first push may come between two questions of one look: then there are commits, and
         # yet no branch.
         waited = isinstance(error, Empty) or (lacks and isinstance(error, Absent))
-        if refused or not (pipeline.in_cluster() or waited):
+        if refused or not (connecting.in_cluster() or waited):
             return False
         lacks = _LACKS.get(type(error), "")
         if isinstance(error, GitOpsError):

@@ -6,9 +6,7 @@ import re
 from functools import lru_cache
 from itertools import pairwise
 
-from gitops_mcp.base.secretnames import (
-    words,
-)
+from gitops_mcp.base.secretnames import words
 
 LONGEST_WORD = 2048
 """Characters without a space between them."""

@@ -22,7 +22,7 @@ from gitops_mcp.cluster import connection
 from gitops_mcp.cluster.reads import Reader
 from gitops_mcp.source import manifests
 from gitops_mcp.source.settings import ConnectionOptions, SourceOptions
-from gitops_mcp.sync import pipeline, reading
+from gitops_mcp.sync import connecting, reading
 
 PATIENCE = 2.0
 """Seconds after which there is nothing to complete."""
@@ -58,7 +58,7 @@ def words(what: str, given: Given, begun: str) -> list[str]:
 def _servers(given: Given, begun: str) -> Iterable[str]:
     """Of the cluster; those of other namespaces where one was begun, as NAMESPACE/NAME."""
     home, slash, _ = begun.rpartition("/")
-    with closing(pipeline.connect(Reader, _connection(given))) as cluster:
+    with closing(connecting.connect(Reader, _connection(given))) as cluster:
         where = home or given.get("namespace") or cluster.namespace
         where = None if given.get("all_namespaces") else where
         listed, _ = cluster.list(
@@ -69,7 +69,7 @@ def _servers(given: Given, begun: str) -> Iterable[str]:
 
 def _namespaces(given: Given, begun: str) -> Iterable[str]:
     del begun
-    with closing(pipeline.connect(Reader, _connection(given))) as cluster:
+    with closing(connecting.connect(Reader, _connection(given))) as cluster:
         listed, _ = cluster.list(
             "v1", "Namespace", None, narrowed=lambda body: str(body["metadata"]["name"])
         )

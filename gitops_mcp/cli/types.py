@@ -12,10 +12,7 @@ import click
 from gitops_mcp.base import durations
 from gitops_mcp.base.errors import UsageError
 from gitops_mcp.base.model import RESOURCE
-from gitops_mcp.base.names import (
-    CLUSTER_NAME,
-    NAMESPACE_NAME,
-)
+from gitops_mcp.base.names import CLUSTER_NAME, NAMESPACE_NAME
 from gitops_mcp.source.settings import checked_source_id, listed
 
 LONGEST = timedelta(hours=10_000)

@@ -6,9 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from gitops_mcp.base.errors import (
-    UsageError,
-)
+from gitops_mcp.base.errors import UsageError
 from gitops_mcp.base.masking import scrub
 
 if TYPE_CHECKING:

@@ -6,12 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
-from gitops_mcp.base.names import (
-    API_VERSION,
-    KIND,
-    PLURAL,
-    ObjectRef,
-)
+from gitops_mcp.base.names import API_VERSION, KIND, PLURAL, ObjectRef
 
 if TYPE_CHECKING:
     pass

@@ -9,16 +9,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Final, Protocol
 
 from gitops_mcp.base import objects, times
-from gitops_mcp.base.errors import (
-    Conflict,
-    Gone,
-)
-from gitops_mcp.base.names import (
-    FIELD_MANAGER,
-    LABEL_MANAGED_BY,
-    JsonObject,
-    ObjectRef,
-)
+from gitops_mcp.base.errors import Conflict, Gone
+from gitops_mcp.base.names import FIELD_MANAGER, LABEL_MANAGED_BY, JsonObject, ObjectRef
 
 if TYPE_CHECKING:
     pass

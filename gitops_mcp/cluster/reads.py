@@ -24,13 +24,7 @@ from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.cluster.kinds import path_of
 from gitops_mcp.cluster.refusals import no_answer, place, translate
 from gitops_mcp.cluster.transport import Observer, Query, Transport
-from gitops_mcp.cluster.watchstream import (
-    WATCH_SECONDS,
-    WATCH_SILENCE,
-    Event,
-    News,
-    WatchStream,
-)
+from gitops_mcp.cluster.watchstream import WATCH_SECONDS, WATCH_SILENCE, Event, News, WatchStream
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse

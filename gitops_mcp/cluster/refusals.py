@@ -28,13 +28,7 @@ from gitops_mcp.base.errors import (
 )
 from gitops_mcp.base.masking import scrub
 from gitops_mcp.base.model import INSTALL_CRD
-from gitops_mcp.base.names import (
-    API_VERSION,
-    KIND,
-    OWNERSHIP_POLICY,
-    JsonObject,
-    ObjectRef,
-)
+from gitops_mcp.base.names import API_VERSION, KIND, OWNERSHIP_POLICY, JsonObject, ObjectRef
 from gitops_mcp.base.reasons import Reason
 
 if TYPE_CHECKING:

@@ -7,29 +7,12 @@ import hashlib
 import orjson
 
 from gitops_mcp.base import objects
-from gitops_mcp.base.model import (
-    Action,
-    Change,
-    Contest,
-    Context,
-    Facts,
-    Verb,
-)
-from gitops_mcp.base.names import (
-    KIND,
-    LABEL_MANAGED_BY,
-    LABEL_SOURCE,
-    ObjectRef,
-)
+from gitops_mcp.base.model import Action, Change, Contest, Context, Facts, Verb
+from gitops_mcp.base.names import KIND, LABEL_MANAGED_BY, LABEL_SOURCE, ObjectRef
 from gitops_mcp.base.objects import DesiredObject, LiveObject
 from gitops_mcp.decide import diffing, inquiries, managedfields
-from gitops_mcp.decide.ownership import (
-    carries_replicas,
-    is_scaled_elsewhere,
-)
-from gitops_mcp.decide.writing import (
-    STILL,
-)
+from gitops_mcp.decide.ownership import carries_replicas, is_scaled_elsewhere
+from gitops_mcp.decide.writing import STILL
 
 NEVER = "1"
 """A resourceVersion that no object has. An apply that bears it makes what is missing, and is a

@@ -10,11 +10,7 @@ from typing import Protocol
 
 from gitops_mcp.base import times
 from gitops_mcp.base.errors import Conflict, Gone, LeaseLost
-from gitops_mcp.base.names import (
-    JsonObject,
-    ObjectRef,
-    ServerKey,
-)
+from gitops_mcp.base.names import JsonObject, ObjectRef, ServerKey
 from gitops_mcp.decide.record import (
     ABSENT,
     BEGUN,

@@ -5,17 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from gitops_mcp.base import objects
-from gitops_mcp.base.model import (
-    Action,
-    Context,
-    Facts,
-    Verb,
-)
-from gitops_mcp.base.names import (
-    PAUSE_MANAGER,
-    JsonObject,
-    ObjectRef,
-)
+from gitops_mcp.base.model import Action, Context, Facts, Verb
+from gitops_mcp.base.names import PAUSE_MANAGER, JsonObject, ObjectRef
 from gitops_mcp.base.objects import DesiredObject, LiveObject
 from gitops_mcp.decide import diffing, managedfields, pausing
 from gitops_mcp.decide.applying import applies

@@ -17,10 +17,7 @@ from typing import Any
 
 from gitops_mcp.base.masking import mask, mask_pair, masked
 from gitops_mcp.base.model import FieldChange
-from gitops_mcp.base.names import (
-    FIELD_MANAGER,
-    JsonObject,
-)
+from gitops_mcp.base.names import FIELD_MANAGER, JsonObject
 from gitops_mcp.base.objects import DesiredObject, LiveObject
 from gitops_mcp.decide.managedfields import (
     ALL_OURS,

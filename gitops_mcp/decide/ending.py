@@ -17,13 +17,7 @@ from gitops_mcp.base.model import (
     Verb,
     Wait,
 )
-from gitops_mcp.base.names import (
-    API_VERSION,
-    FINALIZER,
-    KIND,
-    ObjectRef,
-    ServerKey,
-)
+from gitops_mcp.base.names import API_VERSION, FINALIZER, KIND, ObjectRef, ServerKey
 from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.base.reasons import Reason
 from gitops_mcp.decide import diffing, inquiries, shutdown

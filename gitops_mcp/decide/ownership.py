@@ -9,11 +9,7 @@ from typing import Any, Protocol
 
 from gitops_mcp.base import objects, transports
 from gitops_mcp.base.errors import GitOpsError
-from gitops_mcp.base.model import (
-    Context,
-    Facts,
-    FieldChange,
-)
+from gitops_mcp.base.model import Context, Facts, FieldChange
 from gitops_mcp.base.names import (
     ANNOTATION_ADOPT,
     ANNOTATION_FILE,

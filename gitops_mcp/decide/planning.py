@@ -25,13 +25,7 @@ from gitops_mcp.base.model import (
     Verb,
     Wait,
 )
-from gitops_mcp.base.names import (
-    ANNOTATION_ADOPT,
-    API_VERSION,
-    KIND,
-    LABEL_SOURCE,
-    ObjectRef,
-)
+from gitops_mcp.base.names import ANNOTATION_ADOPT, API_VERSION, KIND, LABEL_SOURCE, ObjectRef
 from gitops_mcp.base.objects import DesiredObject, LiveObject
 from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.wording import short_sha
@@ -52,13 +46,7 @@ from gitops_mcp.decide.ownership import (
     suspended_decision,
 )
 from gitops_mcp.decide.pruning import prune, unowned_children
-from gitops_mcp.decide.writing import (
-    CONTESTED,
-    at_rest,
-    not_applied,
-    synced_condition,
-    undone_by,
-)
+from gitops_mcp.decide.writing import CONTESTED, at_rest, not_applied, synced_condition, undone_by
 from gitops_mcp.source import manifests, podsecurity, policies, serverschema
 from gitops_mcp.source.documents import pointer
 

@@ -6,16 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from gitops_mcp.base import objects
-from gitops_mcp.base.model import (
-    Action,
-    Change,
-    Condition,
-    Context,
-    Decision,
-    Facts,
-    Verb,
-    Wait,
-)
+from gitops_mcp.base.model import Action, Change, Condition, Context, Decision, Facts, Verb, Wait
 from gitops_mcp.base.names import (
     ANNOTATION_FILE,
     ANNOTATION_PRUNE,

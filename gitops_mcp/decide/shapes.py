@@ -7,10 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gitops_mcp.base import quantities
-from gitops_mcp.base.names import (
-    ANNOTATION_RECONCILE,
-    KIND,
-)
+from gitops_mcp.base.names import ANNOTATION_RECONCILE, KIND
 
 
 @dataclass(frozen=True, slots=True)

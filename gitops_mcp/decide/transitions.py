@@ -208,3 +208,7 @@ class Transitions:
         """How many servers' last reconcile had each result, since we lead."""
         with self._lock:
             return Counter(one.result for one in self._last.values() if one.led)
+
+
+Listener = Callable[[Transition], None]
+"""Told of each look. Quick: it is called by whoever looks."""

@@ -6,10 +6,7 @@ from dataclasses import replace
 
 from gitops_mcp.base import objects
 from gitops_mcp.base.errors import GitOpsError
-from gitops_mcp.base.model import (
-    Context,
-    Facts,
-)
+from gitops_mcp.base.model import Context, Facts
 from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.base.reasons import Reason
 from gitops_mcp.decide import shutdown

@@ -8,19 +8,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from gitops_mcp.base import objects, transports
-from gitops_mcp.base.model import (
-    Action,
-    Condition,
-    Contest,
-    Context,
-    Decision,
-    Facts,
-    Verb,
-)
-from gitops_mcp.base.names import (
-    JsonObject,
-    ObjectRef,
-)
+from gitops_mcp.base.model import Action, Condition, Contest, Context, Decision, Facts, Verb
+from gitops_mcp.base.names import JsonObject, ObjectRef
 from gitops_mcp.base.reasons import Reason
 from gitops_mcp.decide import inquiries, status
 from gitops_mcp.decide.ownership import is_scaled_elsewhere

@@ -12,10 +12,7 @@ import orjson
 import yaml
 
 from gitops_mcp.base.masking import scrub
-from gitops_mcp.base.model import (
-    Change,
-    Outcome,
-)
+from gitops_mcp.base.model import Change, Outcome
 from gitops_mcp.base.names import API_VERSION, KIND, JsonObject, ObjectRef
 from gitops_mcp.base.source import Revision
 

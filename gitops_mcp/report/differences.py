@@ -8,13 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 
 from gitops_mcp.base.masking import scrub
-from gitops_mcp.base.model import (
-    Change,
-    ChangeAction,
-    FieldChange,
-    Outcome,
-    Report,
-)
+from gitops_mcp.base.model import Change, ChangeAction, FieldChange, Outcome, Report
 from gitops_mcp.base.names import KIND, JsonObject
 from gitops_mcp.base.source import Problem
 from gitops_mcp.base.wording import plural, short_sha

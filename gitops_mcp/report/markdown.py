@@ -7,11 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from gitops_mcp.base.masking import scrub
-from gitops_mcp.base.model import (
-    Change,
-    Outcome,
-    Report,
-)
+from gitops_mcp.base.model import Change, Outcome, Report
 from gitops_mcp.base.wording import short_sha
 from gitops_mcp.report.console import changes_shown, one_line, pointer, value_text, without_reason
 from gitops_mcp.report.differences import by_reason, skipped_servers, summary_line, unified

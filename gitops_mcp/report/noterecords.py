@@ -10,13 +10,7 @@ from typing import Any, Literal
 
 from gitops_mcp.base import times
 from gitops_mcp.base.masking import scrub
-from gitops_mcp.base.model import (
-    Change,
-    NoteRecord,
-    Outcome,
-    Report,
-    Result,
-)
+from gitops_mcp.base.model import Change, NoteRecord, Outcome, Report, Result
 from gitops_mcp.base.names import JsonObject, ServerKey
 from gitops_mcp.base.source import Problem
 from gitops_mcp.base.wording import short_sha

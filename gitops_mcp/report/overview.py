@@ -7,24 +7,14 @@ from datetime import datetime, timedelta
 
 from gitops_mcp.base import durations, objects, times
 from gitops_mcp.base.masking import scrub
-from gitops_mcp.base.model import (
-    RESOURCE,
-)
+from gitops_mcp.base.model import RESOURCE
 from gitops_mcp.base.names import LABEL_SOURCE, JsonObject
 from gitops_mcp.base.reasons import PASSING, Reason
 from gitops_mcp.base.source import Revision
 from gitops_mcp.base.wording import plural, short_sha
 from gitops_mcp.decide.sourcestatus import Missing, SourceStatus
 from gitops_mcp.report import console
-from gitops_mcp.report.console import (
-    PHASE_LOOKS,
-    PLAIN,
-    Look,
-    Style,
-    clipped,
-    columns,
-    one_line,
-)
+from gitops_mcp.report.console import PHASE_LOOKS, PLAIN, Look, Style, clipped, columns, one_line
 from gitops_mcp.report.reports import WAITS, WIDE_COLUMNS
 
 

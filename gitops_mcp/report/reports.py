@@ -15,12 +15,7 @@ from types import MappingProxyType
 from typing import get_args
 
 from gitops_mcp.base.masking import scrub
-from gitops_mcp.base.model import (
-    ChangeAction,
-    Outcome,
-    Report,
-    Result,
-)
+from gitops_mcp.base.model import ChangeAction, Outcome, Report, Result
 from gitops_mcp.base.names import JsonObject, ServerKey
 from gitops_mcp.base.source import Loaded, Problem
 from gitops_mcp.base.wording import plural

@@ -12,21 +12,10 @@ import orjson
 
 from gitops_mcp.base import merging
 from gitops_mcp.base.names import GROUP, KIND, NAMESPACE_NAME, JsonObject, ServerKey
-from gitops_mcp.base.source import (
-    McpServer,
-    Problem,
-    Severity,
-)
+from gitops_mcp.base.source import McpServer, Problem, Severity
 from gitops_mcp.base.wording import plural
 from gitops_mcp.source import rules
-from gitops_mcp.source.documents import (
-    Document,
-    Finding,
-    Path,
-    Place,
-    pointer,
-    shown,
-)
+from gitops_mcp.source.documents import Document, Finding, Path, Place, pointer, shown
 from gitops_mcp.source.groupvars import Defaults, Shared, fitting
 from gitops_mcp.source.recognition import (
     CONFLICT,

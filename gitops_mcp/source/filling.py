@@ -14,10 +14,7 @@ import orjson
 
 from gitops_mcp.base import merging, objects
 from gitops_mcp.base.errors import UsageError
-from gitops_mcp.base.names import (
-    JsonObject,
-    ServerKey,
-)
+from gitops_mcp.base.names import JsonObject, ServerKey
 
 if TYPE_CHECKING:
     import jinja2

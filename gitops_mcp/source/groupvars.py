@@ -10,17 +10,9 @@ import orjson
 
 from gitops_mcp.base import merging, objects, transports
 from gitops_mcp.base.names import API_VERSION, KIND, JsonObject
-from gitops_mcp.base.source import (
-    Problem,
-    SourceFile,
-)
+from gitops_mcp.base.source import Problem, SourceFile
 from gitops_mcp.source import serverschema
-from gitops_mcp.source.documents import (
-    Document,
-    Path,
-    Place,
-    pointer,
-)
+from gitops_mcp.source.documents import Document, Path, Place, pointer
 from gitops_mcp.source.recognition import unknown_nulls
 from gitops_mcp.source.terms import (
     MAX_PROBLEMS,

@@ -24,16 +24,8 @@ import orjson
 
 from gitops_mcp.base.model import Policy
 from gitops_mcp.base.names import JsonObject, ServerKey
-from gitops_mcp.base.source import (
-    Loaded,
-    Problem,
-    Remains,
-    SourceFile,
-    Unread,
-)
-from gitops_mcp.source.documents import (
-    pointer,
-)
+from gitops_mcp.base.source import Loaded, Problem, Remains, SourceFile, Unread
+from gitops_mcp.source.documents import pointer
 from gitops_mcp.source.file import File, list_some
 from gitops_mcp.source.groupvars import Defaults, Shared, around, is_vars
 from gitops_mcp.source.recognition import findings_of

@@ -8,9 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from gitops_mcp.base import durations, objects, quantities
-from gitops_mcp.base.names import (
-    JsonObject,
-)
+from gitops_mcp.base.names import JsonObject
 from gitops_mcp.source.documents import Finding, Path
 
 _DAY = timedelta(days=1)

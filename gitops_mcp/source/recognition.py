@@ -12,10 +12,7 @@ import orjson
 from gitops_mcp.base.model import Policy
 from gitops_mcp.base.names import API_VERSION, GROUP, KIND, JsonObject, ServerKey
 from gitops_mcp.source import literals, podsecurity, policies, rules, serverschema
-from gitops_mcp.source.documents import (
-    Finding,
-    Path,
-)
+from gitops_mcp.source.documents import Finding, Path
 
 NAME = re.compile("[a-z](?:[-a-z0-9]{0,61}[a-z0-9])?")
 

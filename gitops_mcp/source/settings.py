@@ -12,12 +12,7 @@ from typing import Any
 
 from gitops_mcp.base.errors import UsageError
 from gitops_mcp.base.model import CLUSTER_SOURCE, PodProfile, Policy
-from gitops_mcp.base.names import (
-    AGENT_NAMESPACE,
-    API_VERSION,
-    KIND,
-    JsonObject,
-)
+from gitops_mcp.base.names import AGENT_NAMESPACE, API_VERSION, KIND, JsonObject
 
 _SOURCE_ID = re.compile(r"(?=.{1,52}$)[a-z0-9]+(?:[-.][a-z0-9]+)*")
 

@@ -9,17 +9,8 @@ from typing import NamedTuple
 
 from gitops_mcp.base.model import Policy
 from gitops_mcp.base.names import ServerKey
-from gitops_mcp.base.source import (
-    McpServer,
-    Problem,
-    SourceFile,
-)
-from gitops_mcp.source.documents import (
-    Document,
-    Place,
-    decode,
-    parse,
-)
+from gitops_mcp.base.source import McpServer, Problem, SourceFile
+from gitops_mcp.source.documents import Document, Place, decode, parse
 
 MAX_DOCUMENT = 1024 * 1024
 """Bytes of one server's JSON. etcd refuses 1.5 MB, and the spec is stored more than once."""

@@ -12,7 +12,7 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -24,34 +24,20 @@ from gitops_mcp.cluster.view import View
 from gitops_mcp.decide import ownership, pruning
 from gitops_mcp.decide.books import Books
 from gitops_mcp.decide.rollout import Rollout
-from gitops_mcp.decide.transitions import Transition, Transitions
+from gitops_mcp.decide.transitions import Listener, Transitions
 from gitops_mcp.source import manifests
 from gitops_mcp.sync import probes
 from gitops_mcp.sync.engine import Engine, log_bug
 from gitops_mcp.sync.fleet import Look
 from gitops_mcp.sync.guard import PruneGuard
 from gitops_mcp.sync.memory import Aim, Ask, Kube
-from gitops_mcp.sync.reading import Source, Wishes
-
-Listener = Callable[[Transition], None]
-"""Told of each look. Quick: it is called by whoever looks."""
+from gitops_mcp.sync.reading import Source
+from gitops_mcp.sync.syncoptions import Wishes
 
 RECORD_RETRY = timedelta(seconds=2)
 """Between two attempts to read or write the source's record."""
 _NEVER = datetime.min.replace(tzinfo=UTC)
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Leads:
-    """What we may write: the servers of our source, and those that kubectl made. Both are asked
-    right before each write."""
-
-    source: Callable[[], bool]
-    kubectl: Callable[[], bool]
-
-    def __call__(self, kubectls: bool) -> bool:
-        return self.kubectl() if kubectls else self.source()
 
 
 class Controller:

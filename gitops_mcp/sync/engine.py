@@ -34,15 +34,7 @@ from gitops_mcp.base.names import JsonObject, ServerKey
 from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.source import Revision
 from gitops_mcp.cluster.view import Live, View
-from gitops_mcp.decide import (
-    ending,
-    inquiries,
-    ownership,
-    planning,
-    rollout,
-    shutdown,
-    writing,
-)
+from gitops_mcp.decide import ending, inquiries, ownership, planning, rollout, shutdown, writing
 from gitops_mcp.sync import hooks, probes, secretheaders
 from gitops_mcp.sync.execution import Execution
 from gitops_mcp.sync.failures import MAX_RACES, Failures, is_lost_race

@@ -6,13 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from gitops_mcp.base.model import (
-    Change,
-    ChangeAction,
-    Outcome,
-    Report,
-    Result,
-)
+from gitops_mcp.base.model import Change, ChangeAction, Outcome, Report, Result
 from gitops_mcp.base.names import (
     ANNOTATION_PRUNE,
     API_VERSION,

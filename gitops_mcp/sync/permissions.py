@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from gitops_mcp.base.errors import UsageError
-from gitops_mcp.base.names import (
-    GROUP,
-)
+from gitops_mcp.base.names import GROUP
 
 if TYPE_CHECKING:
     from gitops_mcp.cluster.reads import Reader
@@ -59,3 +59,15 @@ def refuse_old(cluster: Reader) -> None:
             f"the API server is {version[0]}.{version[1]}; gitops-mcp needs 1.30 or newer",
             hint="older ones have no native preStop sleep",
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Leads:
+    """What we may write: the servers of our source, and those that kubectl made. Both are asked
+    right before each write."""
+
+    source: Callable[[], bool]
+    kubectl: Callable[[], bool]
+
+    def __call__(self, kubectls: bool) -> bool:
+        return self.kubectl() if kubectls else self.source()

@@ -6,32 +6,15 @@ Each verb is a prefix of it. Here the rooms are put together; what they do stand
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from gitops_mcp.base import objects, times
-from gitops_mcp.base.errors import GitOpsError, KindAbsent, LeaseLost, Permanent, UsageError
-from gitops_mcp.base.model import (
-    INSTALL_CRD,
-    Context,
-    Former,
-    NoteRecord,
-    Outcome,
-    Progress,
-    Report,
-)
-from gitops_mcp.base.names import (
-    API_VERSION,
-    CRD_NAME,
-    FINALIZER,
-    GROUP,
-    KIND,
-    ObjectRef,
-    ServerKey,
-)
+from gitops_mcp.base.errors import GitOpsError, LeaseLost, Permanent, UsageError
+from gitops_mcp.base.model import Context, Former, NoteRecord, Outcome, Progress, Report
+from gitops_mcp.base.names import FINALIZER, GROUP, ObjectRef, ServerKey
 from gitops_mcp.base.objects import LiveObject, Outline
 from gitops_mcp.base.source import Problem
 from gitops_mcp.base.wording import short_sha
@@ -40,25 +23,16 @@ from gitops_mcp.cluster.leadership import Say
 from gitops_mcp.decide import ownership, sourcestatus, status
 from gitops_mcp.decide.books import Books
 from gitops_mcp.decide.record import PREFIX
-from gitops_mcp.source import serverschema
-from gitops_mcp.source.settings import (
-    ConnectionOptions,
-    SourceOptions,
-)
-from gitops_mcp.sync.permissions import MAKE_NAMESPACES, NEEDED, OPEN_GATES, refuse_old
-from gitops_mcp.sync.reading import Source, Wishes, applied_revision
+from gitops_mcp.source.settings import SourceOptions
+from gitops_mcp.sync.permissions import MAKE_NAMESPACES, NEEDED, OPEN_GATES
+from gitops_mcp.sync.reading import Source, applied_revision
+from gitops_mcp.sync.survey import survey
+from gitops_mcp.sync.syncoptions import Wishes
 
 if TYPE_CHECKING:
     from gitops_mcp.cluster.kube import Cluster
-    from gitops_mcp.cluster.reads import Reader
-    from gitops_mcp.cluster.transport import Observer
     from gitops_mcp.cluster.view import View
-    from gitops_mcp.cluster.watches import Versions
     from gitops_mcp.sync.engine import Engine
-    from gitops_mcp.sync.hooks import Hook
-
-
-R = TypeVar("R", bound="Reader")
 
 
 # --- source, load, render -------------------------------------------------------------------
@@ -470,60 +444,6 @@ def _unkept(error: Permanent) -> UsageError:
     )
 
 
-def survey(
-    cluster: Cluster, view: View, source: Source, wishes: Wishes, *, warn: Say = lambda _: None
-) -> Versions:
-    """Fill the view with what the cluster holds; returns where its watches go on from. Raises
-    UsageError with the one clear line where the cluster is not fit for us."""
-    from gitops_mcp.cluster import watches
-    from gitops_mcp.source import crd
-
-    refuse_old(cluster)
-    try:
-        if wishes.watch_namespace is not None:
-            # The CRD is outside of it.
-            return watches.read(cluster, view, [wishes.watch_namespace])
-        versions = _lists(cluster, view, source, warn)
-        definition = None
-        with contextlib.suppress(Permanent):  # without the right to look, the first write will tell
-            definition = cluster.get(
-                ObjectRef("apiextensions.k8s.io/v1", "CustomResourceDefinition", "", CRD_NAME)
-            )
-    except KindAbsent as error:
-        raise UsageError(
-            f"the cluster does not know {KIND} ({API_VERSION})",
-            hint=INSTALL_CRD,
-        ) from error
-    ours = crd.custom_resource_definition(serverschema.schema())
-    missing = crd.missing(definition, ours) if definition is not None else ()
-    if missing:
-        raise UsageError(
-            f"the CRD in the cluster is older than this version: it lacks {missing[0]}",
-            hint=INSTALL_CRD,
-        )
-    return versions
-
-
-def _lists(cluster: Cluster, view: View, source: Source, warn: Say) -> Versions:
-    """All namespaces; where that may not be listed, those of the manifests."""
-    from gitops_mcp.cluster import watches
-
-    try:
-        return watches.read(cluster, view, watches.EVERYWHERE)
-    except Permanent as error:
-        loaded = source.loaded
-        keys = filter(source.limit.selects, {*loaded.servers, *loaded.protected})
-        namespaces = sorted({key.namespace for key in keys})
-        if error.code != 403 or not namespaces:
-            raise
-        versions = watches.read(cluster, view, namespaces)
-        warn(
-            "without the right to list mcpservers in all namespaces, only those of the "
-            f"manifests are looked at: {', '.join(namespaces)}"
-        )
-        return versions
-
-
 def _is_ready(cr: Outline) -> bool:
     return status.is_ready(objects.status(cr))
 
@@ -535,12 +455,6 @@ def _is_refused(cr: LiveObject | None) -> bool:
 # --- notes ----------------------------------------------------------------------------------
 
 
-def notes_wanted(cluster: Cluster, chosen: str | None) -> bool:
-    """Are deployment notes written? What happens in a sandbox was never deployed. Raises
-    KubeError."""
-    return chosen == "on" if chosen is not None else not cluster.is_sandbox
-
-
 def write_notes(
     source: Source, records: Iterable[NoteRecord], *, cluster: str, push: bool, warn: Say
 ) -> None:
@@ -550,41 +464,3 @@ def write_notes(
         return
     for warning in source.repository.notes(cluster).append(list(records), push=push):
         warn(warning)
-
-
-def connect(
-    kind: type[R],
-    options: ConnectionOptions,
-    *,
-    observe: Observer | None = None,
-    warn: Say = lambda _: None,
-    notice: Say = lambda _: None,
-) -> R:
-    """The cluster, as kubectl would find it; no request yet. ``kind``: ``reads.Reader``, or
-    ``kube.Cluster`` to write. ``observe`` hears of each request, ``warn`` of a server that is
-    not verified, ``notice`` of each warning of the API server, once.
-    """
-    cluster = kind(options.kubeconfig, options.context, observe=observe, notice=notice)
-    if not cluster.verified:
-        warn(
-            f"the certificate of {cluster.server} is not verified (insecure-skip-tls-verify): "
-            "whoever is between can read the credentials"
-        )
-    return cluster
-
-
-def cleanup_hooks(configured: object) -> tuple[Hook, ...]:
-    """The operator's hooks, from the configuration's ``hooks``. Raises UsageError."""
-    from gitops_mcp.sync import hooks
-
-    return hooks.parse(configured)
-
-
-def probing(word: str | None) -> bool:
-    """Are handshakes made? From inside of a cluster pods can be reached; elsewhere only if told."""
-    return word == "on" if word is not None else in_cluster()
-
-
-def in_cluster() -> bool:
-    """Do we run in a pod?"""
-    return "KUBERNETES_SERVICE_HOST" in os.environ

@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
-from gitops_mcp.base import objects, resources, times
+from gitops_mcp.base import objects, resources
 from gitops_mcp.base.errors import UsageError
-from gitops_mcp.base.model import (
-    Context,
-    Facts,
-)
-from gitops_mcp.base.names import (
-    KUBECTL_MANAGERS,
-    LABEL_SOURCE,
-    JsonObject,
-    ServerKey,
-)
+from gitops_mcp.base.model import Context, Facts
+from gitops_mcp.base.names import KUBECTL_MANAGERS, LABEL_SOURCE, JsonObject, ServerKey
 from gitops_mcp.base.objects import DesiredObject, LiveObject, Outline
 from gitops_mcp.base.source import Loaded, Snapshot
 from gitops_mcp.base.wording import short_sha
-from gitops_mcp.cluster import leadership
 from gitops_mcp.cluster.leadership import Say
 from gitops_mcp.decide import ownership, pruning, turns
-from gitops_mcp.decide.books import Books, Store
+from gitops_mcp.decide.books import Books
 from gitops_mcp.decide.record import ROOTS, UNKNOWN, Fingerprint, Identity
 from gitops_mcp.decide.rollout import ALL, DEFAULT, Rollout, Serial
 from gitops_mcp.git import gitrepo, trees
@@ -41,12 +31,11 @@ from gitops_mcp.source.settings import (
     listed,
     parse_config,
 )
+from gitops_mcp.sync.syncoptions import Limit, Wishes
 
 if TYPE_CHECKING:
-    from gitops_mcp.cluster.kube import Cluster
     from gitops_mcp.cluster.view import View
     from gitops_mcp.source.rendering import Renderer
-    from gitops_mcp.sync.hooks import Hook
 
 
 COMMITS = 1024
@@ -410,38 +399,6 @@ class Source:
         return rendered
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """Ansible's ``--limit``: globs on ``name`` or ``namespace/name``, ``!`` excludes."""
-
-    wanted: tuple[str, ...] = ()
-    unwanted: tuple[str, ...] = ()
-
-    @classmethod
-    def parse(cls, text: str) -> Limit:
-        """From the option's value; "" selects everything."""
-        patterns = listed(text)
-        unwanted = tuple(part[1:] for part in patterns if part.startswith("!"))
-        return cls(tuple(part for part in patterns if not part.startswith("!")), unwanted)
-
-    def selects(self, key: ServerKey) -> bool:
-        """Is the server within the limit?"""
-        wanted = not self.wanted or _matches(key, self.wanted)
-        return wanted and not _matches(key, self.unwanted)
-
-    def refuse_none(self, chosen: Collection[ServerKey]) -> None:
-        """Raises UsageError where a limit leaves no server: it is a mistake in writing."""
-        if (self.wanted or self.unwanted) and not chosen:
-            raise UsageError("--limit matches no server", hint="globs match name or namespace/name")
-
-
-def _matches(key: ServerKey, patterns: Collection[str]) -> bool:
-    return any(
-        fnmatch.fnmatchcase(str(key) if "/" in pattern else key.name, pattern)
-        for pattern in patterns
-    )
-
-
 def open_repository(
     options: SourceOptions, *, committed: bool = False, history: bool = True
 ) -> gitrepo.Repository:
@@ -532,54 +489,6 @@ def _own_config(snapshot: Snapshot) -> Mapping[str, Any]:
     return {}
 
 
-@dataclass(frozen=True, slots=True)
-class Wishes:
-    """How a pass is made: the options of ``sync`` as values."""
-
-    check: bool = False
-    ready_within: timedelta | None = None
-    create_namespace: bool = False
-    allow_prune: pruning.Allowance | None = None
-    probes: bool = False
-    finalizer: bool = False
-    kubectl: bool = True
-    """The servers that kubectl made are run, too."""
-    hooks: tuple[Hook, ...] = ()
-    foreign: bool = False
-    """Name what other controllers added and keep."""
-    rights: bool = False
-    """Ask for every right that the pass may need, before any change."""
-    watch_namespace: str | None = None
-    """Nothing outside of this namespace is read or written."""
-    serial: Serial | None = None
-    """How many servers take a change at the same time; None: the source says."""
-    move: bool = False
-    """Servers that this repository brought under another source id become this one's."""
-    lasting: bool = False
-    """Each run has the same limit: what it selects is the whole source to the record."""
-
-
 def applied_revision(cr: LiveObject | Outline | None) -> str:
     """The revision at which a server's state was first applied."""
     return objects.text(cr, "status", "source", "revision")
-
-
-def books(
-    cluster: Cluster,
-    source_id: str,
-    namespace: str,
-    *,
-    area: str = "",
-    take_over: bool = False,
-    read_only: bool = False,
-    may_write: Callable[[], bool] = lambda: True,
-) -> Books:
-    """The record of a source, beside the Lease of the same name in ``namespace``."""
-    name = leadership.lease_name(source_id, area)
-    return Books(
-        Store(cluster, namespace, name, source_id),
-        clock=times.utc_now,
-        may_write=may_write,
-        take_over=take_over,
-        read_only=read_only,
-    )

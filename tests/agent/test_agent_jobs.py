@@ -27,7 +27,7 @@ from gitops_mcp.base.names import JsonObject
 from gitops_mcp.git import gitrepo
 from gitops_mcp.source import manifests
 from gitops_mcp.source.settings import SourceOptions
-from gitops_mcp.sync.reading import Wishes
+from gitops_mcp.sync.syncoptions import Wishes
 
 HOUR = timedelta(hours=1)
 

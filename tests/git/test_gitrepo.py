@@ -12,15 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from gitfixtures import (
-    GitServer,
-    bare,
-    commit,
-    commit_all,
-    git,
-    worktree,
-    write,
-)
+from gitfixtures import GitServer, bare, commit, commit_all, git, worktree, write
 from paths import ROOT
 
 from gitops_mcp.base import limits

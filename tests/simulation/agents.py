@@ -18,10 +18,12 @@ from gitops_mcp.cluster.view import WATCHED, View
 from gitops_mcp.decide import planning
 from gitops_mcp.decide.books import Books, Store
 from gitops_mcp.decide.rollout import Serial
-from gitops_mcp.sync.controller import Controller, Leads
+from gitops_mcp.sync.controller import Controller
 from gitops_mcp.sync.fleet import Look
 from gitops_mcp.sync.hooks import Hook
-from gitops_mcp.sync.reading import Source, Wishes
+from gitops_mcp.sync.permissions import Leads
+from gitops_mcp.sync.reading import Source
+from gitops_mcp.sync.syncoptions import Wishes
 from gitops_mcp.sync.workqueue import Queue
 from simulation import feeds, probing
 from simulation.cluster import Answer, Client, Plane, Request

@@ -35,16 +35,7 @@ from gitops_mcp.decide.rollout import Serial
 from gitops_mcp.sync import hooks as hooks_module
 from simulation import trouble
 from simulation.agents import Agent, Died
-from simulation.cluster import (
-    CRS,
-    DEPLOYMENTS,
-    KEYS,
-    PODS,
-    SERVICES,
-    Answer,
-    Plane,
-    Request,
-)
+from simulation.cluster import CRS, DEPLOYMENTS, KEYS, PODS, SERVICES, Answer, Plane, Request
 from simulation.laws import Broken, Laws
 from simulation.sources import NAMESPACE, SOURCE, Origin, load, manifest
 from simulation.trouble import Fault, Trouble

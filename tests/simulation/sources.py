@@ -20,7 +20,8 @@ from gitops_mcp.base.source import Loaded, Revision, Snapshot, SourceFile
 from gitops_mcp.source import manifests
 from gitops_mcp.source.rendering import Renderer
 from gitops_mcp.source.settings import SourceOptions
-from gitops_mcp.sync.reading import Limit, Source
+from gitops_mcp.sync.reading import Source
+from gitops_mcp.sync.syncoptions import Limit
 
 NAMESPACE = "ai"
 SOURCE = "default"

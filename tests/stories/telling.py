@@ -29,7 +29,7 @@ from gitops_mcp.decide import record
 from gitops_mcp.decide.pruning import Allowance
 from gitops_mcp.report import noterecords
 from gitops_mcp.source.settings import SourceOptions
-from gitops_mcp.sync import pipeline, reading
+from gitops_mcp.sync import connecting, pipeline, reading, syncoptions
 
 VERSIONS = {KIND: API_VERSION, "Deployment": "apps/v1"}
 QUICK = {"timeout": "0s", "preStop": "0s"}
@@ -194,7 +194,7 @@ class Story:
         try:
             with reading.open_repository(options) as repository:
                 read = reading.read(options, repository)
-                books = reading.books(
+                books = connecting.books(
                     line,
                     read.source_id,
                     self.lease_namespace,
@@ -205,7 +205,7 @@ class Story:
                     read,
                     line,
                     options,
-                    reading.Wishes(**wishes),
+                    syncoptions.Wishes(**wishes),
                     warn=self.warnings.append,
                     may_write=may_write,
                     books=books,

@@ -24,8 +24,10 @@ from gitops_mcp.decide.record import Fingerprint, Identity, parse
 from gitops_mcp.decide.transitions import Transition
 from gitops_mcp.source.rendering import Renderer
 from gitops_mcp.source.settings import SourceOptions
-from gitops_mcp.sync.controller import RECORD_RETRY, Controller, Leads
-from gitops_mcp.sync.reading import Limit, Source, Wishes
+from gitops_mcp.sync.controller import RECORD_RETRY, Controller
+from gitops_mcp.sync.permissions import Leads
+from gitops_mcp.sync.reading import Source
+from gitops_mcp.sync.syncoptions import Limit, Wishes
 
 WISHES = Wishes()
 

@@ -116,14 +116,14 @@ def command(
     from gitops_mcp.git.addresses import read_secret
     from gitops_mcp.git.scratch import Scratch
     from gitops_mcp.source import manifests
-    from gitops_mcp.sync import pipeline, reading
+    from gitops_mcp.sync import connecting, reading, syncoptions
 
     process.share_one_heap()
-    wishes = reading.Wishes(
+    wishes = syncoptions.Wishes(
         create_namespace=create_namespace,
         finalizer=True,
-        probes=pipeline.probing(probes),
-        hooks=configfile.value("hooks", pipeline.cleanup_hooks) or (),
+        probes=connecting.probing(probes),
+        hooks=configfile.value("hooks", connecting.cleanup_hooks) or (),
         watch_namespace=watch_namespace,
         serial=serial,
         lasting=True,
@@ -158,7 +158,7 @@ def command(
             found.refuse_doubts(looks.warn)
             return found
 
-        cluster = pipeline.connect(
+        cluster = connecting.connect(
             Cluster,
             connection,
             observe=metrics.requested,

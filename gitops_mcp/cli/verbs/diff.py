@@ -55,7 +55,7 @@ def command(
     from gitops_mcp.cluster import sourceleases
     from gitops_mcp.cluster.kube import Cluster
     from gitops_mcp.report import reports
-    from gitops_mcp.sync import merging, permissions, pipeline, reading
+    from gitops_mcp.sync import connecting, merging, permissions, pipeline, reading, syncoptions
 
     if stat and output != "text":
         raise click.UsageError(f"--stat is text: leave out -o {output}")
@@ -72,16 +72,16 @@ def command(
             against = other.snapshot.revision.sha
             report = merging.merging(line, other, source.cluster)
         else:
-            cluster = pipeline.connect(
+            cluster = connecting.connect(
                 Cluster, connection, warn=terminal.warn, notice=terminal.notice
             )
-            wishes = reading.Wishes(check=True, create_namespace=True, foreign=common.verbose)
+            wishes = syncoptions.Wishes(check=True, create_namespace=True, foreign=common.verbose)
             try:
                 permissions.refuse_old(cluster)
                 (where,) = sourceleases.lease_namespaces(
                     cluster, (line.source_id,), source.namespace
                 )
-                books = reading.books(cluster, line.source_id, where, read_only=True)
+                books = connecting.books(cluster, line.source_id, where, read_only=True)
                 one = pipeline.Pass(
                     line, cluster, source, wishes, terminal.warn, terminal.progress, books=books
                 )

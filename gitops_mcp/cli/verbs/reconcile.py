@@ -85,10 +85,10 @@ def command(
     from gitops_mcp.cluster import leadership
     from gitops_mcp.cluster.kube import Cluster
     from gitops_mcp.report import overview
-    from gitops_mcp.sync import pipeline
+    from gitops_mcp.sync import connecting
 
     terminal = Terminal(common)
-    cluster = pipeline.connect(Cluster, connection, warn=terminal.warn, notice=terminal.notice)
+    cluster = connecting.connect(Cluster, connection, warn=terminal.warn, notice=terminal.notice)
     names, namespace = options.one_namespace(names, namespace)
     where = None if all_namespaces else namespace or cluster.namespace
     try:

@@ -68,10 +68,10 @@ def command(
     from gitops_mcp.cli.terminal import Terminal
     from gitops_mcp.cluster import leadership
     from gitops_mcp.cluster.reads import Reader
-    from gitops_mcp.sync import pipeline
+    from gitops_mcp.sync import connecting
 
     terminal = Terminal(common)
-    cluster = pipeline.connect(Reader, connection, warn=terminal.warn, notice=terminal.notice)
+    cluster = connecting.connect(Reader, connection, warn=terminal.warn, notice=terminal.notice)
     names, namespace = options.one_namespace(names, namespace)
     where = None if all_namespaces else namespace or cluster.namespace
     shown = _Shown(cluster, terminal, names, where, source_id, output, headers=not no_headers)

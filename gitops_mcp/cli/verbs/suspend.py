@@ -73,12 +73,12 @@ def set_suspend(
     from gitops_mcp.base.names import API_VERSION, KIND, ObjectRef
     from gitops_mcp.cli.terminal import Terminal
     from gitops_mcp.cluster.kube import Cluster
-    from gitops_mcp.sync import pipeline
+    from gitops_mcp.sync import connecting
 
     wanted = bool(spec)
 
     terminal = Terminal(common)
-    cluster = pipeline.connect(Cluster, connection, warn=terminal.warn, notice=terminal.notice)
+    cluster = connecting.connect(Cluster, connection, warn=terminal.warn, notice=terminal.notice)
     try:
         where = namespace or cluster.namespace
         if everything:

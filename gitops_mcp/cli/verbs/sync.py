@@ -103,7 +103,7 @@ def command(
     from gitops_mcp.cluster import leadership, sourceleases
     from gitops_mcp.cluster.kube import Cluster
     from gitops_mcp.report import noterecords, reports
-    from gitops_mcp.sync import permissions, pipeline, reading
+    from gitops_mcp.sync import connecting, permissions, pipeline, reading, syncoptions
 
     terminal = Terminal(common)
     with reading.open_repository(source) as repository:
@@ -111,8 +111,10 @@ def command(
         line.refuse_doubts(terminal.warn)
         terminal.ignored(line.loaded.ignored)
         terminal.problems(line.loaded.problems)
-        cluster = pipeline.connect(Cluster, connection, warn=terminal.warn, notice=terminal.notice)
-        wishes = reading.Wishes(
+        cluster = connecting.connect(
+            Cluster, connection, warn=terminal.warn, notice=terminal.notice
+        )
+        wishes = syncoptions.Wishes(
             check=check,
             rights=not check,
             move=take_over,
@@ -120,10 +122,10 @@ def command(
             serial=serial,
             create_namespace=create_namespace,
             allow_prune=allow_prune,
-            probes=pipeline.probing(probes),
-            hooks=configfile.value("hooks", pipeline.cleanup_hooks) or (),
+            probes=connecting.probing(probes),
+            hooks=configfile.value("hooks", connecting.cleanup_hooks) or (),
         )
-        wanted = not check and pipeline.notes_wanted(cluster, notes)
+        wanted = not check and connecting.notes_wanted(cluster, notes)
         note = partial(
             pipeline.write_notes,
             line,
@@ -135,7 +137,7 @@ def command(
             line, cluster, source, wishes, terminal.warn, terminal.progress, terminal.say
         )
         shared = leadership.CLUSTER_SOURCE
-        books = partial(reading.books, cluster, line.source_id, take_over=take_over)
+        books = partial(connecting.books, cluster, line.source_id, take_over=take_over)
         try:
             if not check:
                 permissions.refuse_old(cluster)  # a lease is a change already

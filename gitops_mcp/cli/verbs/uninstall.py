@@ -59,10 +59,10 @@ def command(
     """
     from gitops_mcp.cli.terminal import Terminal
     from gitops_mcp.cluster.kube import Cluster
-    from gitops_mcp.sync import pipeline
+    from gitops_mcp.sync import connecting
 
     terminal = Terminal(common)
-    cluster = pipeline.connect(Cluster, connection, warn=terminal.warn, notice=terminal.notice)
+    cluster = connecting.connect(Cluster, connection, warn=terminal.warn, notice=terminal.notice)
     try:
         _stop_agents(cluster, terminal)
         leases = list(_leases(cluster))
