@@ -13,23 +13,33 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
-from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from gitops_mcp.agent import webhook
+from gitops_mcp.agent import jobs, webhook
 from gitops_mcp.agent.endpoints import Endpoints
+from gitops_mcp.agent.gitreader import GitReader
 from gitops_mcp.agent.journal import Journal
 from gitops_mcp.agent.metrics import Gauges, Metrics
 from gitops_mcp.agent.notes import Standing
-from gitops_mcp.agent.pace import Every, Pace, Periods
-from gitops_mcp.agent.process import LAST_WORDS, LOOK, tried, unless
+from gitops_mcp.agent.pace import (
+    CATCH_UP,
+    NOTES,
+    POKES,
+    SET_BACK,
+    STATUS,
+    STUCK,
+    UNREAD,
+    Pace,
+    Periods,
+    ahead,
+)
+from gitops_mcp.agent.process import LAST_NOTES, LAST_RELEASE, LAST_WORDS, LOOK, tried, unless
 from gitops_mcp.agent.recorder import Recorder
 from gitops_mcp.agent.webhook import Verdict
-from gitops_mcp.base import limits, masking, objects, times
-from gitops_mcp.base.bugs import place_of
+from gitops_mcp.base import masking, objects, times
 from gitops_mcp.base.errors import GitOpsError, KindAbsent, KubeError, LeaseLost, Transient
 from gitops_mcp.base.source import Problem
 from gitops_mcp.cluster import leadership, sourceleases, watches
@@ -44,7 +54,7 @@ from gitops_mcp.decide.transitions import Listener
 from gitops_mcp.git.gitrepo import Repository
 from gitops_mcp.source import manifests
 from gitops_mcp.source.settings import SourceOptions
-from gitops_mcp.sync import connecting, probes, reading, survey
+from gitops_mcp.sync import connecting, probes, survey
 from gitops_mcp.sync.controller import Controller
 from gitops_mcp.sync.fleet import Workers
 from gitops_mcp.sync.permissions import Leads
@@ -55,29 +65,6 @@ _log = logging.getLogger(__name__)
 
 WORKERS = 16
 """Servers that are worked on at the same time: requests in flight."""
-LAST_SAYING = 3.0
-"""Seconds in which it is said what an agent has died of."""
-LAST_RELEASE = 1.0
-"""Seconds after those in which a lease is given back, or ends by itself."""
-LAST_NOTES = 0.6
-"""Seconds that the notes are given at least: what is not written is found by the next agent."""
-CATCH_UP = timedelta(seconds=15)
-"""Between two looks at git while what a former leader has read of it is not known here."""
-STUCK = 60.0
-"""Seconds without a single periodic job after which only a restart helps."""
-UNREAD = 300.0
-"""Seconds of failing looks at git after which the agent is not ready; at least three looks."""
-SET_BACK = 2.0
-"""Seconds that the wall clock may go back without anybody having to know."""
-POKES = limits.WEBHOOK_SECONDS
-STATUS = timedelta(seconds=5)
-"""Between two writes of the source's status, if it has changed."""
-NOTES = timedelta(seconds=3)
-"""Between two flushes of the deployment notes."""
-
-
-def _ahead() -> float:
-    return time.time() - time.monotonic()
 
 
 class Agent:
@@ -112,13 +99,12 @@ class Agent:
         self._wishes = wishes
         self._periods = periods
         self._warn = warn
-        self._mended = mended
         self._adopted = adopted
         self._listen = listen
         self._webhook_secret = webhook_secret
         self._metrics = metrics
         self._heartbeat = time.monotonic()
-        self._ahead = _ahead()
+        self._ahead = ahead()
         """Of the wall clock to the monotonic one, when we last looked."""
         self._journal = Journal(
             repository.notes(
@@ -130,14 +116,19 @@ class Agent:
             warn=warn,
             count=metrics.noted,
         )
-        self._cache = cache
+        self._git = GitReader(
+            options,
+            repository,
+            source_id=source.source_id,
+            cache=cache,
+            warn=warn,
+            mended=mended,
+        )
         self._view = View()
         self._sees: Callable[[str], bool] = lambda _: False
         self._watches: Watches | None = None
         self._ended = threading.Event()
         self._crash: BaseException | None = None
-        self._unread = False
-        """There is something new that could not be read."""
         self._begun = self._caught_up = 0
         """The term that we were told of, and that in which we know what whoever led before us had
         come to: nothing is written before that."""
@@ -145,10 +136,6 @@ class Agent:
         """The term in which we know another commit than whoever led before us enforced; 0: none."""
         self._requested = ""
         """The last reconcile request for the source that was seen."""
-        self._polled: set[str] = set()
-        """What went wrong at the looks at git since it last went well."""
-        self._read_at = time.monotonic()
-        """When git last could be read."""
         where = sourceleases.home(cluster, options.namespace)
         lease = leadership.source_lease(cluster, where, source.source_id, "agent")
         self._recorder = Recorder(
@@ -273,7 +260,7 @@ class Agent:
     def _mind_the_clock(self) -> None:
         """Jobs and timers are for a time of day, as Kubernetes' own times are: where the clock is
         set back they would all wait for as long as that, leases and drains among them."""
-        back, self._ahead = self._ahead - (now := _ahead()), now
+        back, self._ahead = self._ahead - (now := ahead()), now
         if back <= SET_BACK:
             return
         self._warn(f"the clock was set back by {back:.0f} s: looking at everything again")
@@ -339,16 +326,6 @@ class Agent:
     # --- jobs ---
 
     def _schedule(self) -> BackgroundScheduler:
-        """Each class of job has a thread of its own: a hanging git server renews no lease. The
-        scheduler's own defaults would skip a job that is a second late."""
-        scheduler = BackgroundScheduler(
-            timezone=UTC,
-            executors={
-                name: ThreadPoolExecutor(1)
-                for name in ("poll", "lease", "kubectl", "check", "notes", "status")
-            },
-            job_defaults={"misfire_grace_time": None, "coalesce": True},
-        )
         now = times.utc_now()
         poll, check = self._periods.poll, self._periods.full_check
         every: dict[str, tuple[Callable[[], object], timedelta, datetime]] = {
@@ -359,21 +336,10 @@ class Agent:
             "lease": (self._renew, timedelta(seconds=sourceleases.STEP), now),
             "kubectl": (self._kubectls.step, timedelta(seconds=sourceleases.STEP), now),
         }
-        for name, (job, period, first) in every.items():
-            scheduler.add_job(
-                self._guarded(job),
-                # Many agents that were started together do not ask together for ever.
-                Every(period.total_seconds(), jitter=name in ("poll", "check")),
-                # One runs, one waits: what is asked for when another one is about to end would be
-                # lost.
-                max_instances=2 if name in ("poll", "check") else 1,
-                next_run_time=first,
-                id=name,
-                executor=name,
-            )
-        # That a job still runs when it is due again is no news.
-        logging.getLogger("apscheduler").setLevel(logging.ERROR)
-        return scheduler
+        return jobs.scheduler(
+            {name: (self._guarded(job), period, at) for name, (job, period, at) in every.items()},
+            again={"poll", "check"},
+        )
 
     def _guarded(self, job: Callable[[], object]) -> Callable[[], None]:
         """A bug in a job ends the agent: half of one would be worse."""
@@ -401,26 +367,9 @@ class Agent:
     def _poll(self) -> None:
         """Look at git, and adopt what is new. What cannot be read leaves everything as it is."""
         began, behind, request = time.monotonic(), self._behind, self._leader.request
-        message = ""
         self._pokes.begin()
-        try:
-            result = self._look_at_git()
-            if self._polled:
-                self._mended("git can be read again", self._polled)
-            self._polled = set()
-            self._read_at = time.monotonic()
-        except (GitOpsError, OSError) as error:
-            result, message = "failed", masking.scrub(str(error))
-            trouble = f"{error}; what was read last stays in force"
-            if trouble not in self._polled:
-                self._warn(trouble)
-            self._polled.add(trouble)
-        except Exception as error:  # a bug, or no memory left: one commit ends no agent
-            result, message = "failed", f"unexpected {type(error).__name__} in {place_of(error)}"
-            trouble = f"{message}; what was read last stays in force"
-            if trouble not in self._polled:
-                _log.error(trouble, exc_info=error)
-            self._polled.add(trouble)
+        former = self._controller.source or self._source
+        result, message = self._git.read(former, lambda new: self._controller.adopt(new))
         self._metrics.polled(result, time.monotonic() - began)
         self._status.read(message)
         if request:
@@ -438,28 +387,6 @@ class Agent:
             self._behind = 0
         if not self._behind:
             self._catch_up()
-
-    def _look_at_git(self) -> str:
-        found = self._repository.poll()
-        if found.error is not None:
-            raise found.error
-        if found.kind == "unchanged" and not self._unread:
-            return "unchanged"
-        self._unread = True
-        source = reading.read(
-            self._options,
-            self._repository,
-            cache=self._cache,
-            former=self._controller.source or self._source,
-        )
-        if source.source_id != self._source.source_id:
-            raise GitOpsError(
-                f"the source's id has become {source.source_id!r}: restart the agent to follow it"
-            )
-        source.refuse_doubts(self._warn)
-        self._controller.adopt(source)
-        self._unread = False
-        return "moved"
 
     def _tell(self, source: Source) -> None:
         """The commit is the one that is aimed at from now on."""
@@ -579,9 +506,8 @@ class Agent:
             return f"nothing is enforced: the source's record: {self._controller.trouble}"
         if self._leader.holds and not self._controller.synced:
             return "not every server was looked at yet"
-        unread = time.monotonic() - self._read_at
-        if self._polled and unread > max(UNREAD, 3 * self._periods.poll.total_seconds()):
-            return f"git could not be read for {unread / 60:.0f} min"
+        if self._git.unread > max(UNREAD, 3 * self._periods.poll.total_seconds()):
+            return f"git could not be read for {self._git.unread / 60:.0f} min"
         return ""
 
     def _on_webhook(self, headers: Mapping[str, str], body: bytes) -> int:

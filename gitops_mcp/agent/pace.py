@@ -11,6 +11,8 @@ from datetime import datetime, timedelta
 
 from apscheduler.triggers.base import BaseTrigger
 
+from gitops_mcp.base import limits
+
 
 @dataclass(frozen=True, slots=True)
 class Periods:
@@ -61,3 +63,34 @@ class Pace:
         """A run begins: whoever asks from now on needs another one."""
         with self._lock:
             self._began, self.asked = self._clock(), False
+
+
+CATCH_UP = timedelta(seconds=15)
+"""Between two looks at git while what a former leader has read of it is not known here."""
+
+
+STUCK = 60.0
+"""Seconds without a single periodic job after which only a restart helps."""
+
+
+UNREAD = 300.0
+"""Seconds of failing looks at git after which the agent is not ready; at least three looks."""
+
+
+SET_BACK = 2.0
+"""Seconds that the wall clock may go back without anybody having to know."""
+
+
+POKES = limits.WEBHOOK_SECONDS
+
+
+STATUS = timedelta(seconds=5)
+"""Between two writes of the source's status, if it has changed."""
+
+
+NOTES = timedelta(seconds=3)
+"""Between two flushes of the deployment notes."""
+
+
+def ahead() -> float:
+    return time.time() - time.monotonic()

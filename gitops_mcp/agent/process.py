@@ -15,7 +15,13 @@ from typing import TypeVar
 from gitops_mcp.agent.endpoints import Endpoints
 from gitops_mcp.agent.metrics import Metrics
 from gitops_mcp.base import masking
-from gitops_mcp.base.errors import GitOpsError, OverLimit, SourceError, Transient, Unanswered
+from gitops_mcp.base.errors import (
+    GitOpsError,
+    OverLimit,
+    SourceError,
+    Transient,
+    Unanswered,
+)
 from gitops_mcp.cluster.leadership import Say
 from gitops_mcp.git.gitmirror import Absent, Empty, Nothing
 from gitops_mcp.sync import connecting
@@ -173,3 +179,15 @@ def unless(ended: threading.Event, look: Callable[[], _Found]) -> _Found | None:
     if failed:
         raise failed[0]
     return found[0]
+
+
+LAST_SAYING = 3.0
+"""Seconds in which it is said what an agent has died of."""
+
+
+LAST_RELEASE = 1.0
+"""Seconds after those in which a lease is given back, or ends by itself."""
+
+
+LAST_NOTES = 0.6
+"""Seconds that the notes are given at least: what is not written is found by the next agent."""

@@ -17,7 +17,7 @@ from typing import Any, cast
 import pytest
 from gitfixtures import GitServer, bare, commit
 
-from gitops_mcp.agent import agent, endpoints, process
+from gitops_mcp.agent import endpoints, pace, process
 from gitops_mcp.agent.agent import Agent
 from gitops_mcp.agent.metrics import Metrics
 from gitops_mcp.agent.pace import Every, Pace, Periods
@@ -151,7 +151,7 @@ def test_git_that_is_away_is_told_once_and_so_is_that_it_is_back() -> None:
     agent = Idle()
     said: list[str] = []
     stands: Any = agent
-    stands._warn, stands._mended = said.append, lambda text, _: said.append(text)
+    stands._git._warn, stands._git._mended = said.append, lambda text, _: said.append(text)
     stands._controller = SimpleNamespace(source=None)
     away = SimpleNamespace(kind="failed", error=GitOpsError("no answer"))
     there = SimpleNamespace(kind="unchanged", error=None)
@@ -325,11 +325,11 @@ def test_an_agent_that_could_not_read_git_for_long_is_not_ready() -> None:
     idle._repository.poll = iter([away, away, there]).__next__
     idle._poll()
     assert idle._ready() == ""
-    idle._read_at -= agent.UNREAD
+    idle._git._read_at -= pace.UNREAD
     assert idle._ready() == "git could not be read for 5 min"
     idle._periods = Periods(HOUR, HOUR)  # three looks have not been yet
     assert idle._ready() == ""
-    idle._read_at -= 3 * 3600
+    idle._git._read_at -= 3 * 3600
     idle._poll()
     assert idle._ready() == "git could not be read for 185 min"
     idle._behind = 1  # nothing more is asked here
@@ -390,12 +390,12 @@ def test_an_unexpected_error_while_git_is_read_leaves_the_last_commit_in_force(
             raise errors.pop(0)
         return SimpleNamespace(kind="unchanged", error=None)
 
-    idle._repository = SimpleNamespace(poll=poll)
+    idle._git._repository = SimpleNamespace(poll=poll)
     idle._controller.source = idle._source = SimpleNamespace(
         snapshot=SimpleNamespace(revision="abc"), source_id="default"
     )
     mended: list[str] = []
-    idle._mended = lambda text, _: mended.append(text)
+    idle._git._mended = lambda text, _: mended.append(text)
     for _ in range(4):
         idle._guarded(idle._poll)()
         assert idle._crash is None

@@ -202,7 +202,7 @@ def command(
         except GitOpsError:
             raise
         except Exception:  # a bug: no request that hangs may keep what nobody can rely on
-            process.leave(os.EX_SOFTWARE, within=agent.LAST_SAYING)
+            process.leave(os.EX_SOFTWARE, within=process.LAST_SAYING)
             raise
         finally:
             cluster.close()
