@@ -41,7 +41,7 @@ CHANGE_BAR = 1.25
 CHANGE_WRITES = 5
 """One changed server: its MCPServer, its Deployment, and the status before and after."""
 REPEATS = 3
-CREATE = syncoptions.Wishes(create_namespace=True)
+CREATE = syncoptions.SyncOptions(create_namespace=True)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Passes:
         if verb not in ("ask", "watch"):
             self._requests[verb] += 1
 
-    def one(self, wishes: syncoptions.Wishes = CREATE) -> Cost:
+    def one(self, wishes: syncoptions.SyncOptions = CREATE) -> Cost:
         """One pass; all its servers must end well."""
         self._requests.clear()
         wall, cpu = time.monotonic(), time.process_time()

@@ -24,12 +24,12 @@ from passes import Cost, Passes
 from gitops_mcp.cli.main import spare_the_collector
 from gitops_mcp.decide.pruning import Allowance
 from gitops_mcp.sync import fleet
-from gitops_mcp.sync.syncoptions import Wishes
+from gitops_mcp.sync.syncoptions import SyncOptions
 
 DRAIN = 3
 """Seconds."""
-READY = Wishes(create_namespace=True, ready_within=timedelta(minutes=10))
-PRUNE = Wishes(allow_prune=Allowance(None, "the benchmark"))
+READY = SyncOptions(create_namespace=True, ready_within=timedelta(minutes=10))
+PRUNE = SyncOptions(allow_prune=Allowance(None, "the benchmark"))
 
 
 def measured(kind: str, count: int) -> tuple[Cost, Cost]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from gitops_mcp.base.model import Change, ChangeAction, Outcome, Result, Worked
+from gitops_mcp.base.model import Change, ChangeAction, Outcome, ReconcileResult, Result
 from gitops_mcp.base.names import API_VERSION, JsonObject, ObjectRef, ServerKey
 from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.source import Revision
@@ -35,14 +35,14 @@ def look(
     seconds: float = 0.1,
     reason: Reason | None = None,
     **rest: Any,
-) -> Worked:
-    """A look that ``seconds`` were spent on; ``rest`` are the further fields of ``Worked``."""
+) -> ReconcileResult:
+    """A reconcile of so many ``seconds``; ``rest`` are further fields of ``ReconcileResult``."""
     outcome = Outcome(key, result, ready, changes, message, shutdown, reason=reason)
     enforced = Revision(revision) if isinstance(revision, str) else revision
-    return Worked(key, outcome, enforced, commit, uid, at, seconds, **rest)
+    return ReconcileResult(key, outcome, enforced, commit, uid, at, seconds, **rest)
 
 
-def feed(sink: Callable[[Transition], None]) -> Callable[[Worked], None]:
+def feed(sink: Callable[[Transition], None]) -> Callable[[ReconcileResult], None]:
     """Gives the listener ``sink`` the transition to each look, as the controller does."""
     transitions = Transitions(clock=lambda: NOW)
     return lambda worked: sink(transitions.to(worked))

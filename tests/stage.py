@@ -18,7 +18,7 @@ from gitops_mcp.cluster.view import View
 from gitops_mcp.source import serverschema
 from gitops_mcp.source.rendering import Renderer
 from gitops_mcp.sync.engine import Engine
-from gitops_mcp.sync.memory import Aim
+from gitops_mcp.sync.memory import DesiredState
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 KEY = ServerKey("ai", "web")
@@ -141,7 +141,7 @@ class Stage:
         self.engine = Engine(
             self.server,
             self.view,
-            Aim(Loaded(servers), renderer, context),
+            DesiredState(Loaded(servers), renderer, context),
             **{"clock": lambda: self.now, **more},
         )
 

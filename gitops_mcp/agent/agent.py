@@ -23,7 +23,7 @@ from gitops_mcp.agent.endpoints import Endpoints
 from gitops_mcp.agent.gitreader import GitReader
 from gitops_mcp.agent.journal import Journal
 from gitops_mcp.agent.metrics import Gauges, Metrics
-from gitops_mcp.agent.notes import Standing
+from gitops_mcp.agent.notes import FleetState
 from gitops_mcp.agent.pace import (
     CATCH_UP,
     NOTES,
@@ -59,7 +59,7 @@ from gitops_mcp.sync.controller import Controller
 from gitops_mcp.sync.fleet import Workers
 from gitops_mcp.sync.permissions import Leads
 from gitops_mcp.sync.reading import Source
-from gitops_mcp.sync.syncoptions import Wishes
+from gitops_mcp.sync.syncoptions import SyncOptions
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class Agent:
         repository: Repository,
         source: Source,
         cluster: Cluster,
-        wishes: Wishes,
+        wishes: SyncOptions,
         *,
         cache: manifests.Cache,
         periods: Periods,
@@ -462,10 +462,10 @@ class Agent:
         self._caught_up = begun
         self._controller.look_at_all()  # what was woken before that was not looked at
 
-    def _standing(self) -> Standing:
+    def _standing(self) -> FleetState:
         source = self._controller.source or self._source
         loaded = source.loaded
-        return Standing(
+        return FleetState(
             source.snapshot.revision,
             loaded.servers.keys() | loaded.protected,
             dict(self._view.resources()),

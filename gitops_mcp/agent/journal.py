@@ -1,7 +1,7 @@
 """The journal: gathers what the agent did, and writes it into the deployment notes, batch by batch.
 
-Hears what each look at a server came to (``Worked``), which commit was adopted and when all of it
-was looked at; makes note records of that, each fact once. ``flush`` writes what has gathered and
+Receives each ``ReconcileResult``, which commit was adopted, and when all servers were reconciled;
+makes note records of that, each fact once. ``flush`` writes what has gathered and
 pushes it; trouble with git is told and tried again later, it never stops anybody. ``recover`` finds
 in the cluster what an agent that was killed did not write any more. Starts no thread, and reads no
 clock but the one that it is given.
@@ -17,10 +17,10 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from gitops_mcp.agent.notes import (
+    FleetState,
     Held,
-    Ledger,
+    NoteStore,
     Server,
-    Standing,
     Told,
     applied_at,
     is_commit,
@@ -30,7 +30,7 @@ from gitops_mcp.agent.notes import (
     source_of,
 )
 from gitops_mcp.base.errors import Category, GitOpsError
-from gitops_mcp.base.model import NoteRecord, Outcome, Result, Worked
+from gitops_mcp.base.model import NoteRecord, Outcome, ReconcileResult, Result
 from gitops_mcp.base.names import ServerKey
 from gitops_mcp.base.source import Problem, Revision
 from gitops_mcp.decide import ownership, status
@@ -68,7 +68,7 @@ class Journal:
 
     def __init__(
         self,
-        notes: Ledger,
+        notes: NoteStore,
         *,
         cluster: str,
         source: str,
@@ -77,7 +77,7 @@ class Journal:
         count: Callable[[str, int], None] = lambda *_: None,
     ) -> None:
         self._notes = notes
-        self._notary = noterecords.Notary(cluster, source)
+        self._notary = noterecords.NoteWriter(cluster, source)
         self._clock = clock
         self._warn = warn
         self._count = count
@@ -95,8 +95,8 @@ class Journal:
         self._hold = FIRST_HOLD
         self._release_at = clock()
         self._unpushed = 0
-        self._standing: Callable[[], Standing] | None = None
-        self._last_standing: Callable[[], Standing] | None = None
+        self._standing: Callable[[], FleetState] | None = None
+        self._last_standing: Callable[[], FleetState] | None = None
         self._dropped: Counter[str] = Counter()
         self._known: Set[str] = frozenset()
         self._warned: tuple[str, ...] = ()
@@ -181,34 +181,36 @@ class Journal:
         elif transition.failing is not None:
             self._failing(worked, transition.failing, server, commit)
 
-    def _ready(self, worked: Worked, server: Server, commit: str) -> None:
+    def _ready(self, worked: ReconcileResult, server: Server, commit: str) -> None:
         """Once for a commit; a server that no commit brought (kubectl did), once for a change."""
         if not worked.commit:
             brought = commit if server.owed else server.ready
         else:
             brought = worked.commit if is_commit(worked.commit) else server.ready
-        unwell, server.owed, server.unwell = server.unwell, False, False
+        not_ready, server.owed, server.not_ready = server.not_ready, False, False
         if brought != server.ready:
             server.ready = brought
-        elif unwell and commit not in (server.ready, server.well):
+        elif not_ready and commit not in (server.ready, server.well):
             server.well = brought = commit
         else:
             return
         message = worked.outcome.message
         self._keep(self._notary.ready(worked.server, worked.at, brought, message=message))
 
-    def _failing(self, worked: Worked, found: status.Failing, server: Server, commit: str) -> None:
+    def _failing(
+        self, worked: ReconcileResult, found: status.Failing, server: Server, commit: str
+    ) -> None:
         """That waiting will not cure the server: once for the commit of its state and a reason. It
         is no pass that failed."""
         why = worked.commit or commit, found.reason
         if why == server.failing:
             return
-        server.failing, server.unwell = why, True
+        server.failing, server.not_ready = why, True
         message = f"{found.reason}: {found.message}"
         outcome = Outcome(worked.server, "failed", worked.outcome.ready, message=message)
         self._often(outcome, worked, server, eventful=False)
 
-    def _trouble(self, worked: Worked, server: Server, commit: str) -> None:
+    def _trouble(self, worked: ReconcileResult, server: Server, commit: str) -> None:
         """Told once for a commit's state and a message; one that may pass, after a while."""
         outcome = worked.outcome
         fact = outcome.result, worked.commit or commit, outcome.message
@@ -216,13 +218,13 @@ class Journal:
         server.failing_since = server.failing_since or worked.at
         if passing and worked.at - server.failing_since < PATIENCE:
             return
-        server.unwell = True
+        server.not_ready = True
         if str(worked.server) in self._broken or (fact == server.trouble and not server.changes):
             return
         server.trouble = fact
         self._tell(worked, server)
 
-    def _tell(self, worked: Worked, server: Server) -> None:
+    def _tell(self, worked: ReconcileResult, server: Server) -> None:
         """The record of a look, with all changes since the last one; the end of a server, always
         at once."""
         result = worked.outcome.result
@@ -236,7 +238,7 @@ class Journal:
         self._often(outcome, worked, server)
 
     def _often(
-        self, outcome: Outcome, worked: Worked, server: Server, *, eventful: bool = True
+        self, outcome: Outcome, worked: ReconcileResult, server: Server, *, eventful: bool = True
     ) -> None:
         """A record as it comes, or held back where there were many."""
         at, commit = worked.at, noted_commit(worked.revision)
@@ -304,7 +306,7 @@ class Journal:
 
     # --- what is written ---
 
-    def recover(self, standing: Callable[[], Standing]) -> None:
+    def recover(self, standing: Callable[[], FleetState]) -> None:
         """Write anew from here on, beginning with what the agent before us did not: the next
         ``flush`` that reaches git asks for ``standing`` and compares it with the notes. To be
         called whenever leadership was won."""
@@ -437,7 +439,7 @@ class Journal:
 
     # --- what is found again ---
 
-    def _compare(self, standing: Standing) -> None:
+    def _compare(self, standing: FleetState) -> None:
         """Add what the notes lack of what the cluster shows."""
         commits = {
             key: commit
@@ -468,11 +470,11 @@ class Journal:
                 self._eventful = True
             self._conclude()
 
-    def _found(self, key: ServerKey, commit: str, standing: Standing, told: Told) -> None:
+    def _found(self, key: ServerKey, commit: str, standing: FleetState, told: Told) -> None:
         server = self._servers.setdefault(key, Server())
         server.seen = True
         name = str(key)
-        server.unwell = server.unwell or told.unwell(name)
+        server.not_ready = server.not_ready or told.not_ready(name)
         applied, ready = ("applied", name, commit) in told, ("ready", name, commit) in told
         if applied:
             server.applied |= {commit}

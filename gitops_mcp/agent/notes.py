@@ -15,7 +15,7 @@ from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.source import Revision
 
 
-class Ledger(Protocol):
+class NoteStore(Protocol):
     """Where records are kept; ``gitnotes.Notes`` is the real one. The methods that return texts
     return warnings: none where all went well."""
 
@@ -33,7 +33,7 @@ class Ledger(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class FleetState:
     """What there is when an agent begins: ``revision`` is the commit that it enforces, ``held``
     are the servers whose manifest git holds, ``outlines`` all MCPServers of a complete view, as
     ``view.outline`` leaves them, and ``whole`` one of them with all that it has. ``sees`` tells
@@ -50,9 +50,10 @@ class Standing:
 class Server:
     """What was told of a server. ``applied``: the commits that its state may be said to be of;
     ``changes`` are those that no record names yet; ``owed``: it has not been ready since;
-    ``failing``: the commit of a state that waiting does not cure, and why; ``unwell``: trouble was
-    told, and not yet its end; ``well``: the last commit on which such an end was told; ``told``:
-    the records since it was last quiet, held back or not, the last of them of ``told_at``."""
+    ``failing``: the commit of a state that waiting does not cure, and why; ``not_ready``: trouble
+    was told, and not yet its end; ``well``: the last commit on which such an end was told;
+    ``told``: the records since it was last quiet, held back or not, the last of them of
+    ``told_at``."""
 
     seen: bool = False
     applied: frozenset[str] = frozenset()
@@ -61,7 +62,7 @@ class Server:
     trouble: tuple[str, str, str] | None = None
     failing_since: datetime | None = None
     failing: tuple[str, str] | None = None
-    unwell: bool = False
+    not_ready: bool = False
     well: str = ""
     told: int = 0
     told_at: datetime | None = None
@@ -115,7 +116,7 @@ class Told:
         """The servers that ran, and of which no end was told since."""
         return [name for name, time in self._ran.items() if time > self._gone.get(name, "")]
 
-    def unwell(self, name: str) -> bool:
+    def not_ready(self, name: str) -> bool:
         """Was trouble the last that was told of the server?"""
         return self._trouble.get(name, "") > self._ran.get(name, "")
 

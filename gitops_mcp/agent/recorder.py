@@ -31,7 +31,7 @@ from gitops_mcp.base.errors import (
     Transient,
 )
 from gitops_mcp.base.masking import scrub
-from gitops_mcp.base.model import Change, Worked
+from gitops_mcp.base.model import Change, ReconcileResult
 from gitops_mcp.base.names import API_VERSION, FIELD_MANAGER, KIND, JsonObject, ObjectRef
 from gitops_mcp.base.reasons import Reason
 from gitops_mcp.decide.transitions import Kind, Transition
@@ -332,7 +332,7 @@ def _facts(transition: Transition) -> Iterator[_Fact]:
     if not worked.uid:
         return
     if Kind.SHUTTING_DOWN not in kinds:
-        yield from _deeds(transition)
+        yield from _actions_taken(transition)
     yield from _trouble(transition)
     yield from _conditions(transition)
     if Kind.TERMINATING in kinds:
@@ -346,7 +346,7 @@ def _facts(transition: Transition) -> Iterator[_Fact]:
         yield stopped
 
 
-def _fact(worked: Worked, reason: Reason, note: str, uid: str = "") -> _Fact:
+def _fact(worked: ReconcileResult, reason: Reason, note: str, uid: str = "") -> _Fact:
     about = ObjectRef(API_VERSION, KIND, worked.server.namespace, worked.server.name)
     return _Fact(about, uid or worked.uid, reason, _short(note))
 
@@ -356,7 +356,7 @@ def _short(note: str) -> str:
     return text.encode("utf-8", "replace")[:LONGEST].decode("utf-8", "ignore")
 
 
-def _deeds(transition: Transition) -> Iterator[_Fact]:
+def _actions_taken(transition: Transition) -> Iterator[_Fact]:
     """A drift healed, with the fields; or applied, with the commit."""
     worked = transition.worked
     undone = {
@@ -419,6 +419,6 @@ def _conditions(transition: Transition) -> Iterator[_Fact]:
             yield _fact(worked, row, message)
 
 
-def _says(worked: Worked, reason: str) -> bool:
+def _says(worked: ReconcileResult, reason: str) -> bool:
     conditions = objects.items(worked.status, "conditions")
     return any(condition["reason"] == reason for condition in conditions)

@@ -101,7 +101,7 @@ class SecretHeader:
 
 
 @dataclass(frozen=True, slots=True)
-class Inquiry:
+class Probe:
     """What has to be asked outside of the API server: ``targets`` are (pod uid, URL), ``host`` is
     the Host header of its clients, ``timeout`` is for each answer of a target, ``gauge`` the name
     of a Prometheus gauge that counts sessions ("": the URL answers with the number itself),
@@ -269,7 +269,7 @@ class Decision:
     waiting: str = ""
     deadline: datetime | None = None
     ready: bool | None = None
-    inquiry: Inquiry | None = None
+    inquiry: Probe | None = None
     phase: str = ""
     deferred: bool = False
     wait: Wait | None = None
@@ -448,7 +448,7 @@ class Progress(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Worked:
+class ReconcileResult:
     """What one look of the agent at a server came to.
 
     ``outcome.changes`` are those made since the last such value of this server only. ``revision``

@@ -66,9 +66,9 @@ def applies(
                 wanted=wanted,
             )
         ]
-    if difference.seize:
+    if difference.take_ownership:
         # A plain apply would leave these for ever: what we never owned we cannot give up.
-        patch = managedfields.ownership_patch(live, difference.seize)
+        patch = managedfields.ownership_patch(live, difference.take_ownership)
         return [
             Action(
                 Verb.JSON_PATCH,

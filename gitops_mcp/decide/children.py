@@ -121,9 +121,9 @@ def pause_or_resume(facts: Facts, context: Context, renderer: Renderer) -> Itera
     cr, live = facts.cr, facts.children.get("Deployment")
     if cr is None or live is None or not controls(cr, live):
         return
-    culprit = pausing.culprit(facts, context)
+    failing_pod = pausing.failing_pod(facts, context)
     stands = live["spec"].get("paused", False)
-    if culprit is None or bool(culprit) == stands or (stands and not pausing.paused(live)):
+    if failing_pod is None or bool(failing_pod) == stands or (stands and not pausing.paused(live)):
         return
     ref, metadata = ObjectRef.of(live), live["metadata"]
     uid, version = metadata["uid"], metadata["resourceVersion"]
@@ -132,7 +132,7 @@ def pause_or_resume(facts: Facts, context: Context, renderer: Renderer) -> Itera
         "kind": ref.kind,
         "metadata": {"name": ref.name, "namespace": ref.namespace},
     }
-    if culprit:
+    if failing_pod:
         why, body = "pause the rollout", {**bare, "spec": pausing.HOLD}
         yield Action(Verb.APPLY, ref, why, body, "", PAUSE_MANAGER, uid, version)
         return

@@ -55,9 +55,10 @@ class Difference:
     ``fields``: all that a sync would change; indices are those of the live list (what is missing
     there counts on from its end), those of the desired one where the object is created.
     ``foreign``: fields of other controllers, which stay. ``before`` and ``after``: both bodies,
-    masked and narrowed to the fields that we mean (None: no such object). ``seize``: fields whose
-    ownership ``ownership_patch`` must first move to us, so that the apply removes them. ``key``:
-    equal for equal desired bodies that meet equal live values at the differing places, empty where
+    masked and narrowed to the fields that we mean (None: no such object). ``take_ownership``:
+    fields whose ownership ``ownership_patch`` must first move to us, so that the apply removes
+    them. ``key``: equal for equal desired bodies that meet equal live values at the differing
+    places, empty where
     nothing differs or nothing is live. ``drifted``: pointers of the fields that hold what somebody
     else put there. ``places``: all fields that differ, in FieldsV1.
     """
@@ -66,7 +67,7 @@ class Difference:
     foreign: tuple[FieldChange, ...]
     before: JsonObject | None
     after: JsonObject | None
-    seize: tuple[FieldPath, ...]
+    take_ownership: tuple[FieldPath, ...]
     key: str
     drifted: frozenset[str] = frozenset()
     places: tuple[FieldPath, ...] = ()
@@ -138,7 +139,7 @@ class _Walk:
     def __init__(self) -> None:
         self.fields: list[FieldChange] = []
         self.foreign: list[FieldChange] = []
-        self.seize: list[FieldPath] = []
+        self.take_ownership: list[FieldPath] = []
         self.found: list[Any] = []
         self.drifted: list[str] = []
         self.places: list[FieldPath] = []
@@ -166,7 +167,7 @@ class _Walk:
                     {Owner.PERSON},
                     {Owner.PERSON, Owner.OURS},
                 ):
-                    self.seize.append(at.fields)  # items that are there twice
+                    self.take_ownership.append(at.fields)  # items that are there twice
         if canonical(desired, shape) == canonical(live, shape):
             same = mask(live, at.sight)
             return same, same
@@ -201,7 +202,7 @@ class _Walk:
                 continue
             if wanted is None and _clashes(inner, desired, below):
                 place = at.key(name, desired, live)
-                self.seize.append(place.fields)
+                self.take_ownership.append(place.fields)
                 before[name] = self.changed(stored, None, place, below)[0]
                 continue
             one, two = self.both(wanted, stored, inner, at.key(name, desired, live), below)
@@ -275,7 +276,7 @@ class _Walk:
             return None
         whose = _whose(live, shape, at, owners)
         if exclusive and whose != {Owner.OURS}:
-            self.seize.append(at.fields)
+            self.take_ownership.append(at.fields)
             return self.changed(live, None, at, owners)[0]
         if not whose:
             return None
@@ -288,7 +289,7 @@ class _Walk:
             self.foreign.append(FieldChange(at.pointer, shown, shown))
             return None
         if Owner.PERSON in whose:
-            self.seize.append(at.fields)
+            self.take_ownership.append(at.fields)
         return self.changed(live, None, at, owners)[0]
 
     def surplus_parts(self, live: Any, parts: list[Child], shape: Shape) -> Any:
@@ -441,7 +442,7 @@ def _difference(desired: JsonObject | None, live: JsonObject | None, owners: Own
         foreign=tuple(walk.foreign),
         before=before,
         after=after,
-        seize=tuple(walk.seize),
+        take_ownership=tuple(walk.take_ownership),
         key=_key(desired, walk.found) if live is not None and walk.fields else "",
         drifted=frozenset(walk.drifted),
         places=tuple(walk.places),

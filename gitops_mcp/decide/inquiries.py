@@ -1,6 +1,6 @@
 """What a decision needs to know of a server's pods that the API server cannot tell.
 
-Pure: facts in, the due ``Inquiry`` out (handshakes, counts of sessions). Whoever runs decisions has
+Pure: facts in, the due ``Probe`` out (handshakes, counts of sessions). Whoever runs decisions has
 it answered by ``probes.ask`` and decides again; nothing here makes a request.
 """
 
@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from gitops_mcp.base import limits, objects, transports
-from gitops_mcp.base.model import Context, Facts, Inquiry, ProbeResult, SecretHeader
+from gitops_mcp.base.model import Context, Facts, Probe, ProbeResult, SecretHeader
 from gitops_mcp.base.names import ANNOTATION_RECONCILE
 from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.source import policies, serverschema
@@ -43,7 +43,7 @@ def requested(cr: LiveObject | None) -> str:
     return objects.text(cr, "metadata", "annotations", ANNOTATION_RECONCILE)[:REQUEST_LIMIT]
 
 
-def handshake(facts: Facts, context: Context) -> tuple[Inquiry | None, datetime | None]:
+def handshake(facts: Facts, context: Context) -> tuple[Probe | None, datetime | None]:
     """The handshake that is due now, and when the next one will be; neither where nobody asks.
 
     A pod is asked once its containers are ready, a new one at once, all of them each interval,
@@ -73,7 +73,7 @@ def handshake(facts: Facts, context: Context) -> tuple[Inquiry | None, datetime 
         if pods.keys() <= last.pods and fresh and not speaks_of_others:
             return None, last.at + again
     port, path = spec["port"], spec["path"]
-    inquiry = Inquiry(
+    inquiry = Probe(
         "handshake",
         targets=tuple((uid, f"http://{ip}:{port}{path}") for uid, ip in sorted(pods.items())),
         host=f"{facts.key.name}.{facts.key.namespace}.svc.{context.domain}:{port}",
@@ -97,7 +97,7 @@ def handshake(facts: Facts, context: Context) -> tuple[Inquiry | None, datetime 
     return inquiry, None
 
 
-def answered(answer: ProbeResult, inquiry: Inquiry, last: ProbeResult | None) -> ProbeResult:
+def answered(answer: ProbeResult, inquiry: Probe, last: ProbeResult | None) -> ProbeResult:
     """The answer to a handshake as it is remembered: which request it answers, and how often in a
     row the pods that fail have failed. A new pod, a new spec or a success begins anew."""
     failing = answer.pods - answer.passed
@@ -117,7 +117,7 @@ def _spread(wait: timedelta, facts: Facts, at: datetime) -> timedelta:
     return wait * (1 - SPREAD * chance)
 
 
-def sessions(facts: Facts, context: Context) -> Inquiry | None:
+def sessions(facts: Facts, context: Context) -> Probe | None:
     """How to count the sessions that a shutdown waits for, where the server can tell."""
     spec = _spec(facts)
     drain = objects.part(spec, "drain")
@@ -128,14 +128,14 @@ def sessions(facts: Facts, context: Context) -> Inquiry | None:
         if any(policies.drain_url(facts.key, spec, context.policy)):
             return None
         targets: tuple[tuple[str, str], ...] = (("", drain["url"]),)
-        return Inquiry("sessions", targets, timeout=COUNT_TIMEOUT, uid=objects.uid(facts.cr))
+        return Probe("sessions", targets, timeout=COUNT_TIMEOUT, uid=objects.uid(facts.cr))
     gauge = drain.get("gauge")
     pods = dict(addresses(facts.pods))
     if not gauge or not pods:
         return None
     port, path = gauge.get("port", spec["port"]), gauge.get("path", METRICS_PATH)
     targets = tuple((uid, f"http://{ip}:{port}{path}") for uid, ip in sorted(pods.items()))
-    return Inquiry(
+    return Probe(
         "sessions",
         targets,
         timeout=COUNT_TIMEOUT,
@@ -145,13 +145,13 @@ def sessions(facts: Facts, context: Context) -> Inquiry | None:
     )
 
 
-def cleanup(facts: Facts) -> Inquiry | None:
+def cleanup(facts: Facts) -> Probe | None:
     """The operator's hooks, where they have not been called yet; in a namespace that is going
     they are given less time."""
     if facts.cleanup is not None:
         return None
     limit = CLEANUP_HURRIED if facts.namespace == "Terminating" else CLEANUP_LIMIT
-    return Inquiry("cleanup", targets=(), timeout=limit, uid=objects.uid(facts.cr))
+    return Probe("cleanup", targets=(), timeout=limit, uid=objects.uid(facts.cr))
 
 
 def _spec(facts: Facts) -> Mapping[str, Any]:

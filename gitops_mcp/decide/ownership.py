@@ -72,10 +72,10 @@ def is_kubectls(facts: Facts, context: Context) -> bool:
     """Is the server one that kubectl made, and none that git holds?"""
     if facts.desired is not None or facts.protected or facts.cr is None:
         return False
-    return made_by_hand(facts.cr, context.source)
+    return is_manual(facts.cr, context.source)
 
 
-def made_by_hand(cr: LiveObject | Outline, source: str) -> bool:
+def is_manual(cr: LiveObject | Outline, source: str) -> bool:
     """Did somebody make ``cr`` with kubectl, seen from ``source``?"""
     return owner_of(cr, source) in (Owner.KUBECTL, Owner.COPIED)
 

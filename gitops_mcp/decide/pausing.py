@@ -31,7 +31,7 @@ def paused(deployment: LiveObject | None) -> bool:
     )
 
 
-def culprit(facts: Facts, context: Context) -> str | None:
+def failing_pod(facts: Facts, context: Context) -> str | None:
     """The name of a new pod that fails the handshake while older ones of another template pass it;
     "" where there is none, None where nobody can say yet."""
     deployment = facts.children.get("Deployment")

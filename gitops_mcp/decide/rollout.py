@@ -59,7 +59,7 @@ ALL = Serial(0)
 DEFAULT = Serial(20, percent=True)
 
 
-class Standing(enum.Enum):
+class RolloutState(enum.Enum):
     """How a server of a rollout stands."""
 
     WAITING = "waiting"
@@ -69,17 +69,17 @@ class Standing(enum.Enum):
     FAILED = "failed"
 
 
-def standing(decision: Decision) -> Standing:
+def standing(decision: Decision) -> RolloutState:
     """How a server stands after a look at it."""
     if decision.deferred:
-        return Standing.WAITING
+        return RolloutState.WAITING
     if decision.phase == "Failed" or (not decision.phase and decision.result == "failed"):
-        return Standing.FAILED
+        return RolloutState.FAILED
     if decision.result in ("skipped", "blocked", "pruned"):
-        return Standing.READY
+        return RolloutState.READY
     # Not before all is written, and its new pods have been asked.
     under_way = decision.actions or decision.inquiry or decision.waiting
-    return Standing.ROLLING if under_way or decision.ready is False else Standing.READY
+    return RolloutState.ROLLING if under_way or decision.ready is False else RolloutState.READY
 
 
 class Rollout:
@@ -88,8 +88,8 @@ class Rollout:
     ``rolling``: the running servers whose pods the commit will replace. ``rolled``: those whose
     pods it replaced already, as far as the cluster tells; what became of them will be heard.
     ``under_way``: some of them have been waiting for a batch before. ``in_flight``: those that went
-    in the rollout that this one overtakes, and are not Ready yet; ``unwell``: those, and those that
-    failed there.
+    in the rollout that this one overtakes, and are not Ready yet; ``not_ready``: those, and those
+    that failed there.
     """
 
     def __init__(
@@ -101,10 +101,12 @@ class Rollout:
         *,
         under_way: bool = False,
         in_flight: Collection[ServerKey] = (),
-        unwell: Collection[ServerKey] = (),
+        not_ready: Collection[ServerKey] = (),
     ) -> None:
         # First what is not Ready anyhow: no more shall be so than belong to a batch.
-        members = sorted({*rolling, *rolled, *in_flight}, key=lambda key: (key not in unwell, key))
+        members = sorted(
+            {*rolling, *rolled, *in_flight}, key=lambda key: (key not in not_ready, key)
+        )
         batched = under_way or len(members) >= THRESHOLD
         size = (serial if batched else ALL).size(len(members))
         self._commit = short_sha(revision.sha) or str(revision)
@@ -129,18 +131,18 @@ class Rollout:
             place = f"{self._batch_of[key] + 1} of {len(self._batches)}"
             return Deferral(f"waits for its batch ({place}) of commit {self._commit}")
 
-    def heard(self, key: ServerKey, stands: Standing, message: str = "") -> list[ServerKey]:
+    def heard(self, key: ServerKey, stands: RolloutState, message: str = "") -> list[ServerKey]:
         """A look at a server came to this; ``message``: why it failed. Returns those that have to
         be looked at now: they may go, or it is no longer the same that they wait for."""
         with self._lock:
-            if key not in self._batch_of or stands is Standing.WAITING:
+            if key not in self._batch_of or stands is RolloutState.WAITING:
                 return []
             self._waiting.discard(key)  # if it was: it has the change, or no part in it any more
-            if stands is Standing.READY:
+            if stands is RolloutState.READY:
                 self._unready.discard(key)
             else:
                 self._unready.add(key)
-            if stands is Standing.FAILED:
+            if stands is RolloutState.FAILED:
                 self._failed.setdefault(key, message)
             else:
                 self._failed.pop(key, None)
@@ -162,7 +164,7 @@ class Rollout:
             return frozenset(self._waiting)
 
     @property
-    def unwell(self) -> frozenset[ServerKey]:
+    def not_ready(self) -> frozenset[ServerKey]:
         """The servers that went, and are not Ready or failed."""
         with self._lock:
             return frozenset(self._unready)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from gitops_mcp.base import times
 from gitops_mcp.base.masking import scrub
-from gitops_mcp.base.model import Outcome, Report, Worked
+from gitops_mcp.base.model import Outcome, ReconcileResult, Report
 from gitops_mcp.base.names import ServerKey
 from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.source import Loaded, Problem
@@ -188,7 +188,7 @@ class SourceWatch:
                 self._trouble_since = times.rfc3339(self._clock()) if trouble else ""
             self._trouble = trouble
 
-    def heard(self, worked: Worked) -> None:
+    def heard(self, worked: ReconcileResult) -> None:
         """A server was reconciled."""
         with self._lock:
             lacks = not worked.uid and worked.outcome.result in ("failed", "blocked")

@@ -242,7 +242,7 @@ def _rolling(facts: Facts, context: Context, replicas: int) -> Condition:
     found = health.deployment(deployment, facts.pods, replicas=replicas)
     if found.status == "True" or not pausing.paused(deployment):
         return found
-    pod = pausing.culprit(facts, context)
+    pod = pausing.failing_pod(facts, context)
     why = (
         f"the handshake with pod {pod} failed: {facts.probe.message}" if pod and facts.probe else ""
     )

@@ -1,7 +1,7 @@
 """What one reconcile of a server changed, worked out once for all that report it.
 
-Receives what each reconcile came to (``Worked``) and keeps the last one of each server; returns the
-``Transition`` from that one to this. Log, Events, metrics and notes format and count it.
+Receives each ``ReconcileResult`` and keeps the last one of each server; returns the ``Transition``
+from that one to this. Log, Events, metrics and notes format and count it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from enum import Enum
 from typing import Final
 
 from gitops_mcp.base import objects, times
-from gitops_mcp.base.model import Change, Result, Worked
+from gitops_mcp.base.model import Change, ReconcileResult, Result
 from gitops_mcp.base.names import KIND, JsonObject, ServerKey
 from gitops_mcp.base.reasons import Reason
 from gitops_mcp.decide import status
@@ -75,7 +75,7 @@ class Transition:
     waiting does not cure. ``turned``: conditions with another status or reason, each after the
     status that it had ("" where that is not known)."""
 
-    worked: Worked
+    worked: ReconcileResult
     last: Last
     next: Last | None
     kinds: frozenset[Kind]
@@ -86,7 +86,7 @@ class Transition:
     turned: tuple[tuple[str, JsonObject], ...]
 
 
-def transition(before: Last | None, worked: Worked, since: datetime) -> Transition:
+def transition(before: Last | None, worked: ReconcileResult, since: datetime) -> Transition:
     """The one from ``before`` (None: nothing is known) to ``worked``. Of an MCPServer that is seen
     for the first time, and that this reconcile did not create, only those conditions are news that
     turned at ``since`` or later."""
@@ -137,12 +137,12 @@ def transition(before: Last | None, worked: Worked, since: datetime) -> Transiti
     )
 
 
-def _follows(worked: Worked, change: Change) -> bool:
+def _follows(worked: ReconcileResult, change: Change) -> bool:
     paths = {field.path for field in change.fields}
     return worked.scaled and change.ref.kind == "Deployment" and paths == {"/spec/replicas"}
 
 
-def _kept(worked: Worked, failing: tuple[str, str] | None) -> Last:
+def _kept(worked: ReconcileResult, failing: tuple[str, str] | None) -> Last:
     outcome = worked.outcome
     refused = outcome.result == "blocked" or outcome.reason is Reason.CONTESTED
     conditions = objects.by_type(worked.status)
@@ -160,7 +160,7 @@ def _kept(worked: Worked, failing: tuple[str, str] | None) -> Last:
 
 
 def _turned(
-    worked: Worked, known: Mapping[str, tuple[str, str]], since: datetime | None
+    worked: ReconcileResult, known: Mapping[str, tuple[str, str]], since: datetime | None
 ) -> Iterator[tuple[str, JsonObject]]:
     for condition in objects.items(worked.status, "conditions"):
         before = known.get(condition["type"], ("", ""))
@@ -180,7 +180,7 @@ class Transitions:
         self._since = clock()
         self._last: dict[ServerKey, Last] = {}
 
-    def to(self, worked: Worked) -> Transition:
+    def to(self, worked: ReconcileResult) -> Transition:
         """The transition to this reconcile, which is the last one from now on."""
         with self._lock:
             found = transition(self._last.pop(worked.server, None), worked, self._since)

@@ -19,7 +19,7 @@ from gitops_mcp.report.reports import deeds, recap, recap_text
 
 
 @dataclass(frozen=True, slots=True)
-class Notary:
+class NoteWriter:
     """Turns facts into note records of one cluster and source; ``commit`` is what a record hangs
     on. No record holds a value of a manifest, nor what looks like a secret."""
 
@@ -109,7 +109,7 @@ def notes_of(
     commit = report.revision.sha
     if report.check or report.revision.dirty or not commit:
         return ()
-    notary = Notary(report.cluster, source)
+    notary = NoteWriter(report.cluster, source)
     errors = [problem for problem in report.problems if problem.severity == "error"]
     records = [notary.problem(problem, time, commit) for problem in errors]
     told = {problem.server for problem in errors}

@@ -18,7 +18,7 @@ from functools import partial
 
 from gitops_mcp.base import objects, times
 from gitops_mcp.base.errors import GitOpsError, LeaseLost
-from gitops_mcp.base.model import Context, Decision, Former, Inquiry, Worked
+from gitops_mcp.base.model import Context, Decision, Former, Probe, ReconcileResult
 from gitops_mcp.base.names import ServerKey
 from gitops_mcp.cluster.view import View
 from gitops_mcp.decide import ownership, pruning
@@ -30,9 +30,9 @@ from gitops_mcp.sync import probes
 from gitops_mcp.sync.engine import Engine, log_bug
 from gitops_mcp.sync.fleet import Look
 from gitops_mcp.sync.guard import PruneGuard
-from gitops_mcp.sync.memory import Aim, Ask, Kube
+from gitops_mcp.sync.memory import Ask, DesiredState, Kube
 from gitops_mcp.sync.reading import Source
-from gitops_mcp.sync.syncoptions import Wishes
+from gitops_mcp.sync.syncoptions import SyncOptions
 
 RECORD_RETRY = timedelta(seconds=2)
 """Between two attempts to read or write the source's record."""
@@ -58,7 +58,7 @@ class Controller:
         self,
         kube: Kube,
         view: View,
-        wishes: Wishes,
+        wishes: SyncOptions,
         *,
         leads: Callable[[bool], bool],
         wake: Callable[..., None],
@@ -143,7 +143,7 @@ class Controller:
             changed = self._changed(former, source) if former is not None else self.servers()
             before = self._rollout
             if before is not None:
-                changed |= before.waiting | before.unwell
+                changed |= before.waiting | before.not_ready
             changed = {*changed, *released, *self._take(source, context, changed, after=before)}
             with self._lock:
                 self._aimed = self._owed = source
@@ -171,7 +171,7 @@ class Controller:
             strangers=partial(source.is_strangers, books=self._books, view=self._view),
         )
         self._rollout = self._batches(source, context, keys, after=after)
-        aim = Aim(
+        aim = DesiredState(
             source.loaded,
             source.renderer,
             context,
@@ -345,7 +345,7 @@ class Controller:
         due = filter(None, (decision.look_again, failure.retry_at if failure else None, later))
         return Look(min(due, default=None), decision.inquiry)
 
-    def ask(self, key: ServerKey, inquiry: Inquiry) -> None:
+    def ask(self, key: ServerKey, inquiry: Probe) -> None:
         """Have an inquiry about a server answered; it is worth a look after that. Who has stopped
         to lead asks nothing: the hooks of a cleanup are called by whoever leads now."""
         engine, source = self._engine, self.source
@@ -359,7 +359,7 @@ class Controller:
     def _is_kubectls(self, key: ServerKey, source: Source) -> bool:
         cr = self._view.resource(key)
         held = key in source.loaded.servers or key in source.loaded.protected
-        return not held and cr is not None and ownership.made_by_hand(cr, source.source_id)
+        return not held and cr is not None and ownership.is_manual(cr, source.source_id)
 
     def _tell(
         self,
@@ -379,7 +379,7 @@ class Controller:
         else:
             engine.told(key)
         status = objects.status(cr)
-        worked = Worked(
+        worked = ReconcileResult(
             server=key,
             outcome=outcome,
             revision=engine.revision,

@@ -1,7 +1,7 @@
 """The engine: decides about servers one by one and carries the decisions out.
 
 ``Engine.work`` takes one server as far as it goes now: facts, decision, requests, and again, until
-no action is left. What it works towards is an ``Aim``, which a new commit replaces. It is
+no action is left. What it works towards is an ``DesiredState``, which a new commit replaces. It is
 deterministic: clock, randomness, API and probes are handed in. Whoever drives it sees to it that a
 server is never worked on twice at the same time.
 """
@@ -22,9 +22,9 @@ from gitops_mcp.base.model import (
     Action,
     Decision,
     Facts,
-    Inquiry,
     Namespace,
     Outcome,
+    Probe,
     ProbeResult,
     Result,
     Verb,
@@ -38,7 +38,7 @@ from gitops_mcp.decide import ending, inquiries, ownership, planning, rollout, s
 from gitops_mcp.sync import hooks, probes, secretheaders
 from gitops_mcp.sync.execution import Execution
 from gitops_mcp.sync.failures import MAX_RACES, Failures, is_lost_race
-from gitops_mcp.sync.memory import Aim, Ask, Kube, Memory, held
+from gitops_mcp.sync.memory import Ask, DesiredState, Kube, Memory, held
 from gitops_mcp.sync.namespaces import ACTIVE_HOLDS, NAMESPACE_HOLDS, Namespaces
 from gitops_mcp.sync.preview import Preview
 
@@ -74,7 +74,7 @@ class Engine:
         self,
         kube: Kube,
         view: View,
-        aim: Aim,
+        aim: DesiredState,
         *,
         check: bool = False,
         dry_run: bool = True,
@@ -119,7 +119,7 @@ class Engine:
         """The ownership policy refuses dry-runs: the check is a local comparison."""
         return self._preview is not None and self._preview.refused_dry_runs
 
-    def aim(self, aim: Aim) -> set[ServerKey]:
+    def aim(self, aim: DesiredState) -> set[ServerKey]:
         """Work towards something else from now on. Returns the servers whose failures are worth
         another try for it: only somebody's mistake can have been mended by it."""
         self._aim = aim
@@ -172,7 +172,7 @@ class Engine:
         """All that is known of a server now."""
         return self._facts(key, self._aim)
 
-    def _facts(self, key: ServerKey, aim: Aim) -> Facts:
+    def _facts(self, key: ServerKey, aim: DesiredState) -> Facts:
         live = self._live(key)
         memory = self._remembered(key, live)
         return Facts(
@@ -300,7 +300,9 @@ class Engine:
                 self._wake(other)
         return decision
 
-    def _carry_out(self, facts: Facts, memory: Memory, decision: Decision, aim: Aim) -> bool:
+    def _carry_out(
+        self, facts: Facts, memory: Memory, decision: Decision, aim: DesiredState
+    ) -> bool:
         """Make the requests, up to the first that fails; False: somebody must look again later."""
         key = facts.key
         kubectls = ownership.is_kubectls(facts, aim.context)
@@ -322,7 +324,7 @@ class Engine:
         if not self._may_write(kubectls):
             raise LeaseLost("the lease for this server is not held any more")
 
-    def ask(self, key: ServerKey, inquiry: Inquiry) -> None:
+    def ask(self, key: ServerKey, inquiry: Probe) -> None:
         """Have an inquiry answered, and remember it. Takes as long as the servers take. What comes
         to its turn once another MCPServer bears the name is not asked: it is none of that one's."""
         cr = self._view.resource(key)
@@ -355,7 +357,7 @@ class Engine:
             memory.sessions, memory.sessions_at = answer, self._clock()
 
     def _unanswered(
-        self, key: ServerKey, memory: Memory, inquiry: Inquiry, error: Exception
+        self, key: ServerKey, memory: Memory, inquiry: Probe, error: Exception
     ) -> ProbeResult | None:
         """The answer where asking ended with an unexpected error: nothing is known of these
         pods. They are asked again like any that gave no answer."""
@@ -411,7 +413,7 @@ class Engine:
         self._failures.record(key, memory, Transient(f"{key}: {told}"))
         memory.decision = Decision("failed", message=told)
         if (batches := self._aim.rollout) is not None:
-            for other in batches.heard(key, rollout.Standing.FAILED, told):
+            for other in batches.heard(key, rollout.RolloutState.FAILED, told):
                 self._wake(other)
         return memory.decision
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gitops_mcp.base.errors import Category, GitOpsError
 from gitops_mcp.base.limits import ASKERS, HOOKERS
-from gitops_mcp.base.model import Decision, Inquiry, Progress, Wait
+from gitops_mcp.base.model import Decision, Probe, Progress, Wait
 from gitops_mcp.base.names import ServerKey
-from gitops_mcp.decide.rollout import Rollout, Standing
+from gitops_mcp.decide.rollout import Rollout, RolloutState
 from gitops_mcp.sync.workqueue import Queue
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Look(NamedTuple):
     """What one look at a server leaves: when to look again, and what to ask of the server first."""
 
     again: datetime | None = None
-    inquiry: Inquiry | None = None
+    inquiry: Probe | None = None
 
 
 class _Lane:
@@ -97,17 +97,17 @@ class _Lane:
         self.name = name
         self.pool: ThreadPoolExecutor | None = None
         self._queue = Queue(shared=threads)
-        self._waiting: dict[ServerKey, Inquiry] = {}
+        self._waiting: dict[ServerKey, Probe] = {}
         self._asking: set[ServerKey] = set()
 
-    def add(self, key: ServerKey, inquiry: Inquiry, now: datetime) -> None:
+    def add(self, key: ServerKey, inquiry: Probe, now: datetime) -> None:
         """Have it asked in its turn. Of a server that waits the newest inquiry counts; one that is
         being asked is looked at after that, and says itself what is to be asked then."""
         if key not in self._asking:
             self._waiting[key] = inquiry
             self._queue.add(key, now)
 
-    def take(self, now: datetime) -> Iterator[tuple[ServerKey, Inquiry]]:
+    def take(self, now: datetime) -> Iterator[tuple[ServerKey, Probe]]:
         """Those whose turn it is, until ``done``."""
         while self._queue.running < self.threads:
             key = self._queue.take(now)
@@ -135,7 +135,7 @@ class Workers:
     def __init__(
         self,
         look: Callable[[ServerKey], Look],
-        ask: Callable[[ServerKey, Inquiry], None],
+        ask: Callable[[ServerKey, Probe], None],
         *,
         clock: Callable[[], datetime],
         workers: int = WORKERS,
@@ -250,7 +250,7 @@ class Workers:
                 if lane.pool is not None:
                     lane.pool.submit(self._have_asked, lane, key, inquiry)
 
-    def _have_asked(self, lane: _Lane, key: ServerKey, inquiry: Inquiry) -> None:
+    def _have_asked(self, lane: _Lane, key: ServerKey, inquiry: Probe) -> None:
         try:
             self._ask(key, inquiry)
         except BaseException as error:
@@ -356,7 +356,7 @@ class Fleet:
         times = filter(None, (decision.look_again, retry, late, *ends))
         return Look(min(times, default=None), decision.inquiry)
 
-    def _ask(self, key: ServerKey, inquiry: Inquiry) -> None:
+    def _ask(self, key: ServerKey, inquiry: Probe) -> None:
         try:
             self._engine.ask(key, inquiry)
         except Exception as error:
@@ -380,7 +380,7 @@ class Fleet:
         if now < self._late_at(key):
             return f"{waiting} (others wait for it)"
         late = f"not in time: {waiting}"
-        for other in self._rollout.heard(key, Standing.FAILED, late):
+        for other in self._rollout.heard(key, RolloutState.FAILED, late):
             self.wake(other)
         return ""
 

@@ -15,7 +15,7 @@ from gitops_mcp.base.model import (
     Decision,
     Failure,
     Former,
-    Inquiry,
+    Probe,
     ProbeResult,
     Propagation,
     Verb,
@@ -73,12 +73,12 @@ class Kube(Protocol):
     ) -> LiveObject | None: ...
 
 
-Ask = Callable[[Inquiry, Callable[[], datetime]], ProbeResult | int | None]
+Ask = Callable[[Probe, Callable[[], datetime]], ProbeResult | int | None]
 """How an inquiry is answered; ``probes.ask`` is the real one."""
 
 
 @dataclass(frozen=True, slots=True)
-class Aim:
+class DesiredState:
     """What is worked towards: a source at one commit, and what keeps from carrying it out.
 
     ``prune`` is asked, of a server that git no longer holds, why it is kept (""; it may go), and
@@ -172,7 +172,7 @@ class Memory:
         self.contests[action.ref] = Contest(action.wanted, undone, now, now + wait, self.asked, by)
 
 
-def held(key: ServerKey, aim: Aim, live: Live, failure: Failure | None) -> str:
+def held(key: ServerKey, aim: DesiredState, live: Live, failure: Failure | None) -> str:
     """Why the server is kept though git no longer holds it, or though only a new object can carry
     what git says."""
     if live.cr is None:
@@ -182,6 +182,6 @@ def held(key: ServerKey, aim: Aim, live: Live, failure: Failure | None) -> str:
     return aim.recreate(key) if failure is not None and failure.immutable else ""
 
 
-def _is_held(key: ServerKey, aim: Aim) -> bool:
+def _is_held(key: ServerKey, aim: DesiredState) -> bool:
     """Does git hold a manifest of the server, valid or not?"""
     return key in aim.loaded.servers or key in aim.loaded.protected

@@ -51,7 +51,7 @@ OLDEST_KUBERNETES = (1, 30)
 """The first with a native preStop sleep switched on."""
 
 
-def refuse_old(cluster: Reader) -> None:
+def require_min_version(cluster: Reader) -> None:
     """Raises UsageError for an API server that our objects are too new for."""
     version = cluster.version()
     if version < OLDEST_KUBERNETES:

@@ -27,7 +27,7 @@ from gitops_mcp.source.settings import SourceOptions
 from gitops_mcp.sync.permissions import MAKE_NAMESPACES, NEEDED, OPEN_GATES
 from gitops_mcp.sync.reading import Source, applied_revision
 from gitops_mcp.sync.survey import survey
-from gitops_mcp.sync.syncoptions import Wishes
+from gitops_mcp.sync.syncoptions import SyncOptions
 
 if TYPE_CHECKING:
     from gitops_mcp.cluster.kube import Cluster
@@ -48,7 +48,7 @@ class Pass:
     source: Source
     cluster: Cluster
     options: SourceOptions
-    wishes: Wishes
+    wishes: SyncOptions
     warn: Say = lambda _: None
     progress: Callable[[Progress], None] = lambda _: None
     say: Say = lambda _: None

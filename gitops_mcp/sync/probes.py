@@ -20,7 +20,7 @@ from functools import partial
 from typing import Final
 
 from gitops_mcp.base import answers, limits
-from gitops_mcp.base.model import Handshake, Inquiry, ProbeResult
+from gitops_mcp.base.model import Handshake, Probe, ProbeResult
 from gitops_mcp.base.names import JsonObject
 from gitops_mcp.base.reasons import PROVEN, VERIFIED, Reason
 from gitops_mcp.sync.conversation import CLIENT, Talk, always, request_of, session_header
@@ -91,13 +91,13 @@ def summary(
 
 def asking(
     loopback: Callable[[], bool],
-) -> Callable[[Inquiry, Callable[[], datetime]], ProbeResult | int | None]:
+) -> Callable[[Probe, Callable[[], datetime]], ProbeResult | int | None]:
     """``ask``, where ``loopback`` says whether pods have loopback addresses (the sandbox's do)."""
     return partial(ask, loopback=loopback)
 
 
 def ask(
-    inquiry: Inquiry,
+    inquiry: Probe,
     now: Callable[[], datetime],
     *,
     loopback: Callable[[], bool] = lambda: False,

@@ -31,7 +31,7 @@ from gitops_mcp.source.settings import (
     listed,
     parse_config,
 )
-from gitops_mcp.sync.syncoptions import Limit, Wishes
+from gitops_mcp.sync.syncoptions import Limit, SyncOptions
 
 if TYPE_CHECKING:
     from gitops_mcp.cluster.view import View
@@ -130,7 +130,7 @@ class Source:
             names = ", ".join(sorted(known))
             warn(f"no group_vars for cluster {cluster!r}: there are some for {names}")
 
-    def context(self, wishes: Wishes) -> Context:
+    def context(self, wishes: SyncOptions) -> Context:
         """What holds for every server."""
         managers = frozenset(listed(self.options.kubectl_managers))
         return Context(
@@ -147,7 +147,7 @@ class Source:
         )
 
     def concerns(
-        self, key: ServerKey, cr: Outline | None, context: Context, wishes: Wishes
+        self, key: ServerKey, cr: Outline | None, context: Context, wishes: SyncOptions
     ) -> bool:
         """Is the server, which git may hold and the cluster may have (``cr``), ours to look at?"""
         if not self.is_about(key, wishes):
@@ -161,7 +161,7 @@ class Source:
             return ownership.in_scope(cr, context)
         return owner is not ownership.Owner.OTHER and wishes.kubectl
 
-    def servers(self, view: View, context: Context, wishes: Wishes) -> set[ServerKey]:
+    def servers(self, view: View, context: Context, wishes: SyncOptions) -> set[ServerKey]:
         """Every server that is ours to reconcile: those of git, and those in the cluster."""
         live = dict(view.resources())
         keys = {*self.loaded.servers, *self.loaded.protected, *live}
@@ -177,11 +177,11 @@ class Source:
             if ownership.owner_of(cr, self.source_id) is ownership.Owner.OURS and self.may_hold(cr)
         }
 
-    def is_about(self, key: ServerKey, wishes: Wishes) -> bool:
+    def is_about(self, key: ServerKey, wishes: SyncOptions) -> bool:
         """Is the server within the run's limit and namespace?"""
         return wishes.watch_namespace in (None, key.namespace) and self.limit.selects(key)
 
-    def held(self, books: Books, view: View, wishes: Wishes) -> dict[ServerKey, str]:
+    def held(self, books: Books, view: View, wishes: SyncOptions) -> dict[ServerKey, str]:
         """The servers that git holds and the run is about, with their files; without those of
         another repository under this id. Raises SourceError."""
         return {
@@ -221,7 +221,7 @@ class Source:
         return self._may_hold(applied_revision(cr).removesuffix("-dirty"))
 
     def enforced(
-        self, books: Books, view: View, wishes: Wishes, *, sees: Callable[[str], bool]
+        self, books: Books, view: View, wishes: SyncOptions, *, sees: Callable[[str], bool]
     ) -> None:
         """Record that all that the run is about was carried out. ``sees``: does the view hold a
         namespace? With a limit that somebody gave for once, the commit is not enforced whole.
@@ -296,7 +296,7 @@ class Source:
         view: View,
         keys: Collection[ServerKey],
         context: Context,
-        wishes: Wishes,
+        wishes: SyncOptions,
         *,
         now: datetime,
         after: Rollout | None = None,
@@ -320,15 +320,15 @@ class Source:
                 under_way = under_way or turns.waited(facts.cr)
             elif turns.rolled(facts, context):
                 rolled.add(key)
-        unwell = after.unwell.intersection(keys) if after is not None else frozenset()
+        not_ready = after.not_ready.intersection(keys) if after is not None else frozenset()
         return Rollout(
             serial,
             context.revision,
             rolling,
             rolled,
             under_way=under_way,
-            in_flight=unwell - after.failed if after is not None else (),
-            unwell=unwell,
+            in_flight=not_ready - after.failed if after is not None else (),
+            not_ready=not_ready,
         )
 
     def allowance(

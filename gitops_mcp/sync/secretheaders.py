@@ -7,7 +7,7 @@ import re
 
 from gitops_mcp.base import objects
 from gitops_mcp.base.errors import KubeError, Permanent
-from gitops_mcp.base.model import Inquiry
+from gitops_mcp.base.model import Probe
 from gitops_mcp.base.names import ObjectRef
 from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.sync.memory import Kube
@@ -17,7 +17,7 @@ class NoHeaders(Exception):
     """A Secret of ``health.headersFrom`` cannot be used; the text says why."""
 
 
-def read(kube: Kube, namespace: str, inquiry: Inquiry) -> dict[str, str]:
+def read(kube: Kube, namespace: str, inquiry: Probe) -> dict[str, str]:
     """The values of ``health.headersFrom``, read again each time: a rotated Secret counts at
     once, and none is kept. Raises NoHeaders, which says why, and no value."""
     secrets: dict[str, LiveObject] = {}

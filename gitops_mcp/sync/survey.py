@@ -10,9 +10,9 @@ from gitops_mcp.base.model import INSTALL_CRD
 from gitops_mcp.base.names import API_VERSION, CRD_NAME, KIND, ObjectRef
 from gitops_mcp.cluster.leadership import Say
 from gitops_mcp.source import serverschema
-from gitops_mcp.sync.permissions import refuse_old
+from gitops_mcp.sync.permissions import require_min_version
 from gitops_mcp.sync.reading import Source
-from gitops_mcp.sync.syncoptions import Wishes
+from gitops_mcp.sync.syncoptions import SyncOptions
 
 if TYPE_CHECKING:
     from gitops_mcp.cluster.reads import Reader
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 def survey(
-    cluster: Reader, view: View, source: Source, wishes: Wishes, *, warn: Say = lambda _: None
+    cluster: Reader, view: View, source: Source, wishes: SyncOptions, *, warn: Say = lambda _: None
 ) -> Versions:
     """Fill the view with what the cluster holds; returns where its watches go on from. Raises
     UsageError with the one clear line where the cluster is not fit for us."""
     from gitops_mcp.cluster import watches
     from gitops_mcp.source import crd
 
-    refuse_old(cluster)
+    require_min_version(cluster)
     try:
         if wishes.watch_namespace is not None:
             # The CRD is outside of it.

@@ -51,7 +51,7 @@ def _matches(key: ServerKey, patterns: Collection[str]) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class SyncOptions:
     """How a pass is made: the options of ``sync`` as values."""
 
     check: bool = False

@@ -27,7 +27,7 @@ from gitops_mcp.base.names import JsonObject
 from gitops_mcp.git import gitrepo
 from gitops_mcp.source import manifests
 from gitops_mcp.source.settings import SourceOptions
-from gitops_mcp.sync.syncoptions import Wishes
+from gitops_mcp.sync.syncoptions import SyncOptions
 
 HOUR = timedelta(hours=1)
 
@@ -45,7 +45,7 @@ class Idle(Agent):
             cast("Any", repository or idle),
             cast("Any", SimpleNamespace(source_id="default")),
             cast("Any", SimpleNamespace(namespace="context")),
-            Wishes(),
+            SyncOptions(),
             cache=manifests.Cache(),
             periods=Periods(HOUR, HOUR),
             listen=":0",

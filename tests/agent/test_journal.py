@@ -17,7 +17,7 @@ from looks import WEB, failing, feed, look
 
 from gitops_mcp.agent import journal as module
 from gitops_mcp.agent.journal import FOUND, Journal
-from gitops_mcp.agent.notes import Standing
+from gitops_mcp.agent.notes import FleetState
 from gitops_mcp.base.errors import Category
 from gitops_mcp.base.model import Change, Failure, FieldChange, NoteRecord, Result
 from gitops_mcp.base.names import API_VERSION, KIND, LABEL_SOURCE, JsonObject, ObjectRef, ServerKey
@@ -42,10 +42,10 @@ def standing(
     held: Collection[ServerKey],
     resources: Mapping[ServerKey, JsonObject],
     sees: Callable[[ServerKey], bool] = lambda _: True,
-) -> Standing:
+) -> FleetState:
     live = {key: LiveObject(body) for key, body in resources.items()}
     outlines = {key: outline(body) for key, body in live.items()}
-    return Standing(Revision(revision), held, outlines, live.get, sees)
+    return FleetState(Revision(revision), held, outlines, live.get, sees)
 
 
 @dataclass

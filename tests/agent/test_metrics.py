@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from gitops_mcp.agent import metrics
 from gitops_mcp.agent.metrics import Gauges, Metrics
 from gitops_mcp.agent.webhook import Verdict
-from gitops_mcp.base.model import Change, ChangeAction, FieldChange, Worked
+from gitops_mcp.base.model import Change, ChangeAction, FieldChange, ReconcileResult
 from gitops_mcp.base.names import ObjectRef, ServerKey
 from gitops_mcp.base.source import Problem
 from gitops_mcp.decide import shutdown
@@ -36,11 +36,11 @@ class Counted(Metrics):
         self.transitions = Transitions(clock=lambda: NOW)
         self.read(Gauges(results=self.transitions.results))
 
-    def look(self, worked: Worked) -> None:
+    def look(self, worked: ReconcileResult) -> None:
         self.worked(self.transitions.to(worked))
 
 
-def after(*looks: Worked) -> Counted:
+def after(*looks: ReconcileResult) -> Counted:
     counted = Counted()
     for each in looks:
         counted.look(each)

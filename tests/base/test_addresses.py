@@ -14,7 +14,7 @@ import urllib3
 from scripted import Answer, scripted
 
 from gitops_mcp.base import addresses
-from gitops_mcp.base.model import Inquiry
+from gitops_mcp.base.model import Probe
 from gitops_mcp.sync import hooks, probes, sessiongauge
 
 METADATA = [
@@ -211,7 +211,7 @@ def test_loopback_is_asked_only_where_pods_have_such_addresses(url: str) -> None
     with scripted(lambda _: Answer(200, "7")) as server:
         host, _, port = server.url.removeprefix("http://").rpartition(":")
         target = url.format(host=host, port=port)
-        inquiry = Inquiry("sessions", (("", target),), timedelta(seconds=5))
+        inquiry = Probe("sessions", (("", target),), timedelta(seconds=5))
         assert probes.ask(inquiry, lambda: datetime.now(UTC)) is None
         assert server.asked == []
         assert probes.asking(lambda: True)(inquiry, lambda: datetime.now(UTC)) == 7

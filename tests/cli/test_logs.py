@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from looks import WEB, change, failing, feed, look
 
-from gitops_mcp.base.model import Change, FieldChange, Worked
+from gitops_mcp.base.model import Change, FieldChange, ReconcileResult
 from gitops_mcp.base.names import ObjectRef
 from gitops_mcp.base.source import Problem, Revision
 from gitops_mcp.cli import logs
@@ -196,7 +196,7 @@ def test_what_was_there_before_is_put_back() -> None:
 # --- looks ----------------------------------------------------------------------------------------
 
 
-def lines_of(*looks: Worked) -> list[str]:
+def lines_of(*looks: ReconcileResult) -> list[str]:
     """``level: message`` of each line that these looks make."""
     with logs.installed("json", stream := io.StringIO()):
         worked = feed(logs.Looks().worked)

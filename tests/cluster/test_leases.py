@@ -180,7 +180,7 @@ def apply(cluster: Cluster, name: str, **metadata: object) -> None:
 
 
 def passed(
-    cluster: Cluster, folder: Path, wishes: syncoptions.Wishes
+    cluster: Cluster, folder: Path, wishes: syncoptions.SyncOptions
 ) -> tuple[dict[str, str], list[str]]:
     options = SourceOptions(location=str(folder))
     warnings: list[str] = []
@@ -194,16 +194,16 @@ def test_a_pass_that_does_not_stand_for_kubectl_leaves_its_servers(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     apply(cluster, "by-hand")
-    assert passed(cluster, tmp_path, syncoptions.Wishes(kubectl=False))[0] == {}
-    assert passed(cluster, tmp_path, syncoptions.Wishes())[0] == {"by-hand": "changed"}
+    assert passed(cluster, tmp_path, syncoptions.SyncOptions(kubectl=False))[0] == {}
+    assert passed(cluster, tmp_path, syncoptions.SyncOptions())[0] == {"by-hand": "changed"}
 
 
 def test_a_finalizer_that_nobody_answers_is_warned_of(cluster: Cluster, tmp_path: Path) -> None:
     apply(cluster, "held", finalizers=[FINALIZER])
-    _, warnings = passed(cluster, tmp_path, syncoptions.Wishes())
+    _, warnings = passed(cluster, tmp_path, syncoptions.SyncOptions())
     assert len(warnings) == 1
     assert warnings[0].startswith("1 server(s) bear the agent's finalizer")
-    assert passed(cluster, tmp_path, syncoptions.Wishes(finalizer=True))[1] == []
+    assert passed(cluster, tmp_path, syncoptions.SyncOptions(finalizer=True))[1] == []
 
 
 def test_a_sync_stands_where_the_agents_are_that_are_narrowed(cluster: Cluster) -> None:

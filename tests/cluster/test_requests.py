@@ -12,12 +12,12 @@ import pytest
 from stage import CONTEXT, KEY, RENDERER, WEB, Stage, cr
 
 from gitops_mcp.base.errors import Configuration
-from gitops_mcp.base.model import Inquiry, ProbeResult
+from gitops_mcp.base.model import Probe, ProbeResult
 from gitops_mcp.base.names import ANNOTATION_RECONCILE, KIND, JsonObject, ObjectRef
 from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.base.reasons import Reason
 from gitops_mcp.base.source import Loaded, McpServer, Revision
-from gitops_mcp.sync.memory import Aim
+from gitops_mcp.sync.memory import DesiredState
 
 CR = ObjectRef("mcp.example.com/v1alpha1", KIND, "ai", "web")
 
@@ -124,7 +124,7 @@ def pod() -> LiveObject:
 
 
 def test_the_answer_waits_for_a_handshake_that_is_new() -> None:
-    def handshake(inquiry: Inquiry, clock: Any) -> ProbeResult:
+    def handshake(inquiry: Probe, clock: Any) -> ProbeResult:
         asked.append(inquiry.asked)
         uids = frozenset(uid for uid, _ in inquiry.targets)
         now: datetime = clock()
@@ -156,7 +156,7 @@ def test_the_answer_waits_for_a_handshake_that_is_new() -> None:
 
 def adopt(stage: Stage, revision: str, server: McpServer) -> None:
     context = replace(CONTEXT, revision=Revision(revision))
-    stage.engine.aim(Aim(Loaded({KEY: server}), RENDERER, context))
+    stage.engine.aim(DesiredState(Loaded({KEY: server}), RENDERER, context))
     stage.now += timedelta(seconds=60)
 
 

@@ -207,10 +207,10 @@ def test_a_story_is_told_by_its_fields_and_undone_by_one_apply(
     told = {k: v for k, v in fields(found).items() if k not in story.get("ignore", ())}
     assert told == story.get("fields", {})
     assert [change.path for change in found.foreign] == story.get("foreign", [])
-    assert bool(found.seize) == story.get("seize", False)
+    assert bool(found.take_ownership) == story.get("take_ownership", False)
 
-    if found.seize:
-        move_ownership(server, desired, found.seize)
+    if found.take_ownership:
+        move_ownership(server, desired, found.take_ownership)
     server.apply(desired)
     after = server.get(desired)
     again = compare(desired, after, kubectl_managers=PEOPLE)
@@ -219,13 +219,13 @@ def test_a_story_is_told_by_its_fields_and_undone_by_one_apply(
 
 
 def move_ownership(
-    server: Server, body: JsonObject, seize: tuple[managedfields.FieldPath, ...]
+    server: Server, body: JsonObject, take_ownership: tuple[managedfields.FieldPath, ...]
 ) -> None:
     for _ in range(50):  # a controller writes the status in between
         live = server.get(body)
         version = live["metadata"]["resourceVersion"]
         guard = {"op": "test", "path": "/metadata/resourceVersion", "value": version}
-        patch = [guard, *ownership_patch(LiveObject(live), seize)]
+        patch = [guard, *ownership_patch(LiveObject(live), take_ownership)]
         status, moved = server.send("json", patch, server.url(body), "gitops-mcp")
         if status == 200:
             assert same_content(moved, live)

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from gitops_mcp.base.errors import UsageError
-from gitops_mcp.base.model import Decision, Inquiry
+from gitops_mcp.base.model import Decision, Probe
 from gitops_mcp.base.names import ServerKey
 from gitops_mcp.base.source import Revision
-from gitops_mcp.decide.rollout import DEFAULT, Rollout, Serial, Standing, standing
+from gitops_mcp.decide.rollout import DEFAULT, Rollout, RolloutState, Serial, standing
 
 COMMIT = Revision("abcdef0123456789")
 ONE_BY_ONE = Serial.parse("1")
@@ -28,7 +28,7 @@ def going(rollout: Rollout, keys: list[ServerKey]) -> list[ServerKey]:
 
 def left(rollout: Rollout) -> dict[str, Any]:
     """What a rollout leaves to the one that overtakes it."""
-    return {"in_flight": rollout.unwell - rollout.failed, "unwell": rollout.unwell}
+    return {"in_flight": rollout.not_ready - rollout.failed, "not_ready": rollout.not_ready}
 
 
 # --- serial ---------------------------------------------------------------------------------
@@ -70,28 +70,28 @@ def test_a_serial_that_is_none_is_refused(text: str) -> None:
 
 # --- how a look is judged -------------------------------------------------------------------
 
-HANDSHAKE = Inquiry("handshake", (), timeout=timedelta(seconds=5))
+HANDSHAKE = Probe("handshake", (), timeout=timedelta(seconds=5))
 
 
 @pytest.mark.parametrize(
     ("decision", "stands"),
     [
-        (Decision("ok", ready=True, phase="Ready"), Standing.READY),
-        (Decision("ok", ready=True, phase="Ready", inquiry=HANDSHAKE), Standing.ROLLING),
-        (Decision("ok", ready=False, phase="Pending"), Standing.ROLLING),
-        (Decision("ok", ready=False, phase="Failed"), Standing.FAILED),
-        (Decision("failed", ready=False, phase="Pending"), Standing.ROLLING),
-        (Decision("failed", ready=False), Standing.FAILED),
-        (Decision("blocked", ready=False, phase="Failed"), Standing.FAILED),
-        (Decision("skipped"), Standing.READY),
-        (Decision("pruned"), Standing.READY),
-        (Decision("ok", waiting="recreate"), Standing.ROLLING),
-        (Decision("ok"), Standing.READY),
-        (Decision("skipped", ready=True, phase="Ready", deferred=True), Standing.WAITING),
-        (Decision("blocked", ready=False, phase="Failed", deferred=True), Standing.WAITING),
+        (Decision("ok", ready=True, phase="Ready"), RolloutState.READY),
+        (Decision("ok", ready=True, phase="Ready", inquiry=HANDSHAKE), RolloutState.ROLLING),
+        (Decision("ok", ready=False, phase="Pending"), RolloutState.ROLLING),
+        (Decision("ok", ready=False, phase="Failed"), RolloutState.FAILED),
+        (Decision("failed", ready=False, phase="Pending"), RolloutState.ROLLING),
+        (Decision("failed", ready=False), RolloutState.FAILED),
+        (Decision("blocked", ready=False, phase="Failed"), RolloutState.FAILED),
+        (Decision("skipped"), RolloutState.READY),
+        (Decision("pruned"), RolloutState.READY),
+        (Decision("ok", waiting="recreate"), RolloutState.ROLLING),
+        (Decision("ok"), RolloutState.READY),
+        (Decision("skipped", ready=True, phase="Ready", deferred=True), RolloutState.WAITING),
+        (Decision("blocked", ready=False, phase="Failed", deferred=True), RolloutState.WAITING),
     ],
 )
-def test_standing(decision: Decision, stands: Standing) -> None:
+def test_standing(decision: Decision, stands: RolloutState) -> None:
     assert standing(decision) is stands
 
 
@@ -121,10 +121,10 @@ def test_batches_go_in_order_each_once_the_one_before_is_ready() -> None:
     batches = [gone]
     while gone:
         for key in gone:
-            rollout.heard(key, Standing.ROLLING)
+            rollout.heard(key, RolloutState.ROLLING)
         for key in gone[:-1]:
-            assert rollout.heard(key, Standing.READY) == []
-        gone = rollout.heard(gone[-1], Standing.READY)
+            assert rollout.heard(key, RolloutState.READY) == []
+        gone = rollout.heard(gone[-1], RolloutState.READY)
         batches.append(gone)
     assert batches == [keys[:5], keys[5:10], keys[10:], []]
 
@@ -141,8 +141,8 @@ def test_a_look_that_began_before_its_batch_did_says_nothing_about_the_change() 
     keys = servers(12)
     rollout = Rollout(Serial.parse("6"), COMMIT, keys)
     for key in keys[:6]:
-        rollout.heard(key, Standing.READY)
-    assert rollout.heard(keys[6], Standing.WAITING) == []  # decided while it still waited
+        rollout.heard(key, RolloutState.READY)
+    assert rollout.heard(keys[6], RolloutState.WAITING) == []  # decided while it still waited
     assert rollout.holds_up(keys[6]) is False  # nobody waits any more
     assert going(rollout, keys) == keys
 
@@ -151,10 +151,10 @@ def test_a_server_that_falls_ill_again_holds_the_next_batch_up() -> None:
     keys = servers(12)
     rollout = Rollout(Serial.parse("4"), COMMIT, keys)
     for key in keys[:3]:
-        rollout.heard(key, Standing.READY)
-    rollout.heard(keys[0], Standing.ROLLING)
-    assert rollout.heard(keys[3], Standing.READY) == []
-    assert rollout.heard(keys[0], Standing.READY) == keys[4:8]
+        rollout.heard(key, RolloutState.READY)
+    rollout.heard(keys[0], RolloutState.ROLLING)
+    assert rollout.heard(keys[3], RolloutState.READY) == []
+    assert rollout.heard(keys[0], RolloutState.READY) == keys[4:8]
 
 
 # --- stopped --------------------------------------------------------------------------------
@@ -164,8 +164,8 @@ def failed_in_first_batch() -> tuple[Rollout, list[ServerKey]]:
     keys = servers(12)
     rollout = Rollout(Serial.parse("5"), COMMIT, keys)
     for key in keys[:4]:
-        rollout.heard(key, Standing.READY)
-    woken = rollout.heard(keys[4], Standing.FAILED, "ImagePullFailed: no such image")
+        rollout.heard(key, RolloutState.READY)
+    woken = rollout.heard(keys[4], RolloutState.FAILED, "ImagePullFailed: no such image")
     assert woken == keys[5:]  # they wait for something else than before
     return rollout, keys
 
@@ -185,15 +185,15 @@ def test_a_batch_that_fails_stops_there_and_says_why() -> None:
 
 def test_a_failure_that_heals_lets_the_rollout_go_on() -> None:
     rollout, keys = failed_in_first_batch()
-    assert rollout.heard(keys[4], Standing.ROLLING) == keys[5:]
+    assert rollout.heard(keys[4], RolloutState.ROLLING) == keys[5:]
     assert rollout.stopped == ""
-    assert rollout.heard(keys[4], Standing.READY) == keys[5:10]
+    assert rollout.heard(keys[4], RolloutState.READY) == keys[5:10]
 
 
 def test_a_failure_in_the_last_batch_stops_nobody() -> None:
     keys = servers(12)
     rollout = Rollout(Serial.parse("12"), COMMIT, keys)
-    assert rollout.heard(keys[0], Standing.FAILED, "x") == []
+    assert rollout.heard(keys[0], RolloutState.FAILED, "x") == []
     assert rollout.stopped == ""
 
 
@@ -215,7 +215,7 @@ def test_a_commit_that_leaves_some_waiting_goes_on_in_batches_however_few_they_a
 def test_what_is_not_ready_anyhow_goes_first_in_the_next_commit() -> None:
     keys = servers(20)
     rollout = Rollout(Serial.parse("4"), COMMIT, keys[8:])
-    rollout.heard(keys[8], Standing.READY)
+    rollout.heard(keys[8], RolloutState.READY)
     following = Rollout(Serial.parse("4"), NEXT, keys, **left(rollout))
     assert going(following, keys) == [keys[0], *keys[9:12]]
 
@@ -223,14 +223,14 @@ def test_what_is_not_ready_anyhow_goes_first_in_the_next_commit() -> None:
 def test_a_commit_that_overtakes_waits_for_what_is_in_flight() -> None:
     keys = servers(12)
     rollout = Rollout(Serial.parse("5"), COMMIT, keys)
-    rollout.heard(keys[0], Standing.READY)
+    rollout.heard(keys[0], RolloutState.READY)
     # It touches something else: 7 are left, and 4 of the others are on their way.
     other = Rollout(Serial.parse("5"), NEXT, keys[5:], under_way=True, **left(rollout))
     assert going(other, keys[5:]) == []
     for key in keys[1:5]:
-        woken = other.heard(key, Standing.READY)
+        woken = other.heard(key, RolloutState.READY)
     assert woken == keys[5:6]  # the rest of the batch that those four make
-    assert other.heard(keys[5], Standing.READY) == keys[6:11]
+    assert other.heard(keys[5], RolloutState.READY) == keys[6:11]
 
 
 # --- a restart ------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ def test_after_a_restart_those_that_went_are_waited_for_and_count_for_the_thresh
     assert going(rollout, keys) == keys[:5]
     assert all(rollout.holds_up(key) for key in keys[:5])
     for key in keys[:5]:
-        woken = rollout.heard(key, Standing.READY)
+        woken = rollout.heard(key, RolloutState.READY)
     assert woken == keys[5:10]
 
 
@@ -250,8 +250,8 @@ def test_after_a_restart_a_failed_batch_stays_stopped() -> None:
     keys = servers(12)
     rollout = Rollout(Serial.parse("5"), COMMIT, rolling=keys[5:], rolled=keys[:5])
     for key in keys[:4]:
-        rollout.heard(key, Standing.READY)
-    rollout.heard(keys[4], Standing.FAILED, "ImagePullFailed")
+        rollout.heard(key, RolloutState.READY)
+    rollout.heard(keys[4], RolloutState.FAILED, "ImagePullFailed")
     assert going(rollout, keys) == keys[:5]
     assert "ai/s04 is not Ready" in rollout.stopped
 
@@ -261,16 +261,16 @@ def test_a_restart_in_the_middle_of_a_batch_never_has_more_than_a_batch_in_fligh
     rollout = Rollout(Serial.parse("5"), COMMIT, rolling=[*keys[3:5], *keys[5:]], rolled=keys[:3])
     assert going(rollout, keys) == keys[:3]
     for key in keys[:3]:
-        woken = rollout.heard(key, Standing.READY)
+        woken = rollout.heard(key, RolloutState.READY)
     assert woken == keys[3:5]
 
 
 def test_a_server_that_turns_out_to_have_the_change_waits_no_more() -> None:
     keys = servers(12)
     rollout = Rollout(Serial.parse("5"), COMMIT, keys)
-    assert rollout.heard(keys[7], Standing.READY) == []
+    assert rollout.heard(keys[7], RolloutState.READY) == []
     assert rollout.waits(keys[7]) is None
-    rollout.heard(keys[8], Standing.ROLLING)  # by whoever led before us
+    rollout.heard(keys[8], RolloutState.ROLLING)  # by whoever led before us
     for key in keys[:5]:
-        assert rollout.heard(key, Standing.READY) == []
-    assert rollout.heard(keys[8], Standing.READY) == [keys[5], keys[6], keys[9]]
+        assert rollout.heard(key, RolloutState.READY) == []
+    assert rollout.heard(keys[8], RolloutState.READY) == [keys[5], keys[6], keys[9]]

@@ -10,7 +10,7 @@ import pytest
 from looks import NOW, WEB, change, failing, look
 
 from gitops_mcp.base.errors import Category
-from gitops_mcp.base.model import Change, Failure, FieldChange, Result, Worked
+from gitops_mcp.base.model import Change, Failure, FieldChange, ReconcileResult, Result
 from gitops_mcp.base.names import JsonObject, ServerKey
 from gitops_mcp.base.reasons import Reason
 from gitops_mcp.decide.transitions import Kind, Last, Transition, Transitions, transition
@@ -29,7 +29,7 @@ def failed(attempts: int) -> Failure:
     return Failure(Category.CONFIGURATION, Reason.APPLY_FAILED, "no", attempts, NOW)
 
 
-def between(last: Worked | None, this: Worked) -> Transition:
+def between(last: ReconcileResult | None, this: ReconcileResult) -> Transition:
     """The transition between two reconciles, of which the first has no predecessor."""
     known = transition(None, last, EARLIER).next if last is not None else None
     return transition(known, this, EARLIER)
@@ -116,7 +116,7 @@ CREATED = look("changed", change("MCPServer", "create"))
     ],
 )
 def test_each_pair_of_reconciles_has_its_kinds(
-    last: Worked | None, this: Worked, kinds: str
+    last: ReconcileResult | None, this: ReconcileResult, kinds: str
 ) -> None:
     found = {kind.name for kind in between(last, this).kinds}
     assert found == set(kinds.split())
@@ -172,7 +172,7 @@ LONG_AGO, NOT_YET = EARLIER - timedelta(days=1), ready("False", "DeploymentNotRe
     ],
 )
 def test_a_condition_that_turned_is_news_unless_it_is_older_than_we_are(
-    last: Worked | None, this: Worked, turned: list[str]
+    last: ReconcileResult | None, this: ReconcileResult, turned: list[str]
 ) -> None:
     assert [before for before, _ in between(last, this).turned] == turned
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from gitops_mcp.base.errors import KubeError, LeaseLost
-from gitops_mcp.base.model import Inquiry
+from gitops_mcp.base.model import Probe
 from gitops_mcp.base.names import ServerKey
 from gitops_mcp.cluster.view import WATCHED, View
 from gitops_mcp.decide import planning
@@ -23,7 +23,7 @@ from gitops_mcp.sync.fleet import Look
 from gitops_mcp.sync.hooks import Hook
 from gitops_mcp.sync.permissions import Leads
 from gitops_mcp.sync.reading import Source
-from gitops_mcp.sync.syncoptions import Wishes
+from gitops_mcp.sync.syncoptions import SyncOptions
 from gitops_mcp.sync.workqueue import Queue
 from simulation import feeds, probing
 from simulation.cluster import Answer, Client, Plane, Request
@@ -40,7 +40,7 @@ THOUGHT = (0.001, 0.06)
 WORKERS = 4
 SOON = timedelta(seconds=15)
 """What is planned within so long is not overlooked."""
-WISHES = Wishes(finalizer=True, create_namespace=True, probes=True)
+WISHES = SyncOptions(finalizer=True, create_namespace=True, probes=True)
 HOOK = Hook("dns", "https://hooks.example.com/dns")
 
 
@@ -218,7 +218,7 @@ class Agent:
             self.later(self._world.rng.uniform(0.01, 0.5), lambda: self._ask(key, inquiry))
         self._pump()
 
-    def _ask(self, key: ServerKey, inquiry: Inquiry) -> None:
+    def _ask(self, key: ServerKey, inquiry: Probe) -> None:
         self.controller.ask(key, inquiry)
         self._asked.discard(key)
         self.wake(key)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
-from gitops_mcp.base.model import Inquiry, ProbeResult
+from gitops_mcp.base.model import Probe, ProbeResult
 from gitops_mcp.base.reasons import Reason
 from simulation.cluster import PODS, Plane
 
 
-def ask(plane: Plane, inquiry: Inquiry, clock: Callable[[], datetime]) -> ProbeResult | int | None:
+def ask(plane: Plane, inquiry: Probe, clock: Callable[[], datetime]) -> ProbeResult | int | None:
     """The answer to an inquiry: who runs answers well, nobody holds a session for long."""
     if inquiry.kind == "sessions":
         return plane.world.rng.choice([None, 0, 1, 2])

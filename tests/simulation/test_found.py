@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from gitops_mcp.base.model import Inquiry
+from gitops_mcp.base.model import Probe
 from gitops_mcp.base.names import LABEL_MANAGED_BY, ServerKey
 from simulation.cluster import CRS
 from simulation.runs import Run
@@ -29,7 +29,7 @@ def test_hooks_are_called_by_nobody_who_has_stopped_to_lead() -> None:
     run.world.run(BEFORE)
     asked: list[object] = []
     run.agents[0].controller._engine.ask = lambda *given: asked.append(given)  # type: ignore
-    inquiry = Inquiry("cleanup", (), timedelta(seconds=1))
+    inquiry = Probe("cleanup", (), timedelta(seconds=1))
     run.lead(1)
     run.agents[0].controller.ask(KEY, inquiry)
     assert not asked
@@ -70,7 +70,7 @@ def test_hooks_that_come_late_are_not_called_for_the_successor_of_a_server() -> 
         STORIES["shutdown"].happens(run)
         run.settle()
         assert _uid(run) != old
-        late = Inquiry("cleanup", (), timedelta(seconds=1), uid=old)
+        late = Probe("cleanup", (), timedelta(seconds=1), uid=old)
         run.agents[0].controller.ask(KEY, late)  # the laws say of whom hooks are called
 
 

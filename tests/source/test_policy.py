@@ -73,7 +73,7 @@ def synced(cluster: Cluster, namespace: str, name: str = "web") -> tuple[str, st
     return conditions["Synced"]["reason"], conditions["Synced"]["message"]
 
 
-def made_by_hand(cluster: Cluster, namespace: str, name: str = "web", **spec: object) -> None:
+def is_manual(cluster: Cluster, namespace: str, name: str = "web", **spec: object) -> None:
     body = {
         "apiVersion": API_VERSION,
         "kind": KIND,
@@ -209,11 +209,9 @@ def test_servers_made_with_kubectl_keep_the_same_rules(
     sync: Sync, cluster: Cluster, namespace: str
 ) -> None:
     """Who may create nothing but MCPServers gets no pod with an account that others made."""
-    made_by_hand(cluster, namespace, "dep", serviceAccount="ci-admin")
-    made_by_hand(
-        cluster, namespace, "bad", podSecurityContext={"seLinuxOptions": {"type": "spc_t"}}
-    )
-    made_by_hand(cluster, namespace, "good")
+    is_manual(cluster, namespace, "dep", serviceAccount="ci-admin")
+    is_manual(cluster, namespace, "bad", podSecurityContext={"seLinuxOptions": {"type": "spc_t"}})
+    is_manual(cluster, namespace, "good")
     ended = sync("--namespaces", namespace)
     assert {name: one["result"] for name, one in ended.items()} == {
         "dep": "failed",
@@ -244,9 +242,9 @@ def test_an_agent_writes_nothing_but_the_status_of_a_server_that_is_refused(
         uid = cr["metadata"]["uid"]
         cluster.merge_patch(ObjectRef.of(cr), body, manager="kubectl-edit", uid=uid)
 
-    made_by_hand(cluster, namespace, "refused", serviceAccount="ci-admin")
-    made_by_hand(cluster, namespace, "adopted", serviceAccount="ci-admin")
-    made_by_hand(cluster, namespace, "ran")
+    is_manual(cluster, namespace, "refused", serviceAccount="ci-admin")
+    is_manual(cluster, namespace, "adopted", serviceAccount="ci-admin")
+    is_manual(cluster, namespace, "ran")
     git = gitfixtures.bare(tmp_path / "git")
     body = json.loads(manifest("adopted", namespace))
     body["metadata"]["annotations"] = {"mcp.example.com/adopt": "true"}
@@ -269,7 +267,7 @@ def test_an_agent_writes_nothing_but_the_status_of_a_server_that_is_refused(
 def test_servers_made_with_kubectl_can_be_switched_off(
     sync: Sync, cluster: Cluster, namespace: str
 ) -> None:
-    made_by_hand(cluster, namespace)
+    is_manual(cluster, namespace)
     assert sync("--manual-servers", "off")["web"]["result"] == "failed"
     assert synced(cluster, namespace) == (
         "ManifestInvalid",

@@ -205,7 +205,7 @@ class Story:
                     read,
                     line,
                     options,
-                    syncoptions.Wishes(**wishes),
+                    syncoptions.SyncOptions(**wishes),
                     warn=self.warnings.append,
                     may_write=may_write,
                     books=books,

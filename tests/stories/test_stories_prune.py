@@ -557,7 +557,7 @@ def test_what_is_adopted_is_taken_in_place_or_not_at_all(story: Story) -> None:
     assert story.get("Deployment")["metadata"]["uid"] == old
 
 
-def made_by_hand(story: Story, *names: str) -> dict[str, str]:
+def is_manual(story: Story, *names: str) -> dict[str, str]:
     """Manifests whose Deployments only a recreate can make ours; the old uids."""
     old = {name: foreign_deployment(story, name, labels=our_labels(name)) for name in names}
     for name in names:
@@ -567,7 +567,7 @@ def made_by_hand(story: Story, *names: str) -> dict[str, str]:
 
 
 def test_recreates_count_for_the_prune_guard(story: Story) -> None:
-    old = made_by_hand(story, "a", "b")
+    old = is_manual(story, "a", "b")
     results = story.sync()
     assert sorted(results.values()) == ["blocked", "changed"]  # one of two is not more than half
     held = next(name for name, result in results.items() if result == "blocked")
@@ -580,7 +580,7 @@ def test_recreates_count_for_the_prune_guard(story: Story) -> None:
 
 
 def test_recreates_that_are_allowed_are_not_held_back(story: Story) -> None:
-    old = made_by_hand(story, "a", "b", "c")
+    old = is_manual(story, "a", "b", "c")
     assert story.sync(check=True, allow_prune=3) == dict.fromkeys(old, "changed")
     assert story.told("a")["Deployment"] == ["replace"]
     assert story.sync(allow_prune=3) == dict.fromkeys(old, "changed")

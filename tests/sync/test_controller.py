@@ -12,7 +12,7 @@ from records import Api
 from stage import CONTEXT, KEY, NAMESPACE, NOW, RENDERER, WEB, Server, cr
 
 from gitops_mcp.base.errors import Transient, UsageError
-from gitops_mcp.base.model import Inquiry, ProbeResult
+from gitops_mcp.base.model import Probe, ProbeResult
 from gitops_mcp.base.names import ANNOTATION_FILE, API_VERSION, KIND, ObjectRef, ServerKey
 from gitops_mcp.base.objects import LiveObject, Outline
 from gitops_mcp.base.source import Loaded, McpServer, Revision, Snapshot
@@ -27,9 +27,9 @@ from gitops_mcp.source.settings import SourceOptions
 from gitops_mcp.sync.controller import RECORD_RETRY, Controller
 from gitops_mcp.sync.permissions import Leads
 from gitops_mcp.sync.reading import Source
-from gitops_mcp.sync.syncoptions import Limit, Wishes
+from gitops_mcp.sync.syncoptions import Limit, SyncOptions
 
-WISHES = Wishes()
+WISHES = SyncOptions()
 
 
 class _Repository:
@@ -70,7 +70,7 @@ def source(sha: str, *servers: McpServer, kind: type[Source] = _Source, path: st
 
 
 class Stage:
-    def __init__(self, wishes: Wishes = WISHES, **more: Any) -> None:
+    def __init__(self, wishes: SyncOptions = WISHES, **more: Any) -> None:
         self.server, self.view, self.leads = Server(), View(), True
         self.woken: list[ServerKey] = []
         self.settled: list[str] = []
@@ -202,7 +202,7 @@ def test_what_went_while_somebody_else_led_is_forgotten_by_who_leads_again() -> 
 
 def test_a_prune_that_somebody_else_brought_to_its_end_is_not_told_again() -> None:
     told: list[Transition] = []
-    allowed = Wishes(allow_prune=Allowance(None, "--allow-prune"))
+    allowed = SyncOptions(allow_prune=Allowance(None, "--allow-prune"))
     stage = Stage(allowed, listeners=[told.append])
     stage.controller.adopt(source("a", WEB))
     stage.work()
@@ -235,14 +235,14 @@ def test_a_probe_that_raises_leaves_the_verdict_unknown_and_is_reported_once(
     engine = cast("Any", stage.controller)._engine
     for _ in range(2):
         targets = (("p1", "http://127.0.0.7:8080/mcp"),)
-        asked = Inquiry("handshake", targets, timedelta(seconds=1), uid="u")
+        asked = Probe("handshake", targets, timedelta(seconds=1), uid="u")
         stage.controller.ask(KEY, asked)
     probe = engine.memory(KEY).probe
     assert (probe.reason, probe.pods, probe.passed) == ("Unreachable", {"p1"}, frozenset())
     assert engine.memory(KEY).failure is None  # what git wants is applied all the same
     (record,) = caplog.records
     assert record.exc_info is not None
-    stage.controller.ask(KEY, Inquiry("sessions", targets, timedelta(seconds=1), uid="u"))
+    stage.controller.ask(KEY, Probe("sessions", targets, timedelta(seconds=1), uid="u"))
     assert engine.memory(KEY).sessions is None
 
 

@@ -26,7 +26,7 @@ from stage import (
 )
 
 from gitops_mcp.base.errors import Configuration, Permanent, PolicyRefused, Transient
-from gitops_mcp.base.model import Inquiry, ProbeResult, SecretHeader
+from gitops_mcp.base.model import Probe, ProbeResult, SecretHeader
 from gitops_mcp.base.names import (
     ANNOTATION_PRUNE,
     FINALIZER,
@@ -45,7 +45,7 @@ from gitops_mcp.decide import inquiries, writing
 from gitops_mcp.source.rendering import Renderer
 from gitops_mcp.sync import hooks, namespaces
 from gitops_mcp.sync.engine import HOOKS_MARGIN
-from gitops_mcp.sync.memory import Aim
+from gitops_mcp.sync.memory import DesiredState
 from gitops_mcp.sync.namespaces import NAMESPACE_HOLDS
 
 
@@ -350,7 +350,9 @@ def test_a_right_that_one_server_has_now_is_tried_for_the_others_at_once() -> No
     other = ServerKey("ai", "other")
     stage = Stage(wake=woken.append)
     stage.engine.aim(
-        Aim(Loaded({key: replace(WEB, key=key) for key in (KEY, other)}), RENDERER, CONTEXT)
+        DesiredState(
+            Loaded({key: replace(WEB, key=key) for key in (KEY, other)}), RENDERER, CONTEXT
+        )
     )
     forbidden = True
 
@@ -373,7 +375,7 @@ def test_a_right_that_one_server_has_now_is_tried_for_the_others_at_once() -> No
 
 def test_another_aim_tries_what_somebody_may_have_mended_and_no_other_failure() -> None:
     refused, away, fine = (ServerKey("ai", name) for name in ("refused", "away", "fine"))
-    aim = Aim(
+    aim = DesiredState(
         Loaded({key: replace(WEB, key=key) for key in (refused, away, fine)}), RENDERER, CONTEXT
     )
     stage = Stage()
@@ -453,11 +455,11 @@ def test_that_a_namespace_goes_is_told_to_all_of_its_servers_once() -> None:
 SECRET = ObjectRef("v1", "Secret", "ai", "web")
 
 
-def inquiring(stage: Stage, secret: JsonObject | None, key: str = "token") -> list[Inquiry]:
+def inquiring(stage: Stage, secret: JsonObject | None, key: str = "token") -> list[Probe]:
     """What is asked about a server whose handshake takes a header from a Secret."""
-    asked: list[Inquiry] = []
+    asked: list[Probe] = []
 
-    def ask(inquiry: Inquiry, _: Callable[[], datetime]) -> ProbeResult:
+    def ask(inquiry: Probe, _: Callable[[], datetime]) -> ProbeResult:
         asked.append(inquiry)
         return ProbeResult(Reason.HANDSHAKE_SUCCEEDED, "ok", stage.now, frozenset({"p"}))
 
@@ -466,7 +468,7 @@ def inquiring(stage: Stage, secret: JsonObject | None, key: str = "token") -> li
         stage.server.objects[SECRET] = {"data": secret}
     header = SecretHeader("Authorization", "web", key, "Bearer ")
     uid = cr()["metadata"]["uid"]
-    inquiry = Inquiry("handshake", (("p", "http://127.0.0.7/"),), timedelta(seconds=1), uid=uid)
+    inquiry = Probe("handshake", (("p", "http://127.0.0.7/"),), timedelta(seconds=1), uid=uid)
     stage.engine._ask = ask
     stage.engine.ask(KEY, replace(inquiry, headers_from=(header,), asked="now-1"))
     return asked
@@ -639,7 +641,7 @@ def test_a_new_commit_and_a_request_are_not_held_off_by_a_fight() -> None:
     overwrite(stage)
     stage.server.asked.clear()
     changed = replace(WEB, spec=WEB.spec | {"image": "y"}, digest="e" * 64)
-    stage.engine.aim(Aim(Loaded({KEY: changed}), RENDERER, CONTEXT))
+    stage.engine.aim(DesiredState(Loaded({KEY: changed}), RENDERER, CONTEXT))
     stage.engine.work(KEY)
     assert stage.server.asked[:2] == ["apply MCPServer", "apply Deployment"]
 

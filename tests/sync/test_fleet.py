@@ -14,7 +14,7 @@ from stage import DELETED, KEY, NOW, RENDERER, WEB, Stage, children, cr
 
 from gitops_mcp.base import times
 from gitops_mcp.base.errors import Immutable
-from gitops_mcp.base.model import Decision, Inquiry
+from gitops_mcp.base.model import Decision, Probe
 from gitops_mcp.base.names import ObjectRef, ServerKey
 from gitops_mcp.base.objects import LiveObject
 from gitops_mcp.base.source import McpServer
@@ -163,7 +163,7 @@ def test_an_inquiry_that_ends_with_an_unexpected_error_ends_no_pass(
     def work(_: ServerKey) -> Decision:
         nonlocal looks
         looks += 1
-        return Decision(inquiry=Inquiry("cleanup", (), timedelta(seconds=1)))
+        return Decision(inquiry=Probe("cleanup", (), timedelta(seconds=1)))
 
     def ask(*_: object) -> None:
         raise RuntimeError("a bug")
@@ -226,7 +226,7 @@ def test_how_long_the_queue_is_is_not_asked_while_it_changes() -> None:
 class Asking:
     """Workers whose looks hand out what a test says, and whose askers hang at silent servers."""
 
-    def __init__(self, *inquiries: tuple[ServerKey, Inquiry]) -> None:
+    def __init__(self, *inquiries: tuple[ServerKey, Probe]) -> None:
         self.answered: queue.Queue[ServerKey] = queue.Queue()
         self.let_go = threading.Event()
         self._inquiries = dict(inquiries)
@@ -237,7 +237,7 @@ class Asking:
     def _look(self, key: ServerKey) -> Look:
         return Look(inquiry=self._inquiries.pop(key, None))
 
-    def _ask(self, key: ServerKey, _: Inquiry) -> None:
+    def _ask(self, key: ServerKey, _: Probe) -> None:
         if key.name.startswith("silent"):
             self.let_go.wait(30)
         self.answered.put(key)
@@ -254,8 +254,8 @@ class Asking:
         self.thread.join(10)
 
 
-HANDSHAKE = Inquiry("handshake", (), timedelta(seconds=30))
-CLEANUP = Inquiry("cleanup", (), timedelta(seconds=30))
+HANDSHAKE = Probe("handshake", (), timedelta(seconds=30))
+CLEANUP = Probe("cleanup", (), timedelta(seconds=30))
 
 
 def silent(namespace: str, count: int) -> list[ServerKey]:

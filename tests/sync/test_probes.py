@@ -17,7 +17,7 @@ import paths
 import pytest
 from scripted import Answer, Asked, scripted
 
-from gitops_mcp.base.model import Handshake, Inquiry, ProbeResult
+from gitops_mcp.base.model import Handshake, Probe, ProbeResult
 from gitops_mcp.base.reasons import Reason
 from gitops_mcp.sync import conversation, probes, sessiongauge
 
@@ -562,7 +562,7 @@ def test_the_silent_pods_of_one_server_are_asked_at_the_same_time() -> None:
 
     with scripted(answer) as server:
         targets = tuple((f"pod-{number}", server.url) for number in range(count))
-        inquiry = Inquiry("handshake", targets, timedelta(seconds=60), host=HOST)
+        inquiry = Probe("handshake", targets, timedelta(seconds=60), host=HOST)
         found = probes.asking(lambda: True)(inquiry, lambda: datetime.now(UTC))
     assert isinstance(found, ProbeResult)
     assert (len(found.pods), found.passed) == (count, frozenset())

@@ -119,7 +119,7 @@ def command(
     from gitops_mcp.sync import connecting, reading, syncoptions
 
     process.share_one_heap()
-    wishes = syncoptions.Wishes(
+    wishes = syncoptions.SyncOptions(
         create_namespace=create_namespace,
         finalizer=True,
         probes=connecting.probing(probes),

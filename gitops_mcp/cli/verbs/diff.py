@@ -75,9 +75,11 @@ def command(
             cluster = connecting.connect(
                 Cluster, connection, warn=terminal.warn, notice=terminal.notice
             )
-            wishes = syncoptions.Wishes(check=True, create_namespace=True, foreign=common.verbose)
+            wishes = syncoptions.SyncOptions(
+                check=True, create_namespace=True, foreign=common.verbose
+            )
             try:
-                permissions.refuse_old(cluster)
+                permissions.require_min_version(cluster)
                 (where,) = sourceleases.lease_namespaces(
                     cluster, (line.source_id,), source.namespace
                 )

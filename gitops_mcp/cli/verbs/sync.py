@@ -114,7 +114,7 @@ def command(
         cluster = connecting.connect(
             Cluster, connection, warn=terminal.warn, notice=terminal.notice
         )
-        wishes = syncoptions.Wishes(
+        wishes = syncoptions.SyncOptions(
             check=check,
             rights=not check,
             move=take_over,
@@ -140,7 +140,7 @@ def command(
         books = partial(connecting.books, cluster, line.source_id, take_over=take_over)
         try:
             if not check:
-                permissions.refuse_old(cluster)  # a lease is a change already
+                permissions.require_min_version(cluster)  # a lease is a change already
             where, everyones = sourceleases.lease_namespaces(
                 cluster, (line.source_id, shared), source.namespace
             )
