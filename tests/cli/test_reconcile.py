@@ -30,6 +30,7 @@ from gitops_mcp.base.names import (
 from gitops_mcp.cli.verbs import reconcile
 from gitops_mcp.cluster import leadership, sourceleases
 from gitops_mcp.cluster.kube import Cluster
+from gitops_mcp.cluster.reads import Reader
 from gitops_mcp.report import overview
 
 pytest_plugins = ["clusters"]
@@ -393,22 +394,22 @@ def test_a_source_without_an_agent_or_with_a_silent_one_is_an_error(place: Place
 @pytest.fixture
 def unseen(monkeypatch: pytest.MonkeyPatch) -> None:
     """A user who may read no Lease."""
-    list_, get = Cluster.list, Cluster.get
+    list_, get = Reader.list, Reader.get
 
     def refuse(kind: str) -> None:
         if kind == "Lease":
             raise Permanent("no", code=403)
 
-    def listed(self: Cluster, version: str, kind: str, *args: Any, **rest: Any) -> Any:
+    def listed(self: Reader, version: str, kind: str, *args: Any, **rest: Any) -> Any:
         refuse(kind)
         return list_(self, version, kind, *args, **rest)
 
-    def got(self: Cluster, ref: ObjectRef, **rest: Any) -> Any:
+    def got(self: Reader, ref: ObjectRef, **rest: Any) -> Any:
         refuse(ref.kind)
         return get(self, ref, **rest)
 
-    monkeypatch.setattr(Cluster, "list", listed)
-    monkeypatch.setattr(Cluster, "get", got)
+    monkeypatch.setattr(Reader, "list", listed)
+    monkeypatch.setattr(Reader, "get", got)
 
 
 @pytest.mark.usefixtures("unseen")
