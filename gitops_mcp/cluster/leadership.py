@@ -104,7 +104,8 @@ class Leadership:
         self._told = ""
         self.asked = False
         """Has it been found out, at least once, who leads?"""
-        lease.annotations[LEASE_TROUBLE] = ""  # what was in another holder's way is not in ours
+        lease.initial = {LEASE_TROUBLE: ""}  # what was in another holder's way is not in ours
+        lease.annotations.update(lease.initial)
 
     @property
     def holds(self) -> bool:
@@ -202,9 +203,6 @@ class Leadership:
         lease = self._lease
         if self._term and not (lease.holds and lease.term == self._term):
             self._term = 0
-            for annotation in (LEASE_REVISION, LEASE_READ):
-                lease.annotations.pop(annotation, None)
-            lease.annotations[LEASE_TROUBLE] = ""
             self._ended = not self._again
             if lease.holder not in ("", lease.identity):
                 self._say(f"{lease} was lost to {lease.holder}")

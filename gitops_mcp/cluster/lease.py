@@ -73,6 +73,9 @@ class Lease:
         self.timing = timing
         self.annotations: dict[str, str] = {}
         """What the next write says besides who holds it; "" takes an annotation away."""
+        self.initial: dict[str, str] = {}
+        """The annotations that a new term begins with: what an earlier one said is dropped as soon
+        as another holder is seen, before the lease is taken again."""
         self.term = 0
         """Counts up when we come to hold it, also when nobody held it in between."""
         self._api = api
@@ -125,8 +128,9 @@ class Lease:
             # Taken after the answer: what we read may have been written while we waited for it.
             self._unchanged_since = self._clock()
         self._live = live
-        if self.holder != self.identity:
+        if self.holder != self.identity and self._until != float("-inf"):
             self._until = float("-inf")
+            self.annotations = dict(self.initial)
 
     def acquire(self, *, take_over: bool = False) -> bool:
         """Takes the lease, or renews it; False while another holder is alive (see ``holder``).

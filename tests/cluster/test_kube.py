@@ -992,6 +992,21 @@ class TestLease:
         clock[0] = 14.9
         assert not other.acquire()
 
+    def test_what_a_former_term_said_does_not_come_back(
+        self, pair: tuple[Lease, Lease, list[float]]
+    ) -> None:
+        """Taken and given up between two renewals: the next term begins without a look at it."""
+        mine, other, _ = pair
+        mine.annotations["example.com/revision"] = "old"
+        mine.initial = {"example.com/trouble": ""}
+        assert mine.acquire()
+        other.annotations["example.com/revision"] = "new"
+        assert other.acquire(take_over=True)
+        other.release()
+        assert mine.acquire()
+        assert mine.annotation("example.com/revision") == "new"
+        assert mine.annotations == mine.initial
+
     def test_it_is_taken_up_again_where_nobody_else_has(
         self, pair: tuple[Lease, Lease, list[float]]
     ) -> None:
