@@ -190,11 +190,12 @@ class Books:
         revision: str | None,
         reaches: Callable[[ServerKey, str], bool],
         remains: Callable[[ServerKey], bool],
+        pending: Collection[ServerKey] = (),
     ) -> None:
         """Record that a commit was enforced to its end; ``revision`` None: in parts only. Writes
         nothing where that is known already. Raises KubeError."""
         with self._lock:
-            record = self.record.enforced(held, reaches=reaches, remains=remains)
+            record = self.record.enforced(held, reaches=reaches, remains=remains, pending=pending)
             if revision is not None and revision != record.revision:
                 at = times.rfc3339(self._clock())
                 record = replace(record, revision=revision, at=at, spent="")

@@ -180,16 +180,24 @@ class Record:
         *,
         reaches: Callable[[ServerKey, str], bool],
         remains: Callable[[ServerKey], bool],
+        pending: Collection[ServerKey] = (),
     ) -> Record:
         """The record once a commit that holds ``held`` is enforced to its end. ``reaches`` tells
         whether the run was about a server (from that file): others stay as they were. ``remains``:
-        a server that git no longer holds still exists, or may."""
+        a server that git no longer holds still exists, or may. ``pending``: those of them that
+        nobody released, which a pause or a file in git's way keeps. As long as there are any, they
+        count on, and new servers do not count yet."""
         servers = {
-            key: entry._replace(enforced=entry.enforced and not reaches(key, entry.file))
+            key: entry
+            if key in pending
+            else entry._replace(enforced=entry.enforced and not reaches(key, entry.file))
             for key, entry in self.servers.items()
             if remains(key)
         }
-        servers |= {key: Entry(file, enforced=True) for key, file in held.items()}
+        counted = {key for key, entry in self.servers.items() if entry.enforced}
+        servers |= {
+            key: Entry(file, enforced=not pending or key in counted) for key, file in held.items()
+        }
         # What went since is no reason to write: it counts no longer.
         if all(self.servers.get(key) == entry for key, entry in servers.items()):
             return self

@@ -480,7 +480,9 @@ class Controller:
     def _record(self, source: Source, guard: PruneGuard) -> bool:
         if guard.holds_back():
             return False
-        source.enforced(self._books, self._view, self._wishes, sees=self._sees)
+        source.enforced(
+            self._books, self._view, self._wishes, sees=self._sees, pending=guard.pending()
+        )
         return True
 
     @property

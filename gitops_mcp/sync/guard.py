@@ -89,6 +89,22 @@ class PruneGuard:
                 for key, cr in self._live(servers).items()
             )
 
+    def pending(self) -> set[ServerKey]:
+        """The servers that git no longer holds and that are still here though nobody released
+        them: suspended ones, and those whose file still stands in git."""
+        with self._lock:
+            servers = self._books.record.servers
+            return {
+                key
+                for key, cr in self._live(servers).items()
+                if key not in self._loaded.servers
+                and key not in self._loaded.protected
+                and key not in self._pruned
+                and not servers[key].released
+                and not ownership.outlives_git(cr)
+                and not shutdown.under_way(cr)
+            }
+
     def strange(self, key: ServerKey) -> bool:
         """Does the server bear this source's label, proven, though git never held it, or though
         another repository applied the one in the cluster?"""

@@ -221,11 +221,17 @@ class Source:
         return self._may_hold(applied_revision(cr).removesuffix("-dirty"))
 
     def enforced(
-        self, books: Books, view: View, wishes: SyncOptions, *, sees: Callable[[str], bool]
+        self,
+        books: Books,
+        view: View,
+        wishes: SyncOptions,
+        *,
+        sees: Callable[[str], bool],
+        pending: Collection[ServerKey],
     ) -> None:
-        """Record that all that the run is about was carried out. ``sees``: does the view hold a
-        namespace? With a limit that somebody gave for once, the commit is not enforced whole.
-        Raises GitOpsError."""
+        """Record that what the run is about was carried out. ``sees``: does the view hold a
+        namespace? ``pending``: see ``Record.enforced``. With a limit that a user gave for once, the
+        commit is not enforced whole. Raises GitOpsError."""
         loaded, limit, path = self.loaded, self.limit, self.path
 
         def reaches(key: ServerKey, file: str) -> bool:
@@ -246,6 +252,7 @@ class Source:
             revision=str(self.snapshot.revision) if whole else None,
             reaches=reaches,
             remains=remains,
+            pending=pending,
         )
 
     def left_over(self, books: Books, view: View) -> str:

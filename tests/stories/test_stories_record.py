@@ -40,6 +40,35 @@ def test_a_commit_that_renames_three_of_five_is_held_whatever_comes_after_it(sto
     assert story.settled()
 
 
+@pytest.mark.parametrize("how", ["a pause", "a file without a manifest"])
+def test_what_keeps_dropped_servers_for_a_while_releases_no_block(story: Story, how: str) -> None:
+    """They are no candidates meanwhile; the new servers count by then, were that a release."""
+    fleet(story, *FIVE)
+    for name in ("f", "g", "h"):
+        story.write(name, replicas=0)
+    story.remove("a", "b", "c")
+    held = dict.fromkeys("abc", "blocked")
+    assert story.sync().items() >= held.items()
+    if how == "a pause":
+        for suspend, result in ((True, "skipped"), (False, "blocked")):
+            for name in "abc":
+                story.patch(KIND, {"spec": {"suspend": suspend}}, name)
+            assert story.sync().items() >= dict.fromkeys("abc", result).items()
+    else:
+        files = {f"servers/{name}.yaml": "# moved\n" for name in "abc"}
+        story.commit(dict(files))
+        assert story.sync().items() >= held.items()
+        story.remove("a", "b", "c")
+    assert story.sync().items() >= held.items()
+    assert "of this source's 5 servers" in story.outcome("a").message
+    story.commit(message="Release\n\nAllow-Prune: 3")
+    assert story.sync().items() >= dict.fromkeys("abc", "pruned").items()
+    story.commit({"README.md": "Talk"}, "Talk")
+    story.sync()
+    story.remove("f", "g")  # two of five again: the new ones count by now
+    assert story.sync().items() >= dict.fromkeys("fg", "pruned").items()
+
+
 def test_a_block_ends_where_git_takes_the_servers_back(story: Story) -> None:
     fleet(story, *FIVE)
     story.remove("a", "b", "c")
