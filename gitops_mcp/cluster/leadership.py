@@ -254,7 +254,7 @@ def waiting_in(leases: Iterable[JsonObject], *, now: datetime) -> str | None:
     for said in (annotated(lease, LEASE_WAITS) for lease in leases):
         with suppress(KeyError, ValueError, TypeError):
             at = times.parse(said["at"])
-            if at is not None and now - at <= STALE:
+            if at is not None and abs(now - at) <= STALE:
                 return said["message"]
     return None
 

@@ -35,8 +35,9 @@ STEP = 1.0
 """Seconds between two steps: within so much a stand-by sees that the lease is free."""
 
 
-SECOND_LOOK = 4.0
-"""Seconds after which a living agent has renewed its lease, whatever the clocks say."""
+SECOND_LOOK = 7.0
+"""Seconds after which a living agent has renewed its lease, whatever the clocks say: longer than a
+holder may go without a renewal (``LeaseTiming.renew_deadline``)."""
 
 
 LEASE_REVISION = f"{GROUP}/revision"

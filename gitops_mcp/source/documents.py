@@ -348,83 +348,85 @@ class _Builder:
         key_place = 0
         step: str | int
         left = self.budget.values
-        while True:
-            event = get_event()
-            kind = event.__class__
-            wrong = ""
-            opens = False
-            if kind is events.ScalarEvent:
-                value = event.value
-                if event.implicit[0]:
-                    value, wrong = scalar(value)
-                    if value is None:
-                        document.nulls = True
-                    elif value.__class__ is float:
-                        document.fractions = True
-            elif kind is events.MappingStartEvent:
-                value, opens = {}, True
-            elif kind is events.SequenceStartEvent:
-                value, opens = [], True
-            elif kind is events.AliasEvent:
-                value, wrong = self._alias(event)
-            elif kind is events.DocumentEndEvent:
-                self.budget.values = left
-                return
-            else:
-                container, marks, _, key, key_place = stack.pop()
-                continue
-            left -= 2 if opens else 1
-            if left < 0:
-                self.budget.over = f"more than {MAX_VALUES} values"
-                self.stop(document.place_of(event), f"{self.budget.over} in one file: split it")
-                raise _Stopped
-            if kind is not events.AliasEvent and (event.anchor or event.tag):
-                wrong = self._decorated(event, None if opens else value)
-
-            # Put the value where it belongs.
-            start = event.start_mark
-            place = start.line << _COLUMN_BITS | start.column
-            mark: _Mark = place << _PLACE_BITS | place
-            after = _NO_KEY
-            filed = True
-            if container is None:
-                step = ""
-                document.value = value
-                document.start = document.place_of(event)
-            elif container.__class__ is list:
-                step = len(container)
-                container.append(value)
-            elif key is not _NO_KEY:
-                step = key
-                mark = key_place << _PLACE_BITS | place
-                key = _NO_KEY
-                if step in container:  # a duplicate: the last one counts
-                    at = 1 + list(container).index(step)
-                    del container[step]
-                    del marks[at]
-                container[step] = value
-            else:
-                step = value if value.__class__ is str else getattr(event, "value", "?")
-                wrong = wrong or self._wrong_key(event, value, container, marks)
-                key, key_place = step, place
-                after = step  # a collection as a key is read past, and filed nowhere
-                filed = False
-            if opens:
-                mark = [mark]
-            if filed:
-                marks.append(mark)
-            if wrong:
-                self._flaw(event, wrong, None if container is None else step)
-
-            if opens:
-                if container is None:
-                    document.marks = mark
-                stack.append(_Frame(container, marks, step, after, key_place))
-                if len(stack) > MAX_DEPTH:
-                    self.stop(document.place_of(event), "nested too deeply")
+        try:
+            while True:
+                event = get_event()
+                kind = event.__class__
+                wrong = ""
+                opens = False
+                if kind is events.ScalarEvent:
+                    value = event.value
+                    if event.implicit[0]:
+                        value, wrong = scalar(value)
+                        if value is None:
+                            document.nulls = True
+                        elif value.__class__ is float:
+                            document.fractions = True
+                elif kind is events.MappingStartEvent:
+                    value, opens = {}, True
+                elif kind is events.SequenceStartEvent:
+                    value, opens = [], True
+                elif kind is events.AliasEvent:
+                    value, wrong = self._alias(event)
+                elif kind is events.DocumentEndEvent:
+                    return
+                else:
+                    container, marks, _, key, key_place = stack.pop()
+                    continue
+                left -= 2 if opens else 1
+                if left < 0:
+                    self.budget.over = f"more than {MAX_VALUES} values"
+                    self.stop(document.place_of(event), f"{self.budget.over} in one file: split it")
                     raise _Stopped
-                container, key = value, _NO_KEY
-                marks = mark  # type: ignore[assignment]  # a list, as it opens
+                if kind is not events.AliasEvent and (event.anchor or event.tag):
+                    wrong = self._decorated(event, None if opens else value)
+
+                # Put the value where it belongs.
+                start = event.start_mark
+                place = start.line << _COLUMN_BITS | start.column
+                mark: _Mark = place << _PLACE_BITS | place
+                after = _NO_KEY
+                filed = True
+                if container is None:
+                    step = ""
+                    document.value = value
+                    document.start = document.place_of(event)
+                elif container.__class__ is list:
+                    step = len(container)
+                    container.append(value)
+                elif key is not _NO_KEY:
+                    step = key
+                    mark = key_place << _PLACE_BITS | place
+                    key = _NO_KEY
+                    if step in container:  # a duplicate: the last one counts
+                        at = 1 + list(container).index(step)
+                        del container[step]
+                        del marks[at]
+                    container[step] = value
+                else:
+                    step = value if value.__class__ is str else getattr(event, "value", "?")
+                    wrong = wrong or self._wrong_key(event, value, container, marks)
+                    key, key_place = step, place
+                    after = step  # a collection as a key is read past, and filed nowhere
+                    filed = False
+                if opens:
+                    mark = [mark]
+                if filed:
+                    marks.append(mark)
+                if wrong:
+                    self._flaw(event, wrong, None if container is None else step)
+
+                if opens:
+                    if container is None:
+                        document.marks = mark
+                    stack.append(_Frame(container, marks, step, after, key_place))
+                    if len(stack) > MAX_DEPTH:
+                        self.stop(document.place_of(event), "nested too deeply")
+                        raise _Stopped
+                    container, key = value, _NO_KEY
+                    marks = mark  # type: ignore[assignment]  # a list, as it opens
+        finally:  # a document that does not end has its values counted, too
+            self.budget.values = left
 
     def _wrong_key(
         self, event: Any, value: Any, container: JsonObject, marks: Sequence[_Mark]

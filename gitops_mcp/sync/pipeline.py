@@ -169,7 +169,7 @@ class Pass:
 
     def _describe(self, books: Books, report: Report, view: View) -> None:
         """Have the record say what the cluster lacks. A pass with a limit does not know all."""
-        if self.source.limit.wanted or self.source.limit.unwanted:
+        if self.source.limit.narrows:
             return
         state = sourcestatus.of_pass(
             report,

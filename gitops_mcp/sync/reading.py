@@ -229,10 +229,10 @@ class Source:
         sees: Callable[[str], bool],
         pending: Collection[ServerKey],
     ) -> None:
-        """Record that what the run is about was carried out. ``sees``: does the view hold a
-        namespace? ``pending``: see ``Record.enforced``. With a limit that a user gave for once, the
-        commit is not enforced whole. Raises GitOpsError."""
-        loaded, limit, path = self.loaded, self.limit, self.path
+        """Record that what the run is about was carried out; in parts only, with a limit that a
+        user gave for once. ``sees``: does the view hold a namespace? ``pending``: see
+        ``Record.enforced``. Raises GitOpsError."""
+        loaded, path = self.loaded, self.path
 
         def reaches(key: ServerKey, file: str) -> bool:
             return (
@@ -245,7 +245,7 @@ class Source:
             known = key in loaded.servers or key in loaded.protected
             return known or view.resource(key) is not None or not sees(key.namespace)
 
-        whole = wishes.lasting or not (limit.wanted or limit.unwanted)
+        whole = wishes.lasting or not self.limit.narrows
         books.enforced(
             self.identity,
             self.held(books, view, wishes),

@@ -32,6 +32,11 @@ class Limit:
         unwanted = tuple(part[1:] for part in patterns if part.startswith("!"))
         return cls(tuple(part for part in patterns if not part.startswith("!")), unwanted)
 
+    @property
+    def narrows(self) -> bool:
+        """Is a part of the servers left out?"""
+        return bool(self.wanted or self.unwanted)
+
     def selects(self, key: ServerKey) -> bool:
         """Is the server within the limit?"""
         wanted = not self.wanted or _matches(key, self.wanted)
@@ -39,7 +44,7 @@ class Limit:
 
     def refuse_none(self, chosen: Collection[ServerKey]) -> None:
         """Raises UsageError where a limit leaves no server: it is a mistake in writing."""
-        if (self.wanted or self.unwanted) and not chosen:
+        if self.narrows and not chosen:
             raise UsageError("--limit matches no server", hint="globs match name or namespace/name")
 
 

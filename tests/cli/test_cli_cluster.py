@@ -502,6 +502,8 @@ def test_what_is_outside_the_limit_is_neither_changed_nor_pruned(fleet: Fleet) -
     ended = fleet("sync", "--limit", f"{fleet.name}/w*")
     assert ended.out.splitlines()[-1] == "ok=0 changed=1 pruned=0 failed=0 blocked=0 skipped=0"
     assert fleet.get(KIND, "old") is not None
+    status = fleet.run("status", "-n", fleet.name, "--source-id", fleet.name).out
+    assert git(fleet.folder, "rev-parse", "--short=12", "HEAD").strip() not in status.split("\n")[0]
 
 
 def test_a_sandbox_leaves_no_notes_in_a_clone_unless_it_is_told_to(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gitops_mcp import sandbox
+from gitops_mcp.base import times
 from gitops_mcp.base.errors import Transient, UsageError
 from gitops_mcp.base.names import JsonObject, ObjectRef
+from gitops_mcp.cluster import leadership, sourceleases
 from gitops_mcp.cluster.kube import Cluster
 from gitops_mcp.cluster.leadership import Leadership, area_of, lease_name
 from gitops_mcp.cluster.lease import Lease
@@ -394,3 +398,15 @@ def test_parts_have_leases_of_their_own_that_no_source_can_have() -> None:
     for name in names - {"gitops-mcp-cluster"}:
         with pytest.raises(UsageError):
             checked_source_id(name.removeprefix("gitops-mcp-"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "waits"), [(0, "git"), (-29, "git"), (-60, None), (3600, None)]
+)
+def test_a_sign_of_waiting_counts_for_a_while_and_none_from_the_future(
+    seconds: int, waits: str | None
+) -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    said = json.dumps({"at": times.rfc3339(now + timedelta(seconds=seconds)), "message": "git"})
+    lease = {"metadata": {"annotations": {sourceleases.LEASE_WAITS: said}}}
+    assert leadership.waiting_in([lease], now=now) == waits

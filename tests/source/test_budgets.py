@@ -52,7 +52,7 @@ def test_the_problems_of_a_file_are_listed_up_to_a_number(text: str) -> None:
 
 
 def test_the_problems_that_are_not_listed_are_counted() -> None:
-    broken = read("a.yaml", "---\n".join(["a: [ MCPServer\n"] * 130_000)[:MIB])
+    broken = read("a.yaml", "---\n".join(["[ MCPServer\n"] * 130_000)[:MIB])
     assert broken.unknown
     assert broken.problems[-1].message == (
         f"and {documents.MAX_DOCUMENTS + 1 - terms.MAX_PROBLEMS} more problems in this file"
@@ -151,3 +151,13 @@ def test_aliases_of_the_configuration_file_are_not_expanded(text: str) -> None:
 def test_aliases_of_group_vars_are_not_expanded() -> None:
     found = read("group_vars/all.yaml", f"{BOMB}spec: {{config: {{A: *a9}}}}\n")
     assert "anchors and aliases are not supported" in found.problems[0].message
+
+
+def test_the_values_of_documents_that_do_not_end_are_counted_too() -> None:
+    unclosed = "---\n".join(["[" + "0," * 40_000 + "\n"] * 4)
+    found = list(documents.parse(unclosed))
+    assert any(
+        f"more than {documents.MAX_VALUES} values" in flaw.message
+        for document in found
+        for flaw in document.flaws
+    )

@@ -245,7 +245,7 @@ class _Shown:
             revision = annotations.get(sourceleases.LEASE_REVISION, revision)
             if sourceleases.agents(lease):
                 seen = _renewed(lease)
-                trouble = annotations.get(sourceleases.LEASE_TROUBLE, "")
+                trouble = annotations.get(sourceleases.LEASE_TROUBLE) or trouble
         waits = leadership.waiting_in(leases, now=now)
         return _Found(merged(states), everywhere, seen, revision, waits, trouble)
 

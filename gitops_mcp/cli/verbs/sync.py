@@ -170,7 +170,8 @@ def command(
                     one.wishes = replace(wishes, kubectl=kubectl.holds)
                     one.may_write = lambda kubectls: (kubectl if kubectls else leader).holds
                     report = one.run()
-                    leader.revision = str(report.revision)
+                    if not line.limit.narrows:
+                        leader.revision = str(report.revision)
         except BaseException:
             if one.unfinished is not None and wanted:
                 done = noterecords.notes_of(
