@@ -185,9 +185,9 @@ def test_a_server_that_is_not_verified_is_one_warning_of_ours(
 def test_every_verb_that_connects_tells_of_it() -> None:
     """None leaves it to the library, which warns at each request."""
     verbs = paths.ROOT / "gitops_mcp" / "cli" / "verbs"
-    connecting = [file for file in verbs.glob("*.py") if "pipeline.connect(" in file.read_text()]
+    connecting = [file for file in verbs.glob("*.py") if "connecting.connect(" in file.read_text()]
     assert len(connecting) >= 7
     for file in connecting:
-        text = file.read_text().split("pipeline.connect(")[1]
+        text = file.read_text().split("connecting.connect(")[1]
         assert "warn=" in text[:200], file
         assert "notice=" in text[:200], file
